@@ -1,0 +1,11 @@
+/* libattn: efficient attention in C. This header includes all the others. */
+#ifndef ATTN_ATTN_H
+#define ATTN_ATTN_H
+
+#include "attn/base.h"
+#include "attn/plan.h"
+#include "attn/recurrent.h"
+#include "attn/softmax.h"
+#include "attn/tensor.h"
+
+#endif

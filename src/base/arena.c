@@ -1,0 +1,88 @@
+/* Arenas: a list of chunks, each at least twice as large as the one before. */
+#include "base/memory.h"
+
+#include <string.h>
+
+enum { MAX_CHUNKS = 48 };
+
+typedef struct chunk {
+  char *memory;
+  size_t size, used;
+} chunk;
+
+struct attn_arena {
+  chunk chunks[MAX_CHUNKS];
+  size_t count;   /* chunks that exist */
+  size_t current; /* the chunk that is being filled; those after it are empty */
+};
+
+static size_t align_up(size_t size) {
+  return (size + ATTN_ALIGNMENT - 1) / ATTN_ALIGNMENT * ATTN_ALIGNMENT;
+}
+
+static bool add_chunk(attn_arena *arena, size_t size) {
+  if (arena->count == MAX_CHUNKS) return false;
+  char *memory = attn_alloc(size);
+  if (!memory) return false;
+  arena->chunks[arena->count++] = (chunk){.memory = memory, .size = size};
+  return true;
+}
+
+attn_arena *attn_arena_create(size_t first_chunk) {
+  attn_arena *arena = attn_alloc_zero(sizeof *arena);
+  if (!arena) return NULL;
+  if (!add_chunk(arena, align_up(first_chunk ? first_chunk : (size_t)1 << 16))) {
+    attn_free(arena);
+    return NULL;
+  }
+  return arena;
+}
+
+void attn_arena_destroy(attn_arena *arena) {
+  if (!arena) return;
+  for (size_t i = 0; i < arena->count; ++i) attn_free(arena->chunks[i].memory);
+  attn_free(arena);
+}
+
+void *attn_arena_alloc(attn_arena *arena, size_t size) {
+  size_t needed = align_up(size);
+  if (needed < size) return NULL;
+  for (;;) {
+    chunk *current = &arena->chunks[arena->current];
+    if (needed <= current->size - current->used) {
+      void *memory = current->memory + current->used;
+      current->used += needed;
+      return memory;
+    }
+    if (arena->current + 1 == arena->count) {
+      size_t size_next = arena->chunks[arena->count - 1].size * 2;
+      if (!add_chunk(arena, size_next > needed ? size_next : needed)) return NULL;
+    }
+    arena->chunks[++arena->current].used = 0;
+  }
+}
+
+void *attn_arena_alloc_zero(attn_arena *arena, size_t size) {
+  void *memory = attn_arena_alloc(arena, size);
+  if (memory) memset(memory, 0, size);
+  return memory;
+}
+
+attn_arena_mark attn_arena_get_mark(const attn_arena *arena) {
+  return (attn_arena_mark){.chunk = arena->current, .used = arena->chunks[arena->current].used};
+}
+
+void attn_arena_release(attn_arena *arena, attn_arena_mark mark) {
+  arena->current = mark.chunk;
+  arena->chunks[mark.chunk].used = mark.used;
+}
+
+void attn_arena_reset(attn_arena *arena) {
+  attn_arena_release(arena, (attn_arena_mark){0});
+}
+
+size_t attn_arena_capacity(const attn_arena *arena) {
+  size_t total = 0;
+  for (size_t i = 0; i < arena->count; ++i) total += arena->chunks[i].size;
+  return total;
+}

@@ -1,0 +1,27 @@
+/* What every engine's plan begins with, and the wisdom that planning by measurement keeps. */
+#ifndef ATTN_ENGINES_PLAN_H
+#define ATTN_ENGINES_PLAN_H
+
+#include "attn/plan.h"
+#include "kernels/kernels.h"
+
+typedef enum attn_engine { ATTN_ENGINE_SOFTMAX, ATTN_ENGINE_RECURRENT } attn_engine;
+
+/* The first member of an engine's plan struct. */
+struct attn_plan {
+  attn_engine engine;
+  attn_plan_info info;
+  const attn_kernels *kernels; /* the table of the path that was current when the plan was made */
+  int threads;                 /* that the plan was made for; execution uses no more */
+};
+
+/* Wisdom: a map from a key (engine, problem, path, threads, processor; no newline) to a few
+ * integers. Thread-safe. */
+enum { ATTN_WISDOM_VALUES = 4 };
+bool attn_wisdom_lookup(const char *key, int64_t values[ATTN_WISDOM_VALUES]);
+attn_status attn_wisdom_record(const char *key, const int64_t values[ATTN_WISDOM_VALUES]);
+
+/* Seconds of a monotonic clock, for measuring candidates. */
+double attn_seconds(void);
+
+#endif

@@ -1,0 +1,6 @@
+#include "kernels/kernels.h"
+
+/* Kernels that need AVX512-BF16 instructions (files *_bf16.c beside this one). */
+const attn_kernels attn_kernels_avx512bf16 = {
+    .path = ATTN_PATH_AVX512,
+};
