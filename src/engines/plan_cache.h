@@ -10,8 +10,8 @@ typedef struct attn_plan_cache attn_plan_cache;
 attn_plan_cache *attn_plan_cache_create(void); /* NULL when out of memory */
 void attn_plan_cache_destroy(attn_plan_cache *cache);
 
-/* The plan of the problem for the current kernel path and threads: an earlier one, or a new one that
- * takes the place of the least recently used. The cache owns it. */
+/* The plan of the problem for the current kernel path and threads: an earlier one, or a new one
+ * that takes the place of the least recently used. The cache owns it. */
 attn_status attn_plan_cache_softmax(attn_plan_cache *cache, const attn_softmax_problem *problem,
                                     const attn_plan **plan);
 attn_status attn_plan_cache_recurrent(attn_plan_cache *cache, const attn_recurrent_problem *problem,

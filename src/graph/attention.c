@@ -10,9 +10,8 @@
 static attn_status workspace_for(attn_graph *g, const attn_plan *plan, attn_arena_mark *mark,
                                  void **workspace) {
   *mark = attn_arena_get_mark(g->arena);
-  *workspace = plan->info.workspace_bytes
-                   ? attn_arena_alloc(g->arena, plan->info.workspace_bytes)
-                   : NULL;
+  *workspace =
+      plan->info.workspace_bytes ? attn_arena_alloc(g->arena, plan->info.workspace_bytes) : NULL;
   return plan->info.workspace_bytes && !*workspace ? ATTN_OUT_OF_MEMORY : ATTN_OK;
 }
 
@@ -31,7 +30,8 @@ static int64_t extent(const attn_tensor *t, int from_last) {
   return t->shape[t->rank - 1 - from_last];
 }
 
-/* softmax --------------------------------------------------------------------------------------- */
+/* softmax ---------------------------------------------------------------------------------------
+ */
 
 typedef struct softmax_node {
   attn_node node;
@@ -115,7 +115,8 @@ attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options
   return o;
 }
 
-/* recurrent ------------------------------------------------------------------------------------- */
+/* recurrent -------------------------------------------------------------------------------------
+ */
 
 typedef struct recurrent_node {
   attn_node node;
@@ -155,8 +156,7 @@ attn_var *attn_op_recurrent(attn_graph *graph, const attn_recurrent_problem *opt
   attn_recurrent_problem problem = *options;
   attn_recurrent_args bound = *args;
   bool records = false;
-  for (int i = 0; i < 5; ++i)
-    records |= graph->recording && inputs[i] && inputs[i]->needs_gradient;
+  for (int i = 0; i < 5; ++i) records |= graph->recording && inputs[i] && inputs[i]->needs_gradient;
   problem.struct_size = sizeof problem;
   problem.dtype = q->value.dtype;
   problem.passes = ATTN_PASS_FORWARD | (records ? ATTN_PASS_BACKWARD : 0);

@@ -91,9 +91,11 @@ attn_var *attn_op_cast(attn_graph *graph, attn_var *x, attn_dtype dtype) {
   return scale_into(graph, x, 1, dtype);
 }
 
-/* Calls body(r, span...) for every row of tensors that were brought to rows. */
-#define FOR_ROWS(graph, rows, width)                                                               \
-  _Pragma("omp parallel for num_threads(graph->threads) schedule(static) if (rows * width > ATTN_SERIAL_ELEMENTS)") \
+/* A parallel loop over the rows of tensors that were brought to rows. */
+#define PRAGMA(text) _Pragma(#text)
+#define FOR_ROWS(g, rows, width)                                                                   \
+  PRAGMA(omp parallel for num_threads(g->threads) schedule(static)                                 \
+         if (rows * width > ATTN_SERIAL_ELEMENTS))                                                 \
   for (int64_t r = 0; r < rows; ++r)
 
 static attn_status activate_backward(attn_graph *g, attn_node *node) {
@@ -148,10 +150,10 @@ static attn_status gate_backward(attn_graph *g, attn_node *node) {
   int64_t rows = a.shape[0], width = a.shape[1];
   FOR_ROWS(g, rows, width) {
     attn_span none = {0};
-    g->kernels->row_gate_backward(
-        self->f, target_a.data ? attn_row(&da, da.stride[0], r) : none, add_a,
-        target_b.data ? attn_row(&db, db.stride[0], r) : none, add_b, attn_row(&a, a.stride[0], r),
-        attn_row(&b, b.stride[0], r), attn_row(&dy, dy.stride[0], r), width);
+    g->kernels->row_gate_backward(self->f, target_a.data ? attn_row(&da, da.stride[0], r) : none,
+                                  add_a, target_b.data ? attn_row(&db, db.stride[0], r) : none,
+                                  add_b, attn_row(&a, a.stride[0], r), attn_row(&b, b.stride[0], r),
+                                  attn_row(&dy, dy.stride[0], r), width);
   }
   return ATTN_OK;
 }
@@ -164,7 +166,8 @@ attn_var *attn_op_gate(attn_graph *graph, attn_activation f, attn_var *a, attn_v
   if (!to.data || !from_a.data || !from_b.data) return NULL;
   int64_t rows = to.shape[0], width = to.shape[1];
   FOR_ROWS(graph, rows, width)
-  graph->kernels->row_gate(f, attn_row(&to, to.stride[0], r), attn_row(&from_a, from_a.stride[0], r),
+  graph->kernels->row_gate(f, attn_row(&to, to.stride[0], r),
+                           attn_row(&from_a, from_a.stride[0], r),
                            attn_row(&from_b, from_b.stride[0], r), width);
   return finish(graph, value, a, b, f, 1, gate_backward);
 }

@@ -229,7 +229,8 @@ attn_status attn_graph_backward(attn_graph *graph, attn_var *loss, double scale)
   if (!loss || attn_tensor_count(&loss->value) != 1)
     return attn_fail(ATTN_INVALID_SHAPE, "backward: the loss must have one element");
   if (!loss->needs_gradient)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "backward: the loss depends on nothing that is trained");
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "backward: the loss depends on nothing that is trained");
   bool accumulate;
   attn_tensor seed = attn_gradient_of(graph, loss, &accumulate);
   if (!seed.data) return graph->status;

@@ -4,9 +4,9 @@
  * reset. An operation returns the variable of its result, or NULL after an error, and passes NULL
  * inputs on, so that models read like the mathematics and check attn_graph_status once at the end.
  *
- * Dtypes: a graph has a compute dtype (bfloat16, float32 or float64). Sums that must stay exact (the
- * residual stream, the loss, gates' logarithms) have its `wide` dtype: float64 for float64, else
- * float32. With recording off nothing is kept and a backward costs nothing. */
+ * Dtypes: a graph has a compute dtype (bfloat16, float32 or float64). Sums that must stay exact
+ * (the residual stream, the loss, gates' logarithms) have its `wide` dtype: float64 for float64,
+ * else float32. With recording off nothing is kept and a backward costs nothing. */
 #ifndef ATTN_GRAPH_GRAPH_H
 #define ATTN_GRAPH_GRAPH_H
 
@@ -21,7 +21,7 @@ typedef struct attn_node attn_node;
 
 typedef struct attn_var {
   attn_tensor value;
-  attn_tensor gradient;  /* same shape and dtype as value; data is NULL until something flows in */
+  attn_tensor gradient; /* same shape and dtype as value; data is NULL until something flows in */
   bool needs_gradient;
   struct attn_var *root; /* of a view: the variable whose memory it shows, gradient included */
 } attn_var;
@@ -99,7 +99,8 @@ int64_t attn_rows(const attn_tensor *tensor);
 attn_span attn_row(const attn_tensor *tensor, int64_t row_stride, int64_t r);
 /* The distance between rows in elements when all leading axes collapse, else -1. */
 int64_t attn_row_stride(const attn_tensor *tensor);
-/* tensor as [rows, innermost], or a contiguous copy from the arena if its strides forbid the view. */
+/* tensor as [rows, innermost], or a contiguous copy from the arena if its strides forbid the view.
+ */
 attn_tensor attn_as_rows(attn_graph *graph, const attn_tensor *tensor);
 /* y = x, or y += x, element by element over any strides, row by row on `threads`. */
 void attn_add_tensor(attn_graph *graph, const attn_tensor *y, const attn_tensor *x, double scale,

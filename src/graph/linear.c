@@ -63,8 +63,7 @@ static attn_var *linear(attn_graph *g, attn_var *x, attn_parameter *w, attn_dtyp
   }
   attn_tensor y_rows = attn_as_rows(g, &value);
   attn_arena_mark mark = attn_arena_get_mark(g->arena);
-  attn_status status =
-      attn_dense_forward(w->weight, &rows, &y_rows, residual != NULL, g->arena);
+  attn_status status = attn_dense_forward(w->weight, &rows, &y_rows, residual != NULL, g->arena);
   attn_arena_release(g->arena, mark);
   if (status != ATTN_OK) return attn_graph_error(g, status);
   attn_var *y = attn_graph_result(g, value, 2, (attn_var *[]){x, residual});

@@ -42,7 +42,8 @@ attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_para
  * variable (tables, offsets, states); shapes, dtypes and passes are set here from the variables. */
 attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options,
                           const attn_softmax_args *args, attn_var *q, attn_var *k, attn_var *v);
-/* decay and beta may be NULL where the problem has none; decay may be a variable without gradient. */
+/* decay and beta may be NULL where the problem has none; decay may be a variable without gradient.
+ */
 attn_var *attn_op_recurrent(attn_graph *graph, const attn_recurrent_problem *options,
                             const attn_recurrent_args *args, attn_var *q, attn_var *k, attn_var *v,
                             attn_var *decay, attn_var *beta);
@@ -51,7 +52,8 @@ attn_var *attn_op_recurrent(attn_graph *graph, const attn_recurrent_problem *opt
 bool attn_same_shape(const attn_tensor *a, const attn_tensor *b);
 const char *attn_shape_text(const attn_tensor *tensor, char text[128]);
 /* Contiguous, like `shape_of`, in a dtype. */
-attn_tensor attn_graph_tensor_like(attn_graph *graph, attn_dtype dtype, const attn_tensor *shape_of);
+attn_tensor attn_graph_tensor_like(attn_graph *graph, attn_dtype dtype,
+                                   const attn_tensor *shape_of);
 /* Rows a loop may take before more than one thread is worth its start. */
 #define ATTN_SERIAL_ELEMENTS (1 << 14)
 

@@ -19,9 +19,9 @@ typedef struct attn_span {
 
 typedef enum attn_activation {
   ATTN_IDENTITY = 0,
-  ATTN_SILU,        /* x sigmoid(x) */
+  ATTN_SILU, /* x sigmoid(x) */
   ATTN_SIGMOID,
-  ATTN_GELU,        /* x Phi(x), Phi the normal distribution function */
+  ATTN_GELU, /* x Phi(x), Phi the normal distribution function */
   ATTN_RELU,
   ATTN_SOFTPLUS,    /* log(1 + exp(x)) */
   ATTN_LOG_SIGMOID, /* -softplus(-x) */

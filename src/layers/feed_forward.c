@@ -9,7 +9,8 @@ attn_var *attn_layer_gated_feed_forward(attn_graph *graph, attn_activation f, at
   return attn_op_linear(graph, attn_op_gate(graph, f, gate, up), w3);
 }
 
-static attn_var *linear_with_bias(attn_graph *g, attn_var *x, attn_parameter *w, attn_parameter *b) {
+static attn_var *linear_with_bias(attn_graph *g, attn_var *x, attn_parameter *w,
+                                  attn_parameter *b) {
   attn_var *y = attn_op_linear(g, x, w);
   return b ? attn_op_add_bias(g, y, attn_graph_parameter(g, b)) : y;
 }

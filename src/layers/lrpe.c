@@ -107,7 +107,8 @@ attn_var *attn_layer_lrpe(attn_graph *graph, attn_var *x, attn_var *theta,
   if (!value.data) return NULL;
   for (int64_t b = 0; b < layout->batch; ++b) {
     int64_t first = attn_layout_first(layout, b), length = attn_layout_length(layout, b);
-#pragma omp parallel for num_threads(graph->threads) schedule(static) if (length * heads * dim > ATTN_SERIAL_ELEMENTS)
+#pragma omp parallel for num_threads(graph->threads)                                               \
+    schedule(static) if (length * heads * dim > ATTN_SERIAL_ELEMENTS)
     for (int64_t t = 0; t < length; ++t)
       for (int64_t h = 0; h < heads; ++h) {
         attn_span from = head_row(&x->value, first + t, h, 0);

@@ -95,7 +95,8 @@ static attn_var *norm(attn_graph *g, attn_var *x, attn_var *weight, attn_var *bi
   double *mean = centre ? attn_arena_alloc(g->arena, (size_t)rows * sizeof *mean) : NULL;
   if (!factor || (centre && !mean)) return attn_graph_error(g, ATTN_OUT_OF_MEMORY);
   attn_span w = values_of(weight), b = values_of(bias);
-#pragma omp parallel for num_threads(g->threads) schedule(static) if (rows * width > ATTN_SERIAL_ELEMENTS)
+#pragma omp parallel for num_threads(g->threads)                                                   \
+    schedule(static) if (rows * width > ATTN_SERIAL_ELEMENTS)
   for (int64_t r = 0; r < rows; ++r) {
     attn_span y = attn_row(&to, to.stride[0], r), u = attn_row(&from, from.stride[0], r);
     factor[r] = centre ? g->kernels->row_layer_norm(y, u, w, b, width, epsilon, &mean[r])

@@ -36,7 +36,8 @@ static void turn_all(attn_graph *g, const attn_tensor *y, bool accumulate, const
   int64_t heads = x->shape[1], dim = x->shape[2], half = cosines->shape[1];
   for (int64_t b = 0; b < layout->batch; ++b) {
     int64_t first = attn_layout_first(layout, b), length = attn_layout_length(layout, b);
-#pragma omp parallel for num_threads(g->threads) schedule(static) if (length * heads * dim > ATTN_SERIAL_ELEMENTS)
+#pragma omp parallel for num_threads(g->threads)                                                   \
+    schedule(static) if (length * heads * dim > ATTN_SERIAL_ELEMENTS)
     for (int64_t t = 0; t < length; ++t)
       for (int64_t h = 0; h < heads; ++h)
         turn(g, attn_row(y, 1, (first + t) * y->stride[0] + h * y->stride[1]), accumulate,
@@ -62,19 +63,18 @@ attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *l
                             int64_t rotary_dim, double base) {
   if (!x) return NULL;
   char text[128];
-  if (x->value.rank != 3 || x->value.shape[0] != layout->rows || rotary_dim % 2 ||
-      rotary_dim < 2 || rotary_dim > x->value.shape[2])
-    return attn_graph_fail(graph, ATTN_INVALID_SHAPE,
-                           "rotary: x is %s, expected [%lld, heads, dim >= %lld (even)]",
-                           attn_shape_text(&x->value, text), (long long)layout->rows,
-                           (long long)rotary_dim);
+  if (x->value.rank != 3 || x->value.shape[0] != layout->rows || rotary_dim % 2 || rotary_dim < 2 ||
+      rotary_dim > x->value.shape[2])
+    return attn_graph_fail(
+        graph, ATTN_INVALID_SHAPE, "rotary: x is %s, expected [%lld, heads, dim >= %lld (even)]",
+        attn_shape_text(&x->value, text), (long long)layout->rows, (long long)rotary_dim);
   int64_t half = rotary_dim / 2;
   double *theta = attn_arena_alloc(graph->arena, (size_t)half * sizeof *theta);
   if (!theta) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
   for (int64_t j = 0; j < half; ++j) theta[j] = pow(base, -(double)j / (double)half);
   attn_tensor cosines, sines;
-  attn_status status = attn_angle_tables(graph, theta, half, layout->position, layout->length,
-                                         &cosines, &sines);
+  attn_status status =
+      attn_angle_tables(graph, theta, half, layout->position, layout->length, &cosines, &sines);
   if (status != ATTN_OK) return attn_graph_error(graph, status);
   attn_tensor negative = attn_graph_tensor_like(graph, graph->wide, &sines);
   attn_tensor value = attn_graph_tensor_like(graph, x->value.dtype, &x->value);

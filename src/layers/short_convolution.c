@@ -121,14 +121,17 @@ attn_var *attn_layer_short_convolution(attn_graph *graph, attn_var *x, attn_var 
   int64_t channels = in->shape[1];
   if (tail && (layout->batch != 1 || tail->shape[0] != width - 1 || tail->shape[1] != channels ||
                tail->dtype != in->dtype))
-    return attn_graph_fail(graph, ATTN_INVALID_SHAPE, "short_convolution: the tail is not [%lld, "
-                           "%lld] of one sequence", (long long)width - 1, (long long)channels);
+    return attn_graph_fail(graph, ATTN_INVALID_SHAPE,
+                           "short_convolution: the tail is not [%lld, "
+                           "%lld] of one sequence",
+                           (long long)width - 1, (long long)channels);
   attn_tensor taps = make_taps(graph, &w->value);
   attn_tensor value = attn_graph_tensor_like(graph, in->dtype, in);
   if (!taps.data || !value.data || graph->status != ATTN_OK) return NULL;
   for (int64_t b = 0; b < layout->batch; ++b) {
     int64_t first = attn_layout_first(layout, b), length = attn_layout_length(layout, b);
-#pragma omp parallel for num_threads(graph->threads) schedule(static) if (length * channels > ATTN_SERIAL_ELEMENTS)
+#pragma omp parallel for num_threads(graph->threads)                                               \
+    schedule(static) if (length * channels > ATTN_SERIAL_ELEMENTS)
     for (int64_t t = 0; t < length; ++t) {
       attn_span from[MAX_TAPS], by[MAX_TAPS];
       int count = 0;
@@ -137,8 +140,8 @@ attn_var *attn_layer_short_convolution(attn_graph *graph, attn_var *x, attn_var 
                                  : attn_row(tail, channels, width - 1 + t - j);
         by[count] = attn_row(&taps, channels, j);
       }
-      graph->kernels->row_multiply_sum(attn_row(&value, channels, first + t), false, from, by, count,
-                                       channels);
+      graph->kernels->row_multiply_sum(attn_row(&value, channels, first + t), false, from, by,
+                                       count, channels);
     }
   }
   if (tail) move_tail(tail, in);
