@@ -16,12 +16,7 @@
 
 #include "attn/tensor.h"
 #include "files/safetensors.h"
-
-typedef struct attn_parameter {
-  const char *name;
-  attn_tensor value, gradient; /* contiguous, one shape, both float32 or both float64 */
-  bool decay;                  /* weight decay applies (matrices: yes; norms and biases: no) */
-} attn_parameter;
+#include "graph/parameter.h"
 
 typedef struct attn_adamw {
   double beta1, beta2; /* [0, 1) */
