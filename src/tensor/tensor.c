@@ -29,7 +29,8 @@ attn_status attn_dtype_parse(const char *name, attn_dtype *dtype) {
       *dtype = (attn_dtype)i;
       return ATTN_OK;
     }
-  return attn_fail(ATTN_INVALID_ARGUMENT, "dtype '%s' is unknown; known: float64, float32, "
+  return attn_fail(ATTN_INVALID_ARGUMENT,
+                   "dtype '%s' is unknown; known: float64, float32, "
                    "bfloat16, float16, int64, int32, int16, int8, uint8, bool",
                    name ? name : "(null)");
 }
@@ -91,7 +92,8 @@ static attn_status check_axis(const attn_tensor *tensor, int axis) {
 }
 
 static void *offset(const attn_tensor *tensor, int64_t elements) {
-  return tensor->data ? (char *)tensor->data + elements * (int64_t)dtypes[tensor->dtype].size : NULL;
+  return tensor->data ? (char *)tensor->data + elements * (int64_t)dtypes[tensor->dtype].size
+                      : NULL;
 }
 
 attn_status attn_tensor_slice(const attn_tensor *tensor, int axis, int64_t start, int64_t length,
@@ -207,8 +209,8 @@ attn_status attn_tensor_expand(const attn_tensor *tensor, int rank, const int64_
   for (int i = 0; i < rank; ++i) {
     int64_t old = i < added ? 1 : tensor->shape[i - added];
     if (old != shape[i] && (old != 1 || shape[i] < 0))
-      return attn_fail(ATTN_INVALID_SHAPE, "expand: extent %lld cannot become %lld",
-                       (long long)old, (long long)shape[i]);
+      return attn_fail(ATTN_INVALID_SHAPE, "expand: extent %lld cannot become %lld", (long long)old,
+                       (long long)shape[i]);
     result.shape[i] = shape[i];
     result.stride[i] = i < added || (old == 1 && shape[i] != 1) ? 0 : tensor->stride[i - added];
   }
@@ -288,8 +290,9 @@ attn_status attn_tensor_copy(const attn_tensor *source, const attn_tensor *targe
     return attn_fail(ATTN_INVALID_SHAPE, "copy: rank %d to rank %d", source->rank, target->rank);
   for (int i = 0; i < source->rank; ++i)
     if (source->shape[i] != target->shape[i])
-      return attn_fail(ATTN_INVALID_SHAPE, "copy: extent %d is %lld in the source, %lld in the target",
-                       i, (long long)source->shape[i], (long long)target->shape[i]);
+      return attn_fail(ATTN_INVALID_SHAPE,
+                       "copy: extent %d is %lld in the source, %lld in the target", i,
+                       (long long)source->shape[i], (long long)target->shape[i]);
   bool same = source->dtype == target->dtype;
   if (!same && !(is_floating(source->dtype) && is_floating(target->dtype)))
     return attn_fail(ATTN_UNSUPPORTED, "copy: %s to %s", attn_dtype_name(source->dtype),
@@ -303,7 +306,8 @@ attn_status attn_tensor_copy(const attn_tensor *source, const attn_tensor *targe
   int64_t target_step = source->rank ? target->stride[last] : 1;
   int64_t index[ATTN_MAX_RANK] = {0};
   do {
-    const char *from = (const char *)source->data + element_offset(source, index) * (int64_t)source_size;
+    const char *from =
+        (const char *)source->data + element_offset(source, index) * (int64_t)source_size;
     char *to = (char *)target->data + element_offset(target, index) * (int64_t)target_size;
     if (same && source_step == 1 && target_step == 1) {
       memcpy(to, from, (size_t)length * source_size);
