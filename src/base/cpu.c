@@ -28,7 +28,9 @@ static uint64_t enabled_state(void) { /* XCR0: which registers the system saves 
 }
 
 static bool request_amx(void) {
-#if defined(__linux__)
+#if defined(ATTN_EMULATE_AMX)
+  return true;
+#elif defined(__linux__)
   enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
   return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 #else
@@ -51,10 +53,13 @@ static void detect_features(void) {
   cpu.avx512 = cpu.avx2 && zmm && bit(b, 16) && bit(b, 30) && bit(b, 31) && bit(b, 17);
   cpu.avx512_fp16 = cpu.avx512 && bit(d, 23);
   bool amx = tiles && bit(d, 22) && bit(d, 24);
+#if defined(ATTN_EMULATE_AMX)
+  amx = true;
+#endif
   __cpuid_count(7, 1, leaf7_a, leaf7_b, leaf7_c, leaf7_d);
   cpu.avx512_bf16 = cpu.avx512 && bit(leaf7_a, 5);
   cpu.amx_bf16 = cpu.avx512_bf16 && amx && request_amx();
-  if (__get_cpuid_max(0x80000000u, NULL) >= 0x80000004u) {
+  if ((unsigned)__get_cpuid_max(0x80000000u, NULL) >= 0x80000004u) {
     unsigned brand[12];
     for (unsigned i = 0; i < 3; ++i)
       __cpuid(0x80000002u + i, brand[4 * i], brand[4 * i + 1], brand[4 * i + 2], brand[4 * i + 3]);

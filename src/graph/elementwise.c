@@ -204,3 +204,86 @@ attn_var *attn_op_add_bias(attn_graph *graph, attn_var *x, attn_var *bias) {
                           offset, width);
   return finish(graph, value, x, bias, ATTN_IDENTITY, 1, bias_backward);
 }
+
+typedef struct columns_node {
+  attn_node node;
+  attn_var *x, *s;
+  attn_tensor row; /* s, each element repeated: [n] */
+} columns_node;
+
+static attn_status columns_backward(attn_graph *g, attn_node *node) {
+  columns_node *self = (columns_node *)node;
+  attn_tensor dy = attn_as_rows(g, &node->output->gradient), x = attn_as_rows(g, &self->x->value);
+  int64_t rows = dy.shape[0], width = dy.shape[1];
+  attn_span row = {self->row.data, self->row.dtype};
+  bool accumulate;
+  attn_tensor target = attn_gradient_of(g, self->x, &accumulate);
+  if (target.data) {
+    attn_tensor dx = attn_as_rows(g, &target);
+    if (dx.data != target.data) return attn_fail(ATTN_INTERNAL, "columns: gradient not in rows");
+    FOR_ROWS(g, rows, width) {
+      attn_span upstream = attn_row(&dy, dy.stride[0], r);
+      g->kernels->row_multiply_sum(attn_row(&dx, dx.stride[0], r), accumulate, &upstream, &row, 1,
+                                   width);
+    }
+  }
+  attn_tensor ds = attn_gradient_overwrite(g, self->s);
+  if (!ds.data) return g->status;
+  attn_tensor sums = attn_graph_tensor_like(g, g->wide, &self->row);
+  if (!sums.data) return g->status;
+  ATTN_TRY(attn_tensor_fill(&sums, 0));
+  attn_span to = {sums.data, sums.dtype};
+  for (int64_t r = 0; r < rows; ++r) { /* one thread: the sum has one order */
+    attn_span upstream = attn_row(&dy, dy.stride[0], r), from = attn_row(&x, x.stride[0], r);
+    g->kernels->row_multiply_sum(to, true, &upstream, &from, 1, width);
+  }
+  int64_t count = ds.shape[0], repeat = width / count;
+  attn_tensor ones = attn_graph_tensor(g, g->wide, 1, &repeat);
+  if (!ones.data) return g->status;
+  ATTN_TRY(attn_tensor_fill(&ones, 1));
+  attn_span one = {ones.data, ones.dtype};
+  for (int64_t i = 0; i < count; ++i) {
+    double total = g->kernels->row_dot(attn_row(&sums, repeat, i), one, repeat);
+    attn_tensor element;
+    ATTN_TRY(attn_tensor_slice(&ds, 0, i, 1, &element));
+    ATTN_TRY(attn_tensor_fill(&element, total));
+  }
+  attn_gradient_add(g, self->s, &ds);
+  return g->status;
+}
+
+attn_var *attn_op_scale_columns(attn_graph *graph, attn_var *x, attn_var *s, int64_t repeat) {
+  if (!x || !s) return NULL;
+  int64_t width = x->value.rank ? x->value.shape[x->value.rank - 1] : 0;
+  if (s->value.rank != 1 || repeat < 1 || s->value.shape[0] * repeat != width)
+    return attn_graph_fail(graph, ATTN_INVALID_SHAPE,
+                           "scale_columns: %lld factors, each for %lld columns, rows have %lld",
+                           (long long)attn_tensor_count(&s->value), (long long)repeat,
+                           (long long)width);
+  attn_tensor row = attn_graph_tensor(graph, graph->wide, 1, &width);
+  attn_tensor value = attn_graph_tensor_like(graph, x->value.dtype, &x->value);
+  attn_tensor from = attn_as_rows(graph, &x->value), to = attn_as_rows(graph, &value);
+  if (!row.data || !to.data || !from.data) return NULL;
+  int64_t count = s->value.shape[0], shape[2] = {count, repeat};
+  attn_tensor factors = s->value, grid;
+  factors.rank = 2;
+  factors.shape[1] = repeat;
+  factors.stride[1] = 0;
+  attn_status status = attn_tensor_reshape(&row, 2, shape, &grid);
+  if (status == ATTN_OK) status = attn_tensor_copy(&factors, &grid);
+  if (status != ATTN_OK) return attn_graph_error(graph, status);
+  int64_t rows = from.shape[0];
+  attn_span factor = {row.data, row.dtype};
+  FOR_ROWS(graph, rows, width) {
+    attn_span in = attn_row(&from, from.stride[0], r);
+    graph->kernels->row_multiply_sum(attn_row(&to, to.stride[0], r), false, &in, &factor, 1, width);
+  }
+  attn_var *y = attn_graph_result(graph, value, 2, (attn_var *[]){x, s});
+  columns_node *node = attn_graph_record(graph, sizeof *node, y, columns_backward);
+  if (node) {
+    node->x = x;
+    node->s = s;
+    node->row = row;
+  }
+  return y;
+}

@@ -19,6 +19,8 @@ attn_var *attn_op_activate_wide(attn_graph *graph, attn_activation f, attn_var *
 attn_var *attn_op_gate(attn_graph *graph, attn_activation f, attn_var *a, attn_var *b);
 /* x [..., n] + bias [n] */
 attn_var *attn_op_add_bias(attn_graph *graph, attn_var *x, attn_var *bias);
+/* y[.., c] = x[.., c] s[c / repeat]: x [..., n], s [n / repeat]. */
+attn_var *attn_op_scale_columns(attn_graph *graph, attn_var *x, attn_var *s, int64_t repeat);
 /* A copy in another dtype, contiguous. */
 attn_var *attn_op_cast(attn_graph *graph, attn_var *x, attn_dtype dtype);
 

@@ -11,7 +11,11 @@
  *
  * A is row-major with leading dimension lda. On bfloat16, columns k .. round up to 32 of A must be
  * readable; they meet zeros of B, so they must hold finite values. C is row-major; only m x n of it
- * is touched. */
+ * is touched. matmul_bf16 is called between the table's begin and end.
+ *
+ * VDPBF16PS does two multiply-adds a lane but, on Sapphire Rapids and its successors, starts every
+ * other cycle where float32 FMA starts twice a cycle: without AMX, engines that pack a matrix once
+ * and use it often are faster with it converted to float32. */
 #ifndef ATTN_KERNELS_MATMUL_H
 #define ATTN_KERNELS_MATMUL_H
 

@@ -5,4 +5,8 @@ const attn_kernels attn_kernels_avx2 = {
 #define USE(result, name, parameters) .name = attn_avx2_##name,
     ATTN_ROWS_KERNELS(USE)
 #undef USE
+    .pack_f32 = attn_avx2_pack_f32,
+    .pack_bf16 = attn_avx2_pack_bf16,
+    .matmul_f32 = attn_avx2_matmul_f32,
+    .matmul_bf16 = attn_avx2_matmul_bf16,
 };
