@@ -5,6 +5,7 @@
 #include "attn/base.h"
 #include "attn/plan.h"
 #include "attn/recurrent.h"
+#include "attn/sampling.h"
 #include "attn/softmax.h"
 #include "attn/tensor.h"
 

@@ -4,7 +4,7 @@
  *   S_t = S_{t-1} + k_t beta_t (v_t - S_{t-1}^T k_t)^T,  o_t = S_t^T q_t / sqrt(dim)
  *   y = RMSNorm_head(o) Wo^T */
 #include "graph/operations.h"
-#include "mixers/delta.h"
+#include "mixers/shared/delta.h"
 
 #include <math.h>
 

@@ -5,7 +5,7 @@
  * q_t / sqrt(dim),  y = (RMSNorm_head(o) (.) sigmoid(x Wga^T Wgb^T + b)) Wo^T */
 #include "base/status.h"
 #include "graph/operations.h"
-#include "mixers/delta.h"
+#include "mixers/shared/delta.h"
 
 #include <math.h>
 

@@ -39,7 +39,7 @@ static int parameters(const attn_mixer_options *o, attn_parameter_shape *shapes)
   shapes[THETA] = attn_matrix("lrpe.theta", o->heads, o->dim);
   shapes[THETA].initial = ATTN_INIT_LRPE;
   shapes[THETA].scale = (double)o->hidden;
-  shapes[THETA].decay = false;
+  shapes[THETA].decay = shapes[THETA].product = false;
   return 3;
 }
 

@@ -10,7 +10,7 @@
 #include "attn/mixer.h"
 #include "graph/graph.h"
 #include "graph/layout.h"
-#include "mixers/state.h"
+#include "mixers/shared/state.h"
 
 enum { ATTN_MIXER_PARAMETERS = 16 };
 
@@ -54,7 +54,8 @@ typedef struct attn_parameter_shape {
   int64_t shape[2];
   attn_initial initial;
   double scale;
-  bool decay; /* whether weight decay applies */
+  bool decay;   /* whether weight decay applies */
+  bool product; /* a matrix that rows are multiplied by: it gets a packed form */
 } attn_parameter_shape;
 
 /* What `apply` gets besides x. */

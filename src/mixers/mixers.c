@@ -66,7 +66,13 @@ attn_status attn_mixer_state_bytes(int index, int64_t hidden, int64_t heads, int
 
 attn_parameter_shape attn_matrix(const char *name, int64_t outputs, int64_t inputs) {
   return (attn_parameter_shape){
-      .name = name, .rank = 2, .shape = {outputs, inputs}, .scale = ATTN_INIT_STD, .decay = true};
+      .name = name,
+      .rank = 2,
+      .shape = {outputs, inputs},
+      .scale = ATTN_INIT_STD,
+      .decay = true,
+      .product = true,
+  };
 }
 
 attn_parameter_shape attn_vector(const char *name, int64_t count, attn_initial initial,

@@ -1,4 +1,4 @@
-#include "mixers/delta.h"
+#include "mixers/shared/delta.h"
 #include "base/status.h"
 #include "graph/operations.h"
 #include "layers/layers.h"
@@ -20,6 +20,7 @@ static attn_parameter_shape convolution(const char *name, int64_t channels, int6
   attn_parameter_shape shape = attn_matrix(name, channels, taps);
   shape.initial = ATTN_INIT_UNIFORM; /* as a depthwise convolution of `taps` inputs usually is */
   shape.scale = 1.0 / (double)taps;
+  shape.product = false;
   return shape;
 }
 

@@ -1,4 +1,4 @@
-#include "mixers/state.h"
+#include "mixers/shared/state.h"
 #include "base/memory.h"
 #include "base/status.h"
 
