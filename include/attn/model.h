@@ -13,13 +13,14 @@
 extern "C" {
 #endif
 
-/* Models ---------------------------------------------------------------------------------------- */
+/* Models ----------------------------------------------------------------------------------------
+ */
 
 typedef struct attn_model attn_model;
 
-/* Loads a directory with config.json and model.safetensors (or shards and their index). `compute` is
- * the dtype of products: bfloat16, float32 or float64. Weights in that dtype are used where they lie
- * in the mapped file. ATTN_NOT_FOUND, ATTN_BAD_FORMAT (names the key or tensor). */
+/* Loads a directory with config.json and model.safetensors (or shards and their index). `compute`
+ * is the dtype of products: bfloat16, float32 or float64. Weights in that dtype are used where they
+ * lie in the mapped file. ATTN_NOT_FOUND, ATTN_BAD_FORMAT (names the key or tensor). */
 ATTN_API attn_status attn_model_load(const char *directory, attn_dtype compute, attn_model **model);
 /* A fresh model from the text of a config.json, with random float32 weights from `seed`. */
 ATTN_API attn_status attn_model_create(const char *config, uint64_t seed, attn_dtype compute,
@@ -31,13 +32,13 @@ ATTN_API attn_status attn_model_save(const attn_model *model, const char *direct
                                      attn_dtype dtype);
 
 typedef struct attn_model_info {
-  char type[64];                /* model_type of the configuration */
-  int64_t parameters;           /* numbers that were learnt */
-  int64_t weight_bytes;         /* as stored */
+  char type[64];        /* model_type of the configuration */
+  int64_t parameters;   /* numbers that were learnt */
+  int64_t weight_bytes; /* as stored */
   int64_t layers, hidden, vocabulary;
-  int64_t state_fixed_bytes;    /* of a session, whatever its length */
-  int64_t state_token_bytes;    /* and for each token */
-  attn_dtype compute, stored;   /* dtype of products; of the largest weight in the file */
+  int64_t state_fixed_bytes;  /* of a session, whatever its length */
+  int64_t state_token_bytes;  /* and for each token */
+  attn_dtype compute, stored; /* dtype of products; of the largest weight in the file */
 } attn_model_info;
 ATTN_API attn_status attn_model_get_info(const attn_model *model, attn_model_info *info);
 /* The mixer of layer 0 .. layers - 1, by name; NULL beyond. */
@@ -50,7 +51,8 @@ ATTN_API attn_status attn_model_evaluate(const attn_model *model, const int32_t 
                                          int64_t count, int64_t window, int64_t overlap,
                                          double *mean_loss, int64_t *counted);
 
-/* Sessions -------------------------------------------------------------------------------------- */
+/* Sessions --------------------------------------------------------------------------------------
+ */
 
 typedef struct attn_session attn_session;
 
@@ -63,8 +65,10 @@ typedef struct attn_session_options {
 } attn_session_options;
 
 #define ATTN_SESSION_OPTIONS_INIT                                                                  \
-  { .struct_size = sizeof(attn_session_options), .max_tokens = 32768, .forks = 8,                  \
-    .checkpoint_spacing = 256, .checkpoints = 16 }
+  {                                                                                                \
+    .struct_size = sizeof(attn_session_options), .max_tokens = 32768, .forks = 8,                  \
+    .checkpoint_spacing = 256, .checkpoints = 16                                                   \
+  }
 
 /* `options` may be NULL. The model must outlive the session. */
 ATTN_API attn_status attn_session_create(const attn_model *model,
@@ -89,7 +93,8 @@ ATTN_API int64_t attn_session_state_bytes(const attn_session *session); /* in us
  * Not while another thread uses a session of the family. */
 ATTN_API attn_status attn_session_fork(attn_session *session, attn_session **fork);
 /* Back to the first `position` tokens (0 <= position <= now), logits included, for any mixer: cut
- * where the state can be cut, else from the nearest checkpoint with a replay. Equals a fresh run. */
+ * where the state can be cut, else from the nearest checkpoint with a replay. Equals a fresh run.
+ */
 ATTN_API attn_status attn_session_rewind(attn_session *session, int64_t position);
 
 /* The session as a file: tokens, logits and state, with a version and a checksum; a file of another

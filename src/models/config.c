@@ -43,8 +43,7 @@ static attn_status choose_mixer(const json_t *json, const char *fallback, int64_
   int index;
   ATTN_TRY(attn_json_array(json, "mixers", ATTN_OPTIONAL, &list));
   if (list) {
-    if (json_array_size(list) == 0)
-      return attn_fail(ATTN_BAD_FORMAT, "mixers: the list is empty");
+    if (json_array_size(list) == 0) return attn_fail(ATTN_BAD_FORMAT, "mixers: the list is empty");
     name = json_string_value(json_array_get(list, (size_t)layer % json_array_size(list)));
     if (!name) return attn_fail(ATTN_BAD_FORMAT, "mixers: expected a list of names");
   } else {
@@ -127,8 +126,8 @@ static attn_status read_config(const json_t *json, attn_model_config *c) {
                      type);
   snprintf(c->type, sizeof c->type, "%s", type);
   ATTN_TRY(integer(json, "vocab_size", NULL, ATTN_REQUIRED, 2, most_vocabulary, &c->vocabulary));
-  ATTN_TRY(integer(json, "hidden_size", "decoder_embed_dim", ATTN_REQUIRED, 1, most_hidden,
-                   &c->hidden));
+  ATTN_TRY(
+      integer(json, "hidden_size", "decoder_embed_dim", ATTN_REQUIRED, 1, most_hidden, &c->hidden));
   ATTN_TRY(integer(json, "num_hidden_layers", "decoder_layers", ATTN_REQUIRED, 1, most_layers,
                    &c->layer_count));
   /* 8/3 of the width, to a multiple of 32: a gated block of 4x the parameters of one matrix */
@@ -137,8 +136,8 @@ static attn_status read_config(const json_t *json, attn_model_config *c) {
                    &c->feed_forward_width));
   int feed_forward = transnormer ? ATTN_SGLU : ATTN_SWIGLU;
   int norm = transnormer ? ATTN_NORM_SRMS : ATTN_NORM_RMS;
-  ATTN_TRY(attn_json_choice(json, "feed_forward", ATTN_OPTIONAL, feed_forward_names, 3,
-                            &feed_forward));
+  ATTN_TRY(
+      attn_json_choice(json, "feed_forward", ATTN_OPTIONAL, feed_forward_names, 3, &feed_forward));
   ATTN_TRY(attn_json_choice(json, "norm", ATTN_OPTIONAL, norm_names, 3, &norm));
   c->feed_forward = (attn_feed_forward)feed_forward;
   c->norm = (attn_norm)norm;

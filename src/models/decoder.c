@@ -40,12 +40,11 @@ static attn_var *block(attn_graph *g, void *context, attn_var *x) {
   return attn_op_add(g, x, feed_forward(g, config, p->feed_forward, inner));
 }
 
-attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model,
-                              const attn_layout *layout, const int32_t *tokens,
-                              attn_state *const *states, bool checkpoint) {
+attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
+                              const int32_t *tokens, attn_state *const *states, bool checkpoint) {
   const attn_model_config *config = &model->config;
-  attn_var *x = attn_layer_embedding(graph, model->embedding, tokens, layout->rows,
-                                     config->embedding_scale);
+  attn_var *x =
+      attn_layer_embedding(graph, model->embedding, tokens, layout->rows, config->embedding_scale);
   for (int64_t l = 0; l < config->layer_count && x; ++l) {
     block_context *context = attn_arena_alloc(graph->arena, sizeof *context);
     if (!context) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);

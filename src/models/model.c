@@ -13,7 +13,8 @@
 
 enum { NAME_SIZE = 160, MOST_CONFIG_BYTES = 1 << 20 };
 
-/* The list of parameters ------------------------------------------------------------------------ */
+/* The list of parameters ------------------------------------------------------------------------
+ */
 
 /* Counts, or (when the arrays are there) names and places, every parameter in file order. */
 typedef struct inventory {
@@ -73,9 +74,8 @@ static void take_inventory(inventory *list) {
   model->embedding = add(list, "", table);
   for (int64_t l = 0; l < c->layer_count; ++l) add_layer(list, l);
   add_norm(list, "model.norm.", model->final_norm);
-  model->head = c->tied
-                    ? model->embedding
-                    : add(list, "", attn_matrix("lm_head.weight", c->vocabulary, c->hidden));
+  model->head = c->tied ? model->embedding
+                        : add(list, "", attn_matrix("lm_head.weight", c->vocabulary, c->hidden));
 }
 
 static attn_status list_parameters(attn_model *model) {
@@ -91,7 +91,8 @@ static attn_status list_parameters(attn_model *model) {
   return list.failed ? ATTN_OUT_OF_MEMORY : ATTN_OK;
 }
 
-/* Values ---------------------------------------------------------------------------------------- */
+/* Values ----------------------------------------------------------------------------------------
+ */
 
 static double initial_value(const attn_parameter_shape *shape, int64_t index, attn_random *random) {
   switch (shape->initial) {
@@ -154,8 +155,9 @@ static attn_status bind(attn_model *model, int64_t index) {
     return ATTN_OK;
   }
   if (stored.dtype != ATTN_F16)
-    return attn_fail(ATTN_UNSUPPORTED, "%s is %s; weights are float64, float32, bfloat16 or float16",
-                     parameter->name, attn_dtype_name(stored.dtype));
+    return attn_fail(ATTN_UNSUPPORTED,
+                     "%s is %s; weights are float64, float32, bfloat16 or float16", parameter->name,
+                     attn_dtype_name(stored.dtype));
   ATTN_TRY(attn_tensor_create(ATTN_F32, shape->rank, shape->shape, &parameter->value));
   return attn_tensor_copy(&shaped, &parameter->value);
 }
@@ -199,7 +201,8 @@ attn_status attn_model_make_trainable(attn_model *model) {
   return attn_model_refresh(model);
 }
 
-/* Public ---------------------------------------------------------------------------------------- */
+/* Public ----------------------------------------------------------------------------------------
+ */
 
 void attn_model_destroy(attn_model *model) {
   if (!model) return;
@@ -292,8 +295,7 @@ attn_status attn_model_save(const attn_model *model, const char *directory, attn
   ATTN_TRY(attn_make_directories(directory));
   char *weights = attn_path_join(directory, "model.safetensors");
   char *config = attn_path_join(directory, "config.json");
-  attn_named_tensor *tensors =
-      attn_alloc_array((size_t)model->parameter_count, sizeof *tensors);
+  attn_named_tensor *tensors = attn_alloc_array((size_t)model->parameter_count, sizeof *tensors);
   int64_t made = 0;
   attn_status status = weights && config && tensors ? ATTN_OK : ATTN_OUT_OF_MEMORY;
   if (status == ATTN_OK) status = convert(model, dtype, tensors, &made);
@@ -329,8 +331,10 @@ static void add_state_bytes(const attn_model *model, attn_model_info *info) {
 
 attn_status attn_model_get_info(const attn_model *model, attn_model_info *info) {
   const attn_model_config *c = &model->config;
-  *info = (attn_model_info){.layers = c->layer_count, .hidden = c->hidden,
-                            .vocabulary = c->vocabulary, .compute = model->compute};
+  *info = (attn_model_info){.layers = c->layer_count,
+                            .hidden = c->hidden,
+                            .vocabulary = c->vocabulary,
+                            .compute = model->compute};
   snprintf(info->type, sizeof info->type, "%s", c->type);
   int64_t largest = 0;
   for (int64_t i = 0; i < model->parameter_count; ++i) {
