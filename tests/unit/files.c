@@ -11,8 +11,10 @@
 #include "files/json.h"
 
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -97,6 +99,7 @@ static void reading(void **state) {
   assert_ok(attn_file_read("/proc/self/status", 1 << 20, &text, &size)); /* reports size 0 */
   assert_true(size > 100);
   attn_free(text);
+  assert_int_equal(attn_file_read("/proc/self/status", 50, &text, &size), ATTN_BAD_FORMAT);
   assert_ok(attn_file_map_open(in_directory("seven"), &map));
   assert_int_equal(map.size, 7);
   assert_memory_equal(map.data, "1234567", 7);
@@ -142,6 +145,31 @@ static void writing_replaces_whole(void **state) {
   assert_true(S_ISCHR(information.st_mode));
   assert_int_equal(attn_file_write("/dev/full", "x", 1), ATTN_IO_ERROR);
   assert_int_equal(attn_file_write(in_directory("no/such"), "x", 1), ATTN_NOT_FOUND);
+}
+
+/* The system refuses bytes in the middle of a file, as a full disk does. */
+static void full_disk(void **state) {
+  (void)state;
+  struct rlimit before, small;
+  char path[256], command[300], *large = calloc(1, 1 << 20);
+  assert_non_null(large);
+  assert_ok(attn_make_directories(in_directory("full")));
+  strcpy(path, in_directory("full/target"));
+  put("full/target", "old");
+  assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+  small = before;
+  small.rlim_cur = 100000;
+  void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
+  assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+  attn_status status = attn_file_write(path, large, 1 << 20);
+  assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+  signal(SIGXFSZ, handler);
+  free(large);
+  assert_int_equal(status, ATTN_IO_ERROR);
+  assert_non_null(strstr(attn_error_message(), "target: File too large"));
+  assert_contents(path, "old");
+  snprintf(command, sizeof command, "test $(ls -A %s/full | wc -l) = 1", directory);
+  assert_int_equal(system(command), 0); /* no temporary left */
 }
 
 /* Every operation of a body fails once; the body cleans up after itself. */
@@ -421,6 +449,7 @@ int main(void) {
       cmocka_unit_test(paths),
       cmocka_unit_test(reading),
       cmocka_unit_test(writing_replaces_whole),
+      cmocka_unit_test(full_disk),
       cmocka_unit_test(faults),
       cmocka_unit_test(config_getters),
       cmocka_unit_test(bad_json),

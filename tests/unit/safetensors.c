@@ -355,6 +355,35 @@ static void mutants_never_crash(void **state) {
   assert_int_equal(attn_memory_get_stats().live_bytes, live);
 }
 
+/* The same for the index of a sharded model. */
+static void mutated_indices_never_crash(void **state) {
+  (void)state;
+  enum { MUTANTS = 2000 };
+  static const char good[] = INDEX("\"a\":\"i1.safetensors\",\"b\":\"i2.safetensors\"");
+  write_shard("i1.safetensors", "a", 1);
+  write_shard("i2.safetensors", "b", 2);
+  attn_random random = {.seed = 12};
+  size_t live = attn_memory_get_stats().live_bytes;
+  for (int i = 0; i < MUTANTS; ++i) {
+    char mutant[sizeof good];
+    memcpy(mutant, good, sizeof good);
+    for (int c = 0; c < 1 + i % 3; ++c)
+      mutant[attn_random_below(&random, sizeof good - 1)] =
+          (char)(i % 2 ? attn_random_u32(&random)
+                       : (uint32_t)good[attn_random_below(&random, sizeof good - 1)]);
+    write_bytes("mutant.index.json", mutant, sizeof good - 1);
+    attn_safetensors *file;
+    attn_status status = attn_safetensors_open(in_directory("mutant.index.json"), &file);
+    if (status == ATTN_OK)
+      touch(file);
+    else
+      assert_true(status == ATTN_BAD_FORMAT || status == ATTN_NOT_FOUND ||
+                  status == ATTN_INVALID_ARGUMENT); /* ".": a directory */
+    attn_safetensors_close(file);
+    assert_int_equal(attn_memory_get_stats().live_bytes, live);
+  }
+}
+
 /* Every allocation and file operation fails once: a clean error, nothing leaked, and the file that
  * stood there before is whole. */
 static void faults_while_writing(void **state) {
@@ -465,11 +494,12 @@ static void bad_arguments_of_write(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(every_dtype_returns),  cmocka_unit_test(strides_ranks_and_empty_tensors),
-      cmocka_unit_test(data_is_aligned),      cmocka_unit_test(unaligned_tensors_are_copied),
-      cmocka_unit_test(malformed_headers),    cmocka_unit_test(sharded_models),
-      cmocka_unit_test(mutants_never_crash),  cmocka_unit_test(faults_while_writing),
-      cmocka_unit_test(faults_while_opening), cmocka_unit_test(bad_arguments_of_write),
+      cmocka_unit_test(every_dtype_returns),    cmocka_unit_test(strides_ranks_and_empty_tensors),
+      cmocka_unit_test(data_is_aligned),        cmocka_unit_test(unaligned_tensors_are_copied),
+      cmocka_unit_test(malformed_headers),      cmocka_unit_test(sharded_models),
+      cmocka_unit_test(mutants_never_crash),    cmocka_unit_test(mutated_indices_never_crash),
+      cmocka_unit_test(faults_while_writing),   cmocka_unit_test(faults_while_opening),
+      cmocka_unit_test(bad_arguments_of_write),
   };
   return cmocka_run_group_tests(tests, make_directory, remove_directory);
 }
