@@ -158,6 +158,24 @@ static void ticks_are_sensible(void **state) {
   }
 }
 
+static void heights_compare_from_zero(void **state) {
+  (void)state;
+  double x[] = {1, 2}, above[] = {70, 90}, below[] = {-70, -90};
+  attn_chart_series series = {"s", x, above, 2};
+  attn_chart chart = chart_of(&series, 1);
+  attn_axis x_axis, y_axis;
+  assert_ok(attn_chart_axes(&chart, 5, 5, &x_axis, &y_axis));
+  assert_true(y_axis.low == 70);
+  chart.y_from_zero = true;
+  assert_ok(attn_chart_axes(&chart, 5, 5, &x_axis, &y_axis));
+  assert_true(y_axis.low == 0 && y_axis.high == 100);
+  series.y = below;
+  assert_ok(attn_chart_axes(&chart, 5, 5, &x_axis, &y_axis));
+  assert_true(y_axis.low == -100 && y_axis.high == 0);
+  series.count = -1;
+  assert_int_equal(attn_chart_axes(&chart, 5, 5, &x_axis, &y_axis), ATTN_INVALID_ARGUMENT);
+}
+
 static void hostile_numbers(void **state) {
   (void)state;
   static const double x[] = {1, 2, 3, 4, 5, 6};
@@ -197,9 +215,15 @@ static void hostile_names(void **state) {
                                       "Überlänge: ein sehr langer Name, der nirgends hinpasst",
                                       "",
                                       "\xed\xa0\x80 surrogate \xf4\x90\x80\x80",
+                                      "not characters \xef\xbf\xbe \xef\xbf\xbf",
                                       "line\nbreak"};
   enum { COUNT = sizeof names / sizeof *names };
   attn_chart_series series[COUNT];
+  attn_text clean = {0};
+  assert_int_equal(attn_chart_add_text(&clean, "a\xef\xbf\xbe\xff<\xc3\xa9", 9, ATTN_ESCAPE_XML),
+                   7);
+  assert_string_equal(clean.data, "a????&lt;\xc3\xa9");
+  attn_text_free(&clean);
   for (int i = 0; i < COUNT; ++i) {
     series[i] = (attn_chart_series){.name = names[i], .x = x, .y = y, .count = 2};
     attn_chart chart = chart_of(series, i + 1);
@@ -336,6 +360,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(the_checker_can_fail),
       cmocka_unit_test(ticks_are_sensible),
+      cmocka_unit_test(heights_compare_from_zero),
       cmocka_unit_test(hostile_numbers),
       cmocka_unit_test(hostile_names),
       cmocka_unit_test(text_fits),

@@ -98,6 +98,33 @@ static void every_dtype_returns(void **state) {
   attn_safetensors_close(file);
 }
 
+/* Made by the reference implementation: tests/models/fixtures/foreign.py. */
+static void a_foreign_file(void **state) {
+  (void)state;
+  attn_safetensors *file;
+  attn_tensor t;
+  assert_ok(
+      attn_safetensors_open(ATTN_SOURCE_DIR "/tests/models/fixtures/foreign.safetensors", &file));
+  assert_int_equal(attn_safetensors_count(file), 6);
+  assert_string_equal(attn_safetensors_metadata(file, "who"), "the reference implementation");
+  assert_ok(attn_safetensors_find(file, "flags", &t));
+  assert_true(t.dtype == ATTN_BOOL && t.rank == 1 && t.shape[0] == 3);
+  for (int64_t i = 0; i < 3; ++i) assert_true(attn_tensor_get(&t, &i) == (i != 1));
+  assert_ok(attn_safetensors_find(file, "half", &t));
+  assert_int_equal(t.dtype, ATTN_F16);
+  for (int64_t i = 0; i < 4; ++i) assert_true(attn_tensor_get(&t, &i) == (double)i / 2);
+  assert_ok(attn_safetensors_find(file, "double", &t));
+  assert_true(t.dtype == ATTN_F64 && t.rank == 2 && t.shape[0] == 2 && t.shape[1] == 3);
+  for (int64_t i = 0; i < 6; ++i)
+    assert_true(attn_tensor_get(&t, (int64_t[]){i / 3, i % 3}) == (double)i);
+  assert_ok(attn_safetensors_find(file, "empty", &t));
+  assert_true(t.rank == 2 && attn_tensor_count(&t) == 0);
+  assert_ok(attn_safetensors_find(file, "scalar", &t));
+  assert_true(t.dtype == ATTN_I64 && t.rank == 0 && attn_tensor_get(&t, NULL) == -5);
+  assert_int_equal(attn_safetensors_find(file, "unsigned", &t), ATTN_UNSUPPORTED);
+  attn_safetensors_close(file);
+}
+
 static void strides_ranks_and_empty_tensors(void **state) {
   (void)state;
   float values[24];
@@ -488,17 +515,21 @@ static void bad_arguments_of_write(void **state) {
   assert_int_equal(attn_safetensors_write("/nowhere/x.safetensors", &good, 1, NULL, 0),
                    ATTN_NOT_FOUND);
   assert_int_equal(attn_safetensors_write(directory, &good, 1, NULL, 0), ATTN_INVALID_ARGUMENT);
-  assert_int_equal(attn_safetensors_write("/dev/full", &good, 1, NULL, 0), ATTN_IO_ERROR);
-  assert_non_null(strstr(attn_error_message(), "No space left"));
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(every_dtype_returns),    cmocka_unit_test(strides_ranks_and_empty_tensors),
-      cmocka_unit_test(data_is_aligned),        cmocka_unit_test(unaligned_tensors_are_copied),
-      cmocka_unit_test(malformed_headers),      cmocka_unit_test(sharded_models),
-      cmocka_unit_test(mutants_never_crash),    cmocka_unit_test(mutated_indices_never_crash),
-      cmocka_unit_test(faults_while_writing),   cmocka_unit_test(faults_while_opening),
+      cmocka_unit_test(every_dtype_returns),
+      cmocka_unit_test(a_foreign_file),
+      cmocka_unit_test(strides_ranks_and_empty_tensors),
+      cmocka_unit_test(data_is_aligned),
+      cmocka_unit_test(unaligned_tensors_are_copied),
+      cmocka_unit_test(malformed_headers),
+      cmocka_unit_test(sharded_models),
+      cmocka_unit_test(mutants_never_crash),
+      cmocka_unit_test(mutated_indices_never_crash),
+      cmocka_unit_test(faults_while_writing),
+      cmocka_unit_test(faults_while_opening),
       cmocka_unit_test(bad_arguments_of_write),
   };
   return cmocka_run_group_tests(tests, make_directory, remove_directory);
