@@ -26,6 +26,13 @@ static bool is_sequence(attn_graph *g, const char *name, attn_var *x, bool ragge
   return false;
 }
 
+/* Keys and values may lie in pages: [pages, page_size, heads, dim]. */
+static bool are_sequences(attn_graph *g, attn_var *q, attn_var *k, attn_var *v, bool ragged,
+                          bool paged) {
+  return is_sequence(g, "q", q, ragged) && is_sequence(g, "k", k, ragged && !paged) &&
+         is_sequence(g, "v", v, ragged && !paged);
+}
+
 static int64_t extent(const attn_tensor *t, int from_last) {
   return t->shape[t->rank - 1 - from_last];
 }
@@ -63,7 +70,7 @@ static attn_status softmax_backward(attn_graph *g, attn_node *node) {
 
 attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options,
                           const attn_softmax_args *args, attn_var *q, attn_var *k, attn_var *v) {
-  if (!is_sequence(graph, "q", q, options->ragged) || !k || !v) return NULL;
+  if (!are_sequences(graph, q, k, v, options->ragged, options->paged)) return NULL;
   attn_softmax_problem problem = *options;
   attn_softmax_args bound = *args;
   bool records = graph->recording && (q->needs_gradient || k->needs_gradient || v->needs_gradient);
@@ -146,12 +153,19 @@ static attn_status recurrent_backward(attn_graph *g, attn_node *node) {
   return g->status;
 }
 
+/* A state that the final one will overwrite is copied: backward begins with it. */
+static void keep_state(attn_graph *g, attn_tensor *initial, const attn_tensor *final) {
+  if (!initial->data || initial->data != final->data) return;
+  attn_tensor copy = attn_graph_tensor_like(g, initial->dtype, initial);
+  if (!copy.data) return;
+  attn_add_tensor(g, &copy, initial, 1, false);
+  *initial = copy;
+}
+
 attn_var *attn_op_recurrent(attn_graph *graph, const attn_recurrent_problem *options,
                             const attn_recurrent_args *args, attn_var *q, attn_var *k, attn_var *v,
                             attn_var *decay, attn_var *beta) {
-  if (!is_sequence(graph, "q", q, options->ragged) || !k ||
-      !is_sequence(graph, "v", v, options->ragged))
-    return NULL;
+  if (!are_sequences(graph, q, k, v, options->ragged, false)) return NULL;
   attn_var *inputs[5] = {q, k, v, decay, beta};
   attn_recurrent_problem problem = *options;
   attn_recurrent_args bound = *args;
@@ -177,6 +191,10 @@ attn_var *attn_op_recurrent(attn_graph *graph, const attn_recurrent_problem *opt
   bound.v = v->value;
   if (decay) bound.decay = decay->value;
   if (beta) bound.beta = beta->value;
+  if (records) {
+    keep_state(graph, &bound.initial_state, &bound.final_state);
+    keep_state(graph, &bound.initial_normaliser, &bound.final_normaliser);
+  }
   bound.o = attn_graph_tensor_like(graph, problem.dtype, &v->value);
   attn_var *o = attn_graph_result(graph, bound.o, 5, inputs);
   if (!o || graph->status != ATTN_OK) return NULL;

@@ -9,6 +9,8 @@
 #include "engines/dense/dense.h"
 #include "graph/operations.h"
 
+#include <string.h>
+
 enum { CHUNK_LOGITS = 1 << 22 }; /* logits a chunk holds at most: 16 MiB of float32 */
 
 typedef struct cross_entropy_node {
@@ -44,8 +46,8 @@ static attn_status chunk(attn_graph *g, attn_parameter *w, const attn_tensor *x,
     row_loss[r] = 0;
     if (targets[r] >= 0)
       row_loss[r] = kernels->row_cross_entropy(row, vocabulary, targets[r], weight);
-    else
-      kernels->row_add(row, 0, row, 0, (attn_span){0}, vocabulary);
+    else /* whatever the logits are, infinite ones too */
+      memset(row.data, 0, (size_t)vocabulary * attn_dtype_size(row.dtype));
   }
   for (int64_t r = 0; r < rows; ++r) *sum += row_loss[r];
   if (!dx->data && !dw->data) return ATTN_OK;
@@ -63,6 +65,9 @@ static attn_status chunk(attn_graph *g, attn_parameter *w, const attn_tensor *x,
 attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_parameter *w,
                                        const int32_t *targets) {
   if (!x) return NULL;
+  if (!w->weight || w->value.rank != 2)
+    return attn_graph_fail(graph, ATTN_INVALID_SHAPE, "cross_entropy: %s is not a matrix",
+                           w->name ? w->name : "the head");
   int64_t rows = x->value.rank == 2 ? x->value.shape[0] : 0, vocabulary = w->value.shape[0];
   if (rows == 0 || x->value.shape[1] != w->value.shape[1] || x->value.dtype != graph->compute)
     return attn_graph_fail(graph, ATTN_INVALID_SHAPE,

@@ -88,6 +88,10 @@ attn_var *attn_op_scale(attn_graph *graph, attn_var *x, double factor) {
 }
 
 attn_var *attn_op_cast(attn_graph *graph, attn_var *x, attn_dtype dtype) {
+  if (dtype != ATTN_F64 && dtype != ATTN_F32 && dtype != ATTN_BF16)
+    return attn_graph_fail(graph, ATTN_UNSUPPORTED,
+                           "cast: to %s; float64, float32 and bfloat16 are possible",
+                           attn_dtype_name(dtype));
   return scale_into(graph, x, 1, dtype);
 }
 
@@ -101,18 +105,17 @@ attn_var *attn_op_cast(attn_graph *graph, attn_var *x, attn_dtype dtype) {
 static attn_status activate_backward(attn_graph *g, attn_node *node) {
   elementwise_node *self = (elementwise_node *)node;
   bool accumulate;
-  attn_tensor target = attn_gradient_of(g, self->a, &accumulate);
-  if (!target.data) return g->status;
-  attn_tensor x = attn_as_rows(g, &self->a->value), dx = attn_as_rows(g, &target);
+  attn_tensor dx = attn_gradient_rows(g, self->a, &accumulate);
+  attn_tensor x = attn_as_rows(g, &self->a->value);
   attn_tensor dy = attn_as_rows(g, &node->output->gradient);
-  if (!x.data || !dy.data || dx.data != target.data)
-    return attn_fail(ATTN_INTERNAL, "activate: the gradient is not addressable by rows");
+  if (!dx.data || !x.data || !dy.data) return g->status;
   int64_t rows = x.shape[0], width = x.shape[1];
   FOR_ROWS(g, rows, width)
   g->kernels->row_activate_backward(self->f, attn_row(&dx, dx.stride[0], r), accumulate,
                                     attn_row(&x, x.stride[0], r), attn_row(&dy, dy.stride[0], r),
                                     width);
-  return ATTN_OK;
+  attn_gradient_add(g, self->a, &dx);
+  return g->status;
 }
 
 static attn_var *activate_into(attn_graph *g, attn_activation f, attn_var *x, attn_dtype dtype) {
@@ -135,27 +138,59 @@ attn_var *attn_op_activate_wide(attn_graph *graph, attn_activation f, attn_var *
   return activate_into(graph, f, x, graph->wide);
 }
 
+/* One operand's gradient: of a when `first`, else of b. One after the other, because a and b may be
+ * views whose rows overlap. */
+static void gate_gradient(attn_graph *g, elementwise_node *self, bool first, const attn_tensor *a,
+                          const attn_tensor *b, const attn_tensor *dy) {
+  attn_var *x = first ? self->a : self->b;
+  bool accumulate;
+  attn_tensor dx = attn_gradient_rows(g, x, &accumulate);
+  if (!dx.data) return;
+  int64_t rows = a->shape[0], width = a->shape[1];
+  FOR_ROWS(g, rows, width) {
+    attn_span none = {0}, to = attn_row(&dx, dx.stride[0], r);
+    g->kernels->row_gate_backward(self->f, first ? to : none, accumulate, first ? none : to,
+                                  accumulate, attn_row(a, a->stride[0], r),
+                                  attn_row(b, b->stride[0], r), attn_row(dy, dy->stride[0], r),
+                                  width);
+  }
+  attn_gradient_add(g, x, &dx);
+}
+
+/* Both gradients in one pass over memory, for operands in separate memory. */
+static void gate_gradients(attn_graph *g, elementwise_node *self, const attn_tensor *a,
+                           const attn_tensor *b, const attn_tensor *dy) {
+  bool add_a, add_b;
+  attn_tensor da = attn_gradient_rows(g, self->a, &add_a);
+  attn_tensor db = attn_gradient_rows(g, self->b, &add_b);
+  if (!da.data || !db.data) return;
+  int64_t rows = a->shape[0], width = a->shape[1];
+  FOR_ROWS(g, rows, width)
+  g->kernels->row_gate_backward(self->f, attn_row(&da, da.stride[0], r), add_a,
+                                attn_row(&db, db.stride[0], r), add_b, attn_row(a, a->stride[0], r),
+                                attn_row(b, b->stride[0], r), attn_row(dy, dy->stride[0], r),
+                                width);
+  attn_gradient_add(g, self->a, &da);
+  attn_gradient_add(g, self->b, &db);
+}
+
+static attn_var *owner(attn_var *x) {
+  return x->root ? x->root : x;
+}
+
 static attn_status gate_backward(attn_graph *g, attn_node *node) {
   elementwise_node *self = (elementwise_node *)node;
-  bool add_a, add_b;
-  attn_tensor target_a = attn_gradient_of(g, self->a, &add_a);
-  attn_tensor target_b = attn_gradient_of(g, self->b, &add_b);
   attn_tensor a = attn_as_rows(g, &self->a->value), b = attn_as_rows(g, &self->b->value);
   attn_tensor dy = attn_as_rows(g, &node->output->gradient);
-  attn_tensor da = target_a.data ? attn_as_rows(g, &target_a) : a;
-  attn_tensor db = target_b.data ? attn_as_rows(g, &target_b) : b;
-  if (!a.data || !b.data || !dy.data || (target_a.data && da.data != target_a.data) ||
-      (target_b.data && db.data != target_b.data))
-    return attn_fail(ATTN_INTERNAL, "gate: a gradient is not addressable by rows");
-  int64_t rows = a.shape[0], width = a.shape[1];
-  FOR_ROWS(g, rows, width) {
-    attn_span none = {0};
-    g->kernels->row_gate_backward(self->f, target_a.data ? attn_row(&da, da.stride[0], r) : none,
-                                  add_a, target_b.data ? attn_row(&db, db.stride[0], r) : none,
-                                  add_b, attn_row(&a, a.stride[0], r), attn_row(&b, b.stride[0], r),
-                                  attn_row(&dy, dy.stride[0], r), width);
+  if (!a.data || !b.data || !dy.data) return g->status;
+  bool both = self->a->needs_gradient && self->b->needs_gradient;
+  if (both && owner(self->a) != owner(self->b)) {
+    gate_gradients(g, self, &a, &b, &dy);
+  } else {
+    gate_gradient(g, self, true, &a, &b, &dy);
+    gate_gradient(g, self, false, &a, &b, &dy);
   }
-  return ATTN_OK;
+  return g->status;
 }
 
 attn_var *attn_op_gate(attn_graph *graph, attn_activation f, attn_var *a, attn_var *b) {
@@ -175,24 +210,25 @@ attn_var *attn_op_gate(attn_graph *graph, attn_activation f, attn_var *a, attn_v
 static attn_status bias_backward(attn_graph *g, attn_node *node) {
   elementwise_node *self = (elementwise_node *)node;
   pass_on(g, self->a, 1, &node->output->gradient);
-  bool accumulate;
-  attn_tensor target = attn_gradient_of(g, self->b, &accumulate);
-  if (!target.data) return g->status;
+  if (!self->b->needs_gradient) return g->status;
   attn_tensor dy = attn_as_rows(g, &node->output->gradient);
-  int64_t width = target.shape[0];
-  attn_span to = {target.data, target.dtype};
-  if (!accumulate) ATTN_TRY(attn_tensor_fill(&target, 0));
+  attn_tensor sum = attn_graph_tensor(g, g->wide, 1, &dy.shape[1]);
+  if (!dy.data || !sum.data) return g->status;
+  attn_span to = {sum.data, sum.dtype};
+  ATTN_TRY(attn_tensor_fill(&sum, 0));
   for (int64_t r = 0; r < dy.shape[0]; ++r) /* one thread: the sum has one order */
-    g->kernels->row_add(to, 1, to, 1, attn_row(&dy, dy.stride[0], r), width);
-  return ATTN_OK;
+    g->kernels->row_add(to, 1, to, 1, attn_row(&dy, dy.stride[0], r), sum.shape[0]);
+  attn_gradient_add(g, self->b, &sum);
+  return g->status;
 }
 
 attn_var *attn_op_add_bias(attn_graph *graph, attn_var *x, attn_var *bias) {
   if (!x || !bias) return NULL;
   int64_t width = x->value.rank ? x->value.shape[x->value.rank - 1] : 0;
-  if (bias->value.rank != 1 || bias->value.shape[0] != width)
+  if (bias->value.rank != 1 || bias->value.shape[0] != width ||
+      !attn_tensor_is_contiguous(&bias->value))
     return attn_graph_fail(graph, ATTN_INVALID_SHAPE,
-                           "add_bias: the bias has %lld elements, the rows %lld",
+                           "add_bias: the bias has %lld elements (in a row), the rows %lld",
                            (long long)attn_tensor_count(&bias->value), (long long)width);
   attn_tensor value = attn_graph_tensor_like(graph, x->value.dtype, &x->value);
   attn_tensor to = attn_as_rows(graph, &value), from = attn_as_rows(graph, &x->value);

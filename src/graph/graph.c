@@ -1,7 +1,7 @@
 #include "graph/graph.h"
 #include "engines/plan_cache.h"
+#include "graph/operations.h"
 
-#include <omp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -44,6 +44,7 @@ void attn_graph_reset(attn_graph *graph, bool recording) {
   attn_arena_reset(graph->arena);
   graph->recording = recording;
   graph->status = ATTN_OK;
+  graph->used_up = false;
   graph->last = NULL;
   graph->free_buffers = NULL;
   graph->kernels = attn_kernels_get();
@@ -75,21 +76,39 @@ static void *allocate(attn_graph *g, size_t size) {
 }
 
 static attn_var *new_var(attn_graph *g, attn_tensor value, bool needs_gradient) {
-  attn_var *var = value.data || attn_tensor_count(&value) == 0 ? allocate(g, sizeof *var) : NULL;
+  if (g->status != ATTN_OK) return NULL; /* the value's memory may be what could not be had */
+  attn_var *var = allocate(g, sizeof *var);
   if (var) *var = (attn_var){.value = value, .needs_gradient = needs_gradient};
   return var;
 }
 
+/* Values that come from outside: the row kernels know three dtypes. */
+static bool check_value(attn_graph *g, const char *what, const attn_tensor *value) {
+  char text[128];
+  if (value->dtype != ATTN_F64 && value->dtype != ATTN_F32 && value->dtype != ATTN_BF16)
+    attn_graph_fail(g, ATTN_UNSUPPORTED, "%s: the dtype is %s, expected %s", what,
+                    attn_dtype_name(value->dtype), "float64, float32 or bfloat16");
+  else if (!value->data && attn_tensor_count(value) > 0)
+    attn_graph_fail(g, ATTN_INVALID_ARGUMENT, "%s: the tensor %s has no data", what,
+                    attn_shape_text(value, text));
+  return g->status == ATTN_OK;
+}
+
 attn_var *attn_graph_input(attn_graph *graph, const attn_tensor *value) {
-  return new_var(graph, *value, false);
+  return check_value(graph, "input", value) ? new_var(graph, *value, false) : NULL;
 }
 
 attn_var *attn_graph_leaf(attn_graph *graph, const attn_tensor *value) {
+  if (!check_value(graph, "leaf", value)) return NULL;
+  if (!attn_tensor_is_contiguous(value)) /* the gradient is, and views are taken of both alike */
+    return attn_graph_fail(graph, ATTN_INVALID_SHAPE, "leaf: the tensor is not contiguous");
   return new_var(graph, *value, graph->recording);
 }
 
 attn_var *attn_graph_parameter(attn_graph *graph, attn_parameter *parameter) {
   bool trains = graph->recording && parameter->gradient.data;
+  if (!check_value(graph, parameter->name ? parameter->name : "parameter", &parameter->value))
+    return NULL;
   attn_var *var = new_var(graph, parameter->value, trains);
   if (var && trains) var->gradient = parameter->gradient; /* holds a sum from the start */
   return var;
@@ -161,12 +180,16 @@ static void *take_buffer(attn_graph *g, size_t size) {
   return allocate(g, size);
 }
 
-/* The gradient of a view is the same view of the root's gradient: values are contiguous in their
- * roots, so offsets and strides carry over. */
+/* The gradient of a view is the same view of the root's gradient: roots that need one are
+ * contiguous, so offsets (in elements: a parameter's gradient may be wider) and strides carry over.
+ */
 static attn_tensor same_view(const attn_var *view, const attn_var *root) {
   attn_tensor gradient = view->value;
-  ptrdiff_t offset = (char *)view->value.data - (char *)root->value.data;
-  gradient.data = (char *)root->gradient.data + offset;
+  ptrdiff_t bytes = (char *)view->value.data - (char *)root->value.data;
+  ptrdiff_t elements = bytes / (ptrdiff_t)attn_dtype_size(root->value.dtype);
+  gradient.dtype = root->gradient.dtype;
+  gradient.data =
+      (char *)root->gradient.data + elements * (ptrdiff_t)attn_dtype_size(gradient.dtype);
   return gradient;
 }
 
@@ -200,7 +223,23 @@ void attn_gradient_add(attn_graph *graph, attn_var *x, const attn_tensor *part) 
   bool accumulate;
   attn_tensor target = attn_gradient_of(graph, x, &accumulate);
   if (target.data && part->data && part->data != target.data)
-    attn_add_tensor(graph, &target, part, 1, true);
+    attn_add_tensor(graph, &target, part, 1, accumulate);
+}
+
+static bool has_rows(const attn_tensor *tensor) {
+  int last = tensor->rank - 1;
+  return attn_row_stride(tensor) >= 0 &&
+         (last < 0 || tensor->shape[last] == 1 || tensor->stride[last] == 1);
+}
+
+attn_tensor attn_gradient_rows(attn_graph *graph, attn_var *x, bool *accumulate) {
+  attn_tensor target = attn_gradient_of(graph, x, accumulate);
+  if (!target.data) return target;
+  if (!has_rows(&target)) {
+    *accumulate = false;
+    target = attn_graph_tensor(graph, target.dtype, target.rank, target.shape);
+  }
+  return attn_as_rows(graph, &target);
 }
 
 /* Runs nodes until the tape is empty. */
@@ -210,7 +249,7 @@ static attn_status run_tape(attn_graph *g) {
     attn_var *output = node->output;
     g->last = node->previous;
     if (output->root) return attn_fail(ATTN_INTERNAL, "graph: an operation returned a view");
-    if (!output->gradient.data) continue; /* nothing depends on it */
+    if (!output->gradient.data) continue; /* the loss does not depend on it */
     attn_status status = node->backward(g, node);
     if (status == ATTN_OK) status = g->status;
     if (status != ATTN_OK) return status;
@@ -231,11 +270,18 @@ attn_status attn_graph_backward(attn_graph *graph, attn_var *loss, double scale)
   if (!loss->needs_gradient)
     return attn_fail(ATTN_INVALID_ARGUMENT,
                      "backward: the loss depends on nothing that is trained");
+  if (graph->used_up)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "backward: the tape has been used up; run forward "
+                                            "again after attn_graph_reset");
+  graph->used_up = true;
   bool accumulate;
   attn_tensor seed = attn_gradient_of(graph, loss, &accumulate);
   if (!seed.data) return graph->status;
-  ATTN_TRY(attn_tensor_fill(&seed, scale));
-  return run_tape(graph);
+  if (!accumulate) ATTN_TRY(attn_tensor_fill(&seed, 0));
+  ATTN_TRY(attn_tensor_fill(&seed, attn_tensor_get(&seed, (int64_t[ATTN_MAX_RANK]){0}) + scale));
+  attn_status status = run_tape(graph);
+  attn_graph_error(graph, status);
+  return status;
 }
 
 typedef struct checkpoint_node {
@@ -245,31 +291,27 @@ typedef struct checkpoint_node {
   attn_var *x;
 } checkpoint_node;
 
+/* The block runs again on the same x. x's gradient gets its place, outside of what is released
+ * here, before the block adds to it. */
 static attn_status checkpoint_backward(attn_graph *g, attn_node *node) {
   checkpoint_node *self = (checkpoint_node *)node;
-  attn_tensor dx = attn_gradient_overwrite(g, self->x);
+  bool accumulate;
+  attn_tensor dx = attn_gradient_of(g, self->x, &accumulate);
   if (self->x->needs_gradient && !dx.data) return g->status;
-  if (dx.data) ATTN_TRY(attn_tensor_fill(&dx, 0));
+  if (dx.data && !accumulate) memset(dx.data, 0, gradient_bytes(&dx));
   attn_arena_mark mark = attn_arena_get_mark(g->arena);
   attn_node *outer_tape = g->last;
   attn_free_buffer *outer_buffers = g->free_buffers;
   g->last = NULL;
   g->free_buffers = NULL;
 
-  attn_var *x = attn_graph_input(g, &self->x->value);
-  if (x) {
-    x->needs_gradient = dx.data != NULL;
-    x->gradient = dx;
-  }
-  attn_var *y = x ? self->block(g, self->context, x) : NULL;
-  attn_status status = g->status;
+  attn_var *y = self->block(g, self->context, self->x);
   if (y) attn_gradient_add(g, y, &node->output->gradient);
-  if (status == ATTN_OK) status = run_tape(g);
+  attn_status status = g->status == ATTN_OK ? run_tape(g) : g->status;
 
   g->last = outer_tape;
   g->free_buffers = outer_buffers;
   attn_arena_release(g->arena, mark);
-  if (dx.data) attn_gradient_add(g, self->x, &dx);
   return status;
 }
 
@@ -292,10 +334,13 @@ attn_var *attn_graph_checkpoint(attn_graph *graph,
   graph->recording = false;
   attn_var *y = block(graph, context, x);
   graph->recording = true;
-  if (y) {
-    attn_status status = attn_tensor_copy(&y->value, &value);
-    if (status != ATTN_OK) attn_graph_error(graph, status);
-  }
+  if (y && (y->value.dtype != value.dtype || !attn_same_shape(&y->value, &value)))
+    attn_graph_fail(graph, ATTN_INVALID_SHAPE,
+                    "checkpoint: the block makes %s of %s, it must keep shape and dtype",
+                    attn_shape_text(&y->value, (char[128]){0}),
+                    attn_shape_text(&value, (char[128]){0}));
+  else if (y)
+    attn_add_tensor(graph, &value, &y->value, 1, false);
   attn_arena_release(graph->arena, mark);
   return graph->status == ATTN_OK ? output : NULL;
 }
@@ -307,6 +352,7 @@ int64_t attn_rows(const attn_tensor *tensor) {
 }
 
 int64_t attn_row_stride(const attn_tensor *tensor) {
+  if (attn_rows(tensor) <= 1) return tensor->rank ? tensor->shape[tensor->rank - 1] : 1;
   int64_t stride = -1, extent = 1; /* of the axes that are collapsed so far, innermost first */
   for (int i = tensor->rank - 2; i >= 0; --i) {
     if (tensor->shape[i] == 1) continue;
@@ -316,7 +362,7 @@ int64_t attn_row_stride(const attn_tensor *tensor) {
       return -1;
     extent *= tensor->shape[i];
   }
-  return stride < 0 ? (tensor->rank ? tensor->shape[tensor->rank - 1] : 1) : stride;
+  return stride;
 }
 
 attn_span attn_row(const attn_tensor *tensor, int64_t row_stride, int64_t r) {
@@ -327,12 +373,12 @@ attn_span attn_row(const attn_tensor *tensor, int64_t row_stride, int64_t r) {
 
 attn_tensor attn_as_rows(attn_graph *graph, const attn_tensor *tensor) {
   int64_t width = tensor->rank ? tensor->shape[tensor->rank - 1] : 1;
-  int64_t shape[2] = {attn_rows(tensor), width}, stride = attn_row_stride(tensor);
-  if (stride >= 0 && (width == 1 || tensor->rank == 0 || tensor->stride[tensor->rank - 1] == 1)) {
+  if (has_rows(tensor)) {
     attn_tensor rows = *tensor;
     rows.rank = 2;
-    memcpy(rows.shape, shape, sizeof shape);
-    rows.stride[0] = stride;
+    rows.stride[0] = attn_row_stride(tensor);
+    rows.shape[0] = attn_rows(tensor);
+    rows.shape[1] = width;
     rows.stride[1] = 1;
     return rows;
   }
@@ -343,26 +389,36 @@ attn_tensor attn_as_rows(attn_graph *graph, const attn_tensor *tensor) {
   return attn_as_rows(graph, &copy);
 }
 
-/* The offset of row r (in row-major order of the leading axes). */
-static int64_t row_offset(const attn_tensor *tensor, int64_t r) {
+/* The offset of item r, in row-major order of the first `axes` axes. */
+static int64_t item_offset(const attn_tensor *tensor, int axes, int64_t r) {
   int64_t offset = 0;
-  for (int i = tensor->rank - 2; i >= 0; --i) {
+  for (int i = axes - 1; i >= 0; --i) {
     offset += r % tensor->shape[i] * tensor->stride[i];
     r /= tensor->shape[i];
   }
   return offset;
 }
 
+/* Gapless tensors are added in pieces of this many elements, whatever the shape. */
+enum { PIECE = 1 << 13 };
+
 void attn_add_tensor(attn_graph *graph, const attn_tensor *y, const attn_tensor *x, double scale,
                      bool accumulate) {
-  int64_t rows = attn_rows(y), width = y->rank ? y->shape[y->rank - 1] : 1;
+  int64_t total = attn_tensor_count(y), width = y->rank ? y->shape[y->rank - 1] : 1;
+  if (total == 0) return;
+  bool flat = attn_tensor_is_contiguous(y) && attn_tensor_is_contiguous(x);
+  bool rows = width == 1 || (y->stride[y->rank - 1] == 1 && x->stride[x->rank - 1] == 1);
+  int64_t step = flat ? PIECE : rows ? width : 1;
+  int inner = rows ? 1 : 0; /* axes that are walked by the kernel */
   const attn_kernels *kernels = graph->kernels;
-#pragma omp parallel for num_threads(graph->threads) schedule(static) if (rows * width > 1 << 15)
-  for (int64_t r = 0; r < rows; ++r) {
-    attn_span to = attn_row(y, 1, row_offset(y, r)), from = attn_row(x, 1, row_offset(x, r));
+#pragma omp parallel for num_threads(graph->threads) schedule(static) if (total > 1 << 15)
+  for (int64_t start = 0; start < total; start += step) {
+    int64_t r = start / step, count = total - start < step ? total - start : step;
+    attn_span to = attn_row(y, 1, flat ? start : item_offset(y, y->rank - inner, r));
+    attn_span from = attn_row(x, 1, flat ? start : item_offset(x, x->rank - inner, r));
     if (accumulate)
-      kernels->row_add(to, 1, to, scale, from, width);
+      kernels->row_add(to, 1, to, scale, from, count);
     else
-      kernels->row_add(to, scale, from, 0, (attn_span){0}, width);
+      kernels->row_add(to, scale, from, 0, (attn_span){0}, count);
   }
 }

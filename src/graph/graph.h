@@ -37,6 +37,7 @@ struct attn_graph {
   attn_arena *arena;
   attn_dtype compute, wide;
   bool recording;
+  bool used_up; /* by a backward: the tape is gone */
   attn_status status;
   attn_node *last;
   struct attn_free_buffer *free_buffers; /* gradients that have been used up */
@@ -58,12 +59,12 @@ void *attn_graph_fail(attn_graph *graph, attn_status status, const char *format,
 void *attn_graph_error(attn_graph *graph, attn_status status);
 
 /* Runs the tape backwards from `loss` (one element) with d loss = scale. Gradients of parameters
- * are added to what they hold. */
+ * are added to what they hold. Once after each reset. */
 attn_status attn_graph_backward(attn_graph *graph, attn_var *loss, double scale);
 
 /* Variables. */
 attn_var *attn_graph_input(attn_graph *graph, const attn_tensor *value); /* no gradient */
-attn_var *attn_graph_leaf(attn_graph *graph, const attn_tensor *value);  /* with gradient */
+attn_var *attn_graph_leaf(attn_graph *graph, const attn_tensor *value);  /* with; contiguous */
 attn_var *attn_graph_parameter(attn_graph *graph, attn_parameter *parameter);
 /* A contiguous tensor from the arena, uninitialised; data is NULL after an error. */
 attn_tensor attn_graph_tensor(attn_graph *graph, attn_dtype dtype, int rank, const int64_t *shape);
@@ -86,9 +87,13 @@ attn_tensor attn_gradient_of(attn_graph *graph, attn_var *x, bool *accumulate);
  * to add to; attn_gradient_add then adds it. */
 attn_tensor attn_gradient_overwrite(attn_graph *graph, attn_var *x);
 void attn_gradient_add(attn_graph *graph, attn_var *x, const attn_tensor *part);
+/* attn_gradient_of as rows (see attn_as_rows): where the strides of a view forbid that, fresh rows,
+ * which attn_gradient_add then adds; it does nothing to rows that are in place already. */
+attn_tensor attn_gradient_rows(attn_graph *graph, attn_var *x, bool *accumulate);
 
 /* Runs block(context, x) keeping only its result, and again in backward: memory for time. The
- * result must have x's shape and dtype. */
+ * result must have x's shape and dtype. The block must do the same both times, and use no other
+ * variable that was made outside of it (parameters it asks for itself). */
 attn_var *attn_graph_checkpoint(attn_graph *graph,
                                 attn_var *(*block)(attn_graph *, void *context, attn_var *x),
                                 void *context, attn_var *x);
@@ -102,7 +107,7 @@ int64_t attn_row_stride(const attn_tensor *tensor);
 /* tensor as [rows, innermost], or a contiguous copy from the arena if its strides forbid the view.
  */
 attn_tensor attn_as_rows(attn_graph *graph, const attn_tensor *tensor);
-/* y = x, or y += x, element by element over any strides, row by row on `threads`. */
+/* y = scale x, or y += scale x, element by element over any strides, on the graph's threads. */
 void attn_add_tensor(attn_graph *graph, const attn_tensor *y, const attn_tensor *x, double scale,
                      bool accumulate);
 

@@ -20,22 +20,20 @@ static attn_tensor compute_rows(attn_graph *g, const attn_tensor *x) {
 
 static attn_status linear_backward(attn_graph *g, attn_node *node) {
   linear_node *self = (linear_node *)node;
-  bool accumulate = false;
-  attn_tensor target = attn_gradient_of(g, self->x, &accumulate);
+  /* The residual first: it may be x itself, or part of it. */
   if (self->residual) attn_gradient_add(g, self->residual, &node->output->gradient);
+  bool accumulate;
+  attn_tensor dx = attn_gradient_rows(g, self->x, &accumulate);
   /* Gradients have their place now; what follows is scratch. */
   attn_arena_mark mark = attn_arena_get_mark(g->arena);
   attn_tensor dy = compute_rows(g, &node->output->gradient);
   if (!dy.data || g->status != ATTN_OK) return g->status;
-  if (target.data) {
-    attn_tensor dx = attn_as_rows(g, &target);
-    if (dx.data != target.data) return attn_fail(ATTN_INTERNAL, "linear: gradient not in rows");
-    ATTN_TRY(attn_dense_backward_input(self->w->weight, &dy, &dx, accumulate, g->arena));
-  }
+  if (dx.data) ATTN_TRY(attn_dense_backward_input(self->w->weight, &dy, &dx, accumulate, g->arena));
   if (self->w->gradient.data)
     ATTN_TRY(attn_dense_backward_weight(&dy, &self->rows, &self->w->gradient, true, g->arena));
   attn_arena_release(g->arena, mark);
-  return ATTN_OK;
+  attn_gradient_add(g, self->x, &dx);
+  return g->status;
 }
 
 static attn_var *linear(attn_graph *g, attn_var *x, attn_parameter *w, attn_dtype dtype,

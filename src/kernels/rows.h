@@ -60,7 +60,8 @@ typedef enum attn_activation {
   K(void, row_layer_norm_backward,                                                                 \
     (attn_span dx, bool accumulate, attn_span d_weight, attn_span d_bias, attn_span x,             \
      attn_span weight, attn_span dy, int64_t n, double mean, double r))                            \
-  /* Replaces logits z by scale (softmax(z) - onehot(target)); returns logsumexp(z) - z[target] */ \
+  /* Replaces logits z (float32 or float64) by scale (softmax(z) - onehot(target)); returns        \
+   * logsumexp(z) - z[target] */                                                                   \
   K(double, row_cross_entropy, (attn_span logits, int64_t n, int64_t target, double scale))
 
 #endif

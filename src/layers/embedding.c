@@ -27,6 +27,11 @@ static attn_status embedding_backward(attn_graph *g, attn_node *node) {
 
 attn_var *attn_layer_embedding(attn_graph *graph, attn_parameter *table, const int32_t *tokens,
                                int64_t rows, double factor) {
+  if (table->value.rank != 2)
+    return attn_graph_fail(graph, ATTN_INVALID_SHAPE, "embedding: the table has rank %d, not 2",
+                           table->value.rank);
+  attn_var *rows_of = attn_graph_parameter(graph, table); /* checks what the table holds */
+  if (!rows_of) return NULL;
   int64_t vocabulary = table->value.shape[0], width = table->value.shape[1];
   for (int64_t r = 0; r < rows; ++r)
     if (tokens[r] < 0 || tokens[r] >= vocabulary)
@@ -38,8 +43,7 @@ attn_var *attn_layer_embedding(attn_graph *graph, attn_parameter *table, const i
     graph->kernels->row_add(attn_row(&value, width, r), factor,
                             attn_row(&table->value, table->value.stride[0], tokens[r]), 0,
                             (attn_span){0}, width);
-  attn_var *y = attn_graph_result(graph, value, 0, NULL);
-  if (y && graph->recording && table->gradient.data) y->needs_gradient = true;
+  attn_var *y = attn_graph_result(graph, value, 1, &rows_of);
   embedding_node *node = attn_graph_record(graph, sizeof *node, y, embedding_backward);
   if (node) {
     node->table = table;

@@ -33,13 +33,13 @@ attn_var *attn_layer_lrpe(attn_graph *graph, attn_var *x, attn_var *theta,
 
 /* short_convolution.c: y_t[c] = sum_j w[c][W-1-j] x_{t-j}[c], zeros (or `tail`) before the
  * sequence. x [rows, channels], w [channels, W]. tail, if not NULL, is [W - 1, channels] in x's
- * dtype, holds the inputs before the first row and is moved on; only for one sequence, without
- * gradient. */
+ * dtype, holds the inputs before the first row and is moved on; only for one sequence. No gradient
+ * flows into it. */
 attn_var *attn_layer_short_convolution(attn_graph *graph, attn_var *x, attn_var *w,
                                        const attn_layout *layout, const attn_tensor *tail);
 
 /* embedding.c: y [rows, n] = factor * table[tokens], wide dtype; table [vocabulary, n] a parameter.
- */
+ * The tokens are read again in backward. */
 attn_var *attn_layer_embedding(attn_graph *graph, attn_parameter *table, const int32_t *tokens,
                                int64_t rows, double factor);
 

@@ -43,9 +43,9 @@ static attn_status backward_x(attn_graph *g, lrpe_node *self, const attn_tensor 
 
 /* One head a thread at a time: tokens are summed in order. */
 static attn_status backward_theta(attn_graph *g, lrpe_node *self, const attn_tensor *dy) {
-  attn_tensor d_theta = attn_gradient_overwrite(g, self->theta);
-  const attn_tensor *x = &self->x->value;
+  const attn_tensor *x = &self->x->value, *theta = &self->theta->value;
   int64_t heads = x->shape[1], dim = x->shape[2];
+  attn_tensor d_theta = attn_graph_tensor_like(g, g->wide, theta);
   attn_tensor scratch = attn_graph_tensor(g, g->wide, 3, (int64_t[]){heads, 2, dim});
   if (!d_theta.data || !scratch.data) return g->status;
   ATTN_TRY(attn_tensor_fill(&d_theta, 0));
@@ -83,10 +83,11 @@ attn_var *attn_layer_lrpe(attn_graph *graph, attn_var *x, attn_var *theta,
   char text[128];
   int64_t heads = x->value.rank == 3 ? x->value.shape[1] : -1;
   int64_t dim = x->value.rank == 3 ? x->value.shape[2] : -1;
-  if (heads < 0 || x->value.shape[0] != layout->rows ||
+  if (heads < 0 || x->value.shape[0] != layout->rows || (dim > 1 && x->value.stride[2] != 1) ||
       attn_tensor_count(&theta->value) != heads * dim)
     return attn_graph_fail(graph, ATTN_INVALID_SHAPE,
-                           "lrpe: x is %s, expected [%lld, heads, dim] with %lld angles",
+                           "lrpe: x is %s, expected [%lld, heads, dim (contiguous)] with %lld "
+                           "angles",
                            attn_shape_text(&x->value, text), (long long)layout->rows,
                            (long long)attn_tensor_count(&theta->value));
   double *angles = attn_arena_alloc(graph->arena, (size_t)(heads * dim) * sizeof *angles);

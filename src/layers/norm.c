@@ -3,6 +3,8 @@
 #include "graph/operations.h"
 #include "layers/layers.h"
 
+#include <float.h>
+
 typedef struct norm_node {
   attn_node node;
   attn_var *x, *weight, *bias;
@@ -10,12 +12,8 @@ typedef struct norm_node {
   double *factor, *mean; /* a row each; mean only for LayerNorm */
 } norm_node;
 
-static attn_span span_of(const attn_tensor *tensor) {
-  return (attn_span){tensor->data, tensor->dtype};
-}
-
 static attn_span values_of(attn_var *x) {
-  return x ? span_of(&x->value) : (attn_span){0};
+  return x ? (attn_span){x->value.data, x->value.dtype} : (attn_span){0};
 }
 
 /* One row of a backward, with partial gradients of weight and bias to add to. */
@@ -40,55 +38,56 @@ enum { PARTS = 16 };
 
 static attn_status norm_backward(attn_graph *g, attn_node *node) {
   norm_node *self = (norm_node *)node;
-  bool accumulate;
-  attn_tensor target = attn_gradient_of(g, self->x, &accumulate);
-  attn_tensor d_weight = {0}, d_bias = {0};
-  if (self->weight) d_weight = attn_gradient_overwrite(g, self->weight);
-  if (self->bias) d_bias = attn_gradient_overwrite(g, self->bias);
+  attn_var *const affine[2] = {self->weight, self->bias};
+  bool accumulate, trains[2];
+  for (int i = 0; i < 2; ++i) trains[i] = affine[i] && affine[i]->needs_gradient;
+  attn_tensor dx = attn_gradient_rows(g, self->x, &accumulate);
   attn_tensor x = attn_as_rows(g, &self->x->value);
   attn_tensor dy = attn_as_rows(g, &node->output->gradient);
-  attn_tensor dx = target.data ? attn_as_rows(g, &target) : target;
   int64_t rows = x.shape[0], width = x.shape[1];
-  int64_t shape[3] = {PARTS, 2, width};
   attn_tensor parts = {0};
-  if (d_weight.data || d_bias.data) {
-    parts = attn_graph_tensor(g, g->wide, 3, shape);
+  if (trains[0] || trains[1]) {
+    parts = attn_graph_tensor(g, g->wide, 3, (int64_t[]){PARTS, 2, width});
     if (parts.data) ATTN_TRY(attn_tensor_fill(&parts, 0));
   }
   if (g->status != ATTN_OK) return g->status;
-  if (dx.data != target.data) return attn_fail(ATTN_INTERNAL, "norm: gradient not in rows");
 #pragma omp parallel for num_threads(g->threads) schedule(static)
   for (int64_t part = 0; part < PARTS; ++part) {
     attn_span w = {0}, b = {0};
-    if (d_weight.data) w = attn_row(&parts, width, 2 * part);
-    if (d_bias.data) b = attn_row(&parts, width, 2 * part + 1);
+    if (trains[0]) w = attn_row(&parts, width, 2 * part);
+    if (trains[1]) b = attn_row(&parts, width, 2 * part + 1);
     for (int64_t r = rows * part / PARTS; r < rows * (part + 1) / PARTS; ++r)
       backward_row(g, self, &dx, accumulate, w, b, &x, &dy, r);
   }
-  attn_tensor *const sums[2] = {&d_weight, &d_bias};
+  attn_gradient_add(g, self->x, &dx);
   for (int which = 0; which < 2; ++which) {
-    if (!sums[which]->data) continue;
-    ATTN_TRY(attn_tensor_fill(sums[which], 0));
-    attn_span to = span_of(sums[which]);
-    for (int64_t part = 0; part < PARTS; ++part)
+    if (!trains[which]) continue;
+    attn_span to = attn_row(&parts, width, which);
+    for (int64_t part = 1; part < PARTS; ++part)
       g->kernels->row_add(to, 1, to, 1, attn_row(&parts, width, 2 * part + which), width);
+    attn_tensor sum;
+    ATTN_TRY(attn_tensor_wrap(to.data, to.dtype, 1, &width, &sum));
+    attn_gradient_add(g, affine[which], &sum);
   }
-  if (d_weight.data) attn_gradient_add(g, self->weight, &d_weight);
-  if (d_bias.data) attn_gradient_add(g, self->bias, &d_bias);
   return g->status;
 }
 
 static attn_var *norm(attn_graph *g, attn_var *x, attn_var *weight, attn_var *bias, double divisor,
                       double epsilon, bool centre) {
   if (!x) return NULL;
+  if (!(epsilon >= 0) || epsilon > DBL_MAX)
+    return attn_graph_fail(g, ATTN_INVALID_ARGUMENT, "norm: epsilon is %g, expected at least 0",
+                           epsilon);
   attn_tensor value = attn_graph_tensor_like(g, g->compute, &x->value);
   attn_tensor from = attn_as_rows(g, &x->value), to = attn_as_rows(g, &value);
   if (!from.data || !to.data) return NULL;
   int64_t rows = from.shape[0], width = from.shape[1];
   attn_var *const affine[2] = {weight, bias};
   for (int i = 0; i < 2; ++i)
-    if (affine[i] && (affine[i]->value.rank != 1 || affine[i]->value.shape[0] != width))
-      return attn_graph_fail(g, ATTN_INVALID_SHAPE, "norm: rows have %lld elements, the %s %lld",
+    if (affine[i] && (affine[i]->value.rank != 1 || affine[i]->value.shape[0] != width ||
+                      !attn_tensor_is_contiguous(&affine[i]->value)))
+      return attn_graph_fail(g, ATTN_INVALID_SHAPE,
+                             "norm: rows have %lld elements, the %s %lld (it must be contiguous)",
                              (long long)width, i ? "bias" : "weight",
                              (long long)attn_tensor_count(&affine[i]->value));
   double *factor = attn_arena_alloc(g->arena, (size_t)rows * sizeof *factor);

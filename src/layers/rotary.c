@@ -4,6 +4,7 @@
 #include "layers/angles.h"
 #include "layers/layers.h"
 
+#include <float.h>
 #include <math.h>
 
 typedef struct rotary_node {
@@ -63,11 +64,15 @@ attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *l
                             int64_t rotary_dim, double base) {
   if (!x) return NULL;
   char text[128];
-  if (x->value.rank != 3 || x->value.shape[0] != layout->rows || rotary_dim % 2 || rotary_dim < 2 ||
-      rotary_dim > x->value.shape[2])
+  if (x->value.rank != 3 || x->value.shape[0] != layout->rows || x->value.stride[2] != 1 ||
+      rotary_dim % 2 || rotary_dim < 2 || rotary_dim > x->value.shape[2])
     return attn_graph_fail(
-        graph, ATTN_INVALID_SHAPE, "rotary: x is %s, expected [%lld, heads, dim >= %lld (even)]",
+        graph, ATTN_INVALID_SHAPE,
+        "rotary: x is %s, expected [%lld, heads, dim >= %lld (even, contiguous)]",
         attn_shape_text(&x->value, text), (long long)layout->rows, (long long)rotary_dim);
+  if (!(base > 0) || base > DBL_MAX)
+    return attn_graph_fail(graph, ATTN_INVALID_ARGUMENT, "rotary: the base is %g, expected > 0",
+                           base);
   int64_t half = rotary_dim / 2;
   double *theta = attn_arena_alloc(graph->arena, (size_t)half * sizeof *theta);
   if (!theta) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);

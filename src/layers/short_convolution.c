@@ -13,6 +13,7 @@ typedef struct convolution_node {
   attn_node node;
   attn_var *x, *w;
   attn_tensor taps; /* [W, channels]: taps[j] multiplies x_{t-j} */
+  attn_tensor tail; /* as it was before this pass; data is NULL when there is none */
   attn_layout layout;
 } convolution_node;
 
@@ -28,6 +29,13 @@ static attn_tensor make_taps(attn_graph *g, const attn_tensor *w) {
     if (status != ATTN_OK) attn_graph_error(g, status);
   }
   return taps;
+}
+
+/* The input t rows after the start of a sequence; t < 0 reaches into the tail. */
+static attn_span input_row(const attn_tensor *x, const attn_tensor *tail, int64_t first,
+                           int64_t t) {
+  if (t >= 0) return attn_row(x, x->stride[0], first + t);
+  return attn_row(tail, tail->shape[1], tail->shape[0] + t);
 }
 
 static attn_status backward_x(attn_graph *g, convolution_node *self, const attn_tensor *dy) {
@@ -55,23 +63,23 @@ static attn_status backward_x(attn_graph *g, convolution_node *self, const attn_
 
 /* Threads share the taps; tokens are summed in order. */
 static attn_status backward_w(attn_graph *g, convolution_node *self, const attn_tensor *dy) {
-  attn_tensor dw = attn_gradient_overwrite(g, self->w);
+  attn_tensor dw = attn_graph_tensor_like(g, g->wide, &self->w->value);
   attn_tensor sums = attn_graph_tensor_like(g, g->wide, &self->taps);
   if (!dw.data || !sums.data) return g->status;
   ATTN_TRY(attn_tensor_fill(&sums, 0));
-  const attn_tensor *x = &self->x->value;
+  const attn_tensor *x = &self->x->value, *tail = self->tail.data ? &self->tail : NULL;
   int64_t width = sums.shape[0], channels = sums.shape[1];
 #pragma omp parallel for num_threads(g->threads) schedule(static)
   for (int64_t j = 0; j < width; ++j)
     for (int64_t b = 0; b < self->layout.batch; ++b) {
       int64_t first = attn_layout_first(&self->layout, b);
       int64_t length = attn_layout_length(&self->layout, b);
-      for (int64_t t = j; t < length; t += MAX_TAPS) {
+      for (int64_t t = tail ? 0 : j; t < length; t += MAX_TAPS) {
         attn_span upstream[MAX_TAPS], from[MAX_TAPS];
         int count = 0;
         for (; count < MAX_TAPS && t + count < length; ++count) {
           upstream[count] = attn_row(dy, dy->stride[0], first + t + count);
-          from[count] = attn_row(x, x->stride[0], first + t + count - j);
+          from[count] = input_row(x, tail, first, t + count - j);
         }
         g->kernels->row_multiply_sum(attn_row(&sums, channels, j), true, upstream, from, count,
                                      channels);
@@ -119,11 +127,12 @@ attn_var *attn_layer_short_convolution(attn_graph *graph, attn_var *x, attn_var 
                            attn_shape_text(in, text), attn_shape_text(&w->value, (char[128]){0}),
                            (long long)layout->rows);
   int64_t channels = in->shape[1];
-  if (tail && (layout->batch != 1 || tail->shape[0] != width - 1 || tail->shape[1] != channels ||
-               tail->dtype != in->dtype))
+  if (tail &&
+      (layout->batch != 1 || tail->rank != 2 || tail->shape[0] != width - 1 ||
+       tail->shape[1] != channels || tail->dtype != in->dtype || !attn_tensor_is_contiguous(tail)))
     return attn_graph_fail(graph, ATTN_INVALID_SHAPE,
-                           "short_convolution: the tail is not [%lld, "
-                           "%lld] of one sequence",
+                           "short_convolution: the tail is not a contiguous [%lld, %lld] of one "
+                           "sequence",
                            (long long)width - 1, (long long)channels);
   attn_tensor taps = make_taps(graph, &w->value);
   attn_tensor value = attn_graph_tensor_like(graph, in->dtype, in);
@@ -136,21 +145,27 @@ attn_var *attn_layer_short_convolution(attn_graph *graph, attn_var *x, attn_var 
       attn_span from[MAX_TAPS], by[MAX_TAPS];
       int count = 0;
       for (int64_t j = 0; j < width && (t - j >= 0 || tail); ++j, ++count) {
-        from[count] = t - j >= 0 ? attn_row(in, in->stride[0], first + t - j)
-                                 : attn_row(tail, channels, width - 1 + t - j);
+        from[count] = input_row(in, tail, first, t - j);
         by[count] = attn_row(&taps, channels, j);
       }
       graph->kernels->row_multiply_sum(attn_row(&value, channels, first + t), false, from, by,
                                        count, channels);
     }
   }
-  if (tail) move_tail(tail, in);
   attn_var *y = attn_graph_result(graph, value, 2, (attn_var *[]){x, w});
+  attn_tensor old_tail = {0};
+  if (tail && y && y->needs_gradient) {
+    old_tail = attn_graph_tensor_like(graph, tail->dtype, tail);
+    if (!old_tail.data) return NULL;
+    attn_add_tensor(graph, &old_tail, tail, 1, false);
+  }
+  if (tail) move_tail(tail, in);
   convolution_node *node = attn_graph_record(graph, sizeof *node, y, convolution_backward);
   if (node) {
     node->x = x;
     node->w = w;
     node->taps = taps;
+    node->tail = old_tail;
     node->layout = *layout;
   }
   return y;

@@ -1,6 +1,7 @@
 #include "training/optimiser.h"
 #include "base/memory.h"
 #include "base/status.h"
+#include "engines/dense/dense.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -12,7 +13,7 @@ enum { BLOCK = 4096, LANES = 8, NAME_PREFIX = 16 };
 
 struct attn_optimiser {
   attn_adamw options;
-  const attn_parameter *parameters;
+  attn_parameter **parameters; /* [count] */
   int64_t count;
   int64_t step;
   attn_tensor *m, *v; /* [count] */
@@ -90,20 +91,23 @@ static attn_status allocate_names(attn_optimiser *optimiser) {
   if (!optimiser->names[0]) return ATTN_OUT_OF_MEMORY;
   for (int64_t i = 0; i < optimiser->count; ++i) {
     char **pair = optimiser->names + 1 + 2 * i;
-    pair[0] = state_name("optimiser.m.", optimiser->parameters[i].name);
-    pair[1] = state_name("optimiser.v.", optimiser->parameters[i].name);
+    pair[0] = state_name("optimiser.m.", optimiser->parameters[i]->name);
+    pair[1] = state_name("optimiser.v.", optimiser->parameters[i]->name);
     if (!pair[0] || !pair[1]) return ATTN_OUT_OF_MEMORY;
   }
   return ATTN_OK;
 }
 
-static attn_status allocate(attn_optimiser *optimiser) {
+static attn_status allocate(attn_optimiser *optimiser, attn_parameter *const *parameters) {
   int64_t count = optimiser->count, most_blocks = 1;
+  optimiser->parameters = attn_alloc_array((size_t)count, sizeof *parameters);
+  if (!optimiser->parameters) return ATTN_OUT_OF_MEMORY;
+  memcpy(optimiser->parameters, parameters, (size_t)count * sizeof *parameters);
   optimiser->m = attn_alloc_array((size_t)count, sizeof *optimiser->m);
   optimiser->v = attn_alloc_array((size_t)count, sizeof *optimiser->v);
   if (!optimiser->m || !optimiser->v) return ATTN_OUT_OF_MEMORY;
   for (int64_t i = 0; i < count; ++i) {
-    const attn_tensor *value = &optimiser->parameters[i].value;
+    const attn_tensor *value = &optimiser->parameters[i]->value;
     ATTN_TRY(attn_tensor_create(value->dtype, value->rank, value->shape, &optimiser->m[i]));
     ATTN_TRY(attn_tensor_create(value->dtype, value->rank, value->shape, &optimiser->v[i]));
     int64_t blocks = blocks_of(attn_tensor_count(value));
@@ -114,18 +118,17 @@ static attn_status allocate(attn_optimiser *optimiser) {
   return allocate_names(optimiser);
 }
 
-attn_status attn_optimiser_create(const attn_adamw *options, const attn_parameter *parameters,
+attn_status attn_optimiser_create(const attn_adamw *options, attn_parameter *const *parameters,
                                   int64_t count, attn_optimiser **optimiser) {
   *optimiser = NULL;
   ATTN_TRY(check_options(options));
   if (count < 1) return attn_fail(ATTN_INVALID_ARGUMENT, "optimiser: there are no parameters");
-  for (int64_t i = 0; i < count; ++i) ATTN_TRY(check_parameter(&parameters[i]));
+  for (int64_t i = 0; i < count; ++i) ATTN_TRY(check_parameter(parameters[i]));
   attn_optimiser *fresh = attn_alloc_zero(sizeof *fresh);
   if (!fresh) return ATTN_OUT_OF_MEMORY;
   fresh->options = *options;
-  fresh->parameters = parameters;
   fresh->count = count;
-  attn_status status = allocate(fresh);
+  attn_status status = allocate(fresh, parameters);
   if (status == ATTN_OK)
     *optimiser = fresh;
   else
@@ -142,6 +145,7 @@ void attn_optimiser_destroy(attn_optimiser *optimiser) {
   for (int64_t i = 0; optimiser->names && i < 1 + 2 * optimiser->count; ++i)
     attn_free(optimiser->names[i]);
   attn_free(optimiser->names);
+  attn_free(optimiser->parameters);
   attn_free(optimiser->block_sums);
   attn_free(optimiser->m);
   attn_free(optimiser->v);
@@ -238,21 +242,29 @@ static void update_parameter(const attn_parameter *parameter, const attn_tensor 
 double attn_optimiser_norm(const attn_optimiser *optimiser) {
   double sum = 0;
   for (int64_t i = 0; i < optimiser->count; ++i)
-    sum += sum_of_squares(&optimiser->parameters[i].gradient, optimiser->block_sums);
+    sum += sum_of_squares(&optimiser->parameters[i]->gradient, optimiser->block_sums);
   return sqrt(sum);
 }
 
 static attn_status fail_not_finite(const attn_optimiser *optimiser) {
   for (int64_t i = 0; i < optimiser->count; ++i)
-    if (!isfinite(sum_of_squares(&optimiser->parameters[i].gradient, optimiser->block_sums)))
+    if (!isfinite(sum_of_squares(&optimiser->parameters[i]->gradient, optimiser->block_sums)))
       return attn_fail(ATTN_INVALID_ARGUMENT,
                        "optimiser: the gradient of %s is not finite at step %lld; nothing was "
                        "changed",
-                       optimiser->parameters[i].name, (long long)optimiser->step);
+                       optimiser->parameters[i]->name, (long long)optimiser->step);
   return attn_fail(ATTN_INVALID_ARGUMENT,
                    "optimiser: the norm of all gradients overflows at step %lld; nothing was "
                    "changed",
                    (long long)optimiser->step);
+}
+
+static attn_status renew_weights(attn_optimiser *optimiser) {
+  for (int64_t i = 0; i < optimiser->count; ++i) {
+    attn_parameter *parameter = optimiser->parameters[i];
+    if (parameter->weight) ATTN_TRY(attn_weight_set(parameter->weight, &parameter->value));
+  }
+  return ATTN_OK;
 }
 
 attn_status attn_optimiser_step(attn_optimiser *optimiser, double learning_rate,
@@ -276,16 +288,16 @@ attn_status attn_optimiser_step(attn_optimiser *optimiser, double learning_rate,
       .correction = 1 / sqrt(1 - pow(options->beta2, t)),
   };
   for (int64_t i = 0; i < optimiser->count; ++i) {
-    const attn_parameter *parameter = &optimiser->parameters[i];
+    const attn_parameter *parameter = optimiser->parameters[i];
     u.decay = parameter->decay ? learning_rate * options->weight_decay : 0;
     update_parameter(parameter, &optimiser->m[i], &optimiser->v[i], &u);
   }
-  return ATTN_OK;
+  return renew_weights(optimiser);
 }
 
 void attn_optimiser_zero_gradients(attn_optimiser *optimiser) {
   for (int64_t i = 0; i < optimiser->count; ++i) {
-    const attn_tensor *gradient = &optimiser->parameters[i].gradient;
+    const attn_tensor *gradient = &optimiser->parameters[i]->gradient;
     size_t size = (size_t)attn_tensor_count(gradient) * attn_dtype_size(gradient->dtype);
     if (size) memset(gradient->data, 0, size);
   }

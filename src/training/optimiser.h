@@ -14,7 +14,6 @@
 #ifndef ATTN_TRAINING_OPTIMISER_H
 #define ATTN_TRAINING_OPTIMISER_H
 
-#include "attn/tensor.h"
 #include "files/safetensors.h"
 #include "graph/parameter.h"
 
@@ -30,9 +29,10 @@ typedef struct attn_adamw {
 
 typedef struct attn_optimiser attn_optimiser;
 
-/* Allocates the moments, all zero. `parameters` is borrowed and must outlive the optimiser; the
- * order of the parameters is part of the result (the norm is summed in it). */
-attn_status attn_optimiser_create(const attn_adamw *options, const attn_parameter *parameters,
+/* Allocates the moments, all zero. Values and gradients are contiguous, of one shape, both float32
+ * or both float64. The parameters must outlive the optimiser (the list itself is copied); their
+ * order is part of the result, because the norm is summed in it. */
+attn_status attn_optimiser_create(const attn_adamw *options, attn_parameter *const *parameters,
                                   int64_t count, attn_optimiser **optimiser);
 void attn_optimiser_destroy(attn_optimiser *optimiser); /* NULL is fine */
 
@@ -43,7 +43,8 @@ typedef struct attn_step_info {
 
 /* One step. `gradient_scale`: 1 / micro-batches when gradients were accumulated over several. When
  * the norm is not finite nothing is changed and ATTN_INVALID_ARGUMENT says which parameter is the
- * first bad one. Gradients are read only. `info` may be NULL. Allocates nothing. */
+ * first bad one. Gradients are read only. Compute forms of the weights (parameter->weight) are
+ * given the new values. `info` may be NULL. Allocates nothing. */
 attn_status attn_optimiser_step(attn_optimiser *optimiser, double learning_rate,
                                 double gradient_scale, attn_step_info *info);
 /* Sets all gradients to zero. */

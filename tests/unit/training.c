@@ -4,6 +4,7 @@
 
 #include "base/fault.h"
 #include "base/memory.h"
+#include "engines/dense/dense.h"
 #include "models/fixtures/training.h"
 #include "training/optimiser.h"
 #include "training/schedule.h"
@@ -23,7 +24,7 @@ static const attn_adamw fixture_options = {
 static const double fixture_scale = 0.5;
 
 typedef struct problem {
-  attn_parameter parameters[2];
+  attn_parameter parameters[2], *list[2];
   attn_optimiser *optimiser;
 } problem;
 
@@ -36,15 +37,16 @@ static void set(const attn_tensor *tensor, const double *values) {
 
 static void setup(problem *p, attn_dtype dtype, const attn_adamw *options) {
   static const int64_t shapes[2][2] = {{3, 5}, {FIXTURE_SECOND, 0}};
-  static const char *const names[] = {"matrix", "norm"};
+  static char names[2][8] = {"matrix", "norm"};
   for (int i = 0; i < 2; ++i) {
     attn_parameter *parameter = &p->parameters[i];
+    p->list[i] = parameter;
     *parameter = (attn_parameter){.name = names[i], .decay = i == 0};
     assert_ok(attn_tensor_create(dtype, 2 - i, shapes[i], &parameter->value));
     assert_ok(attn_tensor_create(dtype, 2 - i, shapes[i], &parameter->gradient));
     set(&parameter->value, fixture_initial + (i ? FIXTURE_FIRST : 0));
   }
-  assert_ok(attn_optimiser_create(options, p->parameters, 2, &p->optimiser));
+  assert_ok(attn_optimiser_create(options, p->list, 2, &p->optimiser));
 }
 
 static void teardown(problem *p) {
@@ -173,6 +175,26 @@ static void bad_gradients_change_nothing(void **state) {
   teardown(&p);
 }
 
+/* A product after the step must see the new values. */
+static void compute_forms_follow(void **state) {
+  (void)state;
+  problem p;
+  setup(&p, ATTN_F32, &fixture_options);
+  attn_weight *weight;
+  assert_ok(attn_weight_create(3, 5, ATTN_BF16, &weight));
+  p.parameters[0].weight = weight;
+  for (int t = 0; t < 2; ++t) {
+    assert_ok(fixture_step(&p, t, NULL));
+    attn_tensor form = attn_weight_values(weight), rounded;
+    assert_ok(attn_tensor_create(ATTN_BF16, 2, p.parameters[0].value.shape, &rounded));
+    assert_ok(attn_tensor_copy(&p.parameters[0].value, &rounded));
+    assert_memory_equal(form.data, rounded.data, FIXTURE_FIRST * sizeof(uint16_t));
+    attn_tensor_destroy(&rounded);
+  }
+  attn_weight_destroy(weight);
+  teardown(&p);
+}
+
 /* A parameter of several blocks with a ragged end: the same bits at any number of threads, and a
  * step allocates nothing. */
 static void threads_do_not_matter(void **state) {
@@ -185,12 +207,13 @@ static void threads_do_not_matter(void **state) {
   double norms[2];
   for (int run = 0; run < 2; ++run) {
     assert_ok(attn_set_threads(run ? 3 : 1));
-    attn_parameter parameter = {.name = "w", .decay = true};
+    char name[] = "w";
+    attn_parameter parameter = {.name = name, .decay = true}, *list = &parameter;
     int64_t shape[] = {COUNT};
     parameter.value = test_from_doubles(normal, ATTN_F32, 1, shape);
     parameter.gradient = test_from_doubles(normal, ATTN_F32, 1, shape);
     attn_optimiser *optimiser;
-    assert_ok(attn_optimiser_create(&fixture_options, &parameter, 1, &optimiser));
+    assert_ok(attn_optimiser_create(&fixture_options, &list, 1, &optimiser));
     uint64_t before = attn_memory_get_stats().allocations;
     attn_step_info info;
     for (int t = 0; t < 3; ++t) assert_ok(attn_optimiser_step(optimiser, 0.01, 1, &info));
@@ -228,30 +251,31 @@ static void bad_options_are_refused(void **state) {
       {{0.9, 0.95, 1e-8, 0.1, -1}, "clip"}, {{NAN, 0.95, 1e-8, 0.1, 1}, "beta1"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
-    assert_int_equal(attn_optimiser_create(&cases[i].options, p.parameters, 2, &optimiser),
+    assert_int_equal(attn_optimiser_create(&cases[i].options, p.list, 2, &optimiser),
                      ATTN_INVALID_ARGUMENT);
     assert_non_null(strstr(attn_error_message(), cases[i].message));
     assert_null(optimiser);
   }
-  attn_parameter bad[2];
+  attn_parameter bad[2], *list[2] = {&bad[0], &bad[1]};
   memcpy(bad, p.parameters, sizeof bad);
   bad[1].gradient.shape[0] = 6;
-  assert_int_equal(attn_optimiser_create(&fixture_options, bad, 2, &optimiser), ATTN_INVALID_SHAPE);
+  assert_int_equal(attn_optimiser_create(&fixture_options, list, 2, &optimiser),
+                   ATTN_INVALID_SHAPE);
   bad[1] = p.parameters[1];
   bad[0].value.dtype = ATTN_BF16;
-  assert_int_equal(attn_optimiser_create(&fixture_options, bad, 2, &optimiser), ATTN_UNSUPPORTED);
+  assert_int_equal(attn_optimiser_create(&fixture_options, list, 2, &optimiser), ATTN_UNSUPPORTED);
   bad[0] = p.parameters[0];
   bad[0].gradient.data = NULL;
-  assert_int_equal(attn_optimiser_create(&fixture_options, bad, 2, &optimiser),
+  assert_int_equal(attn_optimiser_create(&fixture_options, list, 2, &optimiser),
                    ATTN_INVALID_ARGUMENT);
-  assert_int_equal(attn_optimiser_create(&fixture_options, bad, 0, &optimiser),
+  assert_int_equal(attn_optimiser_create(&fixture_options, list, 0, &optimiser),
                    ATTN_INVALID_ARGUMENT);
 
   size_t live = attn_memory_get_stats().live_bytes;
   bool hit = true;
   for (int skip = 0; hit; ++skip) { /* out of memory at every place */
     attn_fault_arm(ATTN_FAULT_ALLOC, skip);
-    attn_status status = attn_optimiser_create(&fixture_options, p.parameters, 2, &optimiser);
+    attn_status status = attn_optimiser_create(&fixture_options, p.list, 2, &optimiser);
     hit = attn_fault_disarm(ATTN_FAULT_ALLOC);
     assert_int_equal(status, hit ? ATTN_OUT_OF_MEMORY : ATTN_OK);
     attn_optimiser_destroy(optimiser);
@@ -313,6 +337,7 @@ int main(void) {
       cmocka_unit_test(bad_options_are_refused),
       cmocka_unit_test(schedules_equal_numpy),
       cmocka_unit_test(schedule_edges),
+      cmocka_unit_test(compute_forms_follow),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

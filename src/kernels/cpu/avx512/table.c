@@ -1,8 +1,12 @@
 #include "kernels/kernels.h"
 
+/* clang-format off */
+
 const attn_kernels attn_kernels_avx512 = {
     .path = ATTN_PATH_AVX512,
 #define USE(result, name, parameters) .name = attn_avx512_##name,
+    ATTN_CONVERT_KERNELS(USE)
+    ATTN_MATVEC_KERNELS(USE)
     ATTN_ROWS_KERNELS(USE)
     ATTN_RECURRENT_KERNELS(USE)
 #undef USE
