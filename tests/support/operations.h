@@ -6,7 +6,7 @@
 #include "graph/layout.h"
 #include "graph/operations.h"
 
-enum { TRIAL_LEAVES = 4, TRIAL_PARAMETERS = 4, TRIAL_INPUTS = TRIAL_LEAVES + TRIAL_PARAMETERS };
+enum { TRIAL_LEAVES = 5, TRIAL_PARAMETERS = 4, TRIAL_INPUTS = TRIAL_LEAVES + TRIAL_PARAMETERS };
 
 typedef struct trial {
   attn_graph *g;

@@ -331,6 +331,98 @@ static attn_var *checkpoint_view(trial *t) {
   return attn_graph_checkpoint(t->g, through_views, t, head_group(t, 2));
 }
 
+/* engines -----------------------------------------------------------------------------------------
+ */
+
+enum { LENGTH = 5, TOTAL = 2 * LENGTH };
+static const int32_t pieces[] = {0, 3, 3, TOTAL};
+
+#ifndef ATTN_WITHOUT_recurrent
+static attn_var *recurrent_with(trial *t, attn_recurrent_problem problem) {
+  attn_recurrent_args args = {0};
+  attn_var *decay = NULL, *beta = NULL;
+  if (problem.decay) /* g <= 0 */
+    decay = attn_op_scale(t->g, attn_op_activate_wide(t->g, ATTN_SOFTPLUS, t->leaf[3]), -1);
+  if (problem.update == ATTN_UPDATE_DELTA)
+    beta = attn_op_activate_wide(t->g, ATTN_SIGMOID, t->leaf[4]);
+  problem.passes = 0; /* set by the operation, as are shapes and dtype */
+  problem.scale = 0.5;
+  if (problem.ragged) {
+    problem.batch = 3;
+    problem.length = TOTAL - 3;
+    args.offsets = pieces;
+  }
+  return attn_op_recurrent(t->g, &problem, &args, t->leaf[0], t->leaf[1], t->leaf[2], decay, beta);
+}
+#define RECURRENT(name, ...)                                                                       \
+  static attn_var *name(trial *t) {                                                                \
+    attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT, set = {__VA_ARGS__};             \
+    problem.decay = set.decay;                                                                     \
+    problem.update = set.update;                                                                   \
+    problem.ragged = set.ragged;                                                                   \
+    return recurrent_with(t, problem);                                                             \
+  }
+RECURRENT(recurrent_plain, .decay = ATTN_DECAY_NONE)
+RECURRENT(recurrent_token, .decay = ATTN_DECAY_TOKEN)
+RECURRENT(recurrent_channel, .decay = ATTN_DECAY_CHANNEL)
+RECURRENT(recurrent_delta, .decay = ATTN_DECAY_TOKEN, .update = ATTN_UPDATE_DELTA)
+RECURRENT(recurrent_ragged, .decay = ATTN_DECAY_CHANNEL, .ragged = true)
+static attn_var *recurrent_itself(trial *t) { /* q, k and v are one variable */
+  attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT;
+  return attn_op_recurrent(t->g, &problem, &(attn_recurrent_args){0}, t->leaf[0], t->leaf[0],
+                           t->leaf[0], NULL, NULL);
+}
+#endif
+
+static attn_var *fused_part(trial *t, int which) {
+  attn_var *part = attn_view_slice(t->g, t->leaf[0], 1, which * WIDTH, WIDTH);
+  return attn_view_reshape(t->g, part, 4, (int64_t[]){2, LENGTH, HEADS, DIM});
+}
+#ifndef ATTN_WITHOUT_recurrent
+static attn_var *recurrent_views(trial *t) { /* of one fused projection */
+  attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT;
+  return attn_op_recurrent(t->g, &problem, &(attn_recurrent_args){0}, fused_part(t, 0),
+                           fused_part(t, 1), fused_part(t, 2), NULL, NULL);
+}
+#endif
+
+#ifndef ATTN_WITHOUT_softmax
+static attn_var *softmax_causal(trial *t) {
+  attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
+  problem.causal = true;
+  return attn_op_softmax(t->g, &problem, &(attn_softmax_args){0}, t->leaf[0], t->leaf[1],
+                         t->leaf[2]);
+}
+static attn_var *softmax_cross(trial *t) {
+  attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
+  return attn_op_softmax(t->g, &problem, &(attn_softmax_args){0}, t->leaf[0], t->leaf[1],
+                         t->leaf[2]);
+}
+static attn_var *softmax_ragged(trial *t) {
+  attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
+  problem.causal = problem.ragged = true;
+  problem.batch = 3;
+  problem.query_length = problem.key_length = TOTAL - 3;
+  attn_softmax_args args = {.query_offsets = pieces, .key_offsets = pieces};
+  return attn_op_softmax(t->g, &problem, &args, t->leaf[0], t->leaf[1], t->leaf[2]);
+}
+static attn_var *softmax_itself(trial *t) {
+  attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
+  return attn_op_softmax(t->g, &problem, &(attn_softmax_args){0}, t->leaf[0], t->leaf[0],
+                         t->leaf[0]);
+}
+static attn_var *softmax_views(trial *t) {
+  attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
+  problem.causal = true;
+  return attn_op_softmax(t->g, &problem, &(attn_softmax_args){0}, fused_part(t, 0),
+                         fused_part(t, 1), fused_part(t, 2));
+}
+#endif
+
+#define SEQUENCE                                                                                   \
+  { 2, LENGTH, HEADS, DIM }
+#define PACKED                                                                                     \
+  { TOTAL, HEADS, DIM }
 #define X                                                                                          \
   {                                                                                                \
     { ROWS, WIDTH }                                                                                \
@@ -491,6 +583,39 @@ static const operation_case cases[] = {
      .parameter = {{WIDTH}, {5, WIDTH}, {WIDTH, 5}},
      .wide = 1},
     {.name = "checkpoint of a view", .build = checkpoint_view, .leaf = QKV},
+#ifndef ATTN_WITHOUT_recurrent
+    {.name = "recurrent", .build = recurrent_plain, .leaf = {SEQUENCE, SEQUENCE, SEQUENCE}},
+    {.name = "recurrent, grouped heads",
+     .build = recurrent_plain,
+     .leaf = {SEQUENCE, SEQUENCE, {2, LENGTH, 2 * HEADS, 3}}},
+    {.name = "recurrent, decay by token",
+     .build = recurrent_token,
+     .leaf = {SEQUENCE, SEQUENCE, SEQUENCE, {2, LENGTH, HEADS}},
+     .wide = 8},
+    {.name = "recurrent, decay by channel",
+     .build = recurrent_channel,
+     .leaf = {SEQUENCE, SEQUENCE, SEQUENCE, SEQUENCE},
+     .wide = 8},
+    {.name = "recurrent, delta rule",
+     .build = recurrent_delta,
+     .leaf = {SEQUENCE, SEQUENCE, SEQUENCE, {2, LENGTH, HEADS}, {2, LENGTH, HEADS}},
+     .wide = 24},
+    {.name = "recurrent, packed",
+     .build = recurrent_ragged,
+     .leaf = {PACKED, PACKED, PACKED, PACKED},
+     .wide = 8},
+    {.name = "recurrent of one variable", .build = recurrent_itself, .leaf = {SEQUENCE}},
+    {.name = "recurrent of views", .build = recurrent_views, .leaf = {{TOTAL, 3 * WIDTH}}},
+#endif
+#ifndef ATTN_WITHOUT_softmax
+    {.name = "softmax, causal", .build = softmax_causal, .leaf = {SEQUENCE, SEQUENCE, SEQUENCE}},
+    {.name = "softmax, cross",
+     .build = softmax_cross,
+     .leaf = {SEQUENCE, {2, LENGTH + 3, 1, DIM}, {2, LENGTH + 3, 1, 3}}},
+    {.name = "softmax, packed", .build = softmax_ragged, .leaf = {PACKED, PACKED, PACKED}},
+    {.name = "softmax of one variable", .build = softmax_itself, .leaf = {SEQUENCE}},
+    {.name = "softmax of views", .build = softmax_views, .leaf = {{TOTAL, 3 * WIDTH}}},
+#endif
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
