@@ -3,8 +3,12 @@
 #define ATTN_ATTN_H
 
 #include "attn/base.h"
+#include "attn/mixer.h"
+#include "attn/model.h"
 #include "attn/plan.h"
 #include "attn/recurrent.h"
+#include "attn/sampling.h"
+#include "attn/sampling.h"
 #include "attn/softmax.h"
 #include "attn/tensor.h"
 

@@ -1,7 +1,8 @@
 /* Status codes, messages, threads and the choice of kernels.
  *
  * Every public function of libattn that can fail returns an attn_status. The library never prints,
- * exits or aborts; the message of the last error of the calling thread is kept until the next one. */
+ * exits or aborts; the message of the last error of the calling thread is kept until the next one.
+ */
 #ifndef ATTN_BASE_H
 #define ATTN_BASE_H
 
@@ -13,9 +14,9 @@
 extern "C" {
 #endif
 
-#define ATTN_VERSION_MAJOR 0
-#define ATTN_VERSION_MINOR 1
-#define ATTN_VERSION_PATCH 0
+#define ATTN_VERSION_MAJOR  0
+#define ATTN_VERSION_MINOR  1
+#define ATTN_VERSION_PATCH  0
 #define ATTN_VERSION_STRING "0.1.0"
 
 #if defined(__GNUC__)

@@ -6,14 +6,15 @@
  *   o_t  = scale S_t^T q_t,   divided by (scale z_t . q_t + epsilon) with the normaliser,
  *          z_t = alpha_t (.) z_{t-1} + k_t
  *
- * S is [dim, value_dim] for each value head, float32 (float64 for float64). alpha_t = exp(g_t), g <=
- * 0: none (alpha = 1), a constant per head, per token and head, or per token, head and key channel.
- * Instances: linear attention, Lightning Attention (arXiv 2401.04658, 2405.17381), GLA (2312.06635),
- * DeltaNet (2406.06484), Gated DeltaNet (2412.06464), Kimi Delta Attention (2510.26692).
+ * S is [dim, value_dim] for each value head, float32 (float64 for float64). alpha_t = exp(g_t), g
+ * <= 0: none (alpha = 1), a constant per head, per token and head, or per token, head and key
+ * channel. Instances: linear attention, Lightning Attention (arXiv 2401.04658, 2405.17381), GLA
+ * (2312.06635), DeltaNet (2406.06484), Gated DeltaNet (2412.06464), Kimi Delta Attention
+ * (2510.26692).
  *
  * Inside a block the quadratic form, between blocks the state: cost O(length), memory O(length).
- * Layout [batch, length, heads, dim], innermost dimension contiguous, other strides free. Value head
- * h reads query and key head h / (value_heads / heads). */
+ * Layout [batch, length, heads, dim], innermost dimension contiguous, other strides free. Value
+ * head h reads query and key head h / (value_heads / heads). */
 #ifndef ATTN_RECURRENT_H
 #define ATTN_RECURRENT_H
 
@@ -36,10 +37,10 @@ typedef struct attn_recurrent_problem {
   size_t struct_size;
   attn_dtype dtype; /* of q, k, v, o and their gradients: float64, float32 or bfloat16 */
   int passes;
-  int64_t batch, length;       /* when ragged: sequences and the longest */
-  int64_t heads, value_heads;  /* value_heads is a multiple of heads */
-  int64_t dim, value_dim;      /* 1 to 256 */
-  double scale;                /* of the query; 0 means 1 (no scaling) */
+  int64_t batch, length;      /* when ragged: sequences and the longest */
+  int64_t heads, value_heads; /* value_heads is a multiple of heads */
+  int64_t dim, value_dim;     /* 1 to 256 */
+  double scale;               /* of the query; 0 means 1 (no scaling) */
   attn_decay decay;
   attn_update update;
   bool normalise;
@@ -50,8 +51,10 @@ typedef struct attn_recurrent_problem {
 } attn_recurrent_problem;
 
 #define ATTN_RECURRENT_PROBLEM_INIT                                                                \
-  { .struct_size = sizeof(attn_recurrent_problem), .dtype = ATTN_F32,                              \
-    .passes = ATTN_PASS_FORWARD, .batch = 1, .heads = 1, .value_heads = 1 }
+  {                                                                                                \
+    .struct_size = sizeof(attn_recurrent_problem), .dtype = ATTN_F32, .passes = ATTN_PASS_FORWARD, \
+    .batch = 1, .heads = 1, .value_heads = 1                                                       \
+  }
 
 typedef struct attn_recurrent_args {
   attn_tensor q, k;  /* [batch, length, heads, dim]; ragged: [total, heads, dim] */

@@ -43,23 +43,25 @@ typedef struct attn_softmax_problem {
 } attn_softmax_problem;
 
 #define ATTN_SOFTMAX_PROBLEM_INIT                                                                  \
-  { .struct_size = sizeof(attn_softmax_problem), .dtype = ATTN_F32, .passes = ATTN_PASS_FORWARD,   \
-    .batch = 1, .heads = 1, .kv_heads = 1, .window_left = -1, .window_right = -1 }
+  {                                                                                                \
+    .struct_size = sizeof(attn_softmax_problem), .dtype = ATTN_F32, .passes = ATTN_PASS_FORWARD,   \
+    .batch = 1, .heads = 1, .kv_heads = 1, .window_left = -1, .window_right = -1                   \
+  }
 
 /* Tensors of one execution. Those that the problem does not mention stay zero (data == NULL). */
 typedef struct attn_softmax_args {
-  attn_tensor q; /* [batch, query_length, heads, dim];     ragged: [total queries, heads, dim] */
-  attn_tensor k; /* [batch, key_length, kv_heads, dim];    ragged: [total keys, kv_heads, dim];
-                    paged: [pages, page_size, kv_heads, dim] */
-  attn_tensor v; /* as k, with value_dim */
-  attn_tensor o; /* as q, with value_dim; written by forward, read by backward */
-  attn_tensor lse; /* float32 (float64 for float64): [batch, heads, query_length]; ragged: [heads,
-                      total queries]. Natural log; -inf for a row that sees no key (its o is 0).
-                      Optional in forward, needed by backward. */
+  attn_tensor q;    /* [batch, query_length, heads, dim];     ragged: [total queries, heads, dim] */
+  attn_tensor k;    /* [batch, key_length, kv_heads, dim];    ragged: [total keys, kv_heads, dim];
+                       paged: [pages, page_size, kv_heads, dim] */
+  attn_tensor v;    /* as k, with value_dim */
+  attn_tensor o;    /* as q, with value_dim; written by forward, read by backward */
+  attn_tensor lse;  /* float32 (float64 for float64): [batch, heads, query_length]; ragged: [heads,
+                       total queries]. Natural log; -inf for a row that sees no key (its o is 0).
+                       Optional in forward, needed by backward. */
   attn_tensor bias; /* float32 (float64 for float64) [batch, heads, query_length, key_length],
                        any stride may be 0 to broadcast. Not with ragged. */
-  attn_tensor alibi_slopes; /* float32 [heads] */
-  attn_tensor sinks;        /* float32 [heads] */
+  attn_tensor alibi_slopes;                   /* float32 [heads] */
+  attn_tensor sinks;                          /* float32 [heads] */
   const int32_t *query_offsets, *key_offsets; /* ragged: batch + 1 cumulative lengths each */
   const int32_t *key_lengths;                 /* optional, [batch]: keys in use, <= key_length */
   attn_tensor page_table;                     /* paged: int32 [batch, pages a sequence] */

@@ -1,5 +1,6 @@
 /* Arenas: a list of chunks, each at least twice as large as the one before. */
 #include "base/memory.h"
+#include "base/status.h"
 
 #include <string.h>
 
@@ -21,7 +22,10 @@ static size_t align_up(size_t size) {
 }
 
 static bool add_chunk(attn_arena *arena, size_t size) {
-  if (arena->count == MAX_CHUNKS) return false;
+  if (arena->count == MAX_CHUNKS) {
+    attn_fail(ATTN_OUT_OF_MEMORY, "out of memory: an arena of %d chunks is full", MAX_CHUNKS);
+    return false;
+  }
   char *memory = attn_alloc(size);
   if (!memory) return false;
   arena->chunks[arena->count++] = (chunk){.memory = memory, .size = size};
@@ -46,7 +50,10 @@ void attn_arena_destroy(attn_arena *arena) {
 
 void *attn_arena_alloc(attn_arena *arena, size_t size) {
   size_t needed = align_up(size);
-  if (needed < size) return NULL;
+  if (needed < size) {
+    attn_fail(ATTN_OUT_OF_MEMORY, "out of memory: %zu bytes asked for", size);
+    return NULL;
+  }
   for (;;) {
     chunk *current = &arena->chunks[arena->current];
     if (needed <= current->size - current->used) {

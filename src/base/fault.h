@@ -5,7 +5,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-typedef enum attn_fault_kind { ATTN_FAULT_ALLOC = 0, ATTN_FAULT_IO, ATTN_FAULT_KINDS } attn_fault_kind;
+typedef enum attn_fault_kind {
+  ATTN_FAULT_ALLOC = 0,
+  ATTN_FAULT_IO,
+  ATTN_FAULT_KINDS
+} attn_fault_kind;
 
 /* The operation after `skip` successful ones fails, and every later one too until disarmed. */
 void attn_fault_arm(attn_fault_kind kind, int64_t skip);

@@ -32,10 +32,12 @@ const char *attn_version(void) {
 }
 
 attn_status attn_fail(attn_status status, const char *format, ...) {
+  char fresh[MESSAGE_SIZE]; /* an argument may be the present message */
   va_list arguments;
   va_start(arguments, format);
-  vsnprintf(message, sizeof message, format, arguments);
+  vsnprintf(fresh, sizeof fresh, format, arguments);
   va_end(arguments);
+  memcpy(message, fresh, strlen(fresh) + 1);
   return status;
 }
 

@@ -15,11 +15,14 @@ struct attn_plan {
   int threads;                 /* that the plan was made for; execution uses no more */
 };
 
-/* Wisdom: a map from a key (engine, problem, path, threads, processor; no newline) to a few
- * integers. Thread-safe. */
+/* Wisdom: a map from a key (engine, problem, path, threads; no tab or newline, at most 1024
+ * characters; the processor is added to it) to a few integers. Thread-safe. Recording keeps it for
+ * this process; attn_wisdom_save writes it to the file. */
 enum { ATTN_WISDOM_VALUES = 4 };
 bool attn_wisdom_lookup(const char *key, int64_t values[ATTN_WISDOM_VALUES]);
 attn_status attn_wisdom_record(const char *key, const int64_t values[ATTN_WISDOM_VALUES]);
+/* Drops what is in memory, so that the file is read again when next needed. */
+void attn_wisdom_reload(void);
 
 /* Seconds of a monotonic clock, for measuring candidates. */
 double attn_seconds(void);

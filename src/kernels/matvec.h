@@ -1,6 +1,6 @@
 /* Matrix-vector products for decode: y[r][o] = sum_i x[r][i] w[o][i] for a few rows r (1 to 8).
- * w is [outputs, inputs], row-major with leading dimension ldw, as stored in model files. The caller
- * splits `outputs` over threads. Sums are float32 (float64 for f64). */
+ * w is [outputs, inputs], row-major with leading dimension ldw, as stored in model files. The
+ * caller splits `outputs` over threads. Sums are float32 (float64 for f64). */
 #ifndef ATTN_KERNELS_MATVEC_H
 #define ATTN_KERNELS_MATVEC_H
 

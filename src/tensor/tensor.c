@@ -29,7 +29,8 @@ attn_status attn_dtype_parse(const char *name, attn_dtype *dtype) {
       *dtype = (attn_dtype)i;
       return ATTN_OK;
     }
-  return attn_fail(ATTN_INVALID_ARGUMENT, "dtype '%s' is unknown; known: float64, float32, "
+  return attn_fail(ATTN_INVALID_ARGUMENT,
+                   "dtype '%s' is unknown; known: float64, float32, "
                    "bfloat16, float16, int64, int32, int16, int8, uint8, bool",
                    name ? name : "(null)");
 }
@@ -40,6 +41,7 @@ attn_status attn_tensor_wrap(void *data, attn_dtype dtype, int rank, const int64
     return attn_fail(ATTN_INVALID_ARGUMENT, "tensor: dtype %d is unknown", (int)dtype);
   if (rank < 0 || rank > ATTN_MAX_RANK)
     return attn_fail(ATTN_INVALID_SHAPE, "tensor: rank %d is not in 0 to %d", rank, ATTN_MAX_RANK);
+  if (rank && !shape) return attn_fail(ATTN_INVALID_ARGUMENT, "tensor: shape is NULL");
   *tensor = (attn_tensor){.data = data, .dtype = dtype, .rank = rank};
   int64_t count = 1;
   for (int i = rank - 1; i >= 0; --i) {
@@ -76,8 +78,8 @@ int64_t attn_tensor_count(const attn_tensor *tensor) {
 
 bool attn_tensor_is_contiguous(const attn_tensor *tensor) {
   int64_t expected = 1;
+  if (attn_tensor_count(tensor) == 0) return true;
   for (int i = tensor->rank - 1; i >= 0; --i) {
-    if (tensor->shape[i] == 0) return true;
     if (tensor->shape[i] != 1 && tensor->stride[i] != expected) return false;
     expected *= tensor->shape[i];
   }
@@ -91,7 +93,8 @@ static attn_status check_axis(const attn_tensor *tensor, int axis) {
 }
 
 static void *offset(const attn_tensor *tensor, int64_t elements) {
-  return tensor->data ? (char *)tensor->data + elements * (int64_t)dtypes[tensor->dtype].size : NULL;
+  return tensor->data ? (char *)tensor->data + elements * (int64_t)dtypes[tensor->dtype].size
+                      : NULL;
 }
 
 attn_status attn_tensor_slice(const attn_tensor *tensor, int axis, int64_t start, int64_t length,
@@ -135,30 +138,39 @@ attn_status attn_tensor_permute(const attn_tensor *tensor, const int *axes, attn
   return ATTN_OK;
 }
 
+/* Extents of 1 say nothing about memory, whatever their strides. */
+static attn_tensor without_ones(const attn_tensor *tensor) {
+  attn_tensor result = *tensor;
+  result.rank = 0;
+  for (int i = 0; i < tensor->rank; ++i) {
+    if (tensor->shape[i] == 1) continue;
+    result.shape[result.rank] = tensor->shape[i];
+    result.stride[result.rank++] = tensor->stride[i];
+  }
+  return result;
+}
+
 /* Finds strides for the new shape by matching runs of old axes with runs of new axes that have the
- * same number of elements; a run of old axes must be contiguous in itself. */
-static bool match_strides(const attn_tensor *old, attn_tensor *fresh) {
+ * same number of elements, which is not 0; a run of old axes must be contiguous in itself. */
+static bool match_strides(const attn_tensor *tensor, attn_tensor *fresh) {
+  attn_tensor old = without_ones(tensor);
   int o = 0, n = 0;
   while (n < fresh->rank) {
     if (fresh->shape[n] == 1) {
       fresh->stride[n++] = 1;
       continue;
     }
-    while (o < old->rank && old->shape[o] == 1) ++o;
     int o_end = o + 1, n_end = n + 1;
-    int64_t o_count = old->shape[o], n_count = fresh->shape[n];
+    int64_t o_count = old.shape[o], n_count = fresh->shape[n];
     while (o_count != n_count) {
       if (o_count < n_count) {
-        int64_t inner = old->shape[o_end];
-        if (inner != 1 && old->stride[o_end - 1] != inner * old->stride[o_end]) return false;
-        if (inner == 1) return false; /* rare; a copy is fine there */
-        o_count *= inner;
-        ++o_end;
+        if (old.stride[o_end - 1] != old.shape[o_end] * old.stride[o_end]) return false;
+        o_count *= old.shape[o_end++];
       } else {
         n_count *= fresh->shape[n_end++];
       }
     }
-    int64_t stride = old->stride[o_end - 1];
+    int64_t stride = old.stride[o_end - 1];
     for (int i = n_end - 1; i >= n; --i) {
       fresh->stride[i] = stride;
       stride *= fresh->shape[i];
@@ -201,15 +213,15 @@ attn_status attn_tensor_expand(const attn_tensor *tensor, int rank, const int64_
                                attn_tensor *view) {
   if (rank < tensor->rank || rank > ATTN_MAX_RANK)
     return attn_fail(ATTN_INVALID_SHAPE, "expand: rank %d cannot become %d", tensor->rank, rank);
-  attn_tensor result = *tensor;
-  result.rank = rank;
+  attn_tensor result;
+  ATTN_TRY(attn_tensor_wrap(tensor->data, tensor->dtype, rank, shape, &result));
+  result.device = tensor->device;
   int added = rank - tensor->rank;
   for (int i = 0; i < rank; ++i) {
     int64_t old = i < added ? 1 : tensor->shape[i - added];
-    if (old != shape[i] && (old != 1 || shape[i] < 0))
-      return attn_fail(ATTN_INVALID_SHAPE, "expand: extent %lld cannot become %lld",
-                       (long long)old, (long long)shape[i]);
-    result.shape[i] = shape[i];
+    if (old != shape[i] && old != 1)
+      return attn_fail(ATTN_INVALID_SHAPE, "expand: extent %lld cannot become %lld", (long long)old,
+                       (long long)shape[i]);
     result.stride[i] = i < added || (old == 1 && shape[i] != 1) ? 0 : tensor->stride[i - added];
   }
   *view = result;
@@ -274,6 +286,15 @@ static int64_t element_offset(const attn_tensor *tensor, const int64_t *index) {
   return elements;
 }
 
+/* Only memory that this processor can touch. */
+static attn_status check_readable(const char *what, const attn_tensor *tensor) {
+  if (tensor->device.kind != ATTN_CPU)
+    return attn_fail(ATTN_UNSUPPORTED, "%s: a tensor is not on the CPU", what);
+  if (!tensor->data && attn_tensor_count(tensor))
+    return attn_fail(ATTN_INVALID_ARGUMENT, "%s: a tensor has no data", what);
+  return ATTN_OK;
+}
+
 /* Advances a row-major index over all axes but the last; false after the last row. */
 static bool next_row(const attn_tensor *tensor, int64_t *index) {
   for (int i = tensor->rank - 2; i >= 0; --i) {
@@ -283,17 +304,40 @@ static bool next_row(const attn_tensor *tensor, int64_t *index) {
   return false;
 }
 
+/* The pairs that weights and activations meet in, for gapless rows: loops that vectorise. */
+#define DEFINE_CONVERT_ROW(name, from_type, to_type, expression)                                   \
+  static void name(void *target, const void *source, int64_t length) {                             \
+    const from_type *from = source;                                                                \
+    to_type *to = target;                                                                          \
+    for (int64_t i = 0; i < length; ++i) to[i] = expression;                                       \
+  }
+DEFINE_CONVERT_ROW(row_f32_to_bf16, float, uint16_t, attn_f32_to_bf16(from[i]))
+DEFINE_CONVERT_ROW(row_bf16_to_f32, uint16_t, float, attn_bf16_to_f32(from[i]))
+DEFINE_CONVERT_ROW(row_f16_to_f32, uint16_t, float, attn_f16_to_f32(from[i]))
+DEFINE_CONVERT_ROW(row_f32_to_f64, float, double, from[i])
+DEFINE_CONVERT_ROW(row_f64_to_f32, double, float, (float)from[i])
+
+static void (*const convert_row[ATTN_F16 + 1][ATTN_F16 + 1])(void *, const void *, int64_t) = {
+    [ATTN_F32] = {[ATTN_BF16] = row_f32_to_bf16, [ATTN_F64] = row_f32_to_f64},
+    [ATTN_BF16] = {[ATTN_F32] = row_bf16_to_f32},
+    [ATTN_F16] = {[ATTN_F32] = row_f16_to_f32},
+    [ATTN_F64] = {[ATTN_F32] = row_f64_to_f32},
+};
+
 attn_status attn_tensor_copy(const attn_tensor *source, const attn_tensor *target) {
   if (source->rank != target->rank)
     return attn_fail(ATTN_INVALID_SHAPE, "copy: rank %d to rank %d", source->rank, target->rank);
   for (int i = 0; i < source->rank; ++i)
     if (source->shape[i] != target->shape[i])
-      return attn_fail(ATTN_INVALID_SHAPE, "copy: extent %d is %lld in the source, %lld in the target",
-                       i, (long long)source->shape[i], (long long)target->shape[i]);
+      return attn_fail(ATTN_INVALID_SHAPE,
+                       "copy: extent %d is %lld in the source, %lld in the target", i,
+                       (long long)source->shape[i], (long long)target->shape[i]);
   bool same = source->dtype == target->dtype;
   if (!same && !(is_floating(source->dtype) && is_floating(target->dtype)))
     return attn_fail(ATTN_UNSUPPORTED, "copy: %s to %s", attn_dtype_name(source->dtype),
                      attn_dtype_name(target->dtype));
+  ATTN_TRY(check_readable("copy", source));
+  ATTN_TRY(check_readable("copy", target));
   if (attn_tensor_count(source) == 0) return ATTN_OK;
 
   size_t source_size = dtypes[source->dtype].size, target_size = dtypes[target->dtype].size;
@@ -303,10 +347,16 @@ attn_status attn_tensor_copy(const attn_tensor *source, const attn_tensor *targe
   int64_t target_step = source->rank ? target->stride[last] : 1;
   int64_t index[ATTN_MAX_RANK] = {0};
   do {
-    const char *from = (const char *)source->data + element_offset(source, index) * (int64_t)source_size;
+    const char *from =
+        (const char *)source->data + element_offset(source, index) * (int64_t)source_size;
     char *to = (char *)target->data + element_offset(target, index) * (int64_t)target_size;
     if (same && source_step == 1 && target_step == 1) {
       memcpy(to, from, (size_t)length * source_size);
+      continue;
+    }
+    if (!same && source_step == 1 && target_step == 1 &&
+        convert_row[source->dtype][target->dtype]) {
+      convert_row[source->dtype][target->dtype](to, from, length);
       continue;
     }
     for (int64_t i = 0; i < length; ++i) {
@@ -321,7 +371,19 @@ attn_status attn_tensor_copy(const attn_tensor *source, const attn_tensor *targe
   return ATTN_OK;
 }
 
+/* Converting a double to an integer that cannot hold it is undefined in C. */
+static attn_status check_holds(attn_dtype dtype, double value) {
+  if (is_floating(dtype) || dtype == ATTN_BOOL) return ATTN_OK;
+  bool is_signed = dtype != ATTN_U8;
+  int bits = (int)(8 * dtypes[dtype].size) - is_signed;
+  double limit = (double)(1ull << (bits - 1)) * 2;
+  if (value < limit && value >= (is_signed ? -limit : 0)) return ATTN_OK;
+  return attn_fail(ATTN_INVALID_ARGUMENT, "fill: %s cannot hold %g", dtypes[dtype].name, value);
+}
+
 attn_status attn_tensor_fill(const attn_tensor *tensor, double value) {
+  ATTN_TRY(check_readable("fill", tensor));
+  ATTN_TRY(check_holds(tensor->dtype, value));
   if (attn_tensor_count(tensor) == 0) return ATTN_OK;
   size_t size = dtypes[tensor->dtype].size;
   int64_t length = tensor->rank ? tensor->shape[tensor->rank - 1] : 1;

@@ -1,0 +1,109 @@
+/* Models and sessions: the two nouns that a user of a language model needs.
+ *
+ * A model is weights and a configuration, read-only once loaded; any number of sessions, in any
+ * threads, may run on it. A session is one sequence of tokens with its state: feed tokens, read
+ * logits, sample, fork, rewind, save. A session belongs to one thread at a time. */
+#ifndef ATTN_MODEL_H
+#define ATTN_MODEL_H
+
+#include "attn/sampling.h"
+#include "attn/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Models ----------------------------------------------------------------------------------------
+ */
+
+typedef struct attn_model attn_model;
+
+/* Loads a directory with config.json and model.safetensors (or shards and their index). `compute`
+ * is the dtype of products: bfloat16, float32 or float64. Weights in that dtype are used where they
+ * lie in the mapped file. ATTN_NOT_FOUND, ATTN_BAD_FORMAT (names the key or tensor). */
+ATTN_API attn_status attn_model_load(const char *directory, attn_dtype compute, attn_model **model);
+/* A fresh model from the text of a config.json, with random float32 weights from `seed`. */
+ATTN_API attn_status attn_model_create(const char *config, uint64_t seed, attn_dtype compute,
+                                       attn_model **model);
+ATTN_API void attn_model_destroy(attn_model *model);
+/* Writes config.json and model.safetensors, weights in `dtype` (float32, bfloat16 or float16), into
+ * the directory, which is made if needed. */
+ATTN_API attn_status attn_model_save(const attn_model *model, const char *directory,
+                                     attn_dtype dtype);
+
+typedef struct attn_model_info {
+  char type[64];        /* model_type of the configuration */
+  int64_t parameters;   /* numbers that were learnt */
+  int64_t weight_bytes; /* as stored */
+  int64_t layers, hidden, vocabulary;
+  int64_t state_fixed_bytes;  /* of a session, whatever its length */
+  int64_t state_token_bytes;  /* and for each token */
+  attn_dtype compute, stored; /* dtype of products; of the largest weight in the file */
+} attn_model_info;
+ATTN_API attn_status attn_model_get_info(const attn_model *model, attn_model_info *info);
+/* The mixer of layer 0 .. layers - 1, by name; NULL beyond. */
+ATTN_API const char *attn_model_mixer(const attn_model *model, int64_t layer);
+
+/* The mean of -ln p(token t | tokens before it) over tokens 1 .. count - 1 of one text, cut into
+ * windows of at most `window` tokens (0: 2048) that each start afresh but for `overlap` tokens of
+ * context that are not counted. *counted receives how many were. */
+ATTN_API attn_status attn_model_evaluate(const attn_model *model, const int32_t *tokens,
+                                         int64_t count, int64_t window, int64_t overlap,
+                                         double *mean_loss, int64_t *counted);
+
+/* Sessions --------------------------------------------------------------------------------------
+ */
+
+typedef struct attn_session attn_session;
+
+typedef struct attn_session_options {
+  size_t struct_size;
+  int64_t max_tokens;         /* capacity */
+  int64_t forks;              /* sessions that may share one family's pages, itself included */
+  int64_t checkpoint_spacing; /* tokens between checkpoints of a recurrent state; multiple of 64 */
+  int64_t checkpoints;        /* kept at most; denser near the end. 0: rewinding starts afresh */
+} attn_session_options;
+
+#define ATTN_SESSION_OPTIONS_INIT                                                                  \
+  {                                                                                                \
+    .struct_size = sizeof(attn_session_options), .max_tokens = 32768, .forks = 8,                  \
+    .checkpoint_spacing = 256, .checkpoints = 16                                                   \
+  }
+
+/* `options` may be NULL. The model must outlive the session. */
+ATTN_API attn_status attn_session_create(const attn_model *model,
+                                         const attn_session_options *options,
+                                         attn_session **session);
+ATTN_API void attn_session_destroy(attn_session *session);
+
+/* Reads count >= 1 tokens. Afterwards the logits of the last one are there. On an error the session
+ * is as before. One token: a decode step, which allocates nothing and takes no lock. */
+ATTN_API attn_status attn_session_feed(attn_session *session, const int32_t *tokens, int64_t count);
+/* [vocabulary] float32, until the next feed or rewind; NULL before the first token. */
+ATTN_API const float *attn_session_logits(const attn_session *session);
+/* Draws the next token from the logits without feeding it; history is the session's tokens. */
+ATTN_API attn_status attn_session_sample(attn_session *session, const attn_sampling *sampling,
+                                         int32_t *token);
+
+ATTN_API int64_t attn_session_position(const attn_session *session); /* tokens so far */
+ATTN_API const int32_t *attn_session_tokens(const attn_session *session);
+ATTN_API int64_t attn_session_state_bytes(const attn_session *session); /* in use now */
+
+/* A second session with the same past. Pages and checkpoints are shared until one of them writes.
+ * Not while another thread uses a session of the family. */
+ATTN_API attn_status attn_session_fork(attn_session *session, attn_session **fork);
+/* Back to the first `position` tokens (0 <= position <= now), logits included, for any mixer: cut
+ * where the state can be cut, else from the nearest checkpoint with a replay. Equals a fresh run.
+ */
+ATTN_API attn_status attn_session_rewind(attn_session *session, int64_t position);
+
+/* The session as a file: tokens, logits and state, with a version and a checksum; a file of another
+ * model, version or length is refused (ATTN_BAD_FORMAT). Checkpoints are not saved: a rewind behind
+ * the restored position replays from the start unless the state can be cut. */
+ATTN_API attn_status attn_session_save(const attn_session *session, const char *path);
+ATTN_API attn_status attn_session_restore(attn_session *session, const char *path);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,50 @@
+/* C[m, n] (+)= A[m, k] B[k, n] with B packed beforehand: what the dense products are made of.
+ *
+ * There are two ways to do it, with the same three functions each: oneDNN (onednn.c), and the tile
+ * kernels of this library (panels.c), which know float64 and need nothing of the processor. */
+#ifndef ATTN_ENGINES_DENSE_PRODUCT_H
+#define ATTN_ENGINES_DENSE_PRODUCT_H
+
+#include "attn/tensor.h"
+#include "base/memory.h"
+
+typedef struct attn_product attn_product;
+
+/* A matrix in memory: element (i, j) at data[i * stride[0] + j * stride[1]]. One stride is 1. */
+typedef struct attn_matrix {
+  void *data;
+  attn_dtype dtype;
+  int64_t rows, columns, stride[2];
+} attn_matrix;
+
+/* B in the form that one way of multiplying likes best. */
+typedef struct attn_packed {
+  const attn_product *product; /* NULL: nothing packed yet */
+  void *data;
+  size_t bytes; /* that the form needs */
+  int64_t k, n;
+  attn_dtype dtype;
+  _Alignas(16) char layout[768]; /* private to the product: the blocking of the packed form */
+} attn_packed;
+
+struct attn_product {
+  const char *name;
+  /* Fills in everything of `packed` but data for B [k, n], to be multiplied by matrices of about m
+   * rows; false when this product cannot do it here. */
+  bool (*plan)(int64_t m, int64_t k, int64_t n, attn_dtype dtype, attn_packed *packed);
+  /* Writes packed->data (bytes, 64-byte aligned) from b. */
+  attn_status (*pack)(const attn_packed *packed, const attn_matrix *b);
+  /* A is row-major and gapless; C is row-major and gapless, of dtype A's or float32. */
+  attn_status (*multiply)(const attn_matrix *a, const attn_packed *packed, const attn_matrix *c,
+                          bool accumulate, attn_arena *scratch);
+};
+
+/* Threads that a product of m x n x k multiply-adds, or a pass over `bytes` of memory, is worth: a
+ * fork and join costs as much as about a million of the former or some hundred kilobytes. */
+int attn_product_threads(int64_t m, int64_t n, int64_t k);
+int attn_pass_threads(int64_t bytes);
+
+extern const attn_product attn_product_panels; /* can do everything */
+extern const attn_product attn_product_onednn; /* float32 from AVX2 on, bfloat16 from AVX-512 on */
+
+#endif

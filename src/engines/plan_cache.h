@@ -1,0 +1,20 @@
+/* Plans by problem: a training step or a decode step asks for the same few again and again. */
+#ifndef ATTN_ENGINES_PLAN_CACHE_H
+#define ATTN_ENGINES_PLAN_CACHE_H
+
+#include "attn/recurrent.h"
+#include "attn/softmax.h"
+
+typedef struct attn_plan_cache attn_plan_cache;
+
+attn_plan_cache *attn_plan_cache_create(void); /* NULL when out of memory */
+void attn_plan_cache_destroy(attn_plan_cache *cache);
+
+/* The plan of the problem for the current kernel path and threads: an earlier one, or a new one
+ * that takes the place of the least recently used. The cache owns it. */
+attn_status attn_plan_cache_softmax(attn_plan_cache *cache, const attn_softmax_problem *problem,
+                                    const attn_plan **plan);
+attn_status attn_plan_cache_recurrent(attn_plan_cache *cache, const attn_recurrent_problem *problem,
+                                      const attn_plan **plan);
+
+#endif

@@ -1,0 +1,214 @@
+/* The engines on the tape: each operation keeps what its backward reads (inputs, output, LSE or
+ * initial state) and asks the plan cache for a plan of its problem. */
+#include "engines/plan.h"
+#include "engines/plan_cache.h"
+#include "graph/operations.h"
+
+#include <string.h>
+
+/* A workspace for one execution; the caller releases the arena to *mark afterwards. */
+static attn_status workspace_for(attn_graph *g, const attn_plan *plan, attn_arena_mark *mark,
+                                 void **workspace) {
+  *mark = attn_arena_get_mark(g->arena);
+  *workspace =
+      plan->info.workspace_bytes ? attn_arena_alloc(g->arena, plan->info.workspace_bytes) : NULL;
+  return plan->info.workspace_bytes && !*workspace ? ATTN_OUT_OF_MEMORY : ATTN_OK;
+}
+
+static bool is_sequence(attn_graph *g, const char *name, attn_var *x, bool ragged) {
+  int rank = ragged ? 3 : 4;
+  char text[128];
+  if (!x) return false;
+  if (x->value.rank == rank) return true;
+  attn_graph_fail(g, ATTN_INVALID_SHAPE, "attention: %s is %s, expected %s", name,
+                  attn_shape_text(&x->value, text),
+                  ragged ? "[total, heads, dim]" : "[batch, length, heads, dim]");
+  return false;
+}
+
+/* Keys and values may lie in pages: [pages, page_size, heads, dim]. */
+static bool are_sequences(attn_graph *g, attn_var *q, attn_var *k, attn_var *v, bool ragged,
+                          bool paged) {
+  return is_sequence(g, "q", q, ragged) && is_sequence(g, "k", k, ragged && !paged) &&
+         is_sequence(g, "v", v, ragged && !paged);
+}
+
+static int64_t extent(const attn_tensor *t, int from_last) {
+  return t->shape[t->rank - 1 - from_last];
+}
+
+/* softmax ---------------------------------------------------------------------------------------
+ */
+
+typedef struct softmax_node {
+  attn_node node;
+  attn_softmax_problem problem;
+  attn_softmax_args args;
+  attn_var *q, *k, *v;
+} softmax_node;
+
+static attn_status softmax_backward(attn_graph *g, attn_node *node) {
+  softmax_node *self = (softmax_node *)node;
+  attn_softmax_args args = self->args;
+  args.d_o = node->output->gradient;
+  args.d_q = attn_gradient_overwrite(g, self->q);
+  args.d_k = attn_gradient_overwrite(g, self->k);
+  args.d_v = attn_gradient_overwrite(g, self->v);
+  if (g->status != ATTN_OK) return g->status;
+  const attn_plan *plan;
+  ATTN_TRY(attn_plan_cache_softmax(g->plans, &self->problem, &plan));
+  attn_arena_mark mark;
+  void *workspace;
+  ATTN_TRY(workspace_for(g, plan, &mark, &workspace));
+  ATTN_TRY(attn_softmax_backward(plan, &args, workspace));
+  attn_arena_release(g->arena, mark);
+  attn_gradient_add(g, self->q, &args.d_q);
+  attn_gradient_add(g, self->k, &args.d_k);
+  attn_gradient_add(g, self->v, &args.d_v);
+  return g->status;
+}
+
+attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options,
+                          const attn_softmax_args *args, attn_var *q, attn_var *k, attn_var *v) {
+  if (!are_sequences(graph, q, k, v, options->ragged, options->paged)) return NULL;
+  attn_softmax_problem problem = *options;
+  attn_softmax_args bound = *args;
+  bool records = graph->recording && (q->needs_gradient || k->needs_gradient || v->needs_gradient);
+  problem.struct_size = sizeof problem;
+  problem.dtype = q->value.dtype;
+  problem.passes = ATTN_PASS_FORWARD | (records ? ATTN_PASS_BACKWARD : 0);
+  problem.heads = extent(&q->value, 1);
+  problem.dim = extent(&q->value, 0);
+  problem.kv_heads = extent(&k->value, 1);
+  problem.value_dim = extent(&v->value, 0);
+  if (!problem.ragged) {
+    problem.batch = q->value.shape[0];
+    problem.query_length = q->value.shape[1];
+    if (!problem.paged) problem.key_length = k->value.shape[1];
+  }
+  const attn_plan *plan;
+  attn_status status = attn_plan_cache_softmax(graph->plans, &problem, &plan);
+  if (status != ATTN_OK) return attn_graph_error(graph, status);
+
+  int64_t shape[ATTN_MAX_RANK];
+  memcpy(shape, q->value.shape, sizeof shape);
+  shape[q->value.rank - 1] = problem.value_dim;
+  bound.q = q->value;
+  bound.k = k->value;
+  bound.v = v->value;
+  bound.o = attn_graph_tensor(graph, problem.dtype, q->value.rank, shape);
+  if (records) {
+    int64_t lse[3] = {problem.batch, problem.heads, problem.query_length};
+    int64_t packed[2] = {problem.heads, q->value.shape[0]};
+    bound.lse = problem.ragged ? attn_graph_tensor(graph, graph->wide, 2, packed)
+                               : attn_graph_tensor(graph, graph->wide, 3, lse);
+  }
+  attn_var *o = attn_graph_result(graph, bound.o, 3, (attn_var *[]){q, k, v});
+  if (!o || graph->status != ATTN_OK) return NULL;
+  attn_arena_mark mark;
+  void *workspace;
+  status = workspace_for(graph, plan, &mark, &workspace);
+  if (status == ATTN_OK) status = attn_softmax_forward(plan, &bound, workspace);
+  attn_arena_release(graph->arena, mark);
+  if (status != ATTN_OK) return attn_graph_error(graph, status);
+  softmax_node *node = attn_graph_record(graph, sizeof *node, o, softmax_backward);
+  if (node) {
+    node->problem = problem;
+    node->args = bound;
+    node->q = q;
+    node->k = k;
+    node->v = v;
+  }
+  return o;
+}
+
+/* recurrent -------------------------------------------------------------------------------------
+ */
+
+typedef struct recurrent_node {
+  attn_node node;
+  attn_recurrent_problem problem;
+  attn_recurrent_args args;
+  attn_var *inputs[5]; /* q, k, v, decay, beta; the last two may be NULL */
+} recurrent_node;
+
+static attn_status recurrent_backward(attn_graph *g, attn_node *node) {
+  recurrent_node *self = (recurrent_node *)node;
+  attn_recurrent_args args = self->args;
+  attn_tensor *targets[5] = {&args.d_q, &args.d_k, &args.d_v, &args.d_decay, &args.d_beta};
+  args.d_o = node->output->gradient;
+  args.final_state = args.final_normaliser = (attn_tensor){0};
+  for (int i = 0; i < 5; ++i)
+    if (self->inputs[i]) *targets[i] = attn_gradient_overwrite(g, self->inputs[i]);
+  if (g->status != ATTN_OK) return g->status;
+  const attn_plan *plan;
+  ATTN_TRY(attn_plan_cache_recurrent(g->plans, &self->problem, &plan));
+  attn_arena_mark mark;
+  void *workspace;
+  ATTN_TRY(workspace_for(g, plan, &mark, &workspace));
+  ATTN_TRY(attn_recurrent_backward(plan, &args, workspace));
+  attn_arena_release(g->arena, mark);
+  for (int i = 0; i < 5; ++i)
+    if (self->inputs[i]) attn_gradient_add(g, self->inputs[i], targets[i]);
+  return g->status;
+}
+
+/* A state that the final one will overwrite is copied: backward begins with it. */
+static void keep_state(attn_graph *g, attn_tensor *initial, const attn_tensor *final) {
+  if (!initial->data || initial->data != final->data) return;
+  attn_tensor copy = attn_graph_tensor_like(g, initial->dtype, initial);
+  if (!copy.data) return;
+  attn_add_tensor(g, &copy, initial, 1, false);
+  *initial = copy;
+}
+
+attn_var *attn_op_recurrent(attn_graph *graph, const attn_recurrent_problem *options,
+                            const attn_recurrent_args *args, attn_var *q, attn_var *k, attn_var *v,
+                            attn_var *decay, attn_var *beta) {
+  if (!are_sequences(graph, q, k, v, options->ragged, false)) return NULL;
+  attn_var *inputs[5] = {q, k, v, decay, beta};
+  attn_recurrent_problem problem = *options;
+  attn_recurrent_args bound = *args;
+  bool records = false;
+  for (int i = 0; i < 5; ++i) records |= graph->recording && inputs[i] && inputs[i]->needs_gradient;
+  problem.struct_size = sizeof problem;
+  problem.dtype = q->value.dtype;
+  problem.passes = ATTN_PASS_FORWARD | (records ? ATTN_PASS_BACKWARD : 0);
+  problem.heads = extent(&q->value, 1);
+  problem.dim = extent(&q->value, 0);
+  problem.value_heads = extent(&v->value, 1);
+  problem.value_dim = extent(&v->value, 0);
+  if (!problem.ragged) {
+    problem.batch = q->value.shape[0];
+    problem.length = q->value.shape[1];
+  }
+  const attn_plan *plan;
+  attn_status status = attn_plan_cache_recurrent(graph->plans, &problem, &plan);
+  if (status != ATTN_OK) return attn_graph_error(graph, status);
+
+  bound.q = q->value;
+  bound.k = k->value;
+  bound.v = v->value;
+  if (decay) bound.decay = decay->value;
+  if (beta) bound.beta = beta->value;
+  if (records) {
+    keep_state(graph, &bound.initial_state, &bound.final_state);
+    keep_state(graph, &bound.initial_normaliser, &bound.final_normaliser);
+  }
+  bound.o = attn_graph_tensor_like(graph, problem.dtype, &v->value);
+  attn_var *o = attn_graph_result(graph, bound.o, 5, inputs);
+  if (!o || graph->status != ATTN_OK) return NULL;
+  attn_arena_mark mark;
+  void *workspace;
+  status = workspace_for(graph, plan, &mark, &workspace);
+  if (status == ATTN_OK) status = attn_recurrent_forward(plan, &bound, workspace);
+  attn_arena_release(graph->arena, mark);
+  if (status != ATTN_OK) return attn_graph_error(graph, status);
+  recurrent_node *node = attn_graph_record(graph, sizeof *node, o, recurrent_backward);
+  if (node) {
+    node->problem = problem;
+    node->args = bound;
+    memcpy(node->inputs, inputs, sizeof inputs);
+  }
+  return o;
+}

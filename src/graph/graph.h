@@ -1,0 +1,114 @@
+/* The tape: operations run at once and record how to differentiate themselves.
+ *
+ * A graph owns an arena; every variable, its value and its gradient live there until the graph is
+ * reset. An operation returns the variable of its result, or NULL after an error, and passes NULL
+ * inputs on, so that models read like the mathematics and check attn_graph_status once at the end.
+ *
+ * Dtypes: a graph has a compute dtype (bfloat16, float32 or float64). Sums that must stay exact
+ * (the residual stream, the loss, gates' logarithms) have its `wide` dtype: float64 for float64,
+ * else float32. With recording off nothing is kept and a backward costs nothing. */
+#ifndef ATTN_GRAPH_GRAPH_H
+#define ATTN_GRAPH_GRAPH_H
+
+#include "attn/tensor.h"
+#include "base/memory.h"
+#include "base/status.h"
+#include "graph/parameter.h"
+#include "kernels/kernels.h"
+
+typedef struct attn_graph attn_graph;
+typedef struct attn_node attn_node;
+
+typedef struct attn_var {
+  attn_tensor value;
+  attn_tensor gradient; /* same shape and dtype as value; data is NULL until something flows in */
+  bool needs_gradient;
+  struct attn_var *root; /* of a view: the variable whose memory it shows, gradient included */
+} attn_var;
+
+/* How to go back through one operation. Operations put their own data behind it. */
+struct attn_node {
+  attn_status (*backward)(attn_graph *graph, attn_node *node);
+  attn_var *output;
+  attn_node *previous;
+};
+
+struct attn_graph {
+  attn_arena *arena;
+  attn_dtype compute, wide;
+  bool recording;
+  bool used_up; /* by a backward: the tape is gone */
+  attn_status status;
+  attn_node *last;
+  struct attn_free_buffer *free_buffers; /* gradients that have been used up */
+  const attn_kernels *kernels;
+  int threads;
+  struct attn_plan_cache *plans; /* of the engines' problems, so that no step plans twice */
+};
+
+attn_status attn_graph_create(attn_dtype compute, attn_graph **graph);
+void attn_graph_destroy(attn_graph *graph);
+/* Forgets all variables and the tape; takes the current kernel path and threads. */
+void attn_graph_reset(attn_graph *graph, bool recording);
+/* ATTN_OK, or the first error since the last reset (with its message, if no later call failed). */
+attn_status attn_graph_status(const attn_graph *graph);
+/* Remembers the first error and returns NULL:  return attn_graph_fail(g, status, "..."); */
+void *attn_graph_fail(attn_graph *graph, attn_status status, const char *format, ...)
+    ATTN_PRINTF(3, 4);
+/* The same for a status whose message is set already. */
+void *attn_graph_error(attn_graph *graph, attn_status status);
+
+/* Runs the tape backwards from `loss` (one element) with d loss = scale. Gradients of parameters
+ * are added to what they hold. Once after each reset. */
+attn_status attn_graph_backward(attn_graph *graph, attn_var *loss, double scale);
+
+/* Variables. */
+attn_var *attn_graph_input(attn_graph *graph, const attn_tensor *value); /* no gradient */
+attn_var *attn_graph_leaf(attn_graph *graph, const attn_tensor *value);  /* with; contiguous */
+attn_var *attn_graph_parameter(attn_graph *graph, attn_parameter *parameter);
+/* A contiguous tensor from the arena, uninitialised; data is NULL after an error. */
+attn_tensor attn_graph_tensor(attn_graph *graph, attn_dtype dtype, int rank, const int64_t *shape);
+/* The variable of a result; needs a gradient if recording and any of the inputs does. */
+attn_var *attn_graph_result(attn_graph *graph, attn_tensor value, int inputs,
+                            attn_var *const *input);
+
+/* Views: the same memory, value and gradient. */
+attn_var *attn_view_reshape(attn_graph *graph, attn_var *x, int rank, const int64_t *shape);
+attn_var *attn_view_slice(attn_graph *graph, attn_var *x, int axis, int64_t start, int64_t length);
+
+/* Records an operation: `size` bytes that begin with an attn_node; NULL when nothing needs to be
+ * recorded (check `output->needs_gradient`) or after an error. */
+void *attn_graph_record(attn_graph *graph, size_t size, attn_var *output,
+                        attn_status (*backward)(attn_graph *, attn_node *));
+/* For a backward: where to put the gradient of x. *accumulate tells whether it has to be added to
+ * what is there. Data is NULL when x needs no gradient, or (with status set) after an error. */
+attn_tensor attn_gradient_of(attn_graph *graph, attn_var *x, bool *accumulate);
+/* The same for callers that can only overwrite: a fresh tensor of x's shape when there is something
+ * to add to; attn_gradient_add then adds it. */
+attn_tensor attn_gradient_overwrite(attn_graph *graph, attn_var *x);
+void attn_gradient_add(attn_graph *graph, attn_var *x, const attn_tensor *part);
+/* attn_gradient_of as rows (see attn_as_rows): where the strides of a view forbid that, fresh rows,
+ * which attn_gradient_add then adds; it does nothing to rows that are in place already. */
+attn_tensor attn_gradient_rows(attn_graph *graph, attn_var *x, bool *accumulate);
+
+/* Runs block(context, x) keeping only its result, and again in backward: memory for time. The
+ * result must have x's shape and dtype. The block must do the same both times, and use no other
+ * variable that was made outside of it (parameters it asks for itself). */
+attn_var *attn_graph_checkpoint(attn_graph *graph,
+                                attn_var *(*block)(attn_graph *, void *context, attn_var *x),
+                                void *context, attn_var *x);
+
+/* Rows: a tensor seen as `rows` rows of its innermost axis. */
+int64_t attn_rows(const attn_tensor *tensor);
+/* Row r of a tensor whose leading axes collapse to one stride (see attn_row_stride). */
+attn_span attn_row(const attn_tensor *tensor, int64_t row_stride, int64_t r);
+/* The distance between rows in elements when all leading axes collapse, else -1. */
+int64_t attn_row_stride(const attn_tensor *tensor);
+/* tensor as [rows, innermost], or a contiguous copy from the arena if its strides forbid the view.
+ */
+attn_tensor attn_as_rows(attn_graph *graph, const attn_tensor *tensor);
+/* y = scale x, or y += scale x, element by element over any strides, on the graph's threads. */
+void attn_add_tensor(attn_graph *graph, const attn_tensor *y, const attn_tensor *x, double scale,
+                     bool accumulate);
+
+#endif

@@ -1,0 +1,62 @@
+/* The operations that every model needs; norms, rotations and the like are in src/layers/.
+ *
+ * Shapes are written [..., n]: any leading axes. All return NULL after an error (see graph.h). */
+#ifndef ATTN_GRAPH_OPERATIONS_H
+#define ATTN_GRAPH_OPERATIONS_H
+
+#include "attn/recurrent.h"
+#include "attn/softmax.h"
+#include "graph/graph.h"
+
+/* elementwise.c ---------------------------------------------------------------------------------
+ * Operands have equal shapes; the result has the dtype of the first. */
+attn_var *attn_op_add(attn_graph *graph, attn_var *a, attn_var *b);
+attn_var *attn_op_scale(attn_graph *graph, attn_var *x, double factor);
+attn_var *attn_op_activate(attn_graph *graph, attn_activation f, attn_var *x);
+/* f with a result of the wide dtype: for decays and gates that the engines take in float32. */
+attn_var *attn_op_activate_wide(attn_graph *graph, attn_activation f, attn_var *x);
+/* f(a) (.) b: gated units, output gates. */
+attn_var *attn_op_gate(attn_graph *graph, attn_activation f, attn_var *a, attn_var *b);
+/* x [..., n] + bias [n] */
+attn_var *attn_op_add_bias(attn_graph *graph, attn_var *x, attn_var *bias);
+/* y[.., c] = x[.., c] s[c / repeat]: x [..., n], s [n / repeat]. */
+attn_var *attn_op_scale_columns(attn_graph *graph, attn_var *x, attn_var *s, int64_t repeat);
+/* A copy in another dtype, contiguous. */
+attn_var *attn_op_cast(attn_graph *graph, attn_var *x, attn_dtype dtype);
+
+/* linear.c ---------------------------------------------------------------------------------------
+ * y [..., outputs] = x [..., inputs] w^T, w a parameter [outputs, inputs]. x is converted to the
+ * compute dtype if needed; y has the compute dtype, or the wide one. */
+attn_var *attn_op_linear(attn_graph *graph, attn_var *x, attn_parameter *w);
+attn_var *attn_op_linear_wide(attn_graph *graph, attn_var *x, attn_parameter *w);
+/* residual + x w^T in the residual's dtype, without a pass over memory of its own. */
+attn_var *attn_op_linear_add(attn_graph *graph, attn_var *residual, attn_var *x, attn_parameter *w);
+
+/* cross_entropy.c --------------------------------------------------------------------------------
+ * The mean of -log softmax(x w^T)[target] over the rows whose target is >= 0: the vocabulary head
+ * fused with the loss, by chunks of rows, so that only one chunk of logits ever exists. x
+ * [rows, inputs], w [vocabulary, inputs], targets [rows]. The result has one element, wide. */
+attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_parameter *w,
+                                       const int32_t *targets);
+
+/* attention.c ------------------------------------------------------------------------------------
+ * The engines on the tape. The caller fills in the problem's options and, in args, what is not a
+ * variable (tables, offsets, states); shapes, dtypes and passes are set here from the variables. */
+attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options,
+                          const attn_softmax_args *args, attn_var *q, attn_var *k, attn_var *v);
+/* decay and beta may be NULL where the problem has none; decay may be a variable without gradient.
+ */
+attn_var *attn_op_recurrent(attn_graph *graph, const attn_recurrent_problem *options,
+                            const attn_recurrent_args *args, attn_var *q, attn_var *k, attn_var *v,
+                            attn_var *decay, attn_var *beta);
+
+/* Helpers shared by operations. */
+bool attn_same_shape(const attn_tensor *a, const attn_tensor *b);
+const char *attn_shape_text(const attn_tensor *tensor, char text[128]);
+/* Contiguous, like `shape_of`, in a dtype. */
+attn_tensor attn_graph_tensor_like(attn_graph *graph, attn_dtype dtype,
+                                   const attn_tensor *shape_of);
+/* Rows a loop may take before more than one thread is worth its start. */
+#define ATTN_SERIAL_ELEMENTS (1 << 14)
+
+#endif

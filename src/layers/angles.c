@@ -1,0 +1,39 @@
+#include "layers/angles.h"
+
+#include <math.h>
+
+/* Exact every RESYNC positions, by rotation in between: a float64 rotation loses one ulp a step. */
+enum { RESYNC = 32 };
+
+static void write_row(const attn_tensor *table, int64_t row, int64_t j, double value) {
+  int64_t at = row * table->shape[1] + j;
+  if (table->dtype == ATTN_F64)
+    ((double *)table->data)[at] = value;
+  else
+    ((float *)table->data)[at] = (float)value;
+}
+
+attn_status attn_angle_tables(attn_graph *graph, const double *theta, int64_t width, int64_t first,
+                              int64_t count, attn_tensor *cosines, attn_tensor *sines) {
+  int64_t shape[2] = {count, width};
+  *cosines = attn_graph_tensor(graph, graph->wide, 2, shape);
+  *sines = attn_graph_tensor(graph, graph->wide, 2, shape);
+  if (!cosines->data || !sines->data) return graph->status;
+  int64_t blocks = (count + RESYNC - 1) / RESYNC;
+#pragma omp parallel for num_threads(graph->threads) schedule(static) if (count * width > 1 << 12)
+  for (int64_t block = 0; block < blocks; ++block) {
+    int64_t start = block * RESYNC, end = start + RESYNC < count ? start + RESYNC : count;
+    for (int64_t j = 0; j < width; ++j) {
+      double angle = (double)(first + start) * theta[j];
+      double c = cos(angle), s = sin(angle), step_c = cos(theta[j]), step_s = sin(theta[j]);
+      for (int64_t row = start; row < end; ++row) {
+        write_row(cosines, row, j, c);
+        write_row(sines, row, j, s);
+        double turned = c * step_c - s * step_s;
+        s = s * step_c + c * step_s;
+        c = turned;
+      }
+    }
+  }
+  return ATTN_OK;
+}

@@ -1,0 +1,54 @@
+#include "graph/operations.h"
+#include "layers/layers.h"
+
+typedef struct embedding_node {
+  attn_node node;
+  attn_parameter *table;
+  const int32_t *tokens;
+  double factor;
+} embedding_node;
+
+/* d table[token] += factor dy. Threads share the columns, so each sum runs in token order. */
+static attn_status embedding_backward(attn_graph *g, attn_node *node) {
+  embedding_node *self = (embedding_node *)node;
+  const attn_tensor *dy = &node->output->gradient, *target = &self->table->gradient;
+  int64_t rows = dy->shape[0], width = dy->shape[1], slice = 64;
+  int64_t slices = (width + slice - 1) / slice;
+#pragma omp parallel for num_threads(g->threads) schedule(static)
+  for (int64_t s = 0; s < slices; ++s) {
+    int64_t start = s * slice, count = width - start < slice ? width - start : slice;
+    for (int64_t r = 0; r < rows; ++r) {
+      attn_span to = attn_row(target, 1, self->tokens[r] * width + start);
+      g->kernels->row_add(to, 1, to, self->factor, attn_row(dy, 1, r * width + start), count);
+    }
+  }
+  return ATTN_OK;
+}
+
+attn_var *attn_layer_embedding(attn_graph *graph, attn_parameter *table, const int32_t *tokens,
+                               int64_t rows, double factor) {
+  if (table->value.rank != 2)
+    return attn_graph_fail(graph, ATTN_INVALID_SHAPE, "embedding: the table has rank %d, not 2",
+                           table->value.rank);
+  attn_var *rows_of = attn_graph_parameter(graph, table); /* checks what the table holds */
+  if (!rows_of) return NULL;
+  int64_t vocabulary = table->value.shape[0], width = table->value.shape[1];
+  for (int64_t r = 0; r < rows; ++r)
+    if (tokens[r] < 0 || tokens[r] >= vocabulary)
+      return attn_graph_fail(graph, ATTN_INVALID_ARGUMENT, "token %d at %lld is not in 0 to %lld",
+                             tokens[r], (long long)r, (long long)vocabulary - 1);
+  attn_tensor value = attn_graph_tensor(graph, graph->wide, 2, (int64_t[]){rows, width});
+  if (!value.data) return NULL;
+  for (int64_t r = 0; r < rows; ++r)
+    graph->kernels->row_add(attn_row(&value, width, r), factor,
+                            attn_row(&table->value, table->value.stride[0], tokens[r]), 0,
+                            (attn_span){0}, width);
+  attn_var *y = attn_graph_result(graph, value, 1, &rows_of);
+  embedding_node *node = attn_graph_record(graph, sizeof *node, y, embedding_backward);
+  if (node) {
+    node->table = table;
+    node->tokens = tokens;
+    node->factor = factor;
+  }
+  return y;
+}

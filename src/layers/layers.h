@@ -1,0 +1,57 @@
+/* Layers: norms, rotations, convolutions, embeddings, feed-forward blocks; one file each, forward
+ * and backward together. Shapes are written [..., n]: any leading axes. All return NULL after an
+ * error (see graph/graph.h). */
+#ifndef ATTN_LAYERS_LAYERS_H
+#define ATTN_LAYERS_LAYERS_H
+
+#include "graph/graph.h"
+#include "graph/layout.h"
+
+/* norm.c -----------------------------------------------------------------------------------------
+ * x [..., n] normalised over n; the result has the compute dtype. weight [n] or NULL. */
+/* x / sqrt(mean(x^2) + epsilon) (.) weight: RMSNorm (arXiv 1910.07467); SRMSNorm when weight is
+ * NULL (arXiv 2307.14995). */
+attn_var *attn_layer_rms_norm(attn_graph *graph, attn_var *x, attn_var *weight, double epsilon);
+/* x / sqrt(sum(x^2) + 1e-6) */
+attn_var *attn_layer_l2_norm(attn_graph *graph, attn_var *x);
+/* (x - mean) / sqrt(var + epsilon) (.) weight + bias (arXiv 1607.06450); weight, bias may be NULL.
+ */
+attn_var *attn_layer_layer_norm(attn_graph *graph, attn_var *x, attn_var *weight, attn_var *bias,
+                                double epsilon);
+
+/* rotary.c: rotary position embedding (arXiv 2104.09864) of x [rows, heads, dim]. The first
+ * rotary_dim channels turn in pairs (j, j + rotary_dim / 2) by position * base^(-2j / rotary_dim).
+ */
+attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *layout,
+                            int64_t rotary_dim, double base);
+
+/* lrpe.c: linearised relative position encoding as TransNormerLLM uses it (arXiv 2307.09270,
+ * 2307.14995): x [rows, heads, dim] -> [x cos(n theta), x sin(n theta)] [rows, heads, 2 dim], n the
+ * position, theta [heads, dim] learnable. */
+attn_var *attn_layer_lrpe(attn_graph *graph, attn_var *x, attn_var *theta,
+                          const attn_layout *layout);
+
+/* short_convolution.c: y_t[c] = sum_j w[c][W-1-j] x_{t-j}[c], zeros (or `tail`) before the
+ * sequence. x [rows, channels], w [channels, W]. tail, if not NULL, is [W - 1, channels] in x's
+ * dtype, holds the inputs before the first row and is moved on; only for one sequence. No gradient
+ * flows into it. */
+attn_var *attn_layer_short_convolution(attn_graph *graph, attn_var *x, attn_var *w,
+                                       const attn_layout *layout, const attn_tensor *tail);
+
+/* embedding.c: y [rows, n] = factor * table[tokens], wide dtype; table [vocabulary, n] a parameter.
+ * The tokens are read again in backward. */
+attn_var *attn_layer_embedding(attn_graph *graph, attn_parameter *table, const int32_t *tokens,
+                               int64_t rows, double factor);
+
+/* feed_forward.c: x [rows, n] -> [rows, n]. */
+typedef enum attn_feed_forward {
+  ATTN_SWIGLU = 0, /* (silu(x W1^T) (.) (x W2^T)) W3^T   (arXiv 2002.05202) */
+  ATTN_SGLU,       /* ((x W1^T) (.) (x W2^T)) W3^T       (arXiv 2307.14995) */
+  ATTN_GELU_MLP,   /* gelu(x W1^T + b1) W2^T + b2; biases optional */
+} attn_feed_forward;
+attn_var *attn_layer_gated_feed_forward(attn_graph *graph, attn_activation f, attn_var *x,
+                                        attn_parameter *w1, attn_parameter *w2, attn_parameter *w3);
+attn_var *attn_layer_mlp(attn_graph *graph, attn_activation f, attn_var *x, attn_parameter *w1,
+                         attn_parameter *b1, attn_parameter *w2, attn_parameter *b2);
+
+#endif

@@ -1,0 +1,104 @@
+/* What a mixer is: one table entry, in one file of this folder. docs/mixers.md tells how to add
+ * one.
+ *
+ * A mixer maps x [rows, hidden] to y [rows, hidden]. `apply` is its only way in: without a state it
+ * runs whole sequences (training, evaluation); with one it continues from the state and updates it,
+ * be it by a thousand tokens (prefill) or by one (decode). */
+#ifndef ATTN_MIXERS_MIXER_H
+#define ATTN_MIXERS_MIXER_H
+
+#include "attn/mixer.h"
+#include "graph/graph.h"
+#include "graph/layout.h"
+#include "mixers/shared/state.h"
+
+enum { ATTN_MIXER_PARAMETERS = 16 };
+
+typedef enum attn_decay_schedule {
+  ATTN_SCHEDULE_CODE = 0, /* slope = base (1 - l / (L - 1) + 1e-5), base = ALiBi slopes */
+  ATTN_SCHEDULE_PAPER,    /* slope = (8 h / H) (1 - l / L) */
+} attn_decay_schedule;
+
+/* The numbers that a configuration gives for one layer. 0 means the mixer's default, which its
+ * `configure` fills in. */
+typedef struct attn_mixer_options {
+  int64_t hidden;     /* width of x and y */
+  int64_t heads;      /* of queries */
+  int64_t kv_heads;   /* of keys and values; heads for MHA, 1 for MQA */
+  int64_t dim;        /* of a query or key head */
+  int64_t value_dim;  /* of a value head */
+  int64_t window;     /* softmax: keys at most window - 1 tokens back are seen; 0: all */
+  int64_t rotary_dim; /* channels that rotary embedding turns; -1: none */
+  double rope_base;   /* of rotary embedding */
+  double soft_cap;    /* softmax: of the logits; 0: none */
+  bool lrpe;          /* lightning: LRPE on q and k */
+  attn_decay_schedule schedule;
+  int64_t convolution;   /* taps of short convolutions; -1: none */
+  int64_t gate_rank;     /* of low-rank gates */
+  double norm_epsilon;   /* of norms inside the mixer */
+  int64_t layer, layers; /* which layer of how many: decay schedules depend on it */
+} attn_mixer_options;
+
+typedef enum attn_initial {
+  ATTN_INIT_NORMAL = 0, /* mean 0, deviation `scale` */
+  ATTN_INIT_CONSTANT,   /* `scale` */
+  ATTN_INIT_UNIFORM,    /* between -scale and scale */
+  ATTN_INIT_LOG_A,      /* log(uniform(1, 16)): decay rates of Gated DeltaNet and KDA */
+  ATTN_INIT_DT_BIAS,    /* softplus^-1(dt), dt log-uniform in [0.001, 0.1], at least 1e-4 */
+  ATTN_INIT_LRPE,       /* theta_j = 10000^(-2 j / n), j over all elements, n = `scale` */
+} attn_initial;
+
+typedef struct attn_parameter_shape {
+  const char *name; /* as in model files, below the mixer: "q_proj.weight" */
+  int rank;
+  int64_t shape[2];
+  attn_initial initial;
+  double scale;
+  bool decay;   /* whether weight decay applies */
+  bool product; /* a matrix that rows are multiplied by: it gets a packed form */
+} attn_parameter_shape;
+
+/* What `apply` gets besides x. */
+typedef struct attn_mixer_call {
+  const attn_mixer_options *options;
+  attn_parameter **parameters; /* in the order of `parameters` below */
+  attn_layout layout;
+  attn_state *state; /* NULL without */
+} attn_mixer_call;
+
+typedef struct attn_mixer {
+  attn_mixer_info info;
+  /* Fills in defaults and refuses what does not fit: ATTN_INVALID_ARGUMENT names the field. */
+  attn_status (*configure)(attn_mixer_options *options);
+  /* Both return how many they wrote (at most ATTN_MIXER_PARAMETERS, ATTN_STATE_PARTS). */
+  int (*parameters)(const attn_mixer_options *options, attn_parameter_shape *shapes);
+  int (*state)(const attn_mixer_options *options, attn_dtype compute, attn_state_part *parts);
+  attn_var *(*apply)(attn_graph *graph, const attn_mixer_call *call, attn_var *x);
+} attn_mixer;
+
+/* The table (mixers.c). */
+const attn_mixer *attn_mixer_at(int index);
+
+/* Helpers for mixers. */
+
+#define ATTN_INIT_STD 0.02 /* deviation of weights: N(0, 0.02^2) throughout the catalogue */
+attn_parameter_shape attn_matrix(const char *name, int64_t outputs, int64_t inputs);
+attn_parameter_shape attn_vector(const char *name, int64_t count, attn_initial initial,
+                                 double scale);
+/* Defaults and checks that all share: hidden, heads, kv_heads, dim, value_dim, norm_epsilon. */
+attn_status attn_mixer_configure_heads(attn_mixer_options *options, const char *mixer);
+/* x [rows, heads * dim] as [rows, heads, dim], and as what the engines take: [batch, length, heads,
+ * dim], or [rows, heads, dim] when the layout is packed. */
+attn_var *attn_split_heads(attn_graph *graph, attn_var *x, int64_t heads);
+attn_var *attn_as_sequences(attn_graph *graph, const attn_layout *layout, attn_var *x);
+/* Back to [rows, heads * dim]. */
+attn_var *attn_join_heads(attn_graph *graph, const attn_layout *layout, attn_var *x);
+/* The variable of parameter i. */
+attn_var *attn_mixer_parameter(attn_graph *graph, const attn_mixer_call *call, int i);
+/* attn_op_recurrent with the state of part `part` (a [value_heads, dim, value_dim] matrix). */
+struct attn_recurrent_problem;
+attn_var *attn_mixer_recurrent(attn_graph *graph, const attn_mixer_call *call, int part,
+                               const struct attn_recurrent_problem *options, attn_var *q,
+                               attn_var *k, attn_var *v, attn_var *decay, attn_var *beta);
+
+#endif

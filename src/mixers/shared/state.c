@@ -1,0 +1,372 @@
+#include "mixers/shared/state.h"
+#include "base/memory.h"
+#include "base/status.h"
+
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* Page pools ------------------------------------------------------------------------------------
+ */
+
+struct attn_page_pool {
+  _Atomic int64_t users;
+  int64_t pages;
+  size_t page_bytes, mapped_bytes;
+  char *memory;              /* reserved address space: pages cost memory once they are written */
+  _Atomic int32_t *sharers;  /* of each page; 0: free */
+  _Atomic int64_t next_free; /* where to look first */
+};
+
+attn_status attn_page_pool_create(const attn_state_part *part, int64_t pages,
+                                  attn_page_pool **pool) {
+  if (pages < 1 || pages > INT32_MAX)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "state: %lld pages are not in 1 to %d",
+                     (long long)pages, INT32_MAX);
+  attn_page_pool *p = attn_alloc_zero(sizeof *p);
+  if (!p) return ATTN_OUT_OF_MEMORY;
+  p->pages = pages;
+  p->page_bytes = (size_t)(ATTN_PAGE_TOKENS * part->shape[0]) * attn_dtype_size(part->dtype);
+  p->mapped_bytes = (size_t)pages * p->page_bytes;
+  p->sharers = attn_alloc_array((size_t)pages, sizeof *p->sharers);
+  void *memory = p->sharers ? mmap(NULL, p->mapped_bytes, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+                            : MAP_FAILED;
+  if (memory == MAP_FAILED) {
+    attn_free((void *)p->sharers);
+    attn_free(p);
+    return attn_fail(ATTN_OUT_OF_MEMORY, "state: cannot reserve %lld pages", (long long)pages);
+  }
+  p->memory = memory;
+  atomic_store(&p->users, 1);
+  *pool = p;
+  return ATTN_OK;
+}
+
+void attn_page_pool_retain(attn_page_pool *pool) {
+  atomic_fetch_add(&pool->users, 1);
+}
+
+void attn_page_pool_release(attn_page_pool *pool) {
+  if (!pool || atomic_fetch_sub(&pool->users, 1) != 1) return;
+  munmap(pool->memory, pool->mapped_bytes);
+  attn_free((void *)pool->sharers);
+  attn_free(pool);
+}
+
+/* A page with one sharer, or -1. Threads race for a page by compare-and-swap on its count. */
+static int32_t take_page(attn_page_pool *pool) {
+  int64_t start = atomic_load_explicit(&pool->next_free, memory_order_relaxed);
+  for (int64_t i = 0; i < pool->pages; ++i) {
+    int64_t page = (start + i) % pool->pages;
+    int32_t none = 0;
+    if (atomic_load_explicit(&pool->sharers[page], memory_order_relaxed) == 0 &&
+        atomic_compare_exchange_strong(&pool->sharers[page], &none, 1)) {
+      atomic_store_explicit(&pool->next_free, page + 1, memory_order_relaxed);
+      return (int32_t)page;
+    }
+  }
+  return -1;
+}
+
+static void share_page(attn_page_pool *pool, int32_t page) {
+  atomic_fetch_add(&pool->sharers[page], 1);
+}
+
+static void drop_page(attn_page_pool *pool, int32_t page) {
+  if (atomic_fetch_sub(&pool->sharers[page], 1) == 1)
+    atomic_store_explicit(&pool->next_free, page, memory_order_relaxed);
+}
+
+/* States ----------------------------------------------------------------------------------------
+ */
+
+enum { NO_PAGE = -1 };
+
+typedef struct part_storage {
+  attn_state_part shape;
+  attn_tensor fixed;
+  attn_page_pool *pool;
+  int32_t *owned; /* the pages of this state, NO_PAGE where there is none */
+  int32_t *table; /* what the engines read: as owned, with a valid page in every entry */
+} part_storage;
+
+struct attn_state {
+  int count;
+  int64_t position, capacity, table_pages;
+  part_storage parts[ATTN_STATE_PARTS];
+};
+
+static int64_t pages_for(int64_t tokens) {
+  return (tokens + ATTN_PAGE_TOKENS - 1) / ATTN_PAGE_TOKENS;
+}
+
+static void set_page(part_storage *part, int64_t index, int32_t page) {
+  part->owned[index] = page;
+  part->table[index] = page == NO_PAGE ? 0 : page;
+}
+
+static attn_status create_part(part_storage *part, const attn_state_part *shape, int64_t pages,
+                               int64_t sharers, attn_page_pool *family) {
+  part->shape = *shape;
+  if (shape->kind == ATTN_STATE_FIXED)
+    return attn_tensor_create(shape->dtype, shape->rank, shape->shape, &part->fixed);
+  part->owned = attn_alloc_array((size_t)pages, sizeof *part->owned);
+  part->table = attn_alloc_array((size_t)pages, sizeof *part->table);
+  if (!part->owned || !part->table) return ATTN_OUT_OF_MEMORY;
+  for (int64_t i = 0; i < pages; ++i) set_page(part, i, NO_PAGE);
+  if (!family) return attn_page_pool_create(shape, pages * sharers, &part->pool);
+  attn_page_pool_retain(family);
+  part->pool = family;
+  return ATTN_OK;
+}
+
+attn_status attn_state_create(const attn_state_part *parts, int count, int64_t capacity,
+                              int64_t sharers, const attn_state *family, attn_state **state) {
+  if (count < 0 || count > ATTN_STATE_PARTS || capacity < 1 || sharers < 1)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "state: %d parts for %lld tokens", count,
+                     (long long)capacity);
+  attn_state *s = attn_alloc_zero(sizeof *s);
+  if (!s) return ATTN_OUT_OF_MEMORY;
+  s->capacity = capacity;
+  s->table_pages = pages_for(capacity);
+  attn_status status = ATTN_OK;
+  for (int i = 0; i < count && status == ATTN_OK; ++i) {
+    s->count = i + 1;
+    status = create_part(&s->parts[i], &parts[i], s->table_pages, sharers,
+                         family ? family->parts[i].pool : NULL);
+  }
+  if (status != ATTN_OK)
+    attn_state_destroy(s);
+  else
+    *state = s;
+  return status;
+}
+
+static void drop_pages(attn_state *state, part_storage *part, int64_t from, int64_t to) {
+  for (int64_t i = from; i < to && i < state->table_pages; ++i)
+    if (part->owned[i] != NO_PAGE) {
+      drop_page(part->pool, part->owned[i]);
+      set_page(part, i, NO_PAGE);
+    }
+}
+
+void attn_state_destroy(attn_state *state) {
+  if (!state) return;
+  for (int i = 0; i < state->count; ++i) {
+    part_storage *part = &state->parts[i];
+    attn_tensor_destroy(&part->fixed);
+    if (part->pool) drop_pages(state, part, 0, state->table_pages);
+    attn_page_pool_release(part->pool);
+    attn_free(part->owned);
+    attn_free(part->table);
+  }
+  attn_free(state);
+}
+
+int64_t attn_state_position(const attn_state *state) {
+  return state->position;
+}
+
+/* The first row that a query at `position` or later may read. */
+static int64_t first_needed(const part_storage *part, int64_t position) {
+  int64_t window = part->shape.window;
+  return window && position > window ? position - window : 0;
+}
+
+void attn_state_advance(attn_state *state, int64_t tokens) {
+  state->position += tokens;
+  for (int i = 0; i < state->count; ++i) {
+    part_storage *part = &state->parts[i];
+    if (part->shape.kind != ATTN_STATE_ROWS) continue;
+    int64_t dead = first_needed(part, state->position) / ATTN_PAGE_TOKENS;
+    drop_pages(state, part, 0, dead);
+    /* entries before the window must still name a page that exists: any live one */
+    for (int64_t p = 0; p < dead && dead < state->table_pages; ++p)
+      part->table[p] = part->table[dead];
+  }
+}
+
+attn_tensor attn_state_fixed(const attn_state *state, int part) {
+  return state->parts[part].fixed;
+}
+
+static char *page_address(const part_storage *part, int32_t page) {
+  return part->pool->memory + (size_t)page * part->pool->page_bytes;
+}
+
+/* Makes page `index` writable: takes a fresh one, or copies one that others share. */
+static attn_status own_page(part_storage *part, int64_t index) {
+  int32_t old = part->owned[index];
+  if (old != NO_PAGE && atomic_load(&part->pool->sharers[old]) == 1) return ATTN_OK;
+  int32_t fresh = take_page(part->pool);
+  if (fresh < 0)
+    return attn_fail(ATTN_OUT_OF_MEMORY,
+                     "state: all %lld pages of '%s' are in use; destroy a fork "
+                     "or create the session with more",
+                     (long long)part->pool->pages, part->shape.name);
+  if (old != NO_PAGE) {
+    memcpy(page_address(part, fresh), page_address(part, old), part->pool->page_bytes);
+    drop_page(part->pool, old);
+  }
+  set_page(part, index, fresh);
+  return ATTN_OK;
+}
+
+attn_status attn_state_append(attn_state *state, int index, int64_t column,
+                              const attn_tensor *rows) {
+  part_storage *part = &state->parts[index];
+  int64_t count = rows->shape[0], width = rows->shape[1], whole = part->shape.shape[0];
+  if (rows->rank != 2 || column < 0 || column + width > whole || rows->dtype != part->shape.dtype ||
+      (width > 1 && rows->stride[1] != 1))
+    return attn_fail(ATTN_INTERNAL, "state: rows of '%s' have another shape", part->shape.name);
+  if (state->position + count > state->capacity)
+    return attn_fail(ATTN_OUT_OF_MEMORY,
+                     "the session holds at most %lld tokens; it has %lld and "
+                     "was given %lld more",
+                     (long long)state->capacity, (long long)state->position, (long long)count);
+  size_t element = attn_dtype_size(part->shape.dtype);
+  for (int64_t r = 0; r < count; ++r) {
+    int64_t token = state->position + r, page = token / ATTN_PAGE_TOKENS;
+    if (r == 0 || token % ATTN_PAGE_TOKENS == 0) ATTN_TRY(own_page(part, page));
+    int64_t to = token % ATTN_PAGE_TOKENS * whole + column;
+    memcpy(page_address(part, part->owned[page]) + (size_t)to * element,
+           (const char *)rows->data + (size_t)(r * rows->stride[0]) * element,
+           (size_t)width * element);
+  }
+  return ATTN_OK;
+}
+
+attn_tensor attn_state_pages(const attn_state *state, int index) {
+  const part_storage *part = &state->parts[index];
+  int64_t shape[3] = {part->pool->pages, ATTN_PAGE_TOKENS, part->shape.shape[0]};
+  attn_tensor pages = {0};
+  (void)attn_tensor_wrap(part->pool->memory, part->shape.dtype, 3, shape, &pages);
+  return pages;
+}
+
+attn_tensor attn_state_page_table(const attn_state *state, int index) {
+  attn_tensor table = {0};
+  (void)attn_tensor_wrap(state->parts[index].table, ATTN_I32, 2, (int64_t[]){1, state->table_pages},
+                         &table);
+  return table;
+}
+
+void attn_state_assign(attn_state *target, const attn_state *source) {
+  if (target == source) return;
+  for (int i = 0; i < source->count; ++i) {
+    part_storage *to = &target->parts[i];
+    const part_storage *from = &source->parts[i];
+    if (from->shape.kind == ATTN_STATE_FIXED) {
+      memcpy(to->fixed.data, from->fixed.data,
+             (size_t)attn_tensor_count(&from->fixed) * attn_dtype_size(from->fixed.dtype));
+      continue;
+    }
+    int64_t used = pages_for(source->position);
+    for (int64_t p = 0; p < target->table_pages; ++p) {
+      int32_t page = p < used ? from->owned[p] : NO_PAGE;
+      if (page != NO_PAGE) share_page(to->pool, page); /* before dropping: they may be the same */
+      if (to->owned[p] != NO_PAGE) drop_page(to->pool, to->owned[p]);
+      to->owned[p] = page;
+      to->table[p] = p < used ? from->table[p] : 0;
+    }
+  }
+  target->position = source->position;
+}
+
+void attn_state_clear(attn_state *state) {
+  for (int i = 0; i < state->count; ++i) {
+    part_storage *part = &state->parts[i];
+    if (part->shape.kind == ATTN_STATE_FIXED)
+      memset(part->fixed.data, 0,
+             (size_t)attn_tensor_count(&part->fixed) * attn_dtype_size(part->fixed.dtype));
+    else
+      drop_pages(state, part, 0, state->table_pages);
+  }
+  state->position = 0;
+}
+
+bool attn_state_cut(attn_state *state, int64_t position) {
+  if (position > state->position || position < 0) return false;
+  if (position == state->position) return true;
+  for (int i = 0; i < state->count; ++i) {
+    const part_storage *part = &state->parts[i];
+    if (part->shape.kind == ATTN_STATE_FIXED) return false;
+    for (int64_t p = first_needed(part, position) / ATTN_PAGE_TOKENS; p < pages_for(position); ++p)
+      if (part->owned[p] == NO_PAGE) return false;
+  }
+  for (int i = 0; i < state->count; ++i)
+    drop_pages(state, &state->parts[i], pages_for(position), state->table_pages);
+  state->position = position;
+  return true;
+}
+
+/* Saved form: the position, then each part: fixed data, or the live rows. */
+static int64_t first_saved(const part_storage *part, int64_t position) {
+  return first_needed(part, position) / ATTN_PAGE_TOKENS * ATTN_PAGE_TOKENS;
+}
+
+static size_t row_bytes(const part_storage *part) {
+  return (size_t)part->shape.shape[0] * attn_dtype_size(part->shape.dtype);
+}
+
+static size_t fixed_bytes(const part_storage *part) {
+  return (size_t)attn_tensor_count(&part->fixed) * attn_dtype_size(part->fixed.dtype);
+}
+
+attn_status attn_state_save(const attn_state *state, attn_state_write write, void *context) {
+  ATTN_TRY(write(context, &state->position, sizeof state->position));
+  for (int i = 0; i < state->count; ++i) {
+    const part_storage *part = &state->parts[i];
+    if (part->shape.kind == ATTN_STATE_FIXED) {
+      ATTN_TRY(write(context, part->fixed.data, fixed_bytes(part)));
+      continue;
+    }
+    for (int64_t t = first_saved(part, state->position); t < state->position;
+         t += ATTN_PAGE_TOKENS) {
+      int64_t rows =
+          state->position - t < ATTN_PAGE_TOKENS ? state->position - t : ATTN_PAGE_TOKENS;
+      const char *page = page_address(part, part->owned[t / ATTN_PAGE_TOKENS]);
+      ATTN_TRY(write(context, page, (size_t)rows * row_bytes(part)));
+    }
+  }
+  return ATTN_OK;
+}
+
+attn_status attn_state_restore(attn_state *state, attn_state_read read, void *context) {
+  int64_t position;
+  attn_state_clear(state);
+  ATTN_TRY(read(context, &position, sizeof position));
+  if (position < 0 || position > state->capacity)
+    return attn_fail(ATTN_BAD_FORMAT, "state: %lld tokens do not fit a capacity of %lld",
+                     (long long)position, (long long)state->capacity);
+  for (int i = 0; i < state->count; ++i) {
+    part_storage *part = &state->parts[i];
+    if (part->shape.kind == ATTN_STATE_FIXED) {
+      ATTN_TRY(read(context, part->fixed.data, fixed_bytes(part)));
+      continue;
+    }
+    for (int64_t t = first_saved(part, position); t < position; t += ATTN_PAGE_TOKENS) {
+      int64_t rows = position - t < ATTN_PAGE_TOKENS ? position - t : ATTN_PAGE_TOKENS;
+      ATTN_TRY(own_page(part, t / ATTN_PAGE_TOKENS));
+      char *page = page_address(part, part->owned[t / ATTN_PAGE_TOKENS]);
+      ATTN_TRY(read(context, page, (size_t)rows * row_bytes(part)));
+    }
+  }
+  attn_state_advance(state, position);
+  return ATTN_OK;
+}
+
+int64_t attn_state_bytes(const attn_state *state) {
+  int64_t total = 0;
+  for (int i = 0; i < state->count; ++i) {
+    const part_storage *part = &state->parts[i];
+    if (part->shape.kind == ATTN_STATE_FIXED) {
+      total += (int64_t)fixed_bytes(part);
+      continue;
+    }
+    for (int64_t p = 0; p < state->table_pages; ++p)
+      if (part->owned[p] != NO_PAGE) total += (int64_t)part->pool->page_bytes;
+  }
+  return total;
+}

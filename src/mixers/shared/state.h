@@ -1,0 +1,77 @@
+/* The decode state of a mixer: a value with checkpoints.
+ *
+ * A mixer describes its state as a list of parts; everything else (sizes, growing, forking,
+ * cutting, checkpoints, saving) is done here once for all mixers. fixed  a tensor that each step
+ * overwrites: a d x d matrix, a convolution's tail rows   one row a token, in pages: keys and
+ * values. Pages are shared, with reference counts, between forks and checkpoints, and copied when a
+ * sharer writes to them. */
+#ifndef ATTN_MIXERS_STATE_H
+#define ATTN_MIXERS_STATE_H
+
+#include "attn/tensor.h"
+
+enum { ATTN_STATE_PARTS = 8, ATTN_PAGE_TOKENS = 64 };
+
+typedef enum attn_state_kind { ATTN_STATE_FIXED = 0, ATTN_STATE_ROWS } attn_state_kind;
+
+typedef struct attn_state_part {
+  const char *name;
+  attn_state_kind kind;
+  attn_dtype dtype;
+  int rank;
+  int64_t shape[4]; /* fixed: of the whole; rows: rank 1, the width of a token's row */
+  int64_t window;   /* rows: only the last `window` rows are ever read; 0: all of them */
+} attn_state_part;
+
+/* Pages for the rows of one part, shared by a session and its forks. Thread-safe, without locks. */
+typedef struct attn_page_pool attn_page_pool;
+attn_status attn_page_pool_create(const attn_state_part *part, int64_t pages,
+                                  attn_page_pool **pool);
+void attn_page_pool_retain(attn_page_pool *pool);
+void attn_page_pool_release(attn_page_pool *pool); /* frees it with the last user */
+
+typedef struct attn_state attn_state;
+
+/* An empty state for at most `capacity` tokens. With `family`, pages come from that state's pools
+ * (a fork); else new pools hold `sharers` times the capacity. */
+attn_status attn_state_create(const attn_state_part *parts, int count, int64_t capacity,
+                              int64_t sharers, const attn_state *family, attn_state **state);
+void attn_state_destroy(attn_state *state);
+
+int64_t attn_state_position(const attn_state *state); /* tokens seen */
+/* After a mixer has taken `tokens` more: moves the position; pages out of every window are freed.
+ */
+void attn_state_advance(attn_state *state, int64_t tokens);
+
+/* A fixed part, to be read and written in place. */
+attn_tensor attn_state_fixed(const attn_state *state, int part);
+
+/* Writes n rows behind the rows so far, into their columns from `column` on: rows is [n, columns]
+ * of the part's dtype. They count once attn_state_advance is called. ATTN_OUT_OF_MEMORY when the
+ * capacity or the pool is used up. */
+attn_status attn_state_append(attn_state *state, int part, int64_t column, const attn_tensor *rows);
+/* All pages [pages, ATTN_PAGE_TOKENS, width] and this state's table [1, pages a sequence], int32.
+ */
+attn_tensor attn_state_pages(const attn_state *state, int part);
+attn_tensor attn_state_page_table(const attn_state *state, int part);
+
+/* target := source; both made from the same parts, target with source's pools. Copies fixed parts,
+ * shares pages. Used for forks and checkpoints. Allocates nothing. */
+void attn_state_assign(attn_state *target, const attn_state *source);
+/* Back to no tokens. */
+void attn_state_clear(attn_state *state);
+/* Cuts to the first `position` tokens if the state allows it: no fixed parts, and every row that
+ * the last window needs is still there. */
+bool attn_state_cut(attn_state *state, int64_t position);
+
+/* The whole state as bytes, for files: calls write(context, data, size) piece by piece; and back.
+ */
+typedef attn_status (*attn_state_write)(void *context, const void *data, size_t size);
+typedef attn_status (*attn_state_read)(void *context, void *data, size_t size);
+attn_status attn_state_save(const attn_state *state, attn_state_write write, void *context);
+attn_status attn_state_restore(attn_state *state, attn_state_read read, void *context);
+
+/* Bytes in use now: fixed parts and pages that hold this state's tokens. */
+int64_t attn_state_bytes(const attn_state *state);
+
+#endif

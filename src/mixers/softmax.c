@@ -1,0 +1,134 @@
+/* Exact softmax attention, multi-head, grouped or multi-query, whole or windowed.
+ *
+ *   q, k, v = x Wq^T, x Wk^T, x Wv^T;  q, k turned by position (rotary, optional)
+ *   o_i = sum_j softmax_j(q_i . k_j / sqrt(dim)) v_j over i - window < j <= i;  y = o Wo^T
+ *
+ * FlashAttention (arXiv 2205.14135) is how it is computed; GQA: 2305.13245; rotary: 2104.09864;
+ * sliding window as in Longformer (2004.05150) and Mistral (2310.06825). */
+#include "base/status.h"
+#include "graph/operations.h"
+#include "layers/layers.h"
+#include "mixers/mixer.h"
+
+enum { Q, K, V, O };
+enum { KV }; /* the state: a row a token, its keys and then its values */
+
+static attn_status configure(attn_mixer_options *o) {
+  ATTN_TRY(attn_mixer_configure_heads(o, "softmax"));
+  if (o->rotary_dim == 0) o->rotary_dim = o->dim / 2 * 2;
+  if (o->rotary_dim < 2) o->rotary_dim = -1;
+  if (o->rotary_dim > o->dim || (o->rotary_dim > 0 && o->rotary_dim % 2))
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "softmax: rotary_dim %lld is not even and at most "
+                     "head_dim %lld",
+                     (long long)o->rotary_dim, (long long)o->dim);
+  if (o->rope_base == 0) o->rope_base = 10000;
+  if (!(o->rope_base > 1))
+    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: rope_theta %g is not above 1", o->rope_base);
+  if (o->window < 0)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: window %lld is negative",
+                     (long long)o->window);
+  return ATTN_OK;
+}
+
+static int parameters(const attn_mixer_options *o, attn_parameter_shape *shapes) {
+  shapes[Q] = attn_matrix("q_proj.weight", o->heads * o->dim, o->hidden);
+  shapes[K] = attn_matrix("k_proj.weight", o->kv_heads * o->dim, o->hidden);
+  shapes[V] = attn_matrix("v_proj.weight", o->kv_heads * o->value_dim, o->hidden);
+  shapes[O] = attn_matrix("o_proj.weight", o->hidden, o->heads * o->value_dim);
+  return 4;
+}
+
+static int state(const attn_mixer_options *o, attn_dtype compute, attn_state_part *parts) {
+  parts[KV] = (attn_state_part){.name = "kv",
+                                .kind = ATTN_STATE_ROWS,
+                                .dtype = compute,
+                                .rank = 1,
+                                .shape = {o->kv_heads * (o->dim + o->value_dim)},
+                                .window = o->window};
+  return 1;
+}
+
+/* The keys or values in all pages: [pages, page, kv_heads, dim] from column `column` on. */
+static attn_tensor page_view(const attn_state *state, int64_t column, int64_t heads, int64_t dim) {
+  attn_tensor pages = attn_state_pages(state, KV), view = pages;
+  view.rank = 4;
+  view.data = (char *)pages.data + column * (int64_t)attn_dtype_size(pages.dtype);
+  view.shape[2] = heads;
+  view.stride[2] = dim;
+  view.shape[3] = dim;
+  view.stride[3] = 1;
+  return view;
+}
+
+/* Appends k and v [rows, kv_heads, dim] and attends over everything that the state holds. */
+static attn_var *attend_with_state(attn_graph *g, const attn_mixer_call *call,
+                                   attn_softmax_problem problem, attn_var *q, attn_var *k,
+                                   attn_var *v) {
+  const attn_mixer_options *o = call->options;
+  int64_t values = o->kv_heads * o->dim, rows = call->layout.rows;
+  attn_tensor k_rows = attn_as_rows(g, &attn_join_heads(g, &call->layout, k)->value);
+  attn_tensor v_rows = attn_as_rows(g, &attn_join_heads(g, &call->layout, v)->value);
+  attn_status status = attn_state_append(call->state, KV, 0, &k_rows);
+  if (status == ATTN_OK) status = attn_state_append(call->state, KV, values, &v_rows);
+  if (status != ATTN_OK) return attn_graph_error(g, status);
+
+  attn_tensor table = attn_state_page_table(call->state, KV);
+  int32_t *length = attn_arena_alloc(g->arena, sizeof *length);
+  if (!length) return attn_graph_error(g, ATTN_OUT_OF_MEMORY);
+  *length = (int32_t)(attn_state_position(call->state) + rows);
+  problem.paged = true;
+  problem.page_size = ATTN_PAGE_TOKENS;
+  problem.key_length = table.shape[1] * ATTN_PAGE_TOKENS;
+  attn_softmax_args args = {.page_table = table, .key_lengths = length};
+  attn_tensor k_pages = page_view(call->state, 0, o->kv_heads, o->dim);
+  attn_tensor v_pages = page_view(call->state, values, o->kv_heads, o->value_dim);
+  return attn_op_softmax(g, &problem, &args, attn_as_sequences(g, &call->layout, q),
+                         attn_graph_input(g, &k_pages), attn_graph_input(g, &v_pages));
+}
+
+static attn_var *attend(attn_graph *g, const attn_mixer_call *call, attn_softmax_problem problem,
+                        attn_var *q, attn_var *k, attn_var *v) {
+  const attn_layout *layout = &call->layout;
+  attn_softmax_args args = {0};
+  problem.ragged = layout->offsets != NULL;
+  if (problem.ragged) {
+    problem.batch = layout->batch;
+    problem.query_length = problem.key_length = layout->length;
+    args.query_offsets = args.key_offsets = layout->offsets;
+  }
+  return attn_op_softmax(g, &problem, &args, attn_as_sequences(g, layout, q),
+                         attn_as_sequences(g, layout, k), attn_as_sequences(g, layout, v));
+}
+
+static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
+  const attn_mixer_options *o = call->options;
+  attn_var *q = attn_split_heads(g, attn_op_linear(g, x, call->parameters[Q]), o->heads);
+  attn_var *k = attn_split_heads(g, attn_op_linear(g, x, call->parameters[K]), o->kv_heads);
+  attn_var *v = attn_split_heads(g, attn_op_linear(g, x, call->parameters[V]), o->kv_heads);
+  if (o->rotary_dim > 0) {
+    q = attn_layer_rotary(g, q, &call->layout, o->rotary_dim, o->rope_base);
+    k = attn_layer_rotary(g, k, &call->layout, o->rotary_dim, o->rope_base);
+  }
+  if (!q || !k || !v) return NULL;
+  attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
+  problem.causal = true;
+  problem.soft_cap = o->soft_cap;
+  if (o->window) problem.window_left = o->window - 1;
+  attn_var *out = call->state ? attend_with_state(g, call, problem, q, k, v)
+                              : attend(g, call, problem, q, k, v);
+  return attn_op_linear(g, attn_join_heads(g, &call->layout, out), call->parameters[O]);
+}
+
+const attn_mixer attn_mixer_softmax = {
+    .info = {.name = "softmax",
+             .title = "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness",
+             .arxiv = "2205.14135",
+             .abilities = ATTN_ABILITY_CAUSAL | ATTN_ABILITY_DECODE | ATTN_ABILITY_RAGGED |
+                          ATTN_ABILITY_TRAINABLE,
+             .summary = "exact attention: MHA, GQA, MQA, sliding window, rotary positions"},
+    .configure = configure,
+    .parameters = parameters,
+    .state = state,
+    .apply = apply,
+};

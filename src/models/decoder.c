@@ -1,0 +1,66 @@
+#include "graph/operations.h"
+#include "models/model.h"
+
+static attn_var *norm(attn_graph *g, const attn_model_config *config, attn_parameter *const *p,
+                      attn_var *x) {
+  attn_var *weight = p[0] ? attn_graph_parameter(g, p[0]) : NULL;
+  attn_var *bias = p[1] ? attn_graph_parameter(g, p[1]) : NULL;
+  if (config->norm == ATTN_NORM_LAYER)
+    return attn_layer_layer_norm(g, x, weight, bias, config->norm_epsilon);
+  return attn_layer_rms_norm(g, x, weight, config->norm_epsilon);
+}
+
+static attn_var *feed_forward(attn_graph *g, const attn_model_config *config,
+                              attn_parameter *const *p, attn_var *x) {
+  switch (config->feed_forward) {
+  case ATTN_SWIGLU: return attn_layer_gated_feed_forward(g, ATTN_SILU, x, p[0], p[1], p[2]);
+  case ATTN_SGLU: return attn_layer_gated_feed_forward(g, ATTN_IDENTITY, x, p[0], p[1], p[2]);
+  case ATTN_GELU_MLP: return attn_layer_mlp(g, ATTN_GELU, x, p[0], NULL, p[1], NULL);
+  }
+  return NULL;
+}
+
+/* What one layer needs; in the arena when it has to wait for a checkpoint's backward. */
+typedef struct block_context {
+  const attn_model *model;
+  int64_t layer;
+  attn_layout layout;
+  attn_state *state;
+} block_context;
+
+static attn_var *block(attn_graph *g, void *context, attn_var *x) {
+  const block_context *c = context;
+  const attn_model_config *config = &c->model->config;
+  attn_layer_parameters *p = &c->model->layers[c->layer];
+  const attn_layer_config *layer = &config->layers[c->layer];
+  attn_mixer_call call = {
+      .options = &layer->options, .parameters = p->mixer, .layout = c->layout, .state = c->state};
+  x = attn_op_add(g, x, layer->mixer->apply(g, &call, norm(g, config, p->token_norm, x)));
+  attn_var *inner = norm(g, config, p->channel_norm, x);
+  return attn_op_add(g, x, feed_forward(g, config, p->feed_forward, inner));
+}
+
+attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
+                              const int32_t *tokens, attn_state *const *states, bool checkpoint) {
+  const attn_model_config *config = &model->config;
+  attn_var *x =
+      attn_layer_embedding(graph, model->embedding, tokens, layout->rows, config->embedding_scale);
+  for (int64_t l = 0; l < config->layer_count && x; ++l) {
+    block_context *context = attn_arena_alloc(graph->arena, sizeof *context);
+    if (!context) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
+    *context = (block_context){
+        .model = model, .layer = l, .layout = *layout, .state = states ? states[l] : NULL};
+    x = checkpoint ? attn_graph_checkpoint(graph, block, context, x) : block(graph, context, x);
+  }
+  return norm(graph, config, model->final_norm, x);
+}
+
+attn_var *attn_decoder_loss(attn_graph *graph, const attn_model *model, const attn_layout *layout,
+                            const int32_t *tokens, const int32_t *targets, bool checkpoint) {
+  attn_var *hidden = attn_decoder_hidden(graph, model, layout, tokens, NULL, checkpoint);
+  return attn_op_linear_cross_entropy(graph, hidden, model->head, targets);
+}
+
+attn_var *attn_decoder_logits(attn_graph *graph, const attn_model *model, attn_var *hidden) {
+  return attn_op_linear_wide(graph, hidden, model->head);
+}

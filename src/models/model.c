@@ -1,0 +1,357 @@
+/* Making, loading and saving models. */
+#include "models/model.h"
+#include "base/memory.h"
+#include "base/random.h"
+#include "base/status.h"
+#include "engines/dense/dense.h"
+#include "files/io.h"
+#include "files/json.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { NAME_SIZE = 160, MOST_CONFIG_BYTES = 1 << 20 };
+
+/* The list of parameters ------------------------------------------------------------------------
+ */
+
+/* Counts, or (when the arrays are there) names and places, every parameter in file order. */
+typedef struct inventory {
+  attn_model *model;
+  int64_t count;
+  bool counting;
+  bool failed;
+} inventory;
+
+static attn_parameter *add(inventory *list, const char *prefix, attn_parameter_shape shape) {
+  int64_t index = list->count++;
+  if (list->counting) return NULL;
+  char name[NAME_SIZE];
+  snprintf(name, sizeof name, "%s%s", prefix, shape.name);
+  attn_parameter *parameter = &list->model->parameters[index];
+  parameter->name = shape.name = attn_strdup(name);
+  parameter->decay = shape.decay;
+  list->model->shapes[index] = shape;
+  list->failed |= !parameter->name;
+  return parameter;
+}
+
+static void add_norm(inventory *list, const char *prefix, attn_parameter **norm) {
+  const attn_model_config *c = &list->model->config;
+  if (c->norm == ATTN_NORM_SRMS) return;
+  norm[0] = add(list, prefix, attn_vector("weight", c->hidden, ATTN_INIT_CONSTANT, 1));
+  if (c->norm == ATTN_NORM_LAYER)
+    norm[1] = add(list, prefix, attn_vector("bias", c->hidden, ATTN_INIT_CONSTANT, 0));
+}
+
+static void add_layer(inventory *list, int64_t l) {
+  attn_model *model = list->model;
+  const attn_model_config *c = &model->config;
+  attn_layer_parameters unused = {0}, *p = list->counting ? &unused : &model->layers[l];
+  char prefix[NAME_SIZE];
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.token_norm.", (long long)l);
+  add_norm(list, prefix, p->token_norm);
+  attn_parameter_shape shapes[ATTN_MIXER_PARAMETERS];
+  int count = c->layers[l].mixer->parameters(&c->layers[l].options, shapes);
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.token_mixer.", (long long)l);
+  for (int i = 0; i < count; ++i) p->mixer[i] = add(list, prefix, shapes[i]);
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_norm.", (long long)l);
+  add_norm(list, prefix, p->channel_norm);
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.", (long long)l);
+  int64_t width = c->feed_forward_width, down = c->feed_forward == ATTN_GELU_MLP ? 1 : 2;
+  static const char *const names[] = {"l1.weight", "l2.weight", "l3.weight"};
+  for (int64_t i = 0; i < down; ++i)
+    p->feed_forward[i] = add(list, prefix, attn_matrix(names[i], width, c->hidden));
+  p->feed_forward[down] = add(list, prefix, attn_matrix(names[down], c->hidden, width));
+}
+
+static void take_inventory(inventory *list) {
+  attn_model *model = list->model;
+  const attn_model_config *c = &model->config;
+  attn_parameter_shape table = attn_matrix("model.embed_tokens.weight", c->vocabulary, c->hidden);
+  table.product = c->tied;
+  model->embedding = add(list, "", table);
+  for (int64_t l = 0; l < c->layer_count; ++l) add_layer(list, l);
+  add_norm(list, "model.norm.", model->final_norm);
+  model->head = c->tied ? model->embedding
+                        : add(list, "", attn_matrix("lm_head.weight", c->vocabulary, c->hidden));
+}
+
+static attn_status list_parameters(attn_model *model) {
+  inventory list = {.model = model, .counting = true};
+  take_inventory(&list);
+  model->parameter_count = list.count;
+  model->parameters = attn_alloc_array((size_t)list.count, sizeof *model->parameters);
+  model->shapes = attn_alloc_array((size_t)list.count, sizeof *model->shapes);
+  model->layers = attn_alloc_array((size_t)model->config.layer_count, sizeof *model->layers);
+  if (!model->parameters || !model->shapes || !model->layers) return ATTN_OUT_OF_MEMORY;
+  list = (inventory){.model = model};
+  take_inventory(&list);
+  return list.failed ? ATTN_OUT_OF_MEMORY : ATTN_OK;
+}
+
+/* Values ----------------------------------------------------------------------------------------
+ */
+
+static double initial_value(const attn_parameter_shape *shape, int64_t index, attn_random *random) {
+  switch (shape->initial) {
+  case ATTN_INIT_NORMAL: return shape->scale * attn_random_normal(random);
+  case ATTN_INIT_CONSTANT: return shape->scale;
+  case ATTN_INIT_UNIFORM: return shape->scale * (2 * attn_random_uniform(random) - 1);
+  case ATTN_INIT_LOG_A: return log(1 + 15 * attn_random_uniform(random));
+  case ATTN_INIT_DT_BIAS: {
+    double dt = exp(log(0.001) + (log(0.1) - log(0.001)) * attn_random_uniform(random));
+    if (dt < 1e-4) dt = 1e-4;
+    return dt + log(-expm1(-dt)); /* softplus^-1 */
+  }
+  case ATTN_INIT_LRPE: return pow(10000, -2.0 * (double)index / shape->scale);
+  }
+  return 0;
+}
+
+/* Every parameter has a random stream of its own: adding one does not change the others. */
+static attn_status initialise(attn_model *model, uint64_t seed) {
+  for (int64_t i = 0; i < model->parameter_count; ++i) {
+    const attn_parameter_shape *shape = &model->shapes[i];
+    attn_tensor *value = &model->parameters[i].value;
+    attn_dtype dtype = model->compute == ATTN_F64 ? ATTN_F64 : ATTN_F32;
+    ATTN_TRY(attn_tensor_create(dtype, shape->rank, shape->shape, value));
+    attn_random random = {.seed = seed, .stream = (uint64_t)i};
+    for (int64_t e = 0; e < attn_tensor_count(value); ++e) {
+      double number = initial_value(shape, e, &random);
+      if (dtype == ATTN_F64)
+        ((double *)value->data)[e] = number;
+      else
+        ((float *)value->data)[e] = (float)number;
+    }
+  }
+  return ATTN_OK;
+}
+
+static bool owns_value(const attn_model *model, const attn_parameter *parameter) {
+  if (!model->file || !parameter->value.data) return true;
+  attn_tensor stored;
+  return attn_safetensors_find(model->file, parameter->name, &stored) != ATTN_OK ||
+         stored.data != parameter->value.data;
+}
+
+/* Takes one tensor of the file: as it lies there, or converted when no kernel reads its dtype. */
+static attn_status bind(attn_model *model, int64_t index) {
+  const attn_parameter_shape *shape = &model->shapes[index];
+  attn_parameter *parameter = &model->parameters[index];
+  attn_tensor stored, shaped;
+  int64_t expected = shape->rank == 2 ? shape->shape[0] * shape->shape[1] : shape->shape[0];
+  ATTN_TRY(attn_safetensors_find(model->file, parameter->name, &stored));
+  /* extents of 1 may differ: a depthwise convolution is stored as [channels, 1, taps] */
+  if (attn_tensor_count(&stored) != expected || stored.shape[0] != shape->shape[0])
+    return attn_fail(ATTN_BAD_FORMAT, "%s has %lld elements in %lld rows, expected %lld in %lld",
+                     parameter->name, (long long)attn_tensor_count(&stored),
+                     (long long)(stored.rank ? stored.shape[0] : 1), (long long)expected,
+                     (long long)shape->shape[0]);
+  ATTN_TRY(attn_tensor_reshape(&stored, shape->rank, shape->shape, &shaped));
+  if (stored.dtype == ATTN_F32 || stored.dtype == ATTN_BF16 || stored.dtype == ATTN_F64) {
+    parameter->value = shaped;
+    return ATTN_OK;
+  }
+  if (stored.dtype != ATTN_F16)
+    return attn_fail(ATTN_UNSUPPORTED,
+                     "%s is %s; weights are float64, float32, bfloat16 or float16", parameter->name,
+                     attn_dtype_name(stored.dtype));
+  ATTN_TRY(attn_tensor_create(ATTN_F32, shape->rank, shape->shape, &parameter->value));
+  return attn_tensor_copy(&shaped, &parameter->value);
+}
+
+/* Matrices that rows are multiplied by get their compute form. */
+static attn_status make_weights(attn_model *model) {
+  for (int64_t i = 0; i < model->parameter_count; ++i) {
+    const attn_parameter_shape *shape = &model->shapes[i];
+    if (!shape->product) continue;
+    ATTN_TRY(attn_weight_create(shape->shape[0], shape->shape[1], model->compute,
+                                &model->parameters[i].weight));
+  }
+  return attn_model_refresh(model);
+}
+
+attn_status attn_model_refresh(attn_model *model) {
+  for (int64_t i = 0; i < model->parameter_count; ++i)
+    if (model->parameters[i].weight)
+      ATTN_TRY(attn_weight_set(model->parameters[i].weight, &model->parameters[i].value));
+  return ATTN_OK;
+}
+
+attn_status attn_model_make_trainable(attn_model *model) {
+  attn_dtype dtype = model->compute == ATTN_F64 ? ATTN_F64 : ATTN_F32;
+  for (int64_t i = 0; i < model->parameter_count; ++i) {
+    attn_parameter *p = &model->parameters[i];
+    if (!owns_value(model, p) || p->value.dtype != dtype) {
+      attn_tensor master;
+      ATTN_TRY(attn_tensor_create(dtype, p->value.rank, p->value.shape, &master));
+      attn_status status = attn_tensor_copy(&p->value, &master);
+      if (status != ATTN_OK) {
+        attn_tensor_destroy(&master);
+        return status;
+      }
+      if (owns_value(model, p)) attn_tensor_destroy(&p->value);
+      p->value = master;
+    }
+    if (!p->gradient.data)
+      ATTN_TRY(attn_tensor_create(dtype, p->value.rank, p->value.shape, &p->gradient));
+  }
+  return attn_model_refresh(model);
+}
+
+/* Public ----------------------------------------------------------------------------------------
+ */
+
+void attn_model_destroy(attn_model *model) {
+  if (!model) return;
+  for (int64_t i = 0; model->parameters && i < model->parameter_count; ++i) {
+    attn_parameter *p = &model->parameters[i];
+    attn_weight_destroy(p->weight);
+    attn_tensor_destroy(&p->gradient);
+    if (owns_value(model, p)) attn_tensor_destroy(&p->value);
+    attn_free((void *)(uintptr_t)p->name);
+  }
+  attn_free(model->parameters);
+  attn_free(model->shapes);
+  attn_free(model->layers);
+  attn_safetensors_close(model->file);
+  attn_model_config_free(&model->config);
+  attn_free(model);
+}
+
+static attn_status start(const char *text, size_t size, const char *origin, attn_dtype compute,
+                         attn_model *model) {
+  if (compute != ATTN_BF16 && compute != ATTN_F32 && compute != ATTN_F64)
+    return attn_fail(ATTN_UNSUPPORTED, "models compute in bfloat16, float32 or float64, not %s",
+                     attn_dtype_name(compute));
+  model->compute = compute;
+  ATTN_TRY(attn_model_config_parse(text, size, origin, &model->config));
+  return list_parameters(model);
+}
+
+static attn_status finish(attn_status status, attn_model *made, attn_model **model) {
+  if (status == ATTN_OK)
+    *model = made;
+  else
+    attn_model_destroy(made);
+  return status;
+}
+
+attn_status attn_model_create(const char *config, uint64_t seed, attn_dtype compute,
+                              attn_model **model) {
+  attn_model *made = attn_alloc_zero(sizeof *made);
+  if (!made) return ATTN_OUT_OF_MEMORY;
+  attn_status status = start(config, strlen(config), "configuration", compute, made);
+  if (status == ATTN_OK) status = initialise(made, seed);
+  if (status == ATTN_OK) status = make_weights(made);
+  return finish(status, made, model);
+}
+
+static attn_status load(const char *directory, attn_dtype compute, attn_model *model) {
+  char *text = NULL, *path = attn_path_join(directory, "config.json");
+  size_t size = 0;
+  if (!path) return ATTN_OUT_OF_MEMORY;
+  attn_status status = attn_file_read(path, MOST_CONFIG_BYTES, &text, &size);
+  if (status == ATTN_OK) status = start(text, size, path, compute, model);
+  attn_free(text);
+  attn_free(path);
+  ATTN_TRY(status);
+  ATTN_TRY(attn_safetensors_open(directory, &model->file));
+  for (int64_t i = 0; i < model->parameter_count; ++i) {
+    status = bind(model, i);
+    if (status != ATTN_OK) return attn_fail_in(status, "%s", directory);
+  }
+  return make_weights(model);
+}
+
+attn_status attn_model_load(const char *directory, attn_dtype compute, attn_model **model) {
+  attn_model *made = attn_alloc_zero(sizeof *made);
+  if (!made) return ATTN_OUT_OF_MEMORY;
+  return finish(load(directory, compute, made), made, model);
+}
+
+/* A copy of every parameter in `dtype`, freed by the caller up to *made. */
+static attn_status convert(const attn_model *model, attn_dtype dtype, attn_named_tensor *tensors,
+                           int64_t *made) {
+  for (*made = 0; *made < model->parameter_count; ++*made) {
+    const attn_parameter *p = &model->parameters[*made];
+    attn_named_tensor *t = &tensors[*made];
+    t->name = p->name;
+    ATTN_TRY(attn_tensor_create(dtype, p->value.rank, p->value.shape, &t->tensor));
+    attn_status status = attn_tensor_copy(&p->value, &t->tensor);
+    if (status != ATTN_OK) {
+      attn_tensor_destroy(&t->tensor);
+      return status;
+    }
+  }
+  return ATTN_OK;
+}
+
+attn_status attn_model_save(const attn_model *model, const char *directory, attn_dtype dtype) {
+  if (dtype != ATTN_F32 && dtype != ATTN_BF16 && dtype != ATTN_F16 && dtype != ATTN_F64)
+    return attn_fail(ATTN_UNSUPPORTED, "weights are not saved as %s", attn_dtype_name(dtype));
+  ATTN_TRY(attn_make_directories(directory));
+  char *weights = attn_path_join(directory, "model.safetensors");
+  char *config = attn_path_join(directory, "config.json");
+  attn_named_tensor *tensors = attn_alloc_array((size_t)model->parameter_count, sizeof *tensors);
+  int64_t made = 0;
+  attn_status status = weights && config && tensors ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+  if (status == ATTN_OK) status = convert(model, dtype, tensors, &made);
+  attn_metadata metadata = {"format", "pt"}; /* what the usual readers expect to find */
+  if (status == ATTN_OK)
+    status = attn_safetensors_write(weights, tensors, model->parameter_count, &metadata, 1);
+  if (status == ATTN_OK) status = attn_json_save(config, model->config.json);
+  for (int64_t i = 0; i < made; ++i) attn_tensor_destroy(&tensors[i].tensor);
+  attn_free(tensors);
+  attn_free(weights);
+  attn_free(config);
+  return status;
+}
+
+static void add_state_bytes(const attn_model *model, attn_model_info *info) {
+  for (int64_t l = 0; l < model->config.layer_count; ++l) {
+    const attn_layer_config *layer = &model->config.layers[l];
+    attn_state_part parts[ATTN_STATE_PARTS];
+    int count = layer->mixer->state(&layer->options, model->compute, parts);
+    for (int i = 0; i < count; ++i) {
+      int64_t elements = 1;
+      for (int axis = 0; axis < parts[i].rank; ++axis) elements *= parts[i].shape[axis];
+      int64_t bytes = elements * (int64_t)attn_dtype_size(parts[i].dtype);
+      if (parts[i].kind == ATTN_STATE_FIXED)
+        info->state_fixed_bytes += bytes;
+      else if (parts[i].window)
+        info->state_fixed_bytes += bytes * (parts[i].window + ATTN_PAGE_TOKENS);
+      else
+        info->state_token_bytes += bytes;
+    }
+  }
+}
+
+attn_status attn_model_get_info(const attn_model *model, attn_model_info *info) {
+  const attn_model_config *c = &model->config;
+  *info = (attn_model_info){.layers = c->layer_count,
+                            .hidden = c->hidden,
+                            .vocabulary = c->vocabulary,
+                            .compute = model->compute};
+  snprintf(info->type, sizeof info->type, "%s", c->type);
+  int64_t largest = 0;
+  for (int64_t i = 0; i < model->parameter_count; ++i) {
+    const attn_tensor *value = &model->parameters[i].value;
+    int64_t count = attn_tensor_count(value);
+    info->parameters += count;
+    info->weight_bytes += count * (int64_t)attn_dtype_size(value->dtype);
+    if (count > largest) {
+      largest = count;
+      info->stored = value->dtype;
+    }
+  }
+  add_state_bytes(model, info);
+  return ATTN_OK;
+}
+
+const char *attn_model_mixer(const attn_model *model, int64_t layer) {
+  if (layer < 0 || layer >= model->config.layer_count) return NULL;
+  return model->config.layers[layer].mixer->info.name;
+}

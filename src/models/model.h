@@ -1,0 +1,49 @@
+/* Inside a model: its parameters, where each layer finds its own, and the decoder that runs them.
+ *
+ *   x = scale * E[token]
+ *   x = x + mixer(norm(x));  x = x + feed_forward(norm(x))     for each layer
+ *   logits = norm(x) W^T
+ */
+#ifndef ATTN_MODELS_MODEL_H
+#define ATTN_MODELS_MODEL_H
+
+#include "attn/model.h"
+#include "files/safetensors.h"
+#include "models/config.h"
+
+typedef struct attn_layer_parameters {
+  attn_parameter *token_norm[2]; /* weight, bias; NULL where the norm has none */
+  attn_parameter *mixer[ATTN_MIXER_PARAMETERS];
+  attn_parameter *channel_norm[2];
+  attn_parameter *feed_forward[3]; /* gate, up, down; of an MLP: up, down */
+} attn_layer_parameters;
+
+struct attn_model {
+  attn_model_config config;
+  attn_dtype compute;
+  attn_safetensors *file; /* that parameters may point into; NULL without */
+  int64_t parameter_count;
+  attn_parameter *parameters;
+  attn_parameter_shape *shapes;     /* of each, with the full name */
+  attn_parameter *embedding, *head; /* the same one when tied */
+  attn_parameter *final_norm[2];
+  attn_layer_parameters *layers;
+};
+
+/* Training: turns every parameter into a float32 (float64 for float64) master of its own with a
+ * zeroed gradient. */
+attn_status attn_model_make_trainable(attn_model *model);
+/* After masters have changed: renews the compute forms. */
+attn_status attn_model_refresh(attn_model *model);
+
+/* The decoder: tokens [layout.rows] to normalised hidden rows [rows, hidden] in the compute dtype.
+ * states: one a layer, or NULL. With `checkpoint`, layers keep only their inputs for backward. */
+attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
+                              const int32_t *tokens, attn_state *const *states, bool checkpoint);
+/* The mean loss of predicting targets [rows] (-1: not counted); one element. */
+attn_var *attn_decoder_loss(attn_graph *graph, const attn_model *model, const attn_layout *layout,
+                            const int32_t *tokens, const int32_t *targets, bool checkpoint);
+/* Logits [rows, vocabulary] in the wide dtype of hidden rows. */
+attn_var *attn_decoder_logits(attn_graph *graph, const attn_model *model, attn_var *hidden);
+
+#endif

@@ -1,0 +1,170 @@
+#include "oracles/layers.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static double identity(double x) {
+  return x;
+}
+static double one(double x) {
+  (void)x;
+  return 1;
+}
+static double sigmoid(double x) {
+  return x > 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x));
+}
+static double sigmoid_slope(double x) {
+  return sigmoid(x) * sigmoid(-x);
+}
+static double silu(double x) {
+  return x * sigmoid(x);
+}
+static double silu_slope(double x) {
+  return sigmoid(x) + x * sigmoid(x) * sigmoid(-x);
+}
+static double normal_below(double x) {
+  return 0.5 * erfc(-x / sqrt(2));
+}
+static double gelu(double x) {
+  return x * normal_below(x);
+}
+static double gelu_slope(double x) {
+  return normal_below(x) + x * exp(-x * x / 2) / sqrt(2 * acos(-1));
+}
+static double relu(double x) {
+  return x > 0 ? x : 0;
+}
+static double step(double x) {
+  return x > 0;
+}
+static double softplus(double x) {
+  return x > 0 ? x + log1p(exp(-x)) : log1p(exp(x));
+}
+static double log_sigmoid(double x) {
+  return -softplus(-x);
+}
+static double log_sigmoid_slope(double x) {
+  return sigmoid(-x);
+}
+
+static const struct {
+  const char *name;
+  oracle_function value, slope;
+} activations[] = {
+    {"identity", identity, one},
+    {"silu", silu, silu_slope},
+    {"sigmoid", sigmoid, sigmoid_slope},
+    {"gelu", gelu, gelu_slope},
+    {"relu", relu, step},
+    {"softplus", softplus, sigmoid},
+    {"log_sigmoid", log_sigmoid, log_sigmoid_slope},
+    {"exp", exp, exp},
+};
+
+oracle_function oracle_activation(const char *name) {
+  for (size_t i = 0; i < sizeof activations / sizeof *activations; ++i)
+    if (strcmp(name, activations[i].name) == 0) return activations[i].value;
+  return NULL;
+}
+
+oracle_function oracle_activation_slope(const char *name) {
+  for (size_t i = 0; i < sizeof activations / sizeof *activations; ++i)
+    if (strcmp(name, activations[i].name) == 0) return activations[i].slope;
+  return NULL;
+}
+
+void oracle_rms_norm(double *y, const double *x, const double *weight, int64_t rows, int64_t n,
+                     double divisor, double epsilon) {
+  for (int64_t r = 0; r < rows; ++r) {
+    double squares = 0;
+    for (int64_t i = 0; i < n; ++i) squares += x[r * n + i] * x[r * n + i];
+    for (int64_t i = 0; i < n; ++i)
+      y[r * n + i] = x[r * n + i] / sqrt(squares / divisor + epsilon) * (weight ? weight[i] : 1);
+  }
+}
+
+void oracle_layer_norm(double *y, const double *x, const double *weight, const double *bias,
+                       int64_t rows, int64_t n, double epsilon) {
+  for (int64_t r = 0; r < rows; ++r) {
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < n; ++i) mean += x[r * n + i] / (double)n;
+    for (int64_t i = 0; i < n; ++i) variance += pow(x[r * n + i] - mean, 2) / (double)n;
+    for (int64_t i = 0; i < n; ++i)
+      y[r * n + i] = (x[r * n + i] - mean) / sqrt(variance + epsilon) * (weight ? weight[i] : 1) +
+                     (bias ? bias[i] : 0);
+  }
+}
+
+void oracle_rotary(double *y, const double *x, const double *position, int64_t rows, int64_t heads,
+                   int64_t dim, int64_t rotary_dim, double base) {
+  int64_t half = rotary_dim / 2;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t h = 0; h < heads; ++h) {
+      const double *from = x + (r * heads + h) * dim;
+      double *to = y + (r * heads + h) * dim;
+      for (int64_t i = rotary_dim; i < dim; ++i) to[i] = from[i];
+      for (int64_t j = 0; j < half; ++j) {
+        double angle = position[r] * pow(base, -2.0 * (double)j / (double)rotary_dim);
+        to[j] = from[j] * cos(angle) - from[j + half] * sin(angle);
+        to[j + half] = from[j + half] * cos(angle) + from[j] * sin(angle);
+      }
+    }
+}
+
+void oracle_lrpe(double *y, const double *x, const double *theta, const double *position,
+                 int64_t rows, int64_t heads, int64_t dim) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t j = 0; j < dim; ++j) {
+        double angle = position[r] * theta[h * dim + j], value = x[(r * heads + h) * dim + j];
+        y[(r * heads + h) * 2 * dim + j] = value * cos(angle);
+        y[(r * heads + h) * 2 * dim + dim + j] = value * sin(angle);
+      }
+}
+
+void oracle_short_convolution(double *y, const double *x, const double *w, const double *position,
+                              int64_t rows, int64_t channels, int64_t taps) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < channels; ++c) {
+      double sum = 0;
+      for (int64_t j = 0; j < taps && (double)j <= position[r]; ++j)
+        sum += w[c * taps + taps - 1 - j] * x[(r - j) * channels + c];
+      y[r * channels + c] = sum;
+    }
+}
+
+void oracle_linear(double *y, const double *x, const double *w, int64_t rows, int64_t inputs,
+                   int64_t outputs) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t o = 0; o < outputs; ++o) {
+      double sum = 0;
+      for (int64_t i = 0; i < inputs; ++i) sum += x[r * inputs + i] * w[o * inputs + i];
+      y[r * outputs + o] = sum;
+    }
+}
+
+double oracle_cross_entropy(const double *x, const double *w, const int32_t *targets, int64_t rows,
+                            int64_t inputs, int64_t vocabulary, double *dx, double *dw) {
+  double loss = 0, counted = 0, *z = malloc((size_t)vocabulary * sizeof *z);
+  for (int64_t r = 0; r < rows; ++r) counted += targets[r] >= 0;
+  memset(dx, 0, (size_t)(rows * inputs) * sizeof *dx);
+  memset(dw, 0, (size_t)(vocabulary * inputs) * sizeof *dw);
+  for (int64_t r = 0; r < rows; ++r) {
+    if (targets[r] < 0) continue;
+    double greatest = -INFINITY, sum = 0;
+    oracle_linear(z, x + r * inputs, w, 1, inputs, vocabulary);
+    for (int64_t v = 0; v < vocabulary; ++v) greatest = fmax(greatest, z[v]);
+    for (int64_t v = 0; v < vocabulary; ++v) sum += exp(z[v] - greatest);
+    loss += (greatest + log(sum) - z[targets[r]]) / counted;
+    for (int64_t v = 0; v < vocabulary; ++v) {
+      double dz = (exp(z[v] - greatest) / sum - (v == targets[r])) / counted;
+      for (int64_t i = 0; i < inputs; ++i) {
+        dx[r * inputs + i] += dz * w[v * inputs + i];
+        dw[v * inputs + i] += dz * x[r * inputs + i];
+      }
+    }
+  }
+  free(z);
+  return loss;
+}

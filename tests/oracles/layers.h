@@ -1,0 +1,36 @@
+/* Layers in float64, written from their equations; nothing here is shared with the library. */
+#ifndef ATTN_ORACLES_LAYERS_H
+#define ATTN_ORACLES_LAYERS_H
+
+#include <stdint.h>
+
+/* Activations and their derivatives, by name: "identity", "silu", "sigmoid", "gelu", "relu",
+ * "softplus", "log_sigmoid", "exp". NULL for another name. */
+typedef double (*oracle_function)(double x);
+oracle_function oracle_activation(const char *name);
+oracle_function oracle_activation_slope(const char *name);
+
+/* y [rows, n] = x / sqrt(sum x^2 / divisor + epsilon) (.) weight; weight may be NULL. */
+void oracle_rms_norm(double *y, const double *x, const double *weight, int64_t rows, int64_t n,
+                     double divisor, double epsilon);
+void oracle_layer_norm(double *y, const double *x, const double *weight, const double *bias,
+                       int64_t rows, int64_t n, double epsilon);
+
+/* x [rows, heads, dim]; position[r] is the position of row r. */
+void oracle_rotary(double *y, const double *x, const double *position, int64_t rows, int64_t heads,
+                   int64_t dim, int64_t rotary_dim, double base);
+/* y [rows, heads, 2 dim], theta [heads, dim] */
+void oracle_lrpe(double *y, const double *x, const double *theta, const double *position,
+                 int64_t rows, int64_t heads, int64_t dim);
+/* x, y [rows, channels], w [channels, taps]; position[r] = 0 begins a sequence. */
+void oracle_short_convolution(double *y, const double *x, const double *w, const double *position,
+                              int64_t rows, int64_t channels, int64_t taps);
+
+/* y [rows, outputs] = x [rows, inputs] w^T */
+void oracle_linear(double *y, const double *x, const double *w, int64_t rows, int64_t inputs,
+                   int64_t outputs);
+/* The mean over rows with target >= 0 of -log softmax(x w^T)[target], and its gradients. */
+double oracle_cross_entropy(const double *x, const double *w, const int32_t *targets, int64_t rows,
+                            int64_t inputs, int64_t vocabulary, double *dx, double *dw);
+
+#endif

@@ -1,0 +1,247 @@
+/* The conversion, matrix-vector and exponential kernels of every path against float64. */
+#include "support/test.h"
+
+#include "base/random.h"
+#include "kernels/kernels.h"
+
+#include <math.h>
+#include <string.h>
+
+/* --- Conversions: exact, so equal to the last bit --------------------------------------------- */
+
+typedef struct format {
+  const char *name;
+  int fraction_bits, least_exponent, greatest_exponent;
+  void (*widen)(float *, const uint16_t *, int64_t);
+  void (*narrow)(uint16_t *, const float *, int64_t);
+} format;
+
+static void get_formats(format formats[2]) {
+  const attn_kernels *kernels = attn_kernels_get();
+  formats[0] = (format){"bfloat16", 7, -126, 127, kernels->bf16_to_f32, kernels->f32_to_bf16};
+  formats[1] = (format){"float16", 10, -14, 15, kernels->f16_to_f32, kernels->f32_to_f16};
+}
+
+/* The value of a pattern, from the definition of the format. */
+static double decode(const format *f, uint16_t pattern) {
+  int bits = 15 - f->fraction_bits; /* of the exponent */
+  int exponent = pattern >> f->fraction_bits & ((1 << bits) - 1);
+  int fraction = pattern & ((1 << f->fraction_bits) - 1);
+  double sign = pattern & 0x8000 ? -1 : 1;
+  if (exponent == (1 << bits) - 1) return fraction ? NAN : sign * INFINITY;
+  if (exponent == 0) return sign * ldexp(fraction, f->least_exponent - f->fraction_bits);
+  return sign * ldexp((1 << f->fraction_bits) + fraction,
+                      exponent - 1 + f->least_exponent - f->fraction_bits);
+}
+
+/* The nearest number of the format, ties to even: a rounding to a multiple of its last place. */
+static double nearest(const format *f, double value) {
+  if (value == 0 || !isfinite(value)) return value;
+  int exponent;
+  frexp(value, &exponent);
+  exponent = exponent - 1 < f->least_exponent ? f->least_exponent : exponent - 1;
+  double place = ldexp(1, exponent - f->fraction_bits);
+  double rounded = rint(value / place) * place;
+  return fabs(rounded) >= ldexp(1, f->greatest_exponent + 1) ? copysign(INFINITY, value) : rounded;
+}
+
+static bool same(double a, double b) {
+  return (isnan(a) && isnan(b)) || (a == b && signbit(a) == signbit(b));
+}
+
+static void assert_narrows(const format *f, const float *values, int64_t count) {
+  uint16_t *patterns = malloc((size_t)count * sizeof *patterns);
+  assert_non_null(patterns);
+  f->narrow(patterns, values, count);
+  for (int64_t i = 0; i < count; ++i)
+    if (!same(decode(f, patterns[i]), nearest(f, (double)values[i])))
+      fail_msg("%s: %a became pattern %04x", f->name, (double)values[i], patterns[i]);
+  free(patterns);
+}
+
+static void every_pattern_survives(const format *f) {
+  enum { PATTERNS = 1 << 16 };
+  uint16_t *patterns = malloc(PATTERNS * sizeof *patterns);
+  float *values = malloc(PATTERNS * sizeof *values);
+  for (int i = 0; i < PATTERNS; ++i) patterns[i] = (uint16_t)i;
+  f->widen(values, patterns, PATTERNS);
+  for (int i = 0; i < PATTERNS; ++i)
+    if (!same(decode(f, (uint16_t)i), (double)values[i]))
+      fail_msg("%s: pattern %04x became %a", f->name, i, (double)values[i]);
+  f->narrow(patterns, values, PATTERNS);
+  for (int i = 0; i < PATTERNS; ++i) {
+    if (isnan(values[i]))
+      assert_true(isnan(decode(f, patterns[i])));
+    else
+      assert_int_equal(patterns[i], i);
+  }
+  free(patterns);
+  free(values);
+}
+
+/* Around each number of the format: halfway to its neighbour, and one float32 to either side. */
+static void halves_round_to_even(const format *f) {
+  enum { PATTERNS = 1 << 16 };
+  float *values = malloc(3 * PATTERNS * sizeof *values);
+  int64_t count = 0;
+  for (int i = 0; i < PATTERNS; ++i) {
+    double value = decode(f, (uint16_t)i), next = decode(f, (uint16_t)(i + 1));
+    if (!isfinite(value)) continue;
+    if (!isfinite(next)) next = copysign(ldexp(1, f->greatest_exponent + 1), value);
+    float middle = (float)((value + next) / 2);
+    values[count++] = middle;
+    values[count++] = nextafterf(middle, INFINITY);
+    values[count++] = nextafterf(middle, -INFINITY);
+  }
+  assert_narrows(f, values, count);
+  free(values);
+}
+
+static void any_float_rounds_right(const format *f) {
+  enum { COUNT = 200003 };
+  float *values = malloc(COUNT * sizeof *values);
+  attn_random random = {.seed = 11};
+  for (int i = 0; i < COUNT; ++i) {
+    uint32_t bits = attn_random_u32(&random); /* all exponents, subnormals, infinities and NaN */
+    if (i % 97 == 0) bits &= 0x807fffffu;
+    memcpy(&values[i], &bits, sizeof bits);
+  }
+  static const uint32_t specials[] = {0x7f800000, 0xff800000, 0x7f800001, 0x7fffffff, 0xff80ffff,
+                                      0x7f7fffff, 0x00000001, 0x807fffff, 0x80000000, 0x477fefff};
+  memcpy(values, specials, sizeof specials);
+  assert_narrows(f, values, COUNT);
+  free(values);
+}
+
+/* Every count, so that each kernel's last, partial vector is seen; nothing beyond it is written. */
+static void short_counts_stay_inside(const format *f) {
+  enum { MOST = 70, GUARD = 0x5a5a };
+  float values[MOST + 1], wide[MOST + 1];
+  uint16_t patterns[MOST + 1];
+  for (int count = 0; count <= MOST; ++count) {
+    for (int i = 0; i <= MOST; ++i) {
+      values[i] = (float)(i - 20) * 0.25f;
+      patterns[i] = GUARD;
+      wide[i] = -1234.0f;
+    }
+    f->narrow(patterns, values, count);
+    f->widen(wide, patterns, count);
+    assert_int_equal(patterns[count], GUARD);
+    assert_true(wide[count] == -1234.0f);
+    for (int i = 0; i < count; ++i) assert_true(wide[i] == values[i]); /* few bits: exact */
+  }
+}
+
+static void conversions_on_a_path(void *context) {
+  (void)context;
+  format formats[2];
+  get_formats(formats);
+  for (int i = 0; i < 2; ++i) {
+    every_pattern_survives(&formats[i]);
+    halves_round_to_even(&formats[i]);
+    any_float_rounds_right(&formats[i]);
+    short_counts_stay_inside(&formats[i]);
+  }
+}
+
+static void conversions_are_exact(void **state) {
+  (void)state;
+  test_on_every_path(conversions_on_a_path, NULL);
+}
+
+/* --- Matrix-vector products ------------------------------------------------------------------- */
+
+enum { MATVEC_INPUTS = 300, MATVEC_OUTPUTS = 11, GAP = 3 };
+
+/* Sums of up to 300 products in float32: 300 roundings of 2^-24 relative to the sum of magnitudes
+ * is the bound that no order of summation can exceed. */
+static const double matvec_bound = MATVEC_INPUTS * 0x1p-24;
+
+static void check_matvec(int64_t rows, int64_t outputs, int64_t inputs, bool bf16) {
+  const attn_kernels *kernels = attn_kernels_get();
+  float x[ATTN_MATVEC_ROWS * (MATVEC_INPUTS + GAP)], w[MATVEC_OUTPUTS * (MATVEC_INPUTS + GAP)];
+  float y[ATTN_MATVEC_ROWS * (MATVEC_OUTPUTS + GAP)];
+  uint16_t narrow[MATVEC_OUTPUTS * (MATVEC_INPUTS + GAP)];
+  int64_t ldx = inputs + GAP, ldw = inputs + GAP, ldy = outputs + GAP;
+  attn_random random = {.seed = (uint64_t)(rows * 1000 + inputs)};
+  for (int64_t i = 0; i < rows * ldx; ++i)
+    x[i] = i % ldx < inputs ? (float)attn_random_normal(&random) : NAN;
+  for (int64_t i = 0; i < outputs * ldw; ++i) {
+    narrow[i] = attn_f32_to_bf16(i % ldw < inputs ? (float)attn_random_normal(&random) : NAN);
+    w[i] = attn_bf16_to_f32(narrow[i]);
+  }
+  for (int64_t i = 0; i < rows * ldy; ++i) y[i] = -7;
+  if (bf16)
+    kernels->matvec_bf16(rows, outputs, inputs, x, ldx, narrow, ldw, y, ldy);
+  else
+    kernels->matvec_f32(rows, outputs, inputs, x, ldx, w, ldw, y, ldy);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t o = 0; o < outputs; ++o) {
+      double expected = 0, magnitude = 0;
+      for (int64_t i = 0; i < inputs; ++i) {
+        double product = (double)x[r * ldx + i] * (double)w[o * ldw + i];
+        expected += product;
+        magnitude += fabs(product);
+      }
+      if (!(fabs((double)y[r * ldy + o] - expected) <= matvec_bound * magnitude))
+        fail_msg("matvec_%s rows %lld inputs %lld: y[%lld][%lld] is %g, expected %g",
+                 bf16 ? "bf16" : "f32", (long long)rows, (long long)inputs, (long long)r,
+                 (long long)o, (double)y[r * ldy + o], expected);
+    }
+    for (int64_t o = outputs; o < ldy; ++o) assert_true(y[r * ldy + o] == -7);
+  }
+}
+
+static void matvec_on_a_path(void *context) {
+  (void)context;
+  static const int64_t inputs[] = {1, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 128, 129, 300};
+  for (int64_t rows = 1; rows <= ATTN_MATVEC_ROWS; ++rows)
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; ++i)
+      for (int64_t outputs = 1; outputs <= MATVEC_OUTPUTS; outputs += 5)
+        for (int bf16 = 0; bf16 < 2; ++bf16) check_matvec(rows, outputs, inputs[i], bf16);
+}
+
+static void matvec_equals_float64(void **state) {
+  (void)state;
+  test_on_every_path(matvec_on_a_path, NULL);
+}
+
+/* --- Exponential ------------------------------------------------------------------------------ */
+
+static const double exp_relative_error = 2e-7; /* promised in kernels/rows.h */
+
+static void exp_on_a_path(void *context) {
+  (void)context;
+  enum { COUNT = 400001 };
+  float *x = malloc(COUNT * sizeof *x), *y = malloc(COUNT * sizeof *y);
+  for (int i = 0; i < COUNT; ++i) x[i] = (float)(-87.0 + 175.0 * i / (COUNT - 1));
+  attn_kernels_get()->exp_f32(y, x, COUNT);
+  double worst = 0;
+  for (int i = 0; i < COUNT; ++i) {
+    double error = fabs((double)y[i] / exp((double)x[i]) - 1);
+    if (!(error <= exp_relative_error))
+      fail_msg("exp(%a) is %a, relative error %g", (double)x[i], (double)y[i], error);
+    worst = error > worst ? error : worst;
+  }
+  print_message("    exp: relative error at most %.3g\n", worst);
+  const float edges[] = {-INFINITY, -1e30f, -200.0f, 0.0f, -0.0f, 89.0f, 1e30f, INFINITY};
+  const float expected[] = {0, 0, 0, 1, 1, INFINITY, INFINITY, INFINITY};
+  attn_kernels_get()->exp_f32(y, edges, 8);
+  for (int i = 0; i < 8; ++i) assert_true(y[i] == expected[i]);
+  free(x);
+  free(y);
+}
+
+static void exp_keeps_its_promise(void **state) {
+  (void)state;
+  test_on_every_path(exp_on_a_path, NULL);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(conversions_are_exact),
+      cmocka_unit_test(matvec_equals_float64),
+      cmocka_unit_test(exp_keeps_its_promise),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
