@@ -749,5 +749,5 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(close_to_oracles), cmocka_unit_test(gradients_equal_differences),
       cmocka_unit_test(dtypes_agree), cmocka_unit_test(checkpoints_change_no_bit)};
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return cmocka_run_group_tests(tests, NULL, trial_teardown);
 }
