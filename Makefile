@@ -1,17 +1,64 @@
 # libattn: a front for CMake. `make help` lists the targets.
 BUILD ?= build
+PREFIX ?= /usr/local
+DESTDIR ?=
 CMAKE_FLAGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-all: ## Build the library and the command (build/attn)
-	@scripts/dependencies
-	@cmake -S . -B $(BUILD) $(CMAKE_FLAGS) >/dev/null
-	@cmake --build $(BUILD) -j $(JOBS)
+# CMake runs a make of its own: without our flags it does not announce directories.
+cmake_build = env -u MAKEFLAGS -u MAKELEVEL cmake --build
+sources = git ls-files --cached --others --exclude-standard '*.c' '*.h' '*.inc'
+# configure and build in folder $(1) with CMake options $(2), quietly unless something is wrong
+define build_in
+cmake -S . -B $(1) $(2) $(CMAKE_FLAGS) >$(1).log 2>&1 || { cat $(1).log; exit 1; }
+rm -f $(1).log
+$(cmake_build) $(1) -j $(JOBS)
+endef
 
-test: all ## Build and run every test
-	@cd $(BUILD) && ctest --output-on-failure -j 1
+all: ## Build the library and the command (build/attn)
+	@scripts/dependencies build
+	@$(call build_in,$(BUILD),)
+
+test: ## Build and run every test
+	@scripts/dependencies build test
+	@$(call build_in,$(BUILD),)
+	@cd $(BUILD) && ctest --output-on-failure --progress -j 1
+
+bench: all ## Measure the operators (attn bench; ARGS="--help" for more)
+	@$(BUILD)/attn bench $(ARGS)
+
+install: all ## Install below PREFIX (/usr/local), in DESTDIR if set
+	@$(call build_in,$(BUILD),-DCMAKE_INSTALL_PREFIX=$(PREFIX))
+	@DESTDIR=$(DESTDIR) cmake --install $(BUILD) >/dev/null
+	@echo "installed below $(DESTDIR)$(PREFIX)"
+
+format: ## Format all sources
+	@scripts/dependencies lint
+	@$(sources) | xargs clang-format-14 -i
+
+format-check: ## Whether all sources are formatted
+	@scripts/dependencies lint
+	@$(sources) | xargs clang-format-14 --dry-run -Werror
+
+lint: format-check ## Static checks (clang-tidy, .clang-tidy)
+	@scripts/dependencies build test lint
+	@$(call build_in,$(BUILD),)
+	@scripts/lint $(BUILD) $(JOBS)
+
+sanitize: ## Run the unit tests under AddressSanitizer and UBSan
+	@scripts/dependencies build sanitize
+	@$(call build_in,build-sanitize,-DATTN_SANITIZE=ON -DATTN_WERROR=$(WERROR))
+	@cd build-sanitize && ctest --output-on-failure --progress -j 1 -L unit
+
+clang: ## Build with Clang 14, warnings as errors
+	@scripts/dependencies build clang
+	@$(call build_in,build-clang,-DCMAKE_C_COMPILER=clang-14 -DATTN_WERROR=ON)
+
+clean: ## Remove what was built
+	@rm -rf $(BUILD) build-sanitize build-clang
 
 help: ## This list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
-.PHONY: all test help
+WERROR ?= OFF
+.PHONY: all test bench install format format-check lint sanitize clang clean help

@@ -56,7 +56,7 @@ size_t attn_sample_workspace(int64_t vocabulary) {
 /* -- Logits -- */
 
 static float clamp(float logit) {
-  return isnan(logit) ? -INFINITY : logit > FLT_MAX ? FLT_MAX : logit;
+  return logit > FLT_MAX ? FLT_MAX : logit; /* NaN stays, for keep_finite */
 }
 
 /* Each token once, however often it stands in the history. */
@@ -188,7 +188,7 @@ static double uniform_at(uint64_t seed, uint64_t position) {
   return attn_random_uniform(&random);
 }
 
-/* Removes the impossible tokens, so that what follows sees finite numbers only. */
+/* Removes -infinity and NaN (which compares false), so that what follows sees finite numbers. */
 static int64_t keep_finite(candidate *candidates, int64_t count) {
   int64_t kept = 0;
   for (int64_t i = 0; i < count; ++i)

@@ -47,9 +47,3 @@ void test_on_every_path(void (*body)(void *context), void *context) {
   }
   assert_ok(attn_set_kernel_path(before));
 }
-
-/* Under AddressSanitizer an allocation that is too large must fail as it does without. */
-const char *__asan_default_options(void);
-const char *__asan_default_options(void) {
-  return "allocator_may_return_null=1:detect_leaks=1";
-}

@@ -158,6 +158,24 @@ static void ticks_are_sensible(void **state) {
   }
 }
 
+static void heights_compare_from_zero(void **state) {
+  (void)state;
+  double x[] = {1, 2}, above[] = {70, 90}, below[] = {-70, -90};
+  attn_chart_series series = {"s", x, above, 2};
+  attn_chart chart = chart_of(&series, 1);
+  attn_axis x_axis, y_axis;
+  assert_ok(attn_chart_axes(&chart, 5, 5, &x_axis, &y_axis));
+  assert_true(y_axis.low == 70);
+  chart.y_from_zero = true;
+  assert_ok(attn_chart_axes(&chart, 5, 5, &x_axis, &y_axis));
+  assert_true(y_axis.low == 0 && y_axis.high == 100);
+  series.y = below;
+  assert_ok(attn_chart_axes(&chart, 5, 5, &x_axis, &y_axis));
+  assert_true(y_axis.low == -100 && y_axis.high == 0);
+  series.count = -1;
+  assert_int_equal(attn_chart_axes(&chart, 5, 5, &x_axis, &y_axis), ATTN_INVALID_ARGUMENT);
+}
+
 static void hostile_numbers(void **state) {
   (void)state;
   static const double x[] = {1, 2, 3, 4, 5, 6};
@@ -197,9 +215,15 @@ static void hostile_names(void **state) {
                                       "Überlänge: ein sehr langer Name, der nirgends hinpasst",
                                       "",
                                       "\xed\xa0\x80 surrogate \xf4\x90\x80\x80",
+                                      "not characters \xef\xbf\xbe \xef\xbf\xbf",
                                       "line\nbreak"};
   enum { COUNT = sizeof names / sizeof *names };
   attn_chart_series series[COUNT];
+  attn_text clean = {0};
+  assert_int_equal(attn_chart_add_text(&clean, "a\xef\xbf\xbe\xff<\xc3\xa9", 9, ATTN_ESCAPE_XML),
+                   7);
+  assert_string_equal(clean.data, "a????&lt;\xc3\xa9");
+  attn_text_free(&clean);
   for (int i = 0; i < COUNT; ++i) {
     series[i] = (attn_chart_series){.name = names[i], .x = x, .y = y, .count = 2};
     attn_chart chart = chart_of(series, i + 1);
@@ -223,7 +247,7 @@ static void text_fits(void **state) {
   (void)state;
   double x[50], y[2][50];
   for (int i = 0; i < 50; ++i) {
-    x[i] = 1 + i * i;
+    x[i] = i * i * (1000.0 / 2401); /* ends at a tick of four characters */
     y[0][i] = exp(-i / 10.0) * 1e6;
     y[1][i] = 1e5 + i;
   }
@@ -250,6 +274,18 @@ static void text_fits(void **state) {
   assert_int_equal(attn_chart_csv(&chart, &text), ATTN_INVALID_ARGUMENT);
 }
 
+/* Where the n-th grid line from below lies, as it stands in the file. */
+static double grid_line(const char *svg, int n) {
+  double left, height = 0;
+  const char *grid = svg;
+  for (int i = 0; i <= n; ++i) {
+    grid = strstr(grid + 1, "class=\"grid\"");
+    assert_non_null(grid);
+    assert_int_equal(sscanf(strchr(grid, 'M') + 1, "%lf %lf", &left, &height), 2);
+  }
+  return height;
+}
+
 /* A line of many points is drawn with a bounded number of vertices and keeps its extremes. */
 static void long_series_stay_small(void **state) {
   (void)state;
@@ -258,23 +294,20 @@ static void long_series_stay_small(void **state) {
   assert_true(x && y);
   for (int i = 0; i < COUNT; ++i) {
     x[i] = i;
-    y[i] = i == 123456 ? 10 : sin(i * 0.7);
+    y[i] = i == 123456 ? 10 : i == 223456 ? -10 : sin(i * 0.7);
   }
   attn_chart_series series = {"noise", x, y, COUNT};
   attn_chart chart = chart_of(&series, 1);
-  char *svg, extreme[64];
+  char *svg, vertex[64];
   assert_ok(attn_chart_svg(&chart, 0, 0, &svg));
   assert_true(strlen(svg) < 100000);
   attn_axis x_axis, y_axis;
   assert_ok(attn_chart_axes(&chart, 8, 5, &x_axis, &y_axis));
-  assert_true(attn_axis_place(&y_axis, 10) == 1); /* the top of the plot, where a grid line is */
-  const char *grid = strstr(svg, "class=\"grid\""), *top = NULL;
-  for (; grid; grid = strstr(grid + 1, "class=\"grid\"")) top = grid;
-  assert_non_null(top);
-  double left, height;
-  assert_int_equal(sscanf(strchr(top, 'M') + 1, "%lf %lf", &left, &height), 2);
-  snprintf(extreme, sizeof extreme, " %.1fL", height);
-  assert_non_null(strstr(svg, extreme));
+  assert_true(y_axis.low == -10 && y_axis.high == 10); /* the outermost grid lines */
+  for (int end = 0; end < 2; ++end) {
+    snprintf(vertex, sizeof vertex, " %.1fL", grid_line(svg, end ? y_axis.ticks - 1 : 0));
+    assert_non_null(strstr(strstr(svg, "class=\"line"), vertex));
+  }
   attn_free(svg);
   free(x);
   free(y);
@@ -327,6 +360,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(the_checker_can_fail),
       cmocka_unit_test(ticks_are_sensible),
+      cmocka_unit_test(heights_compare_from_zero),
       cmocka_unit_test(hostile_numbers),
       cmocka_unit_test(hostile_names),
       cmocka_unit_test(text_fits),

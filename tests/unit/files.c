@@ -10,13 +10,17 @@
 #include "files/io.h"
 #include "files/json.h"
 
+#include <fcntl.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-static char directory[] = "/tmp/attn-files-XXXXXX";
+/* In memory where the system has that: every commit of a file waits for the disk. */
+static char directory[64];
 
 /* Two paths at a time may be in use. */
 static const char *in_directory(const char *name) {
@@ -29,6 +33,8 @@ static const char *in_directory(const char *name) {
 
 static int make_directory(void **state) {
   (void)state;
+  snprintf(directory, sizeof directory, "%s/attn-files-XXXXXX",
+           access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
   return mkdtemp(directory) ? 0 : -1;
 }
 
@@ -93,10 +99,10 @@ static void reading(void **state) {
   assert_non_null(strstr(attn_error_message(), "none: No such file"));
   assert_int_equal(attn_file_read(directory, 6, &text, &size), ATTN_INVALID_ARGUMENT);
   assert_int_equal(attn_file_map_open(directory, &map), ATTN_INVALID_ARGUMENT);
-  assert_int_equal(attn_file_map_open("/dev/null", &map), ATTN_INVALID_ARGUMENT);
   assert_ok(attn_file_read("/proc/self/status", 1 << 20, &text, &size)); /* reports size 0 */
   assert_true(size > 100);
   attn_free(text);
+  assert_int_equal(attn_file_read("/proc/self/status", 50, &text, &size), ATTN_BAD_FORMAT);
   assert_ok(attn_file_map_open(in_directory("seven"), &map));
   assert_int_equal(map.size, 7);
   assert_memory_equal(map.data, "1234567", 7);
@@ -137,11 +143,61 @@ static void writing_replaces_whole(void **state) {
   attn_file_writer_abort(writer);
   assert_int_equal(stat(path, &information), 0);
   assert_int_equal(information.st_size, 200000 + (1 << 20));
-  assert_ok(attn_file_write("/dev/null", "x", 1)); /* no temporary in /dev, no rename over it */
-  assert_int_equal(stat("/dev/null", &information), 0);
-  assert_true(S_ISCHR(information.st_mode));
-  assert_int_equal(attn_file_write("/dev/full", "x", 1), ATTN_IO_ERROR);
   assert_int_equal(attn_file_write(in_directory("no/such"), "x", 1), ATTN_NOT_FOUND);
+}
+
+/* A target that is not a regular file must be written to, never renamed over. A pipe of our own
+ * stands for devices such as /dev/stdout: broken code must not be able to harm the machine. */
+static void pipes_are_written_directly(void **state) {
+  (void)state;
+  char path[256], received[8] = "";
+  struct stat information;
+  strcpy(path, in_directory("pipe"));
+  assert_int_equal(mkfifo(path, 0600), 0);
+  int reader = open(path, O_RDONLY | O_NONBLOCK);
+  assert_true(reader >= 0);
+  assert_ok(attn_file_write(path, "through", 7));
+  assert_int_equal(read(reader, received, sizeof received), 7);
+  assert_string_equal(received, "through");
+  attn_file_writer *writer;
+  assert_ok(attn_file_writer_open(path, &writer));
+  close(reader);
+  void (*handler)(int) = signal(SIGPIPE, SIG_IGN);
+  assert_ok(attn_file_writer_write(writer, "lost", 4)); /* in the buffer */
+  assert_int_equal(attn_file_writer_commit(writer), ATTN_IO_ERROR);
+  assert_non_null(strstr(attn_error_message(), "Broken pipe"));
+  signal(SIGPIPE, handler);
+  assert_int_equal(stat(path, &information), 0);
+  assert_true(S_ISFIFO(information.st_mode));
+  attn_file_map map;
+  reader = open(path, O_RDWR); /* so that opening for reading does not wait */
+  assert_int_equal(attn_file_map_open(path, &map), ATTN_INVALID_ARGUMENT);
+  close(reader);
+}
+
+/* The system refuses bytes in the middle of a file, as a full disk does. */
+static void full_disk(void **state) {
+  (void)state;
+  struct rlimit before, small;
+  char path[256], command[300], *large = calloc(1, 1 << 20);
+  assert_non_null(large);
+  assert_ok(attn_make_directories(in_directory("full")));
+  strcpy(path, in_directory("full/target"));
+  put("full/target", "old");
+  assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+  small = before;
+  small.rlim_cur = 100000;
+  void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
+  assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+  attn_status status = attn_file_write(path, large, 1 << 20);
+  assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+  signal(SIGXFSZ, handler);
+  free(large);
+  assert_int_equal(status, ATTN_IO_ERROR);
+  assert_non_null(strstr(attn_error_message(), "target: File too large"));
+  assert_contents(path, "old");
+  snprintf(command, sizeof command, "test $(ls -A %s/full | wc -l) = 1", directory);
+  assert_int_equal(system(command), 0); /* no temporary left */
 }
 
 /* Every operation of a body fails once; the body cleans up after itself. */
@@ -421,6 +477,8 @@ int main(void) {
       cmocka_unit_test(paths),
       cmocka_unit_test(reading),
       cmocka_unit_test(writing_replaces_whole),
+      cmocka_unit_test(pipes_are_written_directly),
+      cmocka_unit_test(full_disk),
       cmocka_unit_test(faults),
       cmocka_unit_test(config_getters),
       cmocka_unit_test(bad_json),

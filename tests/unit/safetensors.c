@@ -11,7 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
-static char directory[] = "/tmp/attn-safetensors-XXXXXX";
+/* In memory where the system has that: every commit of a file waits for the disk. */
+static char directory[64];
 
 static const char *in_directory(const char *name) {
   static char path[256];
@@ -21,6 +22,8 @@ static const char *in_directory(const char *name) {
 
 static int make_directory(void **state) {
   (void)state;
+  snprintf(directory, sizeof directory, "%s/attn-safetensors-XXXXXX",
+           access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
   return mkdtemp(directory) ? 0 : -1;
 }
 
@@ -95,6 +98,33 @@ static void every_dtype_returns(void **state) {
   assert_int_equal(attn_safetensors_find(file, "flaot32", &none), ATTN_NOT_FOUND);
   assert_non_null(strstr(attn_error_message(), "float32"));
   assert_int_equal(attn_safetensors_get(file, ATTN_DTYPE_COUNT, &none), ATTN_INVALID_ARGUMENT);
+  attn_safetensors_close(file);
+}
+
+/* Made by the reference implementation: tests/models/fixtures/foreign.py. */
+static void a_foreign_file(void **state) {
+  (void)state;
+  attn_safetensors *file;
+  attn_tensor t;
+  assert_ok(
+      attn_safetensors_open(ATTN_SOURCE_DIR "/tests/models/fixtures/foreign.safetensors", &file));
+  assert_int_equal(attn_safetensors_count(file), 6);
+  assert_string_equal(attn_safetensors_metadata(file, "who"), "the reference implementation");
+  assert_ok(attn_safetensors_find(file, "flags", &t));
+  assert_true(t.dtype == ATTN_BOOL && t.rank == 1 && t.shape[0] == 3);
+  for (int64_t i = 0; i < 3; ++i) assert_true(attn_tensor_get(&t, &i) == (i != 1));
+  assert_ok(attn_safetensors_find(file, "half", &t));
+  assert_int_equal(t.dtype, ATTN_F16);
+  for (int64_t i = 0; i < 4; ++i) assert_true(attn_tensor_get(&t, &i) == (double)i / 2);
+  assert_ok(attn_safetensors_find(file, "double", &t));
+  assert_true(t.dtype == ATTN_F64 && t.rank == 2 && t.shape[0] == 2 && t.shape[1] == 3);
+  for (int64_t i = 0; i < 6; ++i)
+    assert_true(attn_tensor_get(&t, (int64_t[]){i / 3, i % 3}) == (double)i);
+  assert_ok(attn_safetensors_find(file, "empty", &t));
+  assert_true(t.rank == 2 && attn_tensor_count(&t) == 0);
+  assert_ok(attn_safetensors_find(file, "scalar", &t));
+  assert_true(t.dtype == ATTN_I64 && t.rank == 0 && attn_tensor_get(&t, NULL) == -5);
+  assert_int_equal(attn_safetensors_find(file, "unsigned", &t), ATTN_UNSUPPORTED);
   attn_safetensors_close(file);
 }
 
@@ -355,6 +385,35 @@ static void mutants_never_crash(void **state) {
   assert_int_equal(attn_memory_get_stats().live_bytes, live);
 }
 
+/* The same for the index of a sharded model. */
+static void mutated_indices_never_crash(void **state) {
+  (void)state;
+  enum { MUTANTS = 2000 };
+  static const char good[] = INDEX("\"a\":\"i1.safetensors\",\"b\":\"i2.safetensors\"");
+  write_shard("i1.safetensors", "a", 1);
+  write_shard("i2.safetensors", "b", 2);
+  attn_random random = {.seed = 12};
+  size_t live = attn_memory_get_stats().live_bytes;
+  for (int i = 0; i < MUTANTS; ++i) {
+    char mutant[sizeof good];
+    memcpy(mutant, good, sizeof good);
+    for (int c = 0; c < 1 + i % 3; ++c)
+      mutant[attn_random_below(&random, sizeof good - 1)] =
+          (char)(i % 2 ? attn_random_u32(&random)
+                       : (uint32_t)good[attn_random_below(&random, sizeof good - 1)]);
+    write_bytes("mutant.index.json", mutant, sizeof good - 1);
+    attn_safetensors *file;
+    attn_status status = attn_safetensors_open(in_directory("mutant.index.json"), &file);
+    if (status == ATTN_OK)
+      touch(file);
+    else
+      assert_true(status == ATTN_BAD_FORMAT || status == ATTN_NOT_FOUND ||
+                  status == ATTN_INVALID_ARGUMENT); /* ".": a directory */
+    attn_safetensors_close(file);
+    assert_int_equal(attn_memory_get_stats().live_bytes, live);
+  }
+}
+
 /* Every allocation and file operation fails once: a clean error, nothing leaked, and the file that
  * stood there before is whole. */
 static void faults_while_writing(void **state) {
@@ -459,17 +518,22 @@ static void bad_arguments_of_write(void **state) {
   assert_int_equal(attn_safetensors_write("/nowhere/x.safetensors", &good, 1, NULL, 0),
                    ATTN_NOT_FOUND);
   assert_int_equal(attn_safetensors_write(directory, &good, 1, NULL, 0), ATTN_INVALID_ARGUMENT);
-  assert_int_equal(attn_safetensors_write("/dev/full", &good, 1, NULL, 0), ATTN_IO_ERROR);
-  assert_non_null(strstr(attn_error_message(), "No space left"));
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(every_dtype_returns),  cmocka_unit_test(strides_ranks_and_empty_tensors),
-      cmocka_unit_test(data_is_aligned),      cmocka_unit_test(unaligned_tensors_are_copied),
-      cmocka_unit_test(malformed_headers),    cmocka_unit_test(sharded_models),
-      cmocka_unit_test(mutants_never_crash),  cmocka_unit_test(faults_while_writing),
-      cmocka_unit_test(faults_while_opening), cmocka_unit_test(bad_arguments_of_write),
+      cmocka_unit_test(every_dtype_returns),
+      cmocka_unit_test(a_foreign_file),
+      cmocka_unit_test(strides_ranks_and_empty_tensors),
+      cmocka_unit_test(data_is_aligned),
+      cmocka_unit_test(unaligned_tensors_are_copied),
+      cmocka_unit_test(malformed_headers),
+      cmocka_unit_test(sharded_models),
+      cmocka_unit_test(mutants_never_crash),
+      cmocka_unit_test(mutated_indices_never_crash),
+      cmocka_unit_test(faults_while_writing),
+      cmocka_unit_test(faults_while_opening),
+      cmocka_unit_test(bad_arguments_of_write),
   };
   return cmocka_run_group_tests(tests, make_directory, remove_directory);
 }

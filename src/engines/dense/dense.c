@@ -143,7 +143,8 @@ static void *row_of(const attn_matrix *matrix, int64_t row) {
 /* Converts float32 rows to bfloat16 with all threads: the step from masters to compute weights. */
 static void round_rows(const attn_matrix *source, uint16_t *target) {
   const attn_kernels *kernels = attn_kernels_get();
-#pragma omp parallel for num_threads(attn_get_threads()) schedule(static)
+  int threads = attn_pass_threads(source->rows * source->columns * (int64_t)sizeof(float));
+#pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < source->rows; ++i)
     kernels->f32_to_bf16(target + i * source->columns, row_of(source, i), source->columns);
 }
@@ -242,7 +243,8 @@ static attn_matrix gapless_matrix(const attn_matrix *like, attn_dtype dtype, att
 
 static void copy_rows(const attn_matrix *source, const attn_matrix *target) {
   size_t bytes = (size_t)source->columns * attn_dtype_size(source->dtype);
-#pragma omp parallel for num_threads(attn_get_threads()) schedule(static)
+  int threads = attn_pass_threads(source->rows * (int64_t)bytes);
+#pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < source->rows; ++i) memcpy(row_of(target, i), row_of(source, i), bytes);
 }
 
@@ -438,7 +440,9 @@ static attn_status transposed_copy(const attn_matrix *source, attn_matrix *targe
   *target = gapless_matrix(&shape, source->dtype, scratch);
   if (!target->data) return ATTN_OUT_OF_MEMORY;
   void (*body)(const attn_matrix *, const attn_matrix *, int64_t, int64_t) = bodies[source->dtype];
-#pragma omp parallel for num_threads(attn_get_threads()) schedule(static)
+  int threads =
+      attn_pass_threads(source->rows * source->columns * (int64_t)attn_dtype_size(source->dtype));
+#pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t first = 0; first < source->columns; first += TRANSPOSE_SQUARE)
     body(source, target, first, min(source->columns - first, TRANSPOSE_SQUARE));
   return ATTN_OK;

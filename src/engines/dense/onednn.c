@@ -86,9 +86,9 @@ static void start(void) {
 
 /* oneDNN uses as many threads as the calling thread's OpenMP setting says. That setting is the
  * calling thread's own, so it is set for the duration of a call and then put back. */
-static int enter_threads(void) {
+static int enter_threads(const key *key) {
   int before = omp_get_max_threads();
-  if (before != attn_get_threads()) omp_set_num_threads(attn_get_threads());
+  if (before != key->threads) omp_set_num_threads(key->threads);
   return before;
 }
 
@@ -104,7 +104,9 @@ static key key_of(work work, int64_t m, int64_t k, int64_t n, dnnl_data_type_t d
   key result;
   memset(&result, 0, sizeof result);
   result.work = work;
-  result.threads = attn_get_threads();
+  result.threads = work == WORK_REORDER
+                       ? attn_pass_threads(k * n * (int64_t)dnnl_data_type_size(dtype))
+                       : attn_product_threads(m, n, k);
   result.m = m;
   result.k = k;
   result.n = n;
@@ -290,8 +292,8 @@ static bool plan(int64_t m, int64_t k, int64_t n, attn_dtype dtype, attn_packed 
                            : dtype == ATTN_BF16 ? ATTN_PATH_AVX512
                                                 : ATTN_PATH_COUNT;
   if (attn_get_kernel_path() < least) return false;
-  int before = enter_threads();
   key key = key_of(WORK_LAYOUT, m, k, n, type_of(dtype));
+  int before = enter_threads(&key);
   key.result_dtype = key.dtype;
   entry *entry;
   dnnl_status_t status = check_out(&key, NULL, &entry);
@@ -309,8 +311,8 @@ static bool plan(int64_t m, int64_t k, int64_t n, attn_dtype dtype, attn_packed 
 
 static attn_status pack(const attn_packed *packed, const attn_matrix *b) {
   const dnnl_memory_desc_t *layout = (const void *)packed->layout;
-  int before = enter_threads();
   key key = key_of(WORK_REORDER, 0, packed->k, packed->n, type_of(packed->dtype));
+  int before = enter_threads(&key);
   key.stride_k = b->stride[0];
   key.stride_n = b->stride[1];
   entry *entry;
@@ -333,8 +335,8 @@ static dnnl_status_t run(entry *entry, const attn_matrix *a, const attn_packed *
 static attn_status multiply(const attn_matrix *a, const attn_packed *packed, const attn_matrix *c,
                             bool accumulate, attn_arena *scratch) {
   const dnnl_memory_desc_t *layout = (const void *)packed->layout;
-  int before = enter_threads();
   key key = key_of(WORK_MULTIPLY, a->rows, packed->k, packed->n, type_of(packed->dtype));
+  int before = enter_threads(&key);
   key.result_dtype = (int32_t)type_of(c->dtype);
   key.accumulate = accumulate;
   entry *entry;

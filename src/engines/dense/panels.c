@@ -8,12 +8,27 @@
 #include <string.h>
 
 enum {
+  PRODUCTS_PER_THREAD = 1 << 20,
+  BYTES_PER_THREAD = 256 << 10,
   TASK_ROWS = 64,  /* times TASK_PANELS * 16 columns: a task's part of C fits the L1 cache */
   TASK_PANELS = 8, /* and its part of B, for k about 1000, the L2 cache */
 };
 
 static int64_t min(int64_t a, int64_t b) {
   return a < b ? a : b;
+}
+
+static int threads_for(double work, double work_per_thread) {
+  double useful = work / work_per_thread, all = attn_get_threads();
+  return useful < 1 ? 1 : (int)(useful < all ? useful : all);
+}
+
+int attn_product_threads(int64_t m, int64_t n, int64_t k) {
+  return threads_for((double)m * (double)n * (double)k, PRODUCTS_PER_THREAD);
+}
+
+int attn_pass_threads(int64_t bytes) {
+  return threads_for((double)bytes, BYTES_PER_THREAD);
 }
 
 static int64_t packed_depth(int64_t k, attn_dtype dtype) {
@@ -36,7 +51,7 @@ static attn_status pack(const attn_packed *packed, const attn_matrix *b) {
   int64_t k = packed->k, n = packed->n, stride_k = b->stride[0], stride_n = b->stride[1];
   int64_t panel_stride = packed_depth(k, packed->dtype) * ATTN_PANEL;
   size_t size = attn_dtype_size(packed->dtype);
-#pragma omp parallel for num_threads(attn_get_threads()) schedule(static)
+#pragma omp parallel for num_threads(attn_pass_threads((int64_t)packed->bytes)) schedule(static)
   for (int64_t panel = 0; panel < attn_panels(n); ++panel) {
     void *target = (char *)packed->data + (size_t)(panel * panel_stride) * size;
     const void *source = (const char *)b->data + panel * ATTN_PANEL * stride_n * (int64_t)size;
@@ -59,7 +74,7 @@ static void multiply_tasks(const attn_matrix *a, const attn_packed *packed, void
   int64_t panel_stride = packed_depth(k, packed->dtype) * ATTN_PANEL;
   int64_t row_tasks = (m + TASK_ROWS - 1) / TASK_ROWS;
   int64_t column_tasks = (attn_panels(n) + TASK_PANELS - 1) / TASK_PANELS;
-#pragma omp parallel num_threads(attn_get_threads())
+#pragma omp parallel num_threads(attn_product_threads(m, n, k))
   {
     kernels->begin();
 #pragma omp for schedule(static)

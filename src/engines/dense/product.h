@@ -39,6 +39,11 @@ struct attn_product {
                           bool accumulate, attn_arena *scratch);
 };
 
+/* Threads that a product of m x n x k multiply-adds, or a pass over `bytes` of memory, is worth: a
+ * fork and join costs as much as about a million of the former or some hundred kilobytes. */
+int attn_product_threads(int64_t m, int64_t n, int64_t k);
+int attn_pass_threads(int64_t bytes);
+
 extern const attn_product attn_product_panels; /* can do everything */
 extern const attn_product attn_product_onednn; /* float32 from AVX2 on, bfloat16 from AVX-512 on */
 

@@ -1,5 +1,7 @@
 #include "kernels/kernels.h"
 
+/* clang-format off */
+
 void attn_amx_begin(void);
 void attn_amx_end(void);
 

@@ -1,5 +1,7 @@
 #include "kernels/kernels.h"
 
+/* clang-format off */
+
 const attn_kernels attn_kernels_avx2 = {
     .path = ATTN_PATH_AVX2,
 #define USE(result, name, parameters) .name = attn_avx2_##name,

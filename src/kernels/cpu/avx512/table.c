@@ -1,5 +1,7 @@
 #include "kernels/kernels.h"
 
+/* clang-format off */
+
 const attn_kernels attn_kernels_avx512 = {
     .path = ATTN_PATH_AVX512,
 #define USE(result, name, parameters) .name = attn_avx512_##name,
