@@ -364,7 +364,8 @@ static void test_repeats(void **state) {
   test_on_every_path(each_mixer_repeats, NULL);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_equals_oracle),    cmocka_unit_test(test_gradients),
       cmocka_unit_test(test_narrow_gradients), cmocka_unit_test(test_future),
