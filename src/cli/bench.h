@@ -126,7 +126,8 @@ typedef struct attn_bench_report {
 void attn_bench_print_heading(const attn_bench_report *report);
 void attn_bench_print_row(const attn_bench_row *row, bool explain);
 json_t *attn_bench_json(const attn_bench_report *report);
-/* Tokens per second against length, in the terminal; nothing with fewer than two lengths. */
+/* Tokens per second against length, in the terminal; nothing with fewer than two lengths, or too
+ * many lines. */
 attn_status attn_bench_print_chart(const attn_bench_report *report);
 attn_status attn_bench_write_svg(const attn_bench_report *report, const char *path);
 attn_status attn_bench_write_html(const attn_bench_report *report, const char *path);

@@ -16,7 +16,7 @@
 enum {
   CHECKED_TOKENS = 128,
   CHECKED_KEYS = 1 << 17, /* of a softmax step: beyond, float64 copies of them would be too large */
-  MOST_SETS = 64,
+  MOST_SETS = 1024,
   MOST_REPEATS = 2000,
 };
 
@@ -190,10 +190,10 @@ static attn_status check_fewer(const attn_bench_case *c, double *error) {
 
 /* Timing --------------------------------------------------------------------------------------*/
 
-/* Sets of tensors to rotate among, so that no execution finds its inputs in a cache: together twice
- * the last cache, as far as an eighth of the free memory allows. */
+/* Sets of tensors to rotate among, so that no execution finds its inputs in a cache: together
+ * larger than the last cache, as far as an eighth of the free memory allows. */
 static int64_t choose_sets(const attn_bench_case *c) {
-  double each = (double)attn_bench_set_bytes(c), wanted = 2 * (double)attn_cpu_get()->l3_bytes;
+  double each = (double)attn_bench_set_bytes(c), wanted = 1.25 * (double)attn_cpu_get()->l3_bytes;
   double room = (double)sysconf(_SC_AVPHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / 8;
   double count = ceil(fmin(wanted, room) / fmax(each, 1));
   return count < 1 ? 1 : count > MOST_SETS ? MOST_SETS : (int64_t)count;
@@ -243,19 +243,23 @@ static attn_status prepare_sets(const attn_bench_case *c, const attn_bench_ready
 
 static attn_status measure_on(const attn_bench_case *c, const attn_bench_ready *ready,
                               double seconds, attn_bench_row *row) {
-  attn_bench_set sets[MOST_SETS] = {0};
   int64_t count = choose_sets(c);
-  attn_status status = ATTN_OK;
+  attn_bench_set *sets = attn_alloc_array((size_t)count, sizeof *sets);
+  attn_status status = sets ? ATTN_OK : ATTN_OUT_OF_MEMORY;
   for (int64_t i = 0; i < count && status == ATTN_OK; ++i)
     status = attn_bench_set_create(c, &sets[i]);
   if (status == ATTN_OK) status = prepare_sets(c, ready, sets, count, &row->error);
   if (status == ATTN_OK) status = time_runs(c, ready, sets, count, seconds, row);
-  for (int64_t i = 0; i < count; ++i) attn_bench_set_destroy(&sets[i]);
+  for (int64_t i = 0; sets && i < count; ++i) attn_bench_set_destroy(&sets[i]);
+  attn_free(sets);
   return status;
 }
 
+/* bfloat16 may be computed in float32 where that is faster. */
 static double peak_of(const attn_bench_limits *limits, attn_dtype dtype) {
-  return dtype == ATTN_BF16 ? limits->bf16_flops : dtype == ATTN_F32 ? limits->f32_flops : NAN;
+  return dtype == ATTN_BF16  ? fmax(limits->bf16_flops, limits->f32_flops)
+         : dtype == ATTN_F32 ? limits->f32_flops
+                             : NAN;
 }
 
 attn_status attn_bench_measure(const attn_bench_case *c, const attn_bench_limits *limits,

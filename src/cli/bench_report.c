@@ -100,6 +100,7 @@ json_t *attn_bench_json(const attn_bench_report *report) {
  */
 
 enum { MOST_SERIES = 16, MOST_POINTS = ATTN_MOST_NUMBERS };
+enum { MOST_IN_TERMINAL = 8 }; /* series that Braille dots can tell apart */
 
 typedef struct series {
   const attn_bench_row *first; /* the case that they share but for the length */
@@ -182,7 +183,10 @@ attn_status attn_bench_print_chart(const attn_bench_report *report) {
   const int columns = 80, rows = 22;
   char *text;
   picture *p = has_lengths(report) ? draw(report) : NULL;
-  if (!p) return ATTN_OK;
+  if (!p || p->count > MOST_IN_TERMINAL) {
+    attn_free(p);
+    return ATTN_OK;
+  }
   attn_status status = attn_chart_text(&p->chart, columns, rows, attn_has_colour(stdout), &text);
   attn_free(p);
   ATTN_TRY(status);
