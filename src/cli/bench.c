@@ -9,7 +9,7 @@ typedef struct bench_options {
   attn_words mixers, passes, dtypes;
   attn_numbers lengths;
   int64_t batch, heads, kv_heads, dim, threads;
-  double budget;
+  double budget, seconds;
   int path, plan;
   bool demo, json, explain;
   const char *svg, *html;
@@ -123,8 +123,8 @@ static double expected_seconds(const bench_series *s, int64_t length) {
 }
 
 static attn_status measure_row(bencher *b, bench_series *s, int64_t length, int rows_left) {
-  const double least = 0.05, most = 2; /* seconds a row */
-  const double executions = 3;         /* the check, what a backward needs before it, one timed */
+  const double least = 0.05;
+  const double executions = 3; /* the check, what a backward needs before it, one timed */
   double left = b->options->budget - (attn_now() - b->start);
   if (left <= 0 || expected_seconds(s, length) * executions > left) {
     ++b->report.skipped;
@@ -132,7 +132,7 @@ static attn_status measure_row(bencher *b, bench_series *s, int64_t length, int 
   }
   attn_bench_row *row = &b->report.rows[b->report.count];
   s->c.length = length;
-  double share = fmin(most, fmax(least, left / rows_left / 2));
+  double share = fmin(b->options->seconds, fmax(least, left / rows_left / 2));
   ATTN_TRY(attn_bench_measure(&s->c, &b->report.limits, share, row));
   s->seconds = row->seconds;
   s->length = length;
@@ -225,6 +225,7 @@ static const bench_options defaults = {
     .heads = 8,
     .dim = 128,
     .budget = 60,
+    .seconds = 2,
 };
 
 #define AT(field) ATTN_FIELD(bench_options, field)
@@ -247,6 +248,8 @@ static const attn_option table[] = {
      "Time for everything; rows that would take longer "
      "are left out.",
      AT(budget), 0.1, 1e9, NULL},
+    {"seconds", 0, ATTN_OPTION_REAL, "SECONDS", "At most so long for a row, but for one execution.",
+     AT(seconds), 1e-3, 1e9, NULL},
     {"path", 0, ATTN_OPTION_CHOICE, "NAME", "Kernels", AT(path), 0, 0, paths},
     {"plan", 0, ATTN_OPTION_CHOICE, "HOW",
      "Plans from a model of the machine, or from "
