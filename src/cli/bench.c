@@ -11,7 +11,7 @@ typedef struct bench_options {
   int64_t batch, heads, kv_heads, dim, threads;
   double budget, seconds;
   int path, plan;
-  bool demo, json, explain;
+  bool layer, demo, json, explain;
   const char *svg, *html;
 } bench_options;
 
@@ -133,7 +133,10 @@ static attn_status measure_row(bencher *b, bench_series *s, int64_t length, int 
   attn_bench_row *row = &b->report.rows[b->report.count];
   s->c.length = length;
   double share = fmin(b->options->seconds, fmax(least, left / rows_left / 2));
-  ATTN_TRY(attn_bench_measure(&s->c, &b->report.limits, share, row));
+  attn_status (*measure)(const attn_bench_case *, const attn_bench_limits *, double,
+                         attn_bench_row *) =
+      b->options->layer ? attn_bench_measure_layer : attn_bench_measure;
+  ATTN_TRY(measure(&s->c, &b->report.limits, share, row));
   s->seconds = row->seconds;
   s->length = length;
   ++b->report.count;
@@ -162,6 +165,7 @@ static attn_status measure(bencher *b) {
     path = (attn_kernel_path)(o->path - 1);
     ATTN_TRY(attn_set_kernel_path(path));
   }
+  b->report.layer = o->layer;
   ATTN_TRY(attn_bench_measure_limits(&b->report.limits));
   if (!o->json) attn_bench_print_heading(&b->report);
   ATTN_TRY(measure_rows(b));
@@ -257,6 +261,8 @@ static const attn_option table[] = {
      AT(plan), 0, 0, plans},
     {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",
      AT(threads), 0, 4096, NULL},
+    {"layer", 0, ATTN_OPTION_FLAG, NULL, "The whole layer: norm, projections, gates and operator.",
+     AT(layer), 0, 0, NULL},
     {"demo", 0, ATTN_OPTION_FLAG, NULL, "Say what the chart shows.", AT(demo), 0, 0, NULL},
     {"json", 0, ATTN_OPTION_FLAG, NULL, "Print a JSON object.", AT(json), 0, 0, NULL},
     {"svg", 0, ATTN_OPTION_TEXT, "FILE", "Write the chart.", AT(svg), 0, 0, NULL},
@@ -279,6 +285,7 @@ const attn_command attn_command_bench = {
         "larger than the caches.",
     .examples = "attn bench\texact attention and Lightning from 1K to 64K tokens, with a chart\n"
                 "attn bench --mixer all --pass forward,backward,step --lengths 4K\tall mixers\n"
+                "attn bench --layer --mixer all --lengths 4K\twith norms and projections\n"
                 "attn bench --mixer softmax --dtype float32 --dim 64 --json\tfor programs",
     .options = table,
     .option_count = ATTN_COUNT(table),

@@ -114,12 +114,19 @@ typedef struct attn_bench_row {
 attn_status attn_bench_measure(const attn_bench_case *c, const attn_bench_limits *limits,
                                double seconds, attn_bench_row *row);
 
+/* The same for a whole layer (bench_layer.c). */
+attn_status attn_bench_measure_layer(const attn_bench_case *c, const attn_bench_limits *limits,
+                                     double seconds, attn_bench_row *row);
+/* Fills in what follows from time, operations and bytes. */
+void attn_bench_rate(attn_bench_row *row, const attn_bench_limits *limits);
+
 /* Reports ---------------------------------------------------------------------------------------
  */
 
 typedef struct attn_bench_report {
   attn_bench_limits limits;
   attn_bench_row *rows;
+  bool layer;         /* whole layers rather than operators */
   int count, skipped; /* skipped: rows that the budget had no time for */
 } attn_bench_report;
 

@@ -262,6 +262,14 @@ static double peak_of(const attn_bench_limits *limits, attn_dtype dtype) {
                              : NAN;
 }
 
+void attn_bench_rate(attn_bench_row *row, const attn_bench_limits *limits) {
+  const attn_bench_case *c = &row->c;
+  double tokens = (double)c->batch * (c->pass == ATTN_BENCH_STEP ? 1 : (double)c->length);
+  row->tokens = tokens / row->seconds;
+  row->of_peak = row->flops / row->seconds / peak_of(limits, c->dtype);
+  row->of_copy = row->bytes / row->seconds / limits->copy_bytes;
+}
+
 attn_status attn_bench_measure(const attn_bench_case *c, const attn_bench_limits *limits,
                                double seconds, attn_bench_row *row) {
   attn_bench_ready ready;
@@ -277,9 +285,7 @@ attn_status attn_bench_measure(const attn_bench_case *c, const attn_bench_limits
   }
   row->flops = ready.info.flops;
   row->bytes = ready.info.bytes;
-  row->tokens = (double)(c->batch * (c->pass == ATTN_BENCH_STEP ? 1 : c->length)) / row->seconds;
-  row->of_peak = row->flops / row->seconds / peak_of(limits, c->dtype);
-  row->of_copy = row->bytes / row->seconds / limits->copy_bytes;
+  attn_bench_rate(row, limits);
   snprintf(row->plan, sizeof row->plan, "%s", ready.info.description);
   attn_bench_dispose(&ready);
   return status;

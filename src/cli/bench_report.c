@@ -87,13 +87,13 @@ static json_t *row_json(const attn_bench_row *r) {
 json_t *attn_bench_json(const attn_bench_report *report) {
   json_t *rows = json_array();
   for (int i = 0; i < report->count; ++i) json_array_append_new(rows, row_json(&report->rows[i]));
-  return json_pack("{s:{s:s, s:s, s:i, s:s, s:o, s:o, s:o}, s:o, s:i}", "machine", "processor",
+  return json_pack("{s:{s:s, s:s, s:i, s:s, s:o, s:o, s:o}, s:s, s:o, s:i}", "machine", "processor",
                    attn_cpu_get()->name, "features", attn_cpu_description(), "threads",
                    attn_get_threads(), "kernels", attn_kernel_path_name(attn_get_kernel_path()),
                    "bfloat16_flop_per_second", attn_json_real(report->limits.bf16_flops),
                    "float32_flop_per_second", attn_json_real(report->limits.f32_flops),
-                   "copy_bytes_per_second", attn_json_real(report->limits.copy_bytes), "rows", rows,
-                   "skipped", report->skipped);
+                   "copy_bytes_per_second", attn_json_real(report->limits.copy_bytes), "level",
+                   report->layer ? "layer" : "operator", "rows", rows, "skipped", report->skipped);
 }
 
 /* Chart -----------------------------------------------------------------------------------------

@@ -24,6 +24,14 @@ says out "plan: recurrent"
 says out "Exact attention compares"
 [ -s folder/chart.svg ] || fail "--svg does not make its directory"
 
+run 0 "$attn" bench --layer --mixer all --pass forward,backward,step $small --lengths 200 --json
+key layer level
+key 18 rows
+key 0 skipped
+has rows 17 flop
+run 1 "$attn" bench --layer --pass step --batch 2 $small --lengths 16
+says err "--batch is 2"
+
 run 0 "$attn" bench $small --mixer lightning --lengths 64 --path generic --dtype float64
 says out "generic"
 run 0 "$attn" bench $small --mixer softmax --lengths 64 --kv-heads 1 --batch 2 --json
