@@ -101,6 +101,14 @@ static int64_t estimate_block(const attn_recurrent_problem *p) {
   return attn_min(block, length);
 }
 
+static attn_status choose_block(recurrent_plan *plan) {
+  const attn_recurrent_problem *p = &plan->problem;
+  plan->block = p->block ? p->block : estimate_block(p);
+  if (p->block || p->length <= RECURRENT_STEP_TOKENS) return ATTN_OK;
+  return attn_recurrent_measured_block(p, plan->base.kernels->path, plan->base.threads,
+                                       &plan->block);
+}
+
 /* Slices of the value dimension are worth it when heads alone leave threads idle: each repeats the
  * scores, so no more than that, and at least two panels wide. The normaliser belongs to one unit.
  */
@@ -207,11 +215,13 @@ attn_status attn_recurrent_plan(const attn_recurrent_problem *problem, attn_plan
   plan->work = own.dtype == ATTN_F64   ? &attn_recurrent_work_f64
                : own.dtype == ATTN_F32 ? &attn_recurrent_work_f32
                                        : &attn_recurrent_work_bf16;
-  plan->block = own.block ? own.block : estimate_block(&own);
   plan->step_tokens = own.block ? 0 : RECURRENT_STEP_TOKENS;
   plan->slices = choose_slices(&own, plan->base.threads);
-  choose_segments(plan);
-  attn_status status = size_workspace(plan);
+  attn_status status = choose_block(plan);
+  if (status == ATTN_OK) {
+    choose_segments(plan);
+    status = size_workspace(plan);
+  }
   if (status != ATTN_OK) {
     attn_free(plan);
     return status;

@@ -90,6 +90,10 @@ void attn_recurrent_find_head(const recurrent_plan *plan, const attn_recurrent_a
                               attn_pass pass, int64_t sequence, int64_t head,
                               recurrent_head *found);
 
+/* Changes *block, an estimate, where wisdom knows better or the problem asks to measure. */
+attn_status attn_recurrent_measured_block(const attn_recurrent_problem *problem,
+                                          attn_kernel_path path, int threads, int64_t *block);
+
 /* Room for the recurrent_heads of one group at the start of a thread's backward scratch. */
 size_t attn_recurrent_heads_bytes(const recurrent_plan *plan);
 
