@@ -115,3 +115,10 @@ attn_status attn_plan_cache_recurrent(attn_plan_cache *cache, const attn_recurre
   *plan = found->plan;
   return ATTN_OK;
 }
+
+void attn_plan_cache_visit(const attn_plan_cache *cache,
+                           void (*visit)(void *context, const attn_plan_info *info),
+                           void *context) {
+  for (int i = 0; i < ENTRIES; ++i)
+    if (cache->entries[i].plan) visit(context, &cache->entries[i].plan->info);
+}

@@ -1,9 +1,56 @@
-/* Kernels of the softmax engine. */
+/* Kernels of the softmax engine: what happens to a tile of scores between its two products.
+ *
+ * Suffixes: f64 and f32 in one type; bf16 has float32 scores and bfloat16 operands. Scores are kept
+ * in base 2: x = scale * s with scale = softmax scale * log2(e), so that a weight is exp2(x - max).
+ * Row r of a tile sees the columns begin[r] .. end[r] - 1; the others get weight 0. */
 #ifndef ATTN_KERNELS_SOFTMAX_H
 #define ATTN_KERNELS_SOFTMAX_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
-#define ATTN_SOFTMAX_KERNELS(K)
+#define ATTN_SOFTMAX_SCORE_KERNELS(K, suffix, real)                                                \
+  /* s[j] = cap * tanh(scale * s[j] / cap); slope[j], where given, = 1 - (s[j] / cap)^2 */         \
+  K(void, cap_scores_##suffix, (real * s, real * slope, int64_t count, real scale, real cap))      \
+  /* s[j] = scale * s[j] + bias[j * bias_stride] - slope * |distance - j|; bias may be NULL */     \
+  K(void, add_scores_##suffix,                                                                     \
+    (real * s, int64_t count, real scale, const real *bias, int64_t bias_stride, real slope,       \
+     int64_t distance))                                                                            \
+  /* dot[r] = sum_c a[r][c] b[r][c] */                                                             \
+  K(void, dot_rows_##suffix,                                                                       \
+    (real * dot, int64_t rows, int64_t columns, const real *a, int64_t lda, const real *b,         \
+     int64_t ldb))
+
+#define ATTN_SOFTMAX_TILE_KERNELS(K, suffix, real, operand)                                        \
+  /* One step of the online softmax over a tile: for each row                                      \
+   *   m' = max(m, max_j x_j);  p_j = exp2(x_j - m');  a = exp2(m - m')                            \
+   *   sum = a sum + sum_j p_j;  o = a o;  m = m'                                                  \
+   * p has zeros from `columns` to the next multiple of 32 and outside begin .. end; a row that    \
+   * sees no column keeps m, sum and o. p may be the same memory as s where the types agree. */    \
+  K(void, softmax_tile_##suffix,                                                                   \
+    (int64_t rows, int64_t columns, real scale, real * s, int64_t lds, operand * p, int64_t ldp,   \
+     const int32_t *begin, const int32_t *end, real *maximum, real *sum, real *o, int64_t ldo,     \
+     int64_t width))                                                                               \
+  /* The backward of a tile: p = exp2(scale s - lse2), d = p (dp - delta), ds = d * slope          \
+   * (slope, leading dimension lds, may be NULL: 1). dp is overwritten by d. p and ds have zeros   \
+   * where the forward has them; p may be the memory of s and ds that of dp. */                    \
+  K(void, softmax_grad_tile_##suffix,                                                              \
+    (int64_t rows, int64_t columns, real scale, real * s, int64_t lds, real * dp, int64_t ldd,     \
+     const int32_t *begin, const int32_t *end, const real *lse2, const real *delta,                \
+     const real *slope, operand *p, operand *ds, int64_t ldp))                                     \
+  /* target[c][r] = source[r][c] */                                                                \
+  K(void, transpose_##suffix,                                                                      \
+    (operand * target, int64_t ldt, const operand *source, int64_t lds, int64_t rows,              \
+     int64_t columns))
+
+#define ATTN_SOFTMAX_FLOAT_KERNELS(K)                                                              \
+  ATTN_SOFTMAX_SCORE_KERNELS(K, f32, float)                                                        \
+  ATTN_SOFTMAX_TILE_KERNELS(K, f32, float, float)                                                  \
+  ATTN_SOFTMAX_TILE_KERNELS(K, bf16, float, uint16_t)
+
+#define ATTN_SOFTMAX_KERNELS(K)                                                                    \
+  ATTN_SOFTMAX_SCORE_KERNELS(K, f64, double)                                                       \
+  ATTN_SOFTMAX_TILE_KERNELS(K, f64, double, double)                                                \
+  ATTN_SOFTMAX_FLOAT_KERNELS(K)
 
 #endif

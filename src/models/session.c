@@ -233,6 +233,10 @@ void attn_session_destroy(attn_session *session) {
 /* Feeding ---------------------------------------------------------------------------------------
  */
 
+const struct attn_plan_cache *attn_session_plans(const attn_session *session) {
+  return session->graph->plans;
+}
+
 int64_t attn_session_position(const attn_session *session) {
   return attn_state_position(session->states[0]);
 }

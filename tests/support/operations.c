@@ -72,12 +72,23 @@ static attn_var *functional(attn_graph *g, attn_var *y, attn_parameter *u) {
   return attn_op_linear_wide(g, attn_view_reshape(g, y, 2, row), u);
 }
 
+/* One graph a dtype for all runs of a program: a fresh arena costs more than a small operation. */
+static attn_graph *graphs[ATTN_BF16 + 1];
+
+int trial_teardown(void **state) {
+  (void)state;
+  for (int i = 0; i <= ATTN_BF16; ++i) attn_graph_destroy(graphs[i]);
+  memset(graphs, 0, sizeof graphs);
+  return 0;
+}
+
 trial_outcome trial_run(const operation_case *c, const trial_inputs *inputs, attn_dtype compute,
                         bool recording) {
   trial t = {0};
   trial_outcome outcome = {0};
   attn_tensor leaves[TRIAL_LEAVES] = {{0}};
-  assert_ok(attn_graph_create(compute, &t.g));
+  if (!graphs[compute]) assert_ok(attn_graph_create(compute, &graphs[compute]));
+  t.g = graphs[compute];
   attn_graph_reset(t.g, recording);
   for (int i = 0; i < TRIAL_INPUTS; ++i) {
     if (!inputs->values[i]) continue;
@@ -111,7 +122,6 @@ trial_outcome trial_run(const operation_case *c, const trial_inputs *inputs, att
   trial_parameter_destroy(&u);
   for (int i = 0; i < TRIAL_LEAVES; ++i) attn_tensor_destroy(&leaves[i]);
   for (int i = 0; i < TRIAL_PARAMETERS; ++i) trial_parameter_destroy(&t.parameter[i]);
-  attn_graph_destroy(t.g);
   return outcome;
 }
 

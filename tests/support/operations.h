@@ -43,6 +43,8 @@ void trial_inputs_destroy(trial_inputs *inputs);
 /* Runs forward and, when recording, backward. Fails the test on any error. */
 trial_outcome trial_run(const operation_case *c, const trial_inputs *inputs, attn_dtype compute,
                         bool recording);
+/* For the group of tests: destroys what the runs share. */
+int trial_teardown(void **state);
 void trial_outcome_destroy(trial_outcome *outcome);
 
 /* A parameter over the given doubles, rounded to dtype, with a weight if it is a matrix. */

@@ -337,7 +337,6 @@ static attn_var *checkpoint_view(trial *t) {
 enum { LENGTH = 5, TOTAL = 2 * LENGTH };
 static const int32_t pieces[] = {0, 3, 3, TOTAL};
 
-#ifndef ATTN_WITHOUT_recurrent
 static attn_var *recurrent_with(trial *t, attn_recurrent_problem problem) {
   attn_recurrent_args args = {0};
   attn_var *decay = NULL, *beta = NULL;
@@ -372,21 +371,17 @@ static attn_var *recurrent_itself(trial *t) { /* q, k and v are one variable */
   return attn_op_recurrent(t->g, &problem, &(attn_recurrent_args){0}, t->leaf[0], t->leaf[0],
                            t->leaf[0], NULL, NULL);
 }
-#endif
 
 static attn_var *fused_part(trial *t, int which) {
   attn_var *part = attn_view_slice(t->g, t->leaf[0], 1, which * WIDTH, WIDTH);
   return attn_view_reshape(t->g, part, 4, (int64_t[]){2, LENGTH, HEADS, DIM});
 }
-#ifndef ATTN_WITHOUT_recurrent
 static attn_var *recurrent_views(trial *t) { /* of one fused projection */
   attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT;
   return attn_op_recurrent(t->g, &problem, &(attn_recurrent_args){0}, fused_part(t, 0),
                            fused_part(t, 1), fused_part(t, 2), NULL, NULL);
 }
-#endif
 
-#ifndef ATTN_WITHOUT_softmax
 static attn_var *softmax_causal(trial *t) {
   attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
   problem.causal = true;
@@ -417,7 +412,6 @@ static attn_var *softmax_views(trial *t) {
   return attn_op_softmax(t->g, &problem, &(attn_softmax_args){0}, fused_part(t, 0),
                          fused_part(t, 1), fused_part(t, 2));
 }
-#endif
 
 #define SEQUENCE                                                                                   \
   { 2, LENGTH, HEADS, DIM }
@@ -583,7 +577,6 @@ static const operation_case cases[] = {
      .parameter = {{WIDTH}, {5, WIDTH}, {WIDTH, 5}},
      .wide = 1},
     {.name = "checkpoint of a view", .build = checkpoint_view, .leaf = QKV},
-#ifndef ATTN_WITHOUT_recurrent
     {.name = "recurrent", .build = recurrent_plain, .leaf = {SEQUENCE, SEQUENCE, SEQUENCE}},
     {.name = "recurrent, grouped heads",
      .build = recurrent_plain,
@@ -606,8 +599,6 @@ static const operation_case cases[] = {
      .wide = 8},
     {.name = "recurrent of one variable", .build = recurrent_itself, .leaf = {SEQUENCE}},
     {.name = "recurrent of views", .build = recurrent_views, .leaf = {{TOTAL, 3 * WIDTH}}},
-#endif
-#ifndef ATTN_WITHOUT_softmax
     {.name = "softmax, causal", .build = softmax_causal, .leaf = {SEQUENCE, SEQUENCE, SEQUENCE}},
     {.name = "softmax, cross",
      .build = softmax_cross,
@@ -615,7 +606,6 @@ static const operation_case cases[] = {
     {.name = "softmax, packed", .build = softmax_ragged, .leaf = {PACKED, PACKED, PACKED}},
     {.name = "softmax of one variable", .build = softmax_itself, .leaf = {SEQUENCE}},
     {.name = "softmax of views", .build = softmax_views, .leaf = {{TOTAL, 3 * WIDTH}}},
-#endif
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
@@ -749,5 +739,5 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(close_to_oracles), cmocka_unit_test(gradients_equal_differences),
       cmocka_unit_test(dtypes_agree), cmocka_unit_test(checkpoints_change_no_bit)};
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return cmocka_run_group_tests(tests, NULL, trial_teardown);
 }

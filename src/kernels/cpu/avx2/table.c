@@ -9,6 +9,7 @@ const attn_kernels attn_kernels_avx2 = {
     ATTN_MATVEC_KERNELS(USE)
     ATTN_ROWS_KERNELS(USE)
     ATTN_RECURRENT_KERNELS(USE)
+    ATTN_SOFTMAX_FLOAT_KERNELS(USE)
 #undef USE
     .pack_f32 = attn_avx2_pack_f32,
     .pack_bf16 = attn_avx2_pack_bf16,

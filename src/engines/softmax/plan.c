@@ -1,0 +1,316 @@
+/* Planning of the softmax engine: checks the problem, chooses tiles and splits, lays out the
+ * workspace. Choices by estimate follow the caches; ATTN_PLAN_MEASURE times a few candidates. */
+#include "base/cpu.h"
+#include "base/memory.h"
+#include "base/status.h"
+#include "engines/softmax/tiles.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { MAX_DIM = 256, FEW_ROWS = 32 };
+#define MAX_EXTENT ((int64_t)1 << 31) /* of a length, a batch or a number of heads */
+
+/* Checks of the problem. */
+
+typedef struct bounded {
+  const char *name;
+  int64_t value, low, high;
+} bounded;
+
+static attn_status check_extents(const attn_softmax_problem *problem) {
+  const bounded fields[] = {
+      {"batch", problem->batch, 1, MAX_EXTENT},
+      {"query_length", problem->query_length, 1, MAX_EXTENT},
+      {"key_length", problem->key_length, 1, MAX_EXTENT},
+      {"heads", problem->heads, 1, MAX_EXTENT},
+      {"kv_heads", problem->kv_heads, 1, MAX_EXTENT},
+      {"dim", problem->dim, 1, MAX_DIM},
+      {"value_dim", problem->value_dim, 1, MAX_DIM},
+      {"window_left", problem->window_left, -1, INT64_MAX},
+      {"window_right", problem->window_right, -1, INT64_MAX},
+      {"splits", problem->splits, 0, 65536},
+      {"page_size", problem->page_size, problem->paged ? 1 : INT64_MIN, MAX_EXTENT},
+  };
+  for (size_t i = 0; i < sizeof fields / sizeof *fields; ++i)
+    if (fields[i].value < fields[i].low || fields[i].value > fields[i].high)
+      return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: %s is %lld, expected %lld to %lld",
+                       fields[i].name, (long long)fields[i].value, (long long)fields[i].low,
+                       (long long)fields[i].high);
+  if (problem->heads % problem->kv_heads)
+    return attn_fail(ATTN_INVALID_SHAPE,
+                     "softmax: kv_heads is %lld, heads is %lld: heads is not a multiple of it",
+                     (long long)problem->kv_heads, (long long)problem->heads);
+  return ATTN_OK;
+}
+
+static attn_status check_options(const attn_softmax_problem *problem) {
+  const int passes = ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD;
+  if (problem->dtype != ATTN_F64 && problem->dtype != ATTN_F32 && problem->dtype != ATTN_BF16)
+    return attn_fail(ATTN_UNSUPPORTED, "softmax: dtype %s, expected float64, float32 or bfloat16",
+                     attn_dtype_name(problem->dtype));
+  if (problem->passes & ~passes || !(problem->passes & passes))
+    return attn_fail(
+        ATTN_INVALID_ARGUMENT,
+        "softmax: passes is %d, expected ATTN_PASS_FORWARD, ATTN_PASS_BACKWARD or both",
+        problem->passes);
+  if (!isfinite(problem->scale))
+    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: scale is %g, expected a finite number",
+                     problem->scale);
+  if (!isfinite(problem->soft_cap) || problem->soft_cap < 0)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: soft_cap is %g, expected 0 or more",
+                     problem->soft_cap);
+  if (problem->planning != ATTN_PLAN_ESTIMATE && problem->planning != ATTN_PLAN_MEASURE)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: planning is %d, expected %d or %d",
+                     (int)problem->planning, ATTN_PLAN_ESTIMATE, ATTN_PLAN_MEASURE);
+  if (problem->bias && problem->ragged)
+    return attn_fail(ATTN_UNSUPPORTED, "softmax: bias with ragged sequences is not offered");
+  if (problem->paged && problem->passes & ATTN_PASS_BACKWARD)
+    return attn_fail(ATTN_UNSUPPORTED, "softmax: the backward pass with paged keys is not offered");
+  return ATTN_OK;
+}
+
+/* What the problem costs. */
+
+/* Scores that one head of one sequence computes: the sum of the visible intervals. Beyond 2^16
+ * queries it is sampled, for it is linear but at its few bends. */
+static double visible_scores(const attn_softmax_problem *problem) {
+  int64_t step = attn_max(1, problem->query_length >> 16);
+  double sum = 0;
+  for (int64_t i = step / 2; i < problem->query_length; i += step) {
+    attn_key_range range =
+        attn_softmax_visible(problem, problem->query_length, problem->key_length, i);
+    sum += (double)(range.end - range.first) * (double)step;
+  }
+  return sum;
+}
+
+static void count_cost(softmax_plan *plan) {
+  const attn_softmax_problem *problem = &plan->problem;
+  double batch = (double)problem->batch, width = (double)(problem->dim + problem->value_dim);
+  double size = (double)attn_dtype_size(problem->dtype);
+  double scores = visible_scores(problem) * batch * (double)problem->heads;
+  double queries = batch * (double)(problem->query_length * problem->heads) * width * size;
+  double keys = batch * (double)(problem->key_length * problem->kv_heads) * width * size;
+  /* Two products forward; backward repeats one and has four more. */
+  double forward = 2 * width * scores;
+  bool with_forward = problem->passes & ATTN_PASS_FORWARD;
+  bool with_backward = problem->passes & ATTN_PASS_BACKWARD;
+  plan->base.info.flops = (with_forward ? forward : 0) + (with_backward ? 2.5 * forward : 0);
+  plan->base.info.bytes =
+      (with_forward ? queries + keys : 0) + (with_backward ? 2 * (queries + keys) : 0);
+  if (problem->bias) plan->base.info.bytes += scores * (double)plan->real_size;
+}
+
+/* Sizes. */
+
+/* Adds `count` pieces of `each` bytes to *total and returns where they start. A total that
+ * overflows sticks at SIZE_MAX. */
+static size_t carve(size_t *total, size_t count, size_t each) {
+  size_t start = *total, bytes;
+  if (__builtin_mul_overflow(count, each, &bytes) || bytes > SIZE_MAX / 4 - 64 ||
+      start > SIZE_MAX / 4)
+    *total = SIZE_MAX;
+  else
+    *total = start + (bytes + 63) / 64 * 64;
+  return start;
+}
+
+static size_t product_bytes(softmax_plan *plan, int64_t rows, int64_t columns) {
+  return (size_t)(rows * attn_round_up(columns, ATTN_PANEL)) * plan->operand_size;
+}
+
+static void lay_out_forward(softmax_plan *plan) {
+  const attn_softmax_problem *problem = &plan->problem;
+  int64_t blocks = attn_ceil_div(problem->key_length, plan->block_keys);
+  size_t total = 0, block = 0;
+  carve(&block, 1, product_bytes(plan, plan->depth_dim, plan->block_keys));
+  plan->forward.block_values = block;
+  carve(&block, 1, product_bytes(plan, plan->block_keys, problem->value_dim));
+  plan->forward.block = block;
+  plan->forward.pair = plan->prepack ? block * (size_t)blocks : 0;
+  plan->forward.packed = carve(&total, (size_t)plan->at_once, plan->forward.pair);
+  if (plan->splits > 1) {
+    size_t rows;
+    if (__builtin_mul_overflow((size_t)plan->splits,
+                               (size_t)problem->query_length * (size_t)plan->group, &rows))
+      rows = SIZE_MAX;
+    plan->forward.partial_o =
+        carve(&total, (size_t)plan->at_once * (size_t)problem->value_dim * plan->real_size, rows);
+    plan->forward.partial_lse = carve(&total, (size_t)plan->at_once * plan->real_size, rows);
+  }
+  plan->forward.scratch_each = attn_softmax_forward_scratch(plan);
+  plan->forward.scratch = carve(&total, (size_t)plan->base.threads, plan->forward.scratch_each);
+  plan->forward.total = total;
+}
+
+/* [block][K^T, V^T, K], [head][Q, dO, Q^T, dO^T, LSE, delta], [slot][head][d_q]: all O(length). */
+static void lay_out_backward(softmax_plan *plan) {
+  const attn_softmax_problem *problem = &plan->problem;
+  size_t group = (size_t)plan->group, at_once = (size_t)plan->backward.at_once;
+  int64_t rows = attn_round_up(problem->query_length, plan->grad_rows);
+  int64_t blocks = attn_ceil_div(problem->key_length, plan->block_keys);
+  size_t total = 0, block = 0, head = 0;
+  carve(&block, 1, product_bytes(plan, plan->depth_dim, plan->block_keys));
+  plan->backward.block_values =
+      carve(&block, 1, product_bytes(plan, plan->depth_value, plan->block_keys));
+  plan->backward.block_rows = carve(&block, 1, product_bytes(plan, plan->block_keys, problem->dim));
+  plan->backward.block = block;
+  carve(&head, 1, product_bytes(plan, rows, plan->depth_dim));
+  plan->backward.d_o = carve(&head, 1, product_bytes(plan, rows, plan->depth_value));
+  plan->backward.q_turned = carve(&head, 1, product_bytes(plan, rows, plan->depth_dim));
+  plan->backward.d_o_turned = carve(&head, 1, product_bytes(plan, rows, plan->depth_value));
+  plan->backward.lse = carve(&head, (size_t)rows, plan->real_size);
+  plan->backward.delta = carve(&head, (size_t)rows, plan->real_size);
+  plan->backward.head = head;
+  plan->backward.head_d_q = (size_t)(rows * attn_round_up(problem->dim, 16)) * plan->real_size;
+  size_t slot = 0, pair_d_q = 0, pair = 0, queries = 0;
+  carve(&slot, group, plan->backward.head_d_q);
+  carve(&pair_d_q, (size_t)plan->slots, slot);
+  carve(&pair, (size_t)blocks, block);
+  carve(&queries, group, head);
+  plan->backward.slot_d_q = slot;
+  plan->backward.pair_d_q = pair_d_q;
+  plan->backward.pair = pair;
+  plan->backward.pair_queries = queries;
+  plan->backward.packed = carve(&total, at_once, pair);
+  plan->backward.queries = carve(&total, at_once, queries);
+  plan->backward.d_q = carve(&total, at_once, pair_d_q);
+  plan->backward.sinks = carve(
+      &total, problem->sinks ? (size_t)problem->batch * (size_t)problem->heads : 0, sizeof(double));
+  plan->backward.scratch_each = attn_softmax_backward_scratch(plan);
+  plan->backward.scratch = carve(&total, (size_t)plan->base.threads, plan->backward.scratch_each);
+  plan->backward.total = total;
+}
+
+/* Choices. */
+
+/* Tiles so that a block's keys, values and scores stay in the second-level cache with room to
+ * spare, and the scores and one operand in the first. */
+static void choose_tiles(softmax_plan *plan) {
+  const attn_softmax_problem *problem = &plan->problem;
+  int64_t widest = attn_max(problem->dim, problem->value_dim);
+  plan->block_keys = plan->work == WORK_F64 ? 64 : widest > 128 ? 64 : 128;
+  plan->block_rows = plan->work == WORK_BF16 ? 64 : 60;
+  if (plan->work == WORK_F64) plan->block_rows = 32;
+  plan->block_keys = attn_min(plan->block_keys, attn_round_up(problem->key_length, 32));
+  plan->fold = problem->query_length < FEW_ROWS ? plan->group : 1;
+  plan->block_rows = attn_min(plan->block_rows, problem->query_length * plan->fold);
+}
+
+/* Without enough pairs and tiles for the threads, the keys are split (FlashDecoding). */
+static int64_t choose_splits(const softmax_plan *plan) {
+  const attn_softmax_problem *problem = &plan->problem;
+  if (problem->splits) return problem->splits;
+  int64_t rows = problem->query_length * plan->fold;
+  double items = (double)problem->batch * (double)problem->kv_heads *
+                 (double)(plan->group / plan->fold) * (double)attn_ceil_div(rows, plan->block_rows);
+  int64_t blocks = attn_ceil_div(problem->key_length, plan->block_keys);
+  enum { BLOCKS_A_PART = 4 }; /* fewer would not pay for the merge */
+  if (items >= plan->base.threads || plan->base.threads == 1) return 1;
+  int64_t wanted = (int64_t)ceil(2.0 * plan->base.threads / items);
+  return attn_max(1, attn_min(wanted, blocks / BLOCKS_A_PART));
+}
+
+/* Pairs whose packed matrices are held at once: enough for all threads, but a bounded amount. */
+static int64_t choose_at_once(const softmax_plan *plan, size_t pair_bytes) {
+  const double budget = 64 << 20;
+  double pairs = (double)plan->problem.batch * (double)plan->problem.kv_heads;
+  double fitting = floor(budget / ((double)pair_bytes + 1));
+  double wanted = fmax(fitting, 2.0 * plan->base.threads);
+  return (int64_t)fmin(pairs, fmin(wanted, 1 << 20));
+}
+
+static void finish_choices(softmax_plan *plan) {
+  const attn_softmax_problem *problem = &plan->problem;
+  int64_t rows = problem->query_length * plan->fold;
+  plan->splits = choose_splits(plan);
+  plan->prepack = plan->group / plan->fold > 1 || rows > plan->block_rows;
+  size_t pair = product_bytes(plan, problem->key_length, plan->depth_dim + problem->value_dim);
+  plan->at_once = choose_at_once(plan, plan->prepack ? pair : 0);
+  lay_out_forward(plan);
+}
+
+/* A key head's blocks are one item, unless there are too few key heads for the threads. */
+static void choose_backward(softmax_plan *plan) {
+  const attn_softmax_problem *problem = &plan->problem;
+  double pairs = (double)problem->batch * (double)problem->kv_heads;
+  int64_t blocks = attn_ceil_div(problem->key_length, plan->block_keys);
+  plan->grad_rows = plan->work == WORK_F64 ? 32 : 64;
+  plan->slots = attn_min(blocks, (int64_t)ceil(plan->base.threads / pairs));
+  plan->backward.at_once = 1;
+  lay_out_backward(plan);
+  plan->backward.at_once = choose_at_once(plan, plan->backward.pair + plan->backward.pair_queries +
+                                                    plan->backward.pair_d_q);
+  lay_out_backward(plan);
+}
+
+static attn_softmax_work choose_work(const attn_softmax_problem *problem,
+                                     const attn_kernels *kernels) {
+  if (problem->dtype == ATTN_F64) return WORK_F64;
+  return problem->dtype == ATTN_BF16 && kernels->path == ATTN_PATH_AMX ? WORK_BF16 : WORK_F32;
+}
+
+/* A window that reaches beyond every key is no window; and then sums cannot overflow. */
+static int64_t bounded_window(int64_t window) {
+  return window > 2 * MAX_EXTENT ? -1 : window;
+}
+
+static void set_up(softmax_plan *plan, const attn_softmax_problem *problem) {
+  plan->base.engine = ATTN_ENGINE_SOFTMAX;
+  plan->base.kernels = attn_kernels_get();
+  plan->base.info.path = plan->base.kernels->path;
+  plan->base.threads = attn_get_threads();
+  plan->problem = *problem;
+  plan->problem.window_left = bounded_window(problem->window_left);
+  plan->problem.window_right = bounded_window(problem->window_right);
+  plan->scale = problem->scale != 0 ? problem->scale : 1 / sqrt((double)problem->dim);
+  plan->group = problem->heads / problem->kv_heads;
+  plan->work = choose_work(problem, plan->base.kernels);
+  plan->operand_size = plan->work == WORK_F64 ? 8 : plan->work == WORK_F32 ? 4 : 2;
+  plan->real_size = plan->work == WORK_F64 ? 8 : 4;
+  plan->depth_dim = attn_round_up(problem->dim, 32);
+  plan->depth_value = attn_round_up(problem->value_dim, 32);
+}
+
+static void describe(softmax_plan *plan) {
+  static const char *const works[] = {"float64", "float32", "bfloat16"};
+  snprintf(plan->base.info.description, sizeof plan->base.info.description,
+           "softmax on %s: tiles of %lld rows x %lld keys in %s, %lld heads a tile, keys %s, "
+           "%lld split%s, %d thread%s",
+           attn_kernel_path_name(plan->base.info.path), (long long)plan->block_rows,
+           (long long)plan->block_keys, works[plan->work], (long long)plan->fold,
+           plan->prepack ? "packed once" : "packed on the way", (long long)plan->splits,
+           plan->splits > 1 ? "s" : "", plan->base.threads, plan->base.threads > 1 ? "s" : "");
+}
+
+attn_status attn_softmax_plan(const attn_softmax_problem *problem, attn_plan **out) {
+  if (!problem || !out) return attn_fail(ATTN_INVALID_ARGUMENT, "softmax_plan: NULL argument");
+  *out = NULL;
+  if (problem->struct_size != sizeof *problem)
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "softmax: struct_size is %zu, expected %zu (use ATTN_SOFTMAX_PROBLEM_INIT)",
+                     problem->struct_size, sizeof *problem);
+  ATTN_TRY(check_extents(problem));
+  ATTN_TRY(check_options(problem));
+  softmax_plan *plan = attn_alloc_zero(sizeof *plan);
+  if (!plan) return ATTN_OUT_OF_MEMORY;
+  set_up(plan, problem);
+  choose_tiles(plan);
+  finish_choices(plan);
+  if (problem->passes & ATTN_PASS_FORWARD) plan->base.info.workspace_bytes = plan->forward.total;
+  if (problem->passes & ATTN_PASS_BACKWARD) {
+    choose_backward(plan);
+    if (plan->backward.total > plan->base.info.workspace_bytes)
+      plan->base.info.workspace_bytes = plan->backward.total;
+  }
+  if (plan->base.info.workspace_bytes > SIZE_MAX / 4) {
+    attn_free(plan);
+    return attn_fail(ATTN_INVALID_SHAPE, "softmax: the problem's workspace does not fit in memory");
+  }
+  count_cost(plan);
+  describe(plan);
+  *out = &plan->base;
+  return ATTN_OK;
+}

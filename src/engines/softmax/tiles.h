@@ -1,0 +1,51 @@
+/* Tiles of queries and keys: what does not depend on the type of the work. */
+#ifndef ATTN_ENGINES_SOFTMAX_TILES_H
+#define ATTN_ENGINES_SOFTMAX_TILES_H
+
+#include "engines/softmax/softmax.h"
+
+#define LOG2_E 1.4426950408889634
+#define LN_2   0.6931471805599453
+
+enum { MAX_BLOCK_ROWS = 128, MAX_BLOCK_KEYS = 512 };
+
+/* Rows first .. first + count - 1 of `fold` heads that share a key head. */
+typedef struct tile_rows {
+  int64_t first, count, fold, head;
+} tile_rows;
+
+static inline int64_t tile_query(const tile_rows *rows, int64_t r) {
+  return (rows->first + r) / rows->fold;
+}
+static inline int64_t tile_head(const tile_rows *rows, int64_t r) {
+  return rows->head + (rows->first + r) % rows->fold;
+}
+
+/* The keys that any row of the tile sees. */
+static inline attn_key_range tile_visible(const softmax_plan *plan,
+                                          const attn_softmax_sequence *sequence,
+                                          const tile_rows *rows) {
+  /* Both ends grow with the query. */
+  attn_key_range low =
+      attn_softmax_visible(&plan->problem, sequence->queries, sequence->keys, tile_query(rows, 0));
+  attn_key_range high = attn_softmax_visible(&plan->problem, sequence->queries, sequence->keys,
+                                             tile_query(rows, rows->count - 1));
+  return (attn_key_range){low.first, high.end};
+}
+
+/* The columns that each row sees of the keys key .. key + keys - 1; false when no row sees any. */
+static inline bool tile_limits(const softmax_plan *plan, const attn_softmax_sequence *sequence,
+                               const tile_rows *rows, int64_t key, int64_t keys, int32_t *begin,
+                               int32_t *end) {
+  bool any = false;
+  for (int64_t r = 0; r < rows->count; ++r) {
+    attn_key_range range = attn_softmax_visible(&plan->problem, sequence->queries, sequence->keys,
+                                                tile_query(rows, r));
+    begin[r] = (int32_t)attn_min(attn_max(range.first - key, 0), keys);
+    end[r] = (int32_t)attn_min(attn_max(range.end - key, 0), keys);
+    any |= begin[r] < end[r];
+  }
+  return any;
+}
+
+#endif

@@ -1,0 +1,2 @@
+#define KERNEL(name) attn_avx512_##name
+#include "kernels/cpu/softmax.inc"
