@@ -101,6 +101,15 @@ static int64_t estimate_block(const attn_recurrent_problem *p) {
   return attn_min(block, length);
 }
 
+/* bfloat16 without bfloat16 tiles multiplies in float32. (The generic path takes the form of AMX,
+ * so that it runs everywhere.) */
+static const recurrent_work *choose_work(const attn_recurrent_problem *p, attn_kernel_path path) {
+  if (p->dtype == ATTN_F64) return &attn_recurrent_work_f64;
+  if (p->dtype == ATTN_F32) return &attn_recurrent_work_f32;
+  bool wide = path == ATTN_PATH_AVX2 || path == ATTN_PATH_AVX512;
+  return wide ? &attn_recurrent_work_bf16_wide : &attn_recurrent_work_bf16;
+}
+
 static attn_status choose_block(recurrent_plan *plan) {
   const attn_recurrent_problem *p = &plan->problem;
   plan->block = p->block ? p->block : estimate_block(p);
@@ -212,9 +221,7 @@ attn_status attn_recurrent_plan(const attn_recurrent_problem *problem, attn_plan
   plan->base.kernels = attn_kernels_get();
   plan->base.threads = attn_get_threads();
   plan->problem = own;
-  plan->work = own.dtype == ATTN_F64   ? &attn_recurrent_work_f64
-               : own.dtype == ATTN_F32 ? &attn_recurrent_work_f32
-                                       : &attn_recurrent_work_bf16;
+  plan->work = choose_work(&own, plan->base.kernels->path);
   plan->step_tokens = own.block ? 0 : RECURRENT_STEP_TOKENS;
   plan->slices = choose_slices(&own, plan->base.threads);
   attn_status status = choose_block(plan);

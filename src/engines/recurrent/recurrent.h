@@ -48,7 +48,7 @@ typedef struct recurrent_work {
 } recurrent_work;
 
 extern const recurrent_work attn_recurrent_work_f64, attn_recurrent_work_f32,
-    attn_recurrent_work_bf16;
+    attn_recurrent_work_bf16, attn_recurrent_work_bf16_wide;
 
 struct recurrent_plan {
   attn_plan base;
