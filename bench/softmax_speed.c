@@ -67,12 +67,7 @@ static void destroy(run *r) {
   for (int i = 0; i < TENSORS; ++i) attn_tensor_destroy(tensor_of(&r->args, i));
 }
 
-/* Seconds of one execution, the median of `repeats`. */
-static int ascending(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
+/* Seconds of the fastest of `repeats` executions: other programs only add to it. */
 static double execute(run *r, attn_pass pass, int repeats, char description[256]) {
   attn_plan *plan;
   attn_plan_info info;
@@ -82,17 +77,16 @@ static double execute(run *r, attn_pass pass, int repeats, char description[256]
   require(attn_plan_get_info(plan, &info));
   if (description) memcpy(description, info.description, 256);
   void *workspace = aligned_alloc(64, info.workspace_bytes / 64 * 64 + 64);
-  double times[64];
+  double fastest = INFINITY;
   for (int i = 0; i < repeats + 1; ++i) { /* the first warms up */
     double start = attn_seconds();
     require(pass == ATTN_PASS_FORWARD ? attn_softmax_forward(plan, &r->args, workspace)
                                       : attn_softmax_backward(plan, &r->args, workspace));
-    if (i || !repeats) times[i ? i - 1 : 0] = attn_seconds() - start;
+    if (i || !repeats) fastest = fmin(fastest, attn_seconds() - start);
   }
   free(workspace);
   attn_plan_destroy(plan);
-  qsort(times, (size_t)(repeats ? repeats : 1), sizeof *times, ascending);
-  return times[repeats / 2];
+  return fastest;
 }
 
 static double difference(const attn_tensor *a, const attn_tensor *b) {
@@ -150,7 +144,7 @@ static bool measure(attn_dtype dtype, int64_t length, int64_t dim, double peak, 
   run r = make(problem);
   char description[256];
   double flops = 4.0 * (double)dim * 0.5 * (double)length * (double)(length + 1) * 8;
-  int repeats = length > 4096 ? 3 : 7;
+  int repeats = length > 4096 ? 5 : 9;
   for (int pass = ATTN_PASS_FORWARD; pass <= ATTN_PASS_BACKWARD; ++pass) {
     double time = execute(&r, (attn_pass)pass, repeats, description);
     double rate = (pass == ATTN_PASS_BACKWARD ? 2.5 : 1) * flops / time;

@@ -8,8 +8,8 @@
 #include "attn/plan.h"
 #include "attn/recurrent.h"
 #include "attn/sampling.h"
-#include "attn/sampling.h"
 #include "attn/softmax.h"
 #include "attn/tensor.h"
+#include "attn/training.h"
 
 #endif

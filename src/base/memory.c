@@ -6,11 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Each block is preceded by a header of one alignment unit that remembers its size and where what
- * the system gave begins. */
+/* Each block is preceded by a header of one alignment unit that remembers its size. */
 typedef struct header {
   size_t size;
-  void *block;
 } header;
 
 static _Atomic size_t live_bytes, peak_bytes;
@@ -28,31 +26,24 @@ static void account(size_t added) {
   atomic_fetch_add(&allocations, 1);
 }
 
-/* Room for the header and for moving up to the next multiple of the alignment. */
-static void *allocate(size_t size, bool zero) {
-  size_t whole = size + 2 * ATTN_ALIGNMENT;
-  void *block = NULL;
-  if (whole >= size && !attn_fault_hit(ATTN_FAULT_ALLOC))
-    block = zero ? calloc(1, whole) : malloc(whole);
+void *attn_alloc(size_t size) {
+  size_t padded = (size + ATTN_ALIGNMENT - 1) / ATTN_ALIGNMENT * ATTN_ALIGNMENT;
+  char *block = NULL;
+  if (padded >= size && padded <= SIZE_MAX - ATTN_ALIGNMENT && !attn_fault_hit(ATTN_FAULT_ALLOC))
+    block = aligned_alloc(ATTN_ALIGNMENT, padded + ATTN_ALIGNMENT);
   if (!block) {
     attn_fail(ATTN_OUT_OF_MEMORY, "out of memory: %zu bytes asked for", size);
     return NULL;
   }
-  uintptr_t end_of_header = (uintptr_t)block + 2 * ATTN_ALIGNMENT - 1;
-  void *memory =
-      (char *)block + (end_of_header / ATTN_ALIGNMENT * ATTN_ALIGNMENT - (uintptr_t)block);
-  *header_of(memory) = (header){.size = size, .block = block};
+  ((header *)block)->size = size;
   account(size);
-  return memory;
+  return block + ATTN_ALIGNMENT;
 }
 
-void *attn_alloc(size_t size) {
-  return allocate(size, false);
-}
-
-/* calloc: large blocks are zero pages that cost memory only once they are written. */
 void *attn_alloc_zero(size_t size) {
-  return allocate(size, true);
+  void *memory = attn_alloc(size);
+  if (memory) memset(memory, 0, size);
+  return memory;
 }
 
 void *attn_alloc_array(size_t count, size_t size) {
@@ -75,7 +66,7 @@ void *attn_realloc(void *memory, size_t size) {
 void attn_free(void *memory) {
   if (!memory) return;
   atomic_fetch_sub(&live_bytes, header_of(memory)->size);
-  free(header_of(memory)->block);
+  free(header_of(memory));
 }
 
 char *attn_strdup(const char *text) {

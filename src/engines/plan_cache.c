@@ -1,19 +1,54 @@
 #include "engines/plan_cache.h"
 #include "base/memory.h"
+#include "base/status.h"
 #include "engines/plan.h"
 
+#include <stddef.h>
 #include <string.h>
 
 enum { ENTRIES = 64 };
 
+/* A problem as a key: its padding is zero, so that equal problems are equal bytes wherever the
+ * caller's struct comes from. */
+typedef union problem_key {
+  attn_softmax_problem softmax;
+  attn_recurrent_problem recurrent;
+} problem_key;
+
 typedef struct entry {
   attn_plan *plan;
   uint64_t last_used;
-  union {
-    attn_softmax_problem softmax;
-    attn_recurrent_problem recurrent;
-  } problem;
+  problem_key key;
 } entry;
+
+#define SOFTMAX_FIELDS(X)                                                                          \
+  X(struct_size)                                                                                   \
+  X(dtype) X(passes) X(batch) X(query_length) X(key_length) X(heads) X(kv_heads) X(dim)            \
+      X(value_dim) X(scale) X(causal) X(window_left) X(window_right) X(soft_cap) X(bias) X(alibi)  \
+          X(sinks) X(ragged) X(paged) X(page_size) X(splits) X(planning)
+#define RECURRENT_FIELDS(X)                                                                        \
+  X(struct_size)                                                                                   \
+  X(dtype) X(passes) X(batch) X(length) X(heads) X(value_heads) X(dim) X(value_dim) X(scale)       \
+      X(decay) X(update) X(normalise) X(epsilon) X(ragged) X(block) X(planning)
+/* A field added to a problem has to be added above. */
+#define ENDS_WITH_PLANNING(type)                                                                   \
+  (offsetof(type, planning) + sizeof(attn_planning) + _Alignof(type) > sizeof(type))
+_Static_assert(ENDS_WITH_PLANNING(attn_softmax_problem), "the key lacks a field");
+_Static_assert(ENDS_WITH_PLANNING(attn_recurrent_problem), "the key lacks a field");
+
+static void softmax_key(problem_key *key, const attn_softmax_problem *problem) {
+  memset(key, 0, sizeof *key);
+#define COPY(field) key->softmax.field = problem->field;
+  SOFTMAX_FIELDS(COPY)
+#undef COPY
+}
+
+static void recurrent_key(problem_key *key, const attn_recurrent_problem *problem) {
+  memset(key, 0, sizeof *key);
+#define COPY(field) key->recurrent.field = problem->field;
+  RECURRENT_FIELDS(COPY)
+#undef COPY
+}
 
 struct attn_plan_cache {
   entry entries[ENTRIES];
@@ -30,11 +65,10 @@ void attn_plan_cache_destroy(attn_plan_cache *cache) {
   attn_free(cache);
 }
 
-static entry *find(attn_plan_cache *cache, attn_engine engine, const void *problem, size_t size) {
+static entry *find(attn_plan_cache *cache, attn_engine engine, const problem_key *key) {
   for (int i = 0; i < ENTRIES; ++i) {
     entry *e = &cache->entries[i];
-    /* Padding bytes may differ between equal problems: that costs a plan, never a wrong one. */
-    if (e->plan && e->plan->engine == engine && memcmp(&e->problem, problem, size) == 0 &&
+    if (e->plan && e->plan->engine == engine && memcmp(&e->key, key, sizeof *key) == 0 &&
         e->plan->kernels == attn_kernels_get() && e->plan->threads == attn_get_threads()) {
       e->last_used = ++cache->clock;
       return e;
@@ -43,25 +77,26 @@ static entry *find(attn_plan_cache *cache, attn_engine engine, const void *probl
   return NULL;
 }
 
-static entry *replace_oldest(attn_plan_cache *cache, attn_plan *plan) {
+static entry *replace_oldest(attn_plan_cache *cache, attn_plan *plan, const problem_key *key) {
   entry *oldest = &cache->entries[0];
   for (int i = 1; i < ENTRIES; ++i)
     if (cache->entries[i].last_used < oldest->last_used) oldest = &cache->entries[i];
   attn_plan_destroy(oldest->plan);
   oldest->plan = plan;
   oldest->last_used = ++cache->clock;
+  memcpy(&oldest->key, key, sizeof *key); /* an assignment need not keep the padding */
   return oldest;
 }
 
 attn_status attn_plan_cache_softmax(attn_plan_cache *cache, const attn_softmax_problem *problem,
                                     const attn_plan **plan) {
-  entry *found = find(cache, ATTN_ENGINE_SOFTMAX, problem, sizeof *problem);
+  problem_key key;
+  softmax_key(&key, problem);
+  entry *found = find(cache, ATTN_ENGINE_SOFTMAX, &key);
   if (!found) {
     attn_plan *fresh;
-    attn_status status = attn_softmax_plan(problem, &fresh);
-    if (status != ATTN_OK) return status;
-    found = replace_oldest(cache, fresh);
-    memcpy(&found->problem, problem, sizeof *problem);
+    ATTN_TRY(attn_softmax_plan(problem, &fresh));
+    found = replace_oldest(cache, fresh, &key);
   }
   *plan = found->plan;
   return ATTN_OK;
@@ -69,14 +104,21 @@ attn_status attn_plan_cache_softmax(attn_plan_cache *cache, const attn_softmax_p
 
 attn_status attn_plan_cache_recurrent(attn_plan_cache *cache, const attn_recurrent_problem *problem,
                                       const attn_plan **plan) {
-  entry *found = find(cache, ATTN_ENGINE_RECURRENT, problem, sizeof *problem);
+  problem_key key;
+  recurrent_key(&key, problem);
+  entry *found = find(cache, ATTN_ENGINE_RECURRENT, &key);
   if (!found) {
     attn_plan *fresh;
-    attn_status status = attn_recurrent_plan(problem, &fresh);
-    if (status != ATTN_OK) return status;
-    found = replace_oldest(cache, fresh);
-    memcpy(&found->problem, problem, sizeof *problem);
+    ATTN_TRY(attn_recurrent_plan(problem, &fresh));
+    found = replace_oldest(cache, fresh, &key);
   }
   *plan = found->plan;
   return ATTN_OK;
+}
+
+void attn_plan_cache_visit(const attn_plan_cache *cache,
+                           void (*visit)(void *context, const attn_plan_info *info),
+                           void *context) {
+  for (int i = 0; i < ENTRIES; ++i)
+    if (cache->entries[i].plan) visit(context, &cache->entries[i].plan->info);
 }

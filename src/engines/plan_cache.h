@@ -17,4 +17,8 @@ attn_status attn_plan_cache_softmax(attn_plan_cache *cache, const attn_softmax_p
 attn_status attn_plan_cache_recurrent(attn_plan_cache *cache, const attn_recurrent_problem *problem,
                                       const attn_plan **plan);
 
+/* Calls visit(context, info) for each plan in the cache. */
+void attn_plan_cache_visit(const attn_plan_cache *cache,
+                           void (*visit)(void *context, const attn_plan_info *info), void *context);
+
 #endif

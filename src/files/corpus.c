@@ -1,4 +1,5 @@
 #include "files/corpus.h"
+#include "base/hash.h"
 #include "base/memory.h"
 #include "base/random.h"
 #include "base/status.h"
@@ -142,6 +143,26 @@ static void gather(const attn_corpus *corpus, int64_t place, int64_t length, int
     place += count;
     length -= count;
   }
+}
+
+uint64_t attn_corpus_fingerprint(const attn_corpus *corpus) {
+  enum { SAMPLE = 1 << 16, SAMPLES = 1 << 10 };
+  const int64_t sizes[] = {corpus->size, corpus->training};
+  uint64_t value = attn_hash(ATTN_HASH_START, sizes, sizeof sizes);
+  int64_t blocks = (corpus->size + SAMPLE - 1) / SAMPLE,
+          samples = blocks < SAMPLES ? blocks : SAMPLES;
+  for (int64_t s = 0; s < samples; ++s) {
+    int64_t place = s * blocks / samples * SAMPLE, end = place + SAMPLE;
+    if (end > corpus->size) end = corpus->size;
+    for (int64_t p = find_piece(corpus, place); place < end; ++p) {
+      const piece *piece = &corpus->pieces[p];
+      int64_t offset = place - piece->start, left = (int64_t)piece->map.size - offset;
+      int64_t count = left < end - place ? left : end - place;
+      value = attn_hash(value, piece->map.data + offset, (size_t)count);
+      place += count;
+    }
+  }
+  return value;
 }
 
 static const char *const part_names[] = {"training", "validation"};

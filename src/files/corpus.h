@@ -21,6 +21,10 @@ void attn_corpus_close(attn_corpus *corpus); /* NULL is fine */
 int64_t attn_corpus_files(const attn_corpus *corpus);
 int64_t attn_corpus_size(const attn_corpus *corpus, attn_corpus_part part); /* bytes */
 
+/* A hash of the text and of where it is split; of a text above 64 MiB, of its size and a thousand
+ * samples. */
+uint64_t attn_corpus_fingerprint(const attn_corpus *corpus);
+
 /* `batch` windows of length + 1 tokens (inputs and, shifted by one, targets) at uniform random
  * places. They depend on (seed, part, step) alone, so that a resumed run sees the same data; batch
  * row r is the same in any larger batch. tokens: [batch, length + 1]. ATTN_INVALID_ARGUMENT when

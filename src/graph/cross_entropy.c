@@ -40,7 +40,8 @@ static attn_status chunk(attn_graph *g, attn_parameter *w, const attn_tensor *x,
   if (!logits.data) return g->status;
   ATTN_TRY(attn_dense_forward(w->weight, x, &logits, false, g->arena));
   const attn_kernels *kernels = g->kernels;
-#pragma omp parallel for num_threads(g->threads) schedule(static)
+#pragma omp parallel for num_threads(g->threads)                                                   \
+    schedule(static) if (rows * vocabulary > ATTN_SERIAL_ELEMENTS)
   for (int64_t r = 0; r < rows; ++r) {
     attn_span row = attn_row(&logits, vocabulary, r);
     row_loss[r] = 0;

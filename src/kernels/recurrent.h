@@ -54,10 +54,15 @@ ATTN_RECURRENT_DIAGONAL(attn_recurrent_diagonal_args_bf16, float, uint16_t)
   K(void, recurrent_scale_##suffix,                                                                \
     (elem * y, int64_t ldy, const elem *x, int64_t ldx, int64_t rows, int64_t columns,             \
      int64_t width, const real *factor, int64_t ldf, real scale))                                  \
-  /* y[columns][rows .. width] = x^T */                                                            \
+  /* y[columns][rows .. width] = (factor (.) x)^T, factor as in scale (NULL: 1) */                 \
   K(void, recurrent_transpose_##suffix,                                                            \
     (elem * y, int64_t ldy, const elem *x, int64_t ldx, int64_t rows, int64_t columns,             \
-     int64_t width))                                                                               \
+     int64_t width, const real *factor, int64_t ldf))                                              \
+  /* Packs x[k, n] as the right side of a product (matmul.h); with row_factor, then x = row_factor \
+   * (.) x: the state on its way through a block */                                                \
+  K(void, recurrent_pack_##suffix,                                                                 \
+    (elem * packed, int64_t panel_stride, real * x, int64_t ldx, int64_t k, int64_t n,             \
+     const real *row_factor))                                                                      \
   /* y[i][j] = scale row_factor[i] x[i][j] decay[i][j] for j <= i - skip, else 0. decay and        \
    * row_factor may be NULL (1); ldd may be negative */                                            \
   K(void, recurrent_mask_##suffix,                                                                 \

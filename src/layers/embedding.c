@@ -14,7 +14,8 @@ static attn_status embedding_backward(attn_graph *g, attn_node *node) {
   const attn_tensor *dy = &node->output->gradient, *target = &self->table->gradient;
   int64_t rows = dy->shape[0], width = dy->shape[1], slice = 64;
   int64_t slices = (width + slice - 1) / slice;
-#pragma omp parallel for num_threads(g->threads) schedule(static)
+#pragma omp parallel for num_threads(g->threads)                                                   \
+    schedule(static) if (rows * width > ATTN_SERIAL_ELEMENTS)
   for (int64_t s = 0; s < slices; ++s) {
     int64_t start = s * slice, count = width - start < slice ? width - start : slice;
     for (int64_t r = 0; r < rows; ++r) {

@@ -28,7 +28,8 @@ static attn_status backward_x(attn_graph *g, lrpe_node *self, const attn_tensor 
   for (int64_t b = 0; b < self->layout.batch; ++b) {
     int64_t first = attn_layout_first(&self->layout, b);
     int64_t length = attn_layout_length(&self->layout, b);
-#pragma omp parallel for num_threads(g->threads) schedule(static)
+#pragma omp parallel for num_threads(g->threads)                                                   \
+    schedule(static) if (length * heads * dim > ATTN_SERIAL_ELEMENTS)
     for (int64_t t = 0; t < length; ++t)
       for (int64_t h = 0; h < heads; ++h) {
         attn_span upstream[2] = {head_row(dy, first + t, h, 0), head_row(dy, first + t, h, dim)};
@@ -49,7 +50,8 @@ static attn_status backward_theta(attn_graph *g, lrpe_node *self, const attn_ten
   attn_tensor scratch = attn_graph_tensor(g, g->wide, 3, (int64_t[]){heads, 2, dim});
   if (!d_theta.data || !scratch.data) return g->status;
   ATTN_TRY(attn_tensor_fill(&d_theta, 0));
-#pragma omp parallel for num_threads(g->threads) schedule(static)
+#pragma omp parallel for num_threads(g->threads)                                                   \
+    schedule(static) if (attn_tensor_count(x) > ATTN_SERIAL_ELEMENTS)
   for (int64_t h = 0; h < heads; ++h) {
     attn_span sum = attn_row(&d_theta, dim, h), turned = attn_row(&scratch, dim, 2 * h);
     attn_span product = attn_row(&scratch, dim, 2 * h + 1);

@@ -51,7 +51,8 @@ static attn_status norm_backward(attn_graph *g, attn_node *node) {
     if (parts.data) ATTN_TRY(attn_tensor_fill(&parts, 0));
   }
   if (g->status != ATTN_OK) return g->status;
-#pragma omp parallel for num_threads(g->threads) schedule(static)
+#pragma omp parallel for num_threads(g->threads)                                                   \
+    schedule(static) if (rows * width > ATTN_SERIAL_ELEMENTS)
   for (int64_t part = 0; part < PARTS; ++part) {
     attn_span w = {0}, b = {0};
     if (trains[0]) w = attn_row(&parts, width, 2 * part);

@@ -46,7 +46,8 @@ static attn_status backward_x(attn_graph *g, convolution_node *self, const attn_
   for (int64_t b = 0; b < self->layout.batch; ++b) {
     int64_t first = attn_layout_first(&self->layout, b);
     int64_t length = attn_layout_length(&self->layout, b);
-#pragma omp parallel for num_threads(g->threads) schedule(static)
+#pragma omp parallel for num_threads(g->threads)                                                   \
+    schedule(static) if (length * channels > ATTN_SERIAL_ELEMENTS)
     for (int64_t t = 0; t < length; ++t) {
       attn_span upstream[MAX_TAPS], taps[MAX_TAPS];
       int count = 0;
@@ -69,7 +70,8 @@ static attn_status backward_w(attn_graph *g, convolution_node *self, const attn_
   ATTN_TRY(attn_tensor_fill(&sums, 0));
   const attn_tensor *x = &self->x->value, *tail = self->tail.data ? &self->tail : NULL;
   int64_t width = sums.shape[0], channels = sums.shape[1];
-#pragma omp parallel for num_threads(g->threads) schedule(static)
+#pragma omp parallel for num_threads(g->threads)                                                   \
+    schedule(static) if (attn_tensor_count(x) > ATTN_SERIAL_ELEMENTS)
   for (int64_t j = 0; j < width; ++j)
     for (int64_t b = 0; b < self->layout.batch; ++b) {
       int64_t first = attn_layout_first(&self->layout, b);

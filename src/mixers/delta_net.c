@@ -3,6 +3,7 @@
  *   q, k = L2norm(silu(conv(x W^T))), v = silu(conv(x Wv^T)), beta = sigmoid(x Wb^T)
  *   S_t = S_{t-1} + k_t beta_t (v_t - S_{t-1}^T k_t)^T,  o_t = S_t^T q_t / sqrt(dim)
  *   y = RMSNorm_head(o) Wo^T */
+#include "base/status.h"
 #include "graph/operations.h"
 #include "mixers/shared/delta.h"
 
@@ -10,6 +11,7 @@
 
 static attn_status configure(attn_mixer_options *o) {
   const int64_t usual_dim = 128;
+  ATTN_TRY(attn_mixer_check_options(o, "delta_net"));
   if (!o->heads && !o->dim && o->hidden % usual_dim == 0) o->dim = usual_dim;
   return attn_delta_configure(o, "delta_net");
 }

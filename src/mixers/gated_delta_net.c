@@ -1,8 +1,9 @@
 /* Gated DeltaNet (arXiv 2412.06464).
  *
  *   q, k, v, beta as in DeltaNet;  g_t = -exp(A_log) softplus(x Wa^T + dt_bias), a number a head
- *   S~_t = exp(g_t) S_{t-1},  S_t = S~_t + k_t beta_t (v_t - S~_t^T k_t)^T,  o_t = S_t^T q_t /
- * sqrt(dim) y = (RMSNorm_head(o) (.) silu(x Wg^T)) Wo^T */
+ *   S~_t = exp(g_t) S_{t-1},  S_t = S~_t + k_t beta_t (v_t - S~_t^T k_t)^T
+ *   o_t = S_t^T q_t / sqrt(dim),  y = (RMSNorm_head(o) (.) silu(x Wg^T)) Wo^T */
+#include "base/status.h"
 #include "graph/operations.h"
 #include "mixers/shared/delta.h"
 
@@ -14,6 +15,7 @@ enum { A = ATTN_DELTA_PARAMETERS, A_LOG, DT_BIAS, G };
  * 2048: 6 heads of 256), in heads of at most 128, so that values stay within 256 a head. */
 static attn_status configure(attn_mixer_options *o) {
   const int64_t most_dim = 128;
+  ATTN_TRY(attn_mixer_check_options(o, "gated_delta_net"));
   if (!o->heads && !o->dim) {
     int64_t keys = o->hidden * 3 / 4;
     o->heads = keys > most_dim ? (keys + most_dim - 1) / most_dim : 1;

@@ -17,16 +17,15 @@ static const double gate_temperature = 16; /* "gate_logit_normalizer" of the pub
 
 static attn_status configure(attn_mixer_options *o) {
   const int64_t usual_heads = 4, usual_rank = 16;
+  ATTN_TRY(attn_mixer_check_options(o, "gla"));
   if (!o->heads) o->heads = o->dim ? o->hidden / (2 * o->dim) : usual_heads;
-  if (o->heads > 0 && !o->dim) o->dim = o->hidden / 2 / o->heads;
-  if (o->heads > 0 && !o->value_dim) o->value_dim = 2 * o->dim;
-  if (!o->gate_rank) o->gate_rank = usual_rank;
+  if (!o->heads) o->heads = 1;
+  if (!o->dim) o->dim = o->hidden / 2 / o->heads;
+  if (!o->value_dim) o->value_dim = 2 * o->dim;
+  if (!o->gate_rank) o->gate_rank = o->hidden < usual_rank ? o->hidden : usual_rank;
   ATTN_TRY(attn_mixer_configure_heads(o, "gla"));
   if (o->kv_heads != o->heads)
     return attn_fail(ATTN_INVALID_ARGUMENT, "gla: num_kv_heads must equal num_heads");
-  if (o->gate_rank < 1 || o->gate_rank > o->hidden)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "gla: gate_rank %lld is not in 1 to %lld",
-                     (long long)o->gate_rank, (long long)o->hidden);
   return ATTN_OK;
 }
 

@@ -1,8 +1,9 @@
 /* Kimi Delta Attention (arXiv 2510.26692).
  *
- *   q, k, v, beta as in DeltaNet;  g_t = -exp(A_log) softplus(x Wfa^T Wfb^T + dt_bias) per key
- * channel S~_t = Diag(exp(g_t)) S_{t-1},  S_t = S~_t + k_t beta_t (v_t - S~_t^T k_t)^T o_t = S_t^T
- * q_t / sqrt(dim),  y = (RMSNorm_head(o) (.) sigmoid(x Wga^T Wgb^T + b)) Wo^T */
+ *   q, k, v, beta as in DeltaNet
+ *   g_t = -exp(A_log) softplus(x Wfa^T Wfb^T + dt_bias) per key channel, A_log per head
+ *   S~_t = Diag(exp(g_t)) S_{t-1},  S_t = S~_t + k_t beta_t (v_t - S~_t^T k_t)^T
+ *   o_t = S_t^T q_t / sqrt(dim),  y = (RMSNorm_head(o) (.) sigmoid(x Wga^T Wgb^T + b)) Wo^T */
 #include "base/status.h"
 #include "graph/operations.h"
 #include "mixers/shared/delta.h"
@@ -13,13 +14,12 @@ enum { F_DOWN = ATTN_DELTA_PARAMETERS, F_UP, A_LOG, DT_BIAS, G_DOWN, G_UP, G_BIA
 
 static attn_status configure(attn_mixer_options *o) {
   const int64_t usual_dim = 128;
+  const double usual_epsilon = 1e-5;
+  ATTN_TRY(attn_mixer_check_options(o, "kda"));
   if (!o->heads && !o->dim && o->hidden % usual_dim == 0) o->dim = usual_dim;
-  if (o->norm_epsilon == 0) o->norm_epsilon = 1e-5;
+  if (o->norm_epsilon == 0) o->norm_epsilon = usual_epsilon;
   ATTN_TRY(attn_delta_configure(o, "kda"));
   if (!o->gate_rank) o->gate_rank = o->value_dim;
-  if (o->gate_rank < 1)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "kda: gate_rank %lld is not positive",
-                     (long long)o->gate_rank);
   return ATTN_OK;
 }
 

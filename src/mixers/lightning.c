@@ -17,6 +17,7 @@ enum { MATRIX };
 
 static attn_status configure(attn_mixer_options *o) {
   const int64_t usual_dim = 128;
+  ATTN_TRY(attn_mixer_check_options(o, "lightning"));
   if (!o->heads && !o->dim && o->hidden % usual_dim == 0) o->dim = usual_dim;
   ATTN_TRY(attn_mixer_configure_heads(o, "lightning"));
   if (o->kv_heads != o->heads || o->value_dim != o->dim)

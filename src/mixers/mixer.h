@@ -20,7 +20,7 @@ typedef enum attn_decay_schedule {
 } attn_decay_schedule;
 
 /* The numbers that a configuration gives for one layer. 0 means the mixer's default, which its
- * `configure` fills in. */
+ * `configure` fills in. attn_mixer_check_options has the range of each. */
 typedef struct attn_mixer_options {
   int64_t hidden;     /* width of x and y */
   int64_t heads;      /* of queries */
@@ -33,7 +33,7 @@ typedef struct attn_mixer_options {
   double soft_cap;    /* softmax: of the logits; 0: none */
   bool lrpe;          /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;
-  int64_t convolution;   /* taps of short convolutions; -1: none */
+  int64_t convolution;   /* taps of short convolutions */
   int64_t gate_rank;     /* of low-rank gates */
   double norm_epsilon;   /* of norms inside the mixer */
   int64_t layer, layers; /* which layer of how many: decay schedules depend on it */
@@ -76,8 +76,15 @@ typedef struct attn_mixer {
   attn_var *(*apply)(attn_graph *graph, const attn_mixer_call *call, attn_var *x);
 } attn_mixer;
 
-/* The table (mixers.c). */
+/* The table (mixers.c); NULL beyond it. */
 const attn_mixer *attn_mixer_at(int index);
+
+/* mixer->apply after checking what all mixers rely on: x is [rows, hidden], the layout adds up, and
+ * a state belongs to the one sequence that continues at its position, with recording off. After an
+ * error a state with fixed parts may have taken some of the tokens: clear it or assign an earlier
+ * one. */
+attn_var *attn_mixer_apply(attn_graph *graph, const attn_mixer *mixer, const attn_mixer_call *call,
+                           attn_var *x);
 
 /* Helpers for mixers. */
 
@@ -85,7 +92,10 @@ const attn_mixer *attn_mixer_at(int index);
 attn_parameter_shape attn_matrix(const char *name, int64_t outputs, int64_t inputs);
 attn_parameter_shape attn_vector(const char *name, int64_t count, attn_initial initial,
                                  double scale);
-/* Defaults and checks that all share: hidden, heads, kv_heads, dim, value_dim, norm_epsilon. */
+/* Refuses options that no mixer takes: what every `configure` begins with, so that its defaults can
+ * be computed without overflow. */
+attn_status attn_mixer_check_options(const attn_mixer_options *options, const char *mixer);
+/* Defaults and checks that all share: heads, kv_heads, dim, value_dim, norm_epsilon. */
 attn_status attn_mixer_configure_heads(attn_mixer_options *options, const char *mixer);
 /* x [rows, heads * dim] as [rows, heads, dim], and as what the engines take: [batch, length, heads,
  * dim], or [rows, heads, dim] when the layout is packed. */

@@ -4,6 +4,8 @@
 #include "base/status.h"
 #include "graph/operations.h"
 
+#include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -22,7 +24,7 @@ int attn_mixer_count(void) {
 }
 
 const attn_mixer *attn_mixer_at(int index) {
-  return table[index];
+  return index >= 0 && index < COUNT ? table[index] : NULL;
 }
 
 attn_status attn_mixer_get_info(int index, attn_mixer_info *info) {
@@ -34,6 +36,7 @@ attn_status attn_mixer_get_info(int index, attn_mixer_info *info) {
 
 attn_status attn_mixer_find(const char *name, int *index) {
   char known[512] = "";
+  if (!index) return attn_fail(ATTN_INVALID_ARGUMENT, "mixer_find: index is NULL");
   for (int i = 0; i < COUNT; ++i) {
     if (name && strcmp(table[i]->info.name, name) == 0) {
       *index = i;
@@ -50,6 +53,10 @@ attn_status attn_mixer_state_bytes(int index, int64_t hidden, int64_t heads, int
                                    int64_t bytes, int64_t *fixed, int64_t *per_token) {
   if (index < 0 || index >= COUNT)
     return attn_fail(ATTN_INVALID_ARGUMENT, "mixer %d is not in 0 to %d", index, COUNT - 1);
+  if (!fixed || !per_token || (bytes != 2 && bytes != 4))
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "state_bytes: elements of %lld bytes, expected 2 or 4, and two results",
+                     (long long)bytes);
   attn_mixer_options options = {.hidden = hidden, .heads = heads, .dim = dim, .layers = 2};
   ATTN_TRY(table[index]->configure(&options));
   attn_state_part parts[ATTN_STATE_PARTS];
@@ -88,26 +95,107 @@ static attn_status in_range(const char *mixer, const char *field, int64_t value,
                    (long long)value, (long long)least, (long long)greatest);
 }
 
+/* Sizes so large that nobody means them, and so small that no product of four overflows. */
+enum { MOST_HIDDEN = 1 << 20, MOST_HEADS = 1 << 14, MOST_DIM = 256, MOST_TAPS = 16 };
+
+/* What the fields of the options may be, defaults included; the names are those of model files. */
+static const struct {
+  const char *name;
+  size_t offset;
+  int64_t least, greatest;
+} integers[] = {
+    {"hidden_size", offsetof(attn_mixer_options, hidden), 1, MOST_HIDDEN},
+    {"num_heads", offsetof(attn_mixer_options, heads), 0, MOST_HEADS},
+    {"num_kv_heads", offsetof(attn_mixer_options, kv_heads), 0, MOST_HEADS},
+    {"head_dim", offsetof(attn_mixer_options, dim), 0, MOST_DIM},
+    {"value_dim", offsetof(attn_mixer_options, value_dim), 0, MOST_DIM},
+    {"window", offsetof(attn_mixer_options, window), 0, INT32_MAX},
+    {"rotary_dim", offsetof(attn_mixer_options, rotary_dim), -1, MOST_DIM},
+    {"conv_size", offsetof(attn_mixer_options, convolution), 0, MOST_TAPS},
+    {"gate_rank", offsetof(attn_mixer_options, gate_rank), 0, MOST_HIDDEN},
+    {"layer", offsetof(attn_mixer_options, layer), 0, INT32_MAX},
+    {"layers", offsetof(attn_mixer_options, layers), 0, INT32_MAX},
+};
+static const struct {
+  const char *name;
+  size_t offset;
+} numbers[] = {
+    {"rope_theta", offsetof(attn_mixer_options, rope_base)},
+    {"soft_cap", offsetof(attn_mixer_options, soft_cap)},
+    {"norm_eps", offsetof(attn_mixer_options, norm_epsilon)},
+};
+
+attn_status attn_mixer_check_options(const attn_mixer_options *o, const char *mixer) {
+  for (size_t i = 0; i < sizeof integers / sizeof *integers; ++i) {
+    const int64_t *value = (const int64_t *)((const char *)o + integers[i].offset);
+    ATTN_TRY(in_range(mixer, integers[i].name, *value, integers[i].least, integers[i].greatest));
+  }
+  for (size_t i = 0; i < sizeof numbers / sizeof *numbers; ++i) {
+    const double *value = (const double *)((const char *)o + numbers[i].offset);
+    if (!isfinite(*value) || *value < 0)
+      return attn_fail(ATTN_INVALID_ARGUMENT, "%s: %s is %g, expected a finite number, 0 or more",
+                       mixer, numbers[i].name, *value);
+  }
+  return in_range(mixer, "decay schedule", (int64_t)o->schedule, ATTN_SCHEDULE_CODE,
+                  ATTN_SCHEDULE_PAPER);
+}
+
 attn_status attn_mixer_configure_heads(attn_mixer_options *o, const char *mixer) {
-  const int64_t most_hidden = 1 << 20, most_heads = 1 << 14, most_dim = 256;
-  ATTN_TRY(in_range(mixer, "hidden_size", o->hidden, 1, most_hidden));
-  if (!o->heads) o->heads = o->dim > 0 && o->hidden >= o->dim ? o->hidden / o->dim : 1;
-  ATTN_TRY(in_range(mixer, "num_heads", o->heads, 1, most_heads));
+  const double usual_epsilon = 1e-6;
+  if (!o->heads) o->heads = o->dim && o->hidden >= o->dim ? o->hidden / o->dim : 1;
   if (!o->kv_heads) o->kv_heads = o->heads;
   if (!o->dim) o->dim = o->hidden / o->heads;
   if (!o->value_dim) o->value_dim = o->dim;
+  if (o->norm_epsilon == 0) o->norm_epsilon = usual_epsilon;
+  ATTN_TRY(in_range(mixer, "num_heads", o->heads, 1, MOST_HEADS));
   ATTN_TRY(in_range(mixer, "num_kv_heads", o->kv_heads, 1, o->heads));
-  ATTN_TRY(in_range(mixer, "head_dim", o->dim, 1, most_dim));
-  ATTN_TRY(in_range(mixer, "value_dim", o->value_dim, 1, most_dim));
-  if (o->heads % o->kv_heads)
-    return attn_fail(ATTN_INVALID_ARGUMENT,
-                     "%s: num_heads %lld is not a multiple of num_kv_heads "
-                     "%lld",
-                     mixer, (long long)o->heads, (long long)o->kv_heads);
-  if (o->norm_epsilon < 0)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "%s: norm_eps %g is negative", mixer, o->norm_epsilon);
-  if (o->norm_epsilon == 0) o->norm_epsilon = 1e-6;
-  return ATTN_OK;
+  ATTN_TRY(in_range(mixer, "head_dim", o->dim, 1, MOST_DIM));
+  ATTN_TRY(in_range(mixer, "value_dim", o->value_dim, 1, MOST_DIM));
+  if (o->heads % o->kv_heads == 0) return ATTN_OK;
+  return attn_fail(ATTN_INVALID_ARGUMENT,
+                   "%s: num_heads %lld is not a multiple of num_kv_heads %lld", mixer,
+                   (long long)o->heads, (long long)o->kv_heads);
+}
+
+static bool layout_adds_up(const attn_layout *layout) {
+  if (layout->batch < 1 || layout->length < 0 || layout->rows < 1 || layout->position < 0)
+    return false;
+  if (!layout->offsets)
+    return layout->length > 0 && layout->rows / layout->length == layout->batch &&
+           layout->rows % layout->length == 0;
+  if (layout->offsets[0] != 0 || layout->offsets[layout->batch] != layout->rows) return false;
+  for (int64_t b = 0; b < layout->batch; ++b) {
+    int64_t length = (int64_t)layout->offsets[b + 1] - layout->offsets[b];
+    if (length < 0 || length > layout->length) return false;
+  }
+  return true;
+}
+
+attn_var *attn_mixer_apply(attn_graph *graph, const attn_mixer *mixer, const attn_mixer_call *call,
+                           attn_var *x) {
+  if (!x) return NULL;
+  const attn_layout *layout = &call->layout;
+  const char *name = mixer->info.name;
+  char text[128];
+  if (x->value.rank != 2 || x->value.shape[0] != layout->rows ||
+      x->value.shape[1] != call->options->hidden)
+    return attn_graph_fail(graph, ATTN_INVALID_SHAPE, "%s: x is %s, expected [%lld, %lld]", name,
+                           attn_shape_text(&x->value, text), (long long)layout->rows,
+                           (long long)call->options->hidden);
+  if (!layout_adds_up(layout))
+    return attn_graph_fail(graph, ATTN_INVALID_SHAPE,
+                           "%s: %lld sequences of %s%lld tokens do not make %lld rows", name,
+                           (long long)layout->batch, layout->offsets ? "at most " : "",
+                           (long long)layout->length, (long long)layout->rows);
+  if (!call->state) return mixer->apply(graph, call, x);
+  if (layout->batch != 1 || layout->offsets || graph->recording)
+    return attn_graph_fail(graph, ATTN_INVALID_ARGUMENT,
+                           "%s: a state continues one sequence, without gradients", name);
+  if (layout->position != attn_state_position(call->state))
+    return attn_graph_fail(
+        graph, ATTN_INVALID_ARGUMENT, "%s: the tokens begin at %lld, the state ends at %lld", name,
+        (long long)layout->position, (long long)attn_state_position(call->state));
+  return mixer->apply(graph, call, x);
 }
 
 attn_var *attn_split_heads(attn_graph *graph, attn_var *x, int64_t heads) {

@@ -14,9 +14,9 @@ enum { Q, K, V, O };
 enum { KV }; /* the state: a row a token, its keys and then its values */
 
 static attn_status configure(attn_mixer_options *o) {
+  ATTN_TRY(attn_mixer_check_options(o, "softmax"));
   ATTN_TRY(attn_mixer_configure_heads(o, "softmax"));
-  if (o->rotary_dim == 0) o->rotary_dim = o->dim / 2 * 2;
-  if (o->rotary_dim < 2) o->rotary_dim = -1;
+  if (o->rotary_dim == 0) o->rotary_dim = o->dim > 1 ? o->dim / 2 * 2 : -1;
   if (o->rotary_dim > o->dim || (o->rotary_dim > 0 && o->rotary_dim % 2))
     return attn_fail(ATTN_INVALID_ARGUMENT,
                      "softmax: rotary_dim %lld is not even and at most "
@@ -25,9 +25,6 @@ static attn_status configure(attn_mixer_options *o) {
   if (o->rope_base == 0) o->rope_base = 10000;
   if (!(o->rope_base > 1))
     return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: rope_theta %g is not above 1", o->rope_base);
-  if (o->window < 0)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: window %lld is negative",
-                     (long long)o->window);
   return ATTN_OK;
 }
 
@@ -67,8 +64,12 @@ static attn_var *attend_with_state(attn_graph *g, const attn_mixer_call *call,
                                    attn_var *v) {
   const attn_mixer_options *o = call->options;
   int64_t values = o->kv_heads * o->dim, rows = call->layout.rows;
-  attn_tensor k_rows = attn_as_rows(g, &attn_join_heads(g, &call->layout, k)->value);
-  attn_tensor v_rows = attn_as_rows(g, &attn_join_heads(g, &call->layout, v)->value);
+  attn_var *k_joined = attn_join_heads(g, &call->layout, k);
+  attn_var *v_joined = attn_join_heads(g, &call->layout, v);
+  if (!k_joined || !v_joined) return NULL;
+  attn_tensor k_rows = attn_as_rows(g, &k_joined->value);
+  attn_tensor v_rows = attn_as_rows(g, &v_joined->value);
+  if (!k_rows.data || !v_rows.data) return NULL;
   attn_status status = attn_state_append(call->state, KV, 0, &k_rows);
   if (status == ATTN_OK) status = attn_state_append(call->state, KV, values, &v_rows);
   if (status != ATTN_OK) return attn_graph_error(g, status);

@@ -46,4 +46,7 @@ attn_var *attn_decoder_loss(attn_graph *graph, const attn_model *model, const at
 /* Logits [rows, vocabulary] in the wide dtype of hidden rows. */
 attn_var *attn_decoder_logits(attn_graph *graph, const attn_model *model, attn_var *hidden);
 
+/* The plans that a session has used, for `--explain`. */
+const struct attn_plan_cache *attn_session_plans(const attn_session *session);
+
 #endif

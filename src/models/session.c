@@ -4,6 +4,7 @@
  * copies its fixed parts. Checkpoints are shared between forks by reference count and never change
  * once taken. Every session owns spare ones from the start, so that a decode step that takes a
  * checkpoint allocates nothing. */
+#include "base/hash.h"
 #include "base/memory.h"
 #include "base/status.h"
 #include "files/io.h"
@@ -232,6 +233,10 @@ void attn_session_destroy(attn_session *session) {
 /* Feeding ---------------------------------------------------------------------------------------
  */
 
+const struct attn_plan_cache *attn_session_plans(const attn_session *session) {
+  return session->graph->plans;
+}
+
 int64_t attn_session_position(const attn_session *session) {
   return attn_state_position(session->states[0]);
 }
@@ -405,24 +410,16 @@ typedef struct session_header {
 static const char session_magic[8] = "attnses";
 enum { SESSION_VERSION = 1 };
 
-/* FNV-1a, 64 bits: finds truncation, bit rot and mixed-up files, not forgery. */
-static uint64_t hash(uint64_t value, const void *data, size_t size) {
-  const unsigned char *bytes = data;
-  for (size_t i = 0; i < size; ++i) value = (value ^ bytes[i]) * 0x100000001b3u;
-  return value;
-}
-static const uint64_t hash_start = 0xcbf29ce484222325u;
-
 /* Names, shapes and a sample of the values of all parameters. */
 static uint64_t fingerprint(const attn_model *model) {
   enum { SAMPLED_BYTES = 64 };
-  uint64_t value = hash_start;
+  uint64_t value = ATTN_HASH_START;
   for (int64_t i = 0; i < model->parameter_count; ++i) {
     const attn_parameter *p = &model->parameters[i];
     size_t size = (size_t)attn_tensor_count(&p->value) * attn_dtype_size(p->value.dtype);
-    value = hash(value, p->name, strlen(p->name));
-    value = hash(value, p->value.shape, (size_t)p->value.rank * sizeof *p->value.shape);
-    value = hash(value, p->value.data, size < SAMPLED_BYTES ? size : SAMPLED_BYTES);
+    value = attn_hash(value, p->name, strlen(p->name));
+    value = attn_hash(value, p->value.shape, (size_t)p->value.rank * sizeof *p->value.shape);
+    value = attn_hash(value, p->value.data, size < SAMPLED_BYTES ? size : SAMPLED_BYTES);
   }
   return value;
 }
@@ -445,7 +442,7 @@ typedef struct hashing_writer {
 
 static attn_status write_hashed(void *context, const void *data, size_t size) {
   hashing_writer *writer = context;
-  writer->hash = hash(writer->hash, data, size);
+  writer->hash = attn_hash(writer->hash, data, size);
   return attn_file_writer_write(writer->file, data, size);
 }
 
@@ -461,7 +458,7 @@ static attn_status write_session(const attn_session *s, hashing_writer *w) {
 }
 
 attn_status attn_session_save(const attn_session *session, const char *path) {
-  hashing_writer writer = {.hash = hash_start};
+  hashing_writer writer = {.hash = ATTN_HASH_START};
   ATTN_TRY(attn_file_writer_open(path, &writer.file));
   attn_status status = write_session(session, &writer);
   if (status == ATTN_OK) return attn_file_writer_commit(writer.file);
@@ -495,7 +492,7 @@ static attn_status check_file(const attn_session *s, const attn_file_map *map,
   if (header->version != SESSION_VERSION)
     return attn_fail(ATTN_BAD_FORMAT, "session version %llu, this library reads %d",
                      (unsigned long long)header->version, SESSION_VERSION);
-  if (hash(hash_start, map->data, map->size - sizeof sum) != sum)
+  if (attn_hash(ATTN_HASH_START, map->data, map->size - sizeof sum) != sum)
     return attn_fail(ATTN_BAD_FORMAT, "the checksum is wrong: truncated or damaged");
   if (header->model != fingerprint(s->model) || header->vocabulary != s->model->config.vocabulary ||
       header->compute != (int64_t)s->model->compute)

@@ -488,9 +488,688 @@ static void random_problems_match_oracle(void **state) {
   test_on_every_path(sample, &count);
 }
 
+static void threads_and_slices_change_nothing(void **state) {
+  (void)state;
+  assert_ok(attn_set_threads(5));
+  for (uint64_t seed = 1000; seed < 1030; ++seed) {
+    fixture f = random_fixture(seed);
+    f.problem.batch = 1; /* few heads: the value dimension is sliced */
+    f.problem.heads = f.problem.value_heads = 1;
+    f.problem.value_dim += 33;
+    check(&f);
+  }
+  assert_ok(attn_set_threads(0));
+}
+
+/* ---- Identities, in float64 on one sequence -------------------------------------------------- */
+
+enum { MAX_TOKENS = 64, MAX_DIM = 24, HEADS = 2 };
+typedef double tokens_by_dim[MAX_TOKENS * HEADS * MAX_DIM];
+typedef double states[HEADS * MAX_DIM * MAX_DIM];
+
+/* Contiguous arrays; absent ones are NULL in `use`. */
+typedef struct line {
+  attn_recurrent_problem problem;
+  tokens_by_dim q, k, v, g, o;
+  double beta[MAX_TOKENS * HEADS];
+  states s0, s1;
+  double z0[HEADS * MAX_DIM], z1[HEADS * MAX_DIM];
+  bool initial;
+} line;
+
+/* What the identities hold to: float64 rounding over sums of some hundred terms. */
+static const double identity_tolerance = 1e-12;
+
+static attn_tensor wrap(double *x, int rank, int64_t a, int64_t b, int64_t c, int64_t d) {
+  int64_t shape[] = {a, b, c, d};
+  attn_tensor tensor;
+  assert_ok(attn_tensor_wrap(x, ATTN_F64, rank, shape, &tensor));
+  return tensor;
+}
+
+static void make_line(line *l, attn_decay decay, attn_update update, bool normalise,
+                      uint64_t seed) {
+  memset(l, 0, sizeof *l);
+  l->problem = (attn_recurrent_problem)ATTN_RECURRENT_PROBLEM_INIT;
+  l->problem.dtype = ATTN_F64;
+  l->problem.length = 50;
+  l->problem.heads = l->problem.value_heads = HEADS;
+  l->problem.dim = 20;
+  l->problem.value_dim = 24;
+  l->problem.decay = decay;
+  l->problem.update = update;
+  l->problem.normalise = normalise;
+  l->initial = true;
+  test_fill_normal(l->q, MAX_TOKENS * HEADS * MAX_DIM, 0, 1, seed);
+  test_fill_normal(l->k, MAX_TOKENS * HEADS * MAX_DIM, 0, 1, seed + 1);
+  test_fill_normal(l->v, MAX_TOKENS * HEADS * MAX_DIM, 0, 1, seed + 2);
+  test_fill_normal(l->g, MAX_TOKENS * HEADS * MAX_DIM, 0, 0.3, seed + 3);
+  test_fill_normal(l->beta, MAX_TOKENS * HEADS, 0, 1, seed + 4);
+  test_fill_normal(l->s0, HEADS * MAX_DIM * MAX_DIM, 0, 1, seed + 5);
+  test_fill_normal(l->z0, HEADS * MAX_DIM, 0, 1, seed + 6);
+  for (int i = 0; i < MAX_TOKENS * HEADS * MAX_DIM; ++i) {
+    l->g[i] = -fabs(l->g[i]);
+    if (normalise) l->q[i] = fabs(l->q[i]), l->k[i] = fabs(l->k[i]);
+  }
+  for (int i = 0; i < MAX_TOKENS * HEADS; ++i) l->beta[i] = 1 / (1 + exp(-l->beta[i]));
+  for (int i = 0; i < HEADS * MAX_DIM; ++i) l->z0[i] = fabs(l->z0[i]);
+  for (int r = 0; r < MAX_TOKENS * HEADS; ++r) { /* keys of unit length */
+    double norm_k = norm(l->k + r * l->problem.dim, l->problem.dim);
+    for (int64_t c = 0; c < l->problem.dim; ++c) l->k[r * l->problem.dim + c] /= norm_k;
+  }
+}
+
+static attn_recurrent_args line_args(line *l) {
+  const attn_recurrent_problem *p = &l->problem;
+  int64_t n = p->length, h = HEADS;
+  attn_recurrent_args a = {0};
+  a.q = wrap(l->q, 4, 1, n, h, p->dim);
+  a.k = wrap(l->k, 4, 1, n, h, p->dim);
+  a.v = wrap(l->v, 4, 1, n, h, p->value_dim);
+  a.o = wrap(l->o, 4, 1, n, h, p->value_dim);
+  if (p->decay == ATTN_DECAY_HEAD) a.decay = wrap(l->g, 1, h, 0, 0, 0);
+  if (p->decay == ATTN_DECAY_TOKEN) a.decay = wrap(l->g, 3, 1, n, h, 0);
+  if (p->decay == ATTN_DECAY_CHANNEL) a.decay = wrap(l->g, 4, 1, n, h, p->dim);
+  if (p->update == ATTN_UPDATE_DELTA) a.beta = wrap(l->beta, 3, 1, n, h, 0);
+  if (l->initial) a.initial_state = wrap(l->s0, 4, 1, h, p->dim, p->value_dim);
+  a.final_state = wrap(l->s1, 4, 1, h, p->dim, p->value_dim);
+  if (p->normalise) {
+    if (l->initial) a.initial_normaliser = wrap(l->z0, 3, 1, h, p->dim, 0);
+    a.final_normaliser = wrap(l->z1, 3, 1, h, p->dim, 0);
+  }
+  return a;
+}
+
+static void run_args(const attn_recurrent_problem *problem, const attn_recurrent_args *args,
+                     attn_pass pass) {
+  attn_plan *plan;
+  attn_recurrent_problem own = *problem;
+  own.passes = (int)pass;
+  assert_ok(attn_recurrent_plan(&own, &plan));
+  void *workspace = make_workspace(plan);
+  if (pass == ATTN_PASS_FORWARD)
+    assert_ok(attn_recurrent_forward(plan, args, workspace));
+  else
+    assert_ok(attn_recurrent_backward(plan, args, workspace));
+  attn_free(workspace);
+  attn_plan_destroy(plan);
+}
+
+static void run_line(line *l) {
+  attn_recurrent_args args = line_args(l);
+  run_args(&l->problem, &args, ATTN_PASS_FORWARD);
+}
+
+static void assert_close(const double *a, const double *b, int64_t count, const char *what) {
+  double error = test_relative_error(a, b, count);
+  if (!(error <= identity_tolerance)) fail_msg("%s: relative error %g", what, error);
+}
+
+static void assert_same_lines(const line *a, const line *b, const char *what) {
+  const attn_recurrent_problem *p = &a->problem;
+  assert_close(a->o, b->o, p->length * HEADS * p->value_dim, what);
+  assert_close(a->s1, b->s1, HEADS * p->dim * p->value_dim, what);
+  if (p->normalise) assert_close(a->z1, b->z1, HEADS * p->dim, what);
+}
+
+/* Calls body for every decay, update and normaliser. */
+static void for_every_kind(void (*body)(attn_decay, attn_update, bool)) {
+  for (int decay = 0; decay < 4; ++decay)
+    for (int update = 0; update < 2; ++update)
+      for (int normalise = 0; normalise < 2; ++normalise)
+        body((attn_decay)decay, (attn_update)update, normalise);
+}
+
+static line first, second; /* too large for the stack */
+
+static void check_blocks(attn_decay decay, attn_update update, bool normalise) {
+  static const int64_t blocks[] = {0, 2, 16, 17, 32, 50, 64};
+  make_line(&first, decay, update, normalise, 1);
+  first.problem.block = 1; /* the recurrence */
+  run_line(&first);
+  for (size_t i = 0; i < sizeof blocks / sizeof *blocks; ++i) {
+    make_line(&second, decay, update, normalise, 1);
+    second.problem.block = blocks[i];
+    run_line(&second);
+    assert_same_lines(&second, &first, "block size");
+  }
+}
+
+static void result_is_independent_of_block(void **state) {
+  (void)state;
+  for_every_kind(check_blocks);
+}
+
+/* The tokens from `from` on, as a problem of their own. */
+static void run_part(line *l, int64_t from, int64_t count) {
+  attn_recurrent_problem part = l->problem;
+  attn_recurrent_args args = line_args(l);
+  attn_tensor *tensors[] = {&args.q, &args.k, &args.v, &args.o, &args.decay, &args.beta};
+  part.length = count;
+  for (int i = 0; i < 6; ++i)
+    if (tensors[i]->data && tensors[i]->rank > 1)
+      assert_ok(attn_tensor_slice(tensors[i], 1, from, count, tensors[i]));
+  args.final_state = args.initial_state; /* in place */
+  args.final_normaliser = args.initial_normaliser;
+  run_args(&part, &args, ATTN_PASS_FORWARD);
+}
+
+static void check_splits(attn_decay decay, attn_update update, bool normalise) {
+  static const int64_t cuts[][8] = {
+      {7, 43}, {50}, {1, 2, 3, 4, 5, 35}, {16, 1, 1, 1, 31}, {0, 49, 1}};
+  make_line(&first, decay, update, normalise, 2);
+  run_line(&first);
+  for (size_t i = 0; i < sizeof cuts / sizeof *cuts; ++i) {
+    make_line(&second, decay, update, normalise, 2);
+    int64_t at = 0;
+    for (int j = 0; j < 8 && at < second.problem.length; at += cuts[i][j++])
+      run_part(&second, at, cuts[i][j]);
+    memcpy(second.s1, second.s0, sizeof second.s1);
+    memcpy(second.z1, second.z0, sizeof second.z1);
+    assert_same_lines(&second, &first, "split");
+  }
+}
+
+static void splitting_anywhere_is_the_same(void **state) {
+  (void)state;
+  for_every_kind(check_splits);
+}
+
+static void check_stepping(attn_decay decay, attn_update update, bool normalise) {
+  make_line(&first, decay, update, normalise, 3);
+  make_line(&second, decay, update, normalise, 3);
+  run_line(&first);
+  for (int64_t t = 0; t < second.problem.length; ++t) run_part(&second, t, 1);
+  memcpy(second.s1, second.s0, sizeof second.s1);
+  memcpy(second.z1, second.z0, sizeof second.z1);
+  assert_same_lines(&second, &first, "stepping");
+}
+
+static void stepping_equals_prefill(void **state) {
+  (void)state;
+  for_every_kind(check_stepping);
+}
+
+/* O = ((Q K^T) (.) D) V, D_ij = lambda^(i - j), straight from the definition. */
+static void quadratic(const line *l, const double *g, double *o) {
+  const attn_recurrent_problem *p = &l->problem;
+  memset(o, 0, sizeof l->o);
+  for (int64_t h = 0; h < HEADS; ++h)
+    for (int64_t i = 0; i < p->length; ++i)
+      for (int64_t j = 0; j <= i; ++j) {
+        double score = 0;
+        for (int64_t c = 0; c < p->dim; ++c)
+          score += l->q[(i * HEADS + h) * p->dim + c] * l->k[(j * HEADS + h) * p->dim + c];
+        score *= g ? pow(exp(g[h]), (double)(i - j)) : 1;
+        for (int64_t c = 0; c < p->value_dim; ++c)
+          o[(i * HEADS + h) * p->value_dim + c] += score * l->v[(j * HEADS + h) * p->value_dim + c];
+      }
+}
+
+static void lightning_equals_quadratic_form(void **state) {
+  (void)state;
+  static tokens_by_dim expected;
+  for (int decay = ATTN_DECAY_NONE; decay <= ATTN_DECAY_HEAD; ++decay) {
+    make_line(&first, (attn_decay)decay, ATTN_UPDATE_ADDITIVE, false, 4);
+    first.initial = false;
+    run_line(&first);
+    quadratic(&first, decay ? first.g : NULL, expected);
+    assert_close(first.o, expected, first.problem.length * HEADS * first.problem.value_dim,
+                 "quadratic form");
+  }
+}
+
+static void no_memory_when_the_decay_vanishes(void **state) {
+  (void)state;
+  static const double strong[] = {-1e30, -INFINITY, -800};
+  for (int s = 0; s < 3; ++s)
+    for (int decay = ATTN_DECAY_HEAD; decay <= ATTN_DECAY_CHANNEL; ++decay) {
+      make_line(&first, (attn_decay)decay, ATTN_UPDATE_ADDITIVE, false, 5);
+      for (int i = 0; i < MAX_TOKENS * HEADS * MAX_DIM; ++i) first.g[i] = strong[s];
+      run_line(&first);
+      const attn_recurrent_problem *p = &first.problem;
+      for (int64_t r = 0; r < p->length * HEADS; ++r) {
+        double score = 0;
+        for (int64_t c = 0; c < p->dim; ++c)
+          score += first.q[r * p->dim + c] * first.k[r * p->dim + c];
+        for (int64_t c = 0; c < p->value_dim; ++c)
+          assert_true(fabs(first.o[r * p->value_dim + c] - score * first.v[r * p->value_dim + c]) <
+                      1e-12);
+      }
+    }
+}
+
+static void zero_log_decay_is_no_decay(void **state) {
+  (void)state;
+  for (int update = 0; update < 2; ++update) /* with the delta rule: alpha = 1 is DeltaNet */
+    for (int decay = ATTN_DECAY_HEAD; decay <= ATTN_DECAY_CHANNEL; ++decay) {
+      make_line(&first, ATTN_DECAY_NONE, (attn_update)update, false, 6);
+      make_line(&second, (attn_decay)decay, (attn_update)update, false, 6);
+      memset(second.g, 0, sizeof second.g);
+      run_line(&first);
+      run_line(&second);
+      assert_same_lines(&second, &first, "log decay 0");
+    }
+}
+
+static void equal_channels_are_one_decay_a_token(void **state) {
+  (void)state;
+  for (int update = 0; update < 2; ++update) { /* KDA is Gated DeltaNet then */
+    make_line(&first, ATTN_DECAY_TOKEN, (attn_update)update, true, 7);
+    make_line(&second, ATTN_DECAY_CHANNEL, (attn_update)update, true, 7);
+    for (int64_t r = 0; r < first.problem.length * HEADS; ++r)
+      for (int64_t c = 0; c < first.problem.dim; ++c)
+        second.g[r * first.problem.dim + c] = first.g[r];
+    run_line(&first);
+    run_line(&second);
+    assert_same_lines(&second, &first, "equal channels");
+  }
+}
+
+static void key_slices_add_up(void **state) {
+  (void)state;
+  static tokens_by_dim sum;
+  make_line(&first, ATTN_DECAY_TOKEN, ATTN_UPDATE_ADDITIVE, false, 8);
+  first.initial = false;
+  run_line(&first);
+  memset(sum, 0, sizeof sum);
+  int64_t cuts[] = {0, 7, 8, first.problem.dim}, count = first.problem.length * HEADS * 24;
+  for (int i = 0; i < 3; ++i) {
+    make_line(&second, ATTN_DECAY_TOKEN, ATTN_UPDATE_ADDITIVE, false, 8);
+    second.initial = false;
+    attn_recurrent_args args = line_args(&second);
+    attn_recurrent_problem part = second.problem;
+    part.dim = cuts[i + 1] - cuts[i];
+    assert_ok(attn_tensor_slice(&args.q, 3, cuts[i], part.dim, &args.q));
+    assert_ok(attn_tensor_slice(&args.k, 3, cuts[i], part.dim, &args.k));
+    assert_ok(attn_tensor_slice(&args.final_state, 2, 0, part.dim, &args.final_state));
+    run_args(&part, &args, ATTN_PASS_FORWARD);
+    for (int64_t n = 0; n < count; ++n) sum[n] += second.o[n];
+  }
+  assert_close(sum, first.o, count, "slices of the key dimension");
+}
+
+static void no_writing_leaves_only_decay(void **state) {
+  (void)state;
+  make_line(&first, ATTN_DECAY_CHANNEL, ATTN_UPDATE_DELTA, false, 9);
+  memset(first.beta, 0, sizeof first.beta);
+  run_line(&first);
+  const attn_recurrent_problem *p = &first.problem;
+  for (int64_t h = 0; h < HEADS; ++h)
+    for (int64_t c = 0; c < p->dim; ++c) {
+      double sum = 0;
+      for (int64_t t = 0; t < p->length; ++t) sum += first.g[(t * HEADS + h) * p->dim + c];
+      for (int64_t j = 0; j < p->value_dim; ++j) {
+        int64_t at = (h * p->dim + c) * p->value_dim + j;
+        assert_true(fabs(first.s1[at] - exp(sum) * first.s0[at]) < 1e-12);
+      }
+    }
+}
+
+static void delta_rule_writes_perfectly(void **state) {
+  (void)state;
+  make_line(&first, ATTN_DECAY_NONE, ATTN_UPDATE_DELTA, false, 10);
+  const attn_recurrent_problem *p = &first.problem;
+  for (int i = 0; i < MAX_TOKENS * HEADS; ++i) first.beta[i] = 1;
+  for (int64_t t = 1; t < p->length; t += 2) /* every other token writes the same key again */
+    memcpy(first.k + t * HEADS * p->dim, first.k + (t - 1) * HEADS * p->dim,
+           (size_t)(HEADS * p->dim) * sizeof(double));
+  memcpy(first.q, first.k, sizeof first.q);
+  run_line(&first);
+  assert_close(first.o, first.v, p->length * HEADS * p->value_dim, "perfect write");
+}
+
+static void orthonormal_keys_make_delta_additive(void **state) {
+  (void)state;
+  make_line(&first, ATTN_DECAY_NONE, ATTN_UPDATE_ADDITIVE, false, 11);
+  make_line(&second, ATTN_DECAY_NONE, ATTN_UPDATE_DELTA, false, 11);
+  first.initial = second.initial = false;
+  first.problem.length = second.problem.length = first.problem.dim;
+  memset(first.k, 0, sizeof first.k);
+  for (int64_t t = 0; t < first.problem.length; ++t)
+    for (int64_t h = 0; h < HEADS; ++h)
+      first.k[(t * HEADS + h) * first.problem.dim + (t * 7 + h) % first.problem.dim] = 1;
+  memcpy(second.k, first.k, sizeof first.k);
+  for (int i = 0; i < MAX_TOKENS * HEADS; ++i) second.beta[i] = 1;
+  run_line(&first);
+  run_line(&second);
+  assert_same_lines(&second, &first, "orthonormal keys");
+}
+
+static void delta_state_does_not_grow(void **state) {
+  (void)state;
+  make_line(&first, ATTN_DECAY_TOKEN, ATTN_UPDATE_DELTA, false, 12);
+  memset(first.v, 0, sizeof first.v);
+  for (int i = 0; i < MAX_TOKENS * HEADS; ++i) first.beta[i] *= 2; /* 0 to 2 */
+  run_line(&first);
+  int64_t count = HEADS * first.problem.dim * first.problem.value_dim;
+  assert_true(norm(first.s1, count) <= norm(first.s0, count));
+}
+
+static void ragged_equals_separate(void **state) {
+  (void)state;
+  static const int32_t offsets[] = {0, 3, 3, 37, 50};
+  for (int update = 0; update < 2; ++update) {
+    make_line(&first, ATTN_DECAY_CHANNEL, (attn_update)update, false, 13);
+    const attn_recurrent_problem *p = &first.problem;
+    attn_recurrent_problem ragged = *p;
+    attn_recurrent_args args = line_args(&first);
+    attn_tensor *tensors[] = {&args.q, &args.k, &args.v, &args.o, &args.decay, &args.beta};
+    for (int i = 0; i < 6; ++i)
+      if (tensors[i]->data) assert_ok(attn_tensor_select(tensors[i], 0, 0, tensors[i]));
+    static double from[4 * HEADS * MAX_DIM * MAX_DIM], to[4 * HEADS * MAX_DIM * MAX_DIM];
+    int64_t size = HEADS * p->dim * p->value_dim;
+    for (int b = 0; b < 4; ++b) memcpy(from + b * size, first.s0, (size_t)size * sizeof(double));
+    args.initial_state = wrap(from, 4, 4, HEADS, p->dim, p->value_dim);
+    args.final_state = wrap(to, 4, 4, HEADS, p->dim, p->value_dim);
+    args.offsets = offsets;
+    ragged.batch = 4;
+    ragged.length = 34;
+    ragged.ragged = true;
+    run_args(&ragged, &args, ATTN_PASS_FORWARD);
+    make_line(&second, ATTN_DECAY_CHANNEL, (attn_update)update, false, 13);
+    for (int b = 0; b < 4; ++b) {
+      memcpy(second.s0, first.s0, sizeof first.s0);
+      run_part(&second, offsets[b], offsets[b + 1] - offsets[b]);
+      assert_close(to + b * size, second.s0, size, "state of a packed sequence");
+    }
+    assert_close(first.o, second.o, p->length * HEADS * p->value_dim, "packed sequences");
+  }
+}
+
+/* ---- Gradients against finite differences ---------------------------------------------------- */
+
+enum { INPUTS = 7 };
+
+static void inputs_of(line *l, double *in[INPUTS], int64_t count[INPUTS]) {
+  const attn_recurrent_problem *p = &l->problem;
+  int64_t n = p->length * HEADS;
+  double *all[INPUTS] = {l->q, l->k, l->v, l->g, l->beta, l->s0, l->z0};
+  int64_t decays[] = {0, HEADS, n, n * p->dim};
+  int64_t counts[INPUTS] = {n * p->dim,
+                            n * p->dim,
+                            n * p->value_dim,
+                            decays[p->decay],
+                            p->update ? n : 0,
+                            HEADS * p->dim * p->value_dim,
+                            p->normalise ? HEADS * p->dim : 0};
+  memcpy(in, all, sizeof all);
+  memcpy(count, counts, sizeof counts);
+}
+
+static double dot(const double *a, const double *b, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+static line loss_weights; /* o, s1, z1 */
+
+static double loss(line *l) {
+  const attn_recurrent_problem *p = &l->problem;
+  run_line(l);
+  double sum = dot(l->o, loss_weights.o, p->length * HEADS * p->value_dim) +
+               dot(l->s1, loss_weights.s1, HEADS * p->dim * p->value_dim);
+  return sum + (p->normalise ? dot(l->z1, loss_weights.z1, HEADS * p->dim) : 0);
+}
+
+static void check_gradient(attn_decay decay, attn_update update, bool normalise) {
+  static const char *const input_names[INPUTS] = {"q",    "k",     "v",         "decay",
+                                                  "beta", "state", "normaliser"};
+  static line gradient, along;
+  make_line(&first, decay, update, normalise, 14);
+  first.problem.length = 37;
+  first.problem.block = 16;
+  first.problem.scale = 0.7;
+  first.problem.epsilon = 1e-3;
+  const attn_recurrent_problem *p = &first.problem;
+  test_fill_normal(loss_weights.o, MAX_TOKENS * HEADS * MAX_DIM, 0, 1, 90);
+  test_fill_normal(loss_weights.s1, HEADS * MAX_DIM * MAX_DIM, 0, 1, 91);
+  test_fill_normal(loss_weights.z1, HEADS * MAX_DIM, 0, 1, 92);
+  gradient = first;
+  attn_recurrent_args args = line_args(&first), to = line_args(&gradient);
+  attn_recurrent_args weights =
+      (loss_weights.problem = *p, loss_weights.initial = true, line_args(&loss_weights));
+  args.d_o = weights.o;
+  args.d_final_state = weights.final_state;
+  args.d_final_normaliser = weights.final_normaliser;
+  args.d_q = to.q;
+  args.d_k = to.k;
+  args.d_v = to.v;
+  args.d_decay = to.decay;
+  args.d_beta = to.beta;
+  args.d_initial_state = to.initial_state;
+  args.d_initial_normaliser = to.initial_normaliser;
+  run_args(p, &args, ATTN_PASS_BACKWARD);
+  double *in[INPUTS], *grad[INPUTS], *direction[INPUTS];
+  int64_t count[INPUTS];
+  inputs_of(&first, in, count);
+  inputs_of(&gradient, grad, count);
+  along.problem = *p;
+  inputs_of(&along, direction, count);
+  for (int i = 0; i < INPUTS; ++i) {
+    if (!count[i]) continue;
+    const double step = 1e-6; /* central: truncation (tokens step)^2, rounding 1e-14 / step */
+    double values[2];
+    test_fill_normal(direction[i], count[i], 0, 1, 95 + (uint64_t)i);
+    for (int side = 0; side < 2; ++side) {
+      double move = side ? -step : step;
+      for (int64_t n = 0; n < count[i]; ++n) in[i][n] += move * direction[i][n];
+      values[side] = loss(&first);
+      for (int64_t n = 0; n < count[i]; ++n) in[i][n] -= move * direction[i][n];
+    }
+    double numeric = (values[0] - values[1]) / (2 * step);
+    double exact = dot(grad[i], direction[i], count[i]);
+    double size = norm(grad[i], count[i]) * norm(direction[i], count[i]);
+    if (!(fabs(numeric - exact) <= 1e-7 * size))
+      fail_msg("decay %d update %d normalise %d: d%s is %.12g, finite differences give %.12g",
+               (int)decay, (int)update, (int)normalise, input_names[i], exact, numeric);
+  }
+}
+
+static void gradients_equal_finite_differences(void **state) {
+  (void)state;
+  for_every_kind(check_gradient);
+}
+
+/* ---- What is refused, and what execution must not do ----------------------------------------- */
+
+static void refuse_problem(attn_recurrent_problem problem, const char *word) {
+  attn_plan *plan = (attn_plan *)&first;
+  attn_status status = attn_recurrent_plan(&problem, &plan);
+  if (status == ATTN_OK || plan || !strstr(attn_error_message(), word))
+    fail_msg("expected a refusal that names %s, got %s: %s", word, attn_status_name(status),
+             attn_error_message());
+}
+
+static void bad_problems_are_refused(void **state) {
+  (void)state;
+  make_line(&first, ATTN_DECAY_TOKEN, ATTN_UPDATE_DELTA, false, 15);
+#define REFUSE(field, ...)                                                                         \
+  do {                                                                                             \
+    const double bad[] = {__VA_ARGS__};                                                            \
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; ++i) {                                        \
+      attn_recurrent_problem problem = first.problem;                                              \
+      memset(&problem.field, 0, sizeof problem.field);                                             \
+      problem.field = bad[i];                                                                      \
+      refuse_problem(problem, #field);                                                             \
+    }                                                                                              \
+  } while (0)
+  REFUSE(passes, 0, 4, -1);
+  REFUSE(batch, 0, -1, 1e18);
+  REFUSE(length, -1, 9e18);
+  REFUSE(heads, 0, -2, 1e18);
+  REFUSE(value_heads, 0, -2, 3, 1e18);
+  REFUSE(dim, 0, -1, 257, 1e18);
+  REFUSE(value_dim, 0, 257);
+  REFUSE(block, -1, 257);
+  REFUSE(scale, NAN, INFINITY);
+  REFUSE(epsilon, NAN, INFINITY, -1);
+  REFUSE(struct_size, 0, 8, 4096);
+#undef REFUSE
+  attn_recurrent_problem problem = first.problem;
+  problem.dtype = ATTN_I32;
+  refuse_problem(problem, "int32");
+  problem = first.problem;
+  problem.decay = (attn_decay)7;
+  refuse_problem(problem, "decay");
+  problem = first.problem;
+  problem.update = (attn_update)-1;
+  refuse_problem(problem, "update");
+  problem = first.problem;
+  problem.batch = problem.value_heads = INT32_MAX; /* each in range, the product not */
+  problem.heads = 1;
+  problem.length = (int64_t)1 << 40;
+  refuse_problem(problem, "too large");
+  assert_int_not_equal(attn_recurrent_plan(NULL, &(attn_plan *){NULL}), ATTN_OK);
+  assert_int_not_equal(attn_recurrent_plan(&first.problem, NULL), ATTN_OK);
+}
+
+static attn_plan *line_plan(int passes) {
+  attn_plan *plan;
+  attn_recurrent_problem problem = first.problem;
+  problem.passes = passes;
+  assert_ok(attn_recurrent_plan(&problem, &plan));
+  return plan;
+}
+
+static void refuse_args(const attn_plan *plan, const attn_recurrent_args *args, void *workspace,
+                        const char *word) {
+  attn_status status = attn_recurrent_forward(plan, args, workspace);
+  if (status == ATTN_OK || !strstr(attn_error_message(), word))
+    fail_msg("expected a refusal that names %s, got %s: %s", word, attn_status_name(status),
+             attn_error_message());
+}
+
+static void bad_arguments_are_refused(void **state) {
+  (void)state;
+  make_line(&first, ATTN_DECAY_TOKEN, ATTN_UPDATE_DELTA, false, 16);
+  attn_plan *plan = line_plan(ATTN_PASS_FORWARD);
+  void *workspace = make_workspace(plan);
+  attn_recurrent_args good = line_args(&first), args;
+#define REFUSE(change, word)                                                                       \
+  do {                                                                                             \
+    args = good;                                                                                   \
+    change;                                                                                        \
+    refuse_args(plan, &args, workspace, word);                                                     \
+  } while (0)
+  REFUSE(args.q.data = NULL, "q is missing");
+  REFUSE(args.beta.data = NULL, "beta is missing");
+  REFUSE(args.decay.data = NULL, "decay is missing");
+  REFUSE(args.o.data = NULL, "o is missing");
+  REFUSE(args.k.shape[1] -= 1, "k has shape");
+  REFUSE(args.k.rank = 3, "k has shape");
+  REFUSE(args.k.rank = 1000, "k has shape");
+  REFUSE(args.k.rank = -1, "k has shape");
+  REFUSE(args.v.dtype = ATTN_F32, "v is float32");
+  REFUSE(args.v.stride[3] = 2, "v has stride");
+  REFUSE(args.o.stride[1] = 0, "o is written");
+  REFUSE(args.q.device.kind = ATTN_CUDA, "q is not in CPU memory");
+  REFUSE(args.initial_state.shape[2] += 1, "initial_state has shape");
+  REFUSE(args.final_normaliser = good.final_state, "no normaliser");
+  refuse_args(plan, &good, (char *)workspace + 8, "aligned");
+  refuse_args(plan, &good, NULL, "workspace");
+  refuse_args(NULL, &good, workspace, "plan");
+  refuse_args(plan, NULL, workspace, "args");
+#undef REFUSE
+  assert_int_not_equal(attn_recurrent_backward(plan, &good, workspace), ATTN_OK);
+  attn_free(workspace);
+  attn_plan_destroy(plan);
+}
+
+static void bad_offsets_are_refused(void **state) {
+  (void)state;
+  static const int32_t bad[][3] = {{1, 2, 50}, {0, 30, 20}, {0, 0, 51}, {0, -1, 50}, {0, 50, 49}};
+  make_line(&first, ATTN_DECAY_NONE, ATTN_UPDATE_ADDITIVE, false, 17);
+  attn_recurrent_args args = line_args(&first);
+  attn_tensor *tensors[] = {&args.q, &args.k, &args.v, &args.o};
+  for (int i = 0; i < 4; ++i) assert_ok(attn_tensor_select(tensors[i], 0, 0, tensors[i]));
+  args.initial_state.data = args.final_state.data = NULL;
+  first.problem.ragged = true;
+  first.problem.batch = 2;
+  attn_plan *plan = line_plan(ATTN_PASS_FORWARD);
+  void *workspace = make_workspace(plan);
+  refuse_args(plan, &args, workspace, "offsets");
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; ++i) {
+    args.offsets = bad[i];
+    assert_int_not_equal(attn_recurrent_forward(plan, &args, workspace), ATTN_OK);
+  }
+  args.offsets = (const int32_t[]){0, 20, 50};
+  assert_ok(attn_recurrent_forward(plan, &args, workspace));
+  attn_free(workspace);
+  attn_plan_destroy(plan);
+}
+
+static void execution_allocates_nothing(void **state) {
+  (void)state;
+  static const int64_t lengths[] = {1, 3, 50};
+  for (int i = 0; i < 3; ++i) {
+    make_line(&first, ATTN_DECAY_CHANNEL, ATTN_UPDATE_DELTA, true, 18);
+    first.problem.length = lengths[i];
+    attn_plan *plan = line_plan(ATTN_PASS_FORWARD);
+    void *workspace = make_workspace(plan);
+    attn_recurrent_args args = line_args(&first);
+    uint64_t before = attn_memory_get_stats().allocations;
+    assert_ok(attn_recurrent_forward(plan, &args, workspace));
+    assert_int_equal(attn_memory_get_stats().allocations, before);
+    attn_free(workspace);
+    attn_plan_destroy(plan);
+  }
+}
+
+static void same_bits_every_time(void **state) {
+  (void)state;
+  make_line(&first, ATTN_DECAY_CHANNEL, ATTN_UPDATE_DELTA, true, 19);
+  make_line(&second, ATTN_DECAY_CHANNEL, ATTN_UPDATE_DELTA, true, 19);
+  run_line(&first);
+  run_line(&second);
+  assert_memory_equal(&first, &second, sizeof first);
+}
+
+static void plan_reports_its_work(void **state) {
+  (void)state;
+  attn_plan_info small, large;
+  make_line(&first, ATTN_DECAY_TOKEN, ATTN_UPDATE_DELTA, false, 20);
+  attn_plan *plan = line_plan(ATTN_PASS_FORWARD);
+  assert_ok(attn_plan_get_info(plan, &small));
+  attn_plan_destroy(plan);
+  assert_true(small.flops == 6.0 * 50 * HEADS * 20 * 24);
+  assert_non_null(strstr(small.description, "decay per token"));
+  first.problem.length = 1 << 20; /* forward memory does not grow, backward as its square root */
+  plan = line_plan(ATTN_PASS_FORWARD);
+  assert_ok(attn_plan_get_info(plan, &large));
+  attn_plan_destroy(plan);
+  assert_true(large.workspace_bytes < 2 * small.workspace_bytes);
+  plan = line_plan(ATTN_PASS_BACKWARD);
+  assert_ok(attn_plan_get_info(plan, &large));
+  attn_plan_destroy(plan);
+  assert_true(large.workspace_bytes < (size_t)64 << 20);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(random_problems_match_oracle),
+      cmocka_unit_test(threads_and_slices_change_nothing),
+      cmocka_unit_test(result_is_independent_of_block),
+      cmocka_unit_test(splitting_anywhere_is_the_same),
+      cmocka_unit_test(stepping_equals_prefill),
+      cmocka_unit_test(lightning_equals_quadratic_form),
+      cmocka_unit_test(no_memory_when_the_decay_vanishes),
+      cmocka_unit_test(zero_log_decay_is_no_decay),
+      cmocka_unit_test(equal_channels_are_one_decay_a_token),
+      cmocka_unit_test(key_slices_add_up),
+      cmocka_unit_test(no_writing_leaves_only_decay),
+      cmocka_unit_test(delta_rule_writes_perfectly),
+      cmocka_unit_test(orthonormal_keys_make_delta_additive),
+      cmocka_unit_test(delta_state_does_not_grow),
+      cmocka_unit_test(ragged_equals_separate),
+      cmocka_unit_test(gradients_equal_finite_differences),
+      cmocka_unit_test(bad_problems_are_refused),
+      cmocka_unit_test(bad_arguments_are_refused),
+      cmocka_unit_test(bad_offsets_are_refused),
+      cmocka_unit_test(execution_allocates_nothing),
+      cmocka_unit_test(same_bits_every_time),
+      cmocka_unit_test(plan_reports_its_work),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

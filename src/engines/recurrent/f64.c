@@ -1,10 +1,10 @@
 /* The recurrent engine on float64. */
-#define ELEM          double
-#define REAL          double
-#define SAME_TYPE     1
-#define KERNEL(name)  (u->kernels->name##_f64)
-#define KERNELR(name) (u->kernels->name##_f64)
-#define ARGS(name)    name##_f64
-#define ARGSR(name)   name##_f64
-#define WORK          attn_recurrent_work_f64
+#define ELEM                 double
+#define REAL                 double
+#define SAME_TYPE            1
+#define CALL(name, ...)      u->kernels->name##_f64(__VA_ARGS__)
+#define CALL_REAL(name, ...) u->kernels->name##_f64(__VA_ARGS__)
+#define ARGS(name)           name##_f64
+#define ARGSR(name)          name##_f64
+#define WORK                 attn_recurrent_work_f64
 #include "engines/recurrent/typed.inc"

@@ -7,12 +7,9 @@
  * of those serves heads / kv_heads value heads. */
 
 attn_status attn_delta_configure(attn_mixer_options *o, const char *mixer) {
-  const int64_t usual_taps = 4, most_taps = 16;
+  const int64_t usual_taps = 4;
   ATTN_TRY(attn_mixer_configure_heads(o, mixer));
   if (!o->convolution) o->convolution = usual_taps;
-  if (o->convolution < 1 || o->convolution > most_taps)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "%s: conv_size %lld is not in 1 to %lld", mixer,
-                     (long long)o->convolution, (long long)most_taps);
   return ATTN_OK;
 }
 

@@ -5,8 +5,7 @@
 
 #include "mixers/mixer.h"
 
-/* The first parameters of each: projections, convolutions (rows ABSENT without), beta, norm, out.
- */
+/* The first parameters of each. */
 enum {
   ATTN_DELTA_Q,
   ATTN_DELTA_K,
@@ -21,8 +20,9 @@ enum {
 };
 enum { ATTN_DELTA_MATRIX, ATTN_DELTA_Q_TAIL, ATTN_DELTA_K_TAIL, ATTN_DELTA_V_TAIL };
 
+/* attn_mixer_configure_heads, and the taps of the convolutions. */
 attn_status attn_delta_configure(attn_mixer_options *options, const char *mixer);
-/* Fills in shapes[0 .. ATTN_DELTA_PARAMETERS). `convolution` must be positive. */
+/* Fills in shapes[0 .. ATTN_DELTA_PARAMETERS). */
 int attn_delta_parameters(const attn_mixer_options *options, attn_parameter_shape *shapes);
 int attn_delta_state(const attn_mixer_options *options, attn_dtype compute, attn_state_part *parts);
 

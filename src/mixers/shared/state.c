@@ -89,6 +89,7 @@ typedef struct part_storage {
   attn_page_pool *pool;
   int32_t *owned; /* the pages of this state, NO_PAGE where there is none */
   int32_t *table; /* what the engines read: as owned, with a valid page in every entry */
+  int64_t first;  /* of the pages; those before it have left the window */
 } part_storage;
 
 struct attn_state {
@@ -101,9 +102,13 @@ static int64_t pages_for(int64_t tokens) {
   return (tokens + ATTN_PAGE_TOKENS - 1) / ATTN_PAGE_TOKENS;
 }
 
+/* Engines may read whole blocks and mask what is outside the window, so that entries before it must
+ * name a page with numbers in it: the first page is one. */
 static void set_page(part_storage *part, int64_t index, int32_t page) {
   part->owned[index] = page;
   part->table[index] = page == NO_PAGE ? 0 : page;
+  if (index == part->first && page != NO_PAGE)
+    for (int64_t i = 0; i < index; ++i) part->table[i] = page;
 }
 
 static attn_status create_part(part_storage *part, const attn_state_part *shape, int64_t pages,
@@ -115,17 +120,41 @@ static attn_status create_part(part_storage *part, const attn_state_part *shape,
   part->table = attn_alloc_array((size_t)pages, sizeof *part->table);
   if (!part->owned || !part->table) return ATTN_OUT_OF_MEMORY;
   for (int64_t i = 0; i < pages; ++i) set_page(part, i, NO_PAGE);
-  if (!family) return attn_page_pool_create(shape, pages * sharers, &part->pool);
+  if (!family) {
+    if (sharers > INT32_MAX / pages)
+      return attn_fail(ATTN_INVALID_ARGUMENT, "state: %lld times %lld pages are too many",
+                       (long long)sharers, (long long)pages);
+    return attn_page_pool_create(shape, pages * sharers, &part->pool);
+  }
   attn_page_pool_retain(family);
   part->pool = family;
   return ATTN_OK;
 }
 
+static bool same_part(const attn_state_part *a, const attn_state_part *b) {
+  return a->kind == b->kind && a->dtype == b->dtype && a->rank == b->rank &&
+         a->window == b->window &&
+         memcmp(a->shape, b->shape, (size_t)a->rank * sizeof *a->shape) == 0;
+}
+
+static attn_status check_create(const attn_state_part *parts, int count, int64_t capacity,
+                                int64_t sharers, const attn_state *family) {
+  if (count < 0 || count > ATTN_STATE_PARTS || sharers < 1)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "state: %d parts, %lld sharers", count,
+                     (long long)sharers);
+  if (capacity < 1 || capacity > ATTN_STATE_CAPACITY)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "state: a capacity of %lld tokens, expected 1 to %d",
+                     (long long)capacity, (int)ATTN_STATE_CAPACITY);
+  bool related = !family || family->count == count;
+  for (int i = 0; family && related && i < count; ++i)
+    related = same_part(&parts[i], &family->parts[i].shape);
+  if (related) return ATTN_OK;
+  return attn_fail(ATTN_INVALID_ARGUMENT, "state: the family's state has other parts");
+}
+
 attn_status attn_state_create(const attn_state_part *parts, int count, int64_t capacity,
                               int64_t sharers, const attn_state *family, attn_state **state) {
-  if (count < 0 || count > ATTN_STATE_PARTS || capacity < 1 || sharers < 1)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "state: %d parts for %lld tokens", count,
-                     (long long)capacity);
+  ATTN_TRY(check_create(parts, count, capacity, sharers, family));
   attn_state *s = attn_alloc_zero(sizeof *s);
   if (!s) return ATTN_OUT_OF_MEMORY;
   s->capacity = capacity;
@@ -179,11 +208,11 @@ void attn_state_advance(attn_state *state, int64_t tokens) {
   for (int i = 0; i < state->count; ++i) {
     part_storage *part = &state->parts[i];
     if (part->shape.kind != ATTN_STATE_ROWS) continue;
-    int64_t dead = first_needed(part, state->position) / ATTN_PAGE_TOKENS;
-    drop_pages(state, part, 0, dead);
-    /* entries before the window must still name a page that exists: any live one */
-    for (int64_t p = 0; p < dead && dead < state->table_pages; ++p)
-      part->table[p] = part->table[dead];
+    int64_t first = first_needed(part, state->position) / ATTN_PAGE_TOKENS;
+    if (first == part->first) continue;
+    drop_pages(state, part, part->first, first);
+    part->first = first;
+    set_page(part, first, part->owned[first]);
   }
 }
 
@@ -213,6 +242,19 @@ static attn_status own_page(part_storage *part, int64_t index) {
   return ATTN_OK;
 }
 
+/* Makes the pages of the `count` tokens behind the position writable, or changes nothing. */
+static attn_status make_room(attn_state *state, part_storage *part, int64_t count) {
+  if (count > state->capacity - state->position)
+    return attn_fail(ATTN_OUT_OF_MEMORY,
+                     "the session holds at most %lld tokens; it has %lld and was given %lld more",
+                     (long long)state->capacity, (long long)state->position, (long long)count);
+  int64_t first = state->position / ATTN_PAGE_TOKENS, end = pages_for(state->position + count);
+  attn_status status = ATTN_OK;
+  for (int64_t page = first; page < end && status == ATTN_OK; ++page) status = own_page(part, page);
+  if (status != ATTN_OK) drop_pages(state, part, pages_for(state->position), state->table_pages);
+  return status;
+}
+
 attn_status attn_state_append(attn_state *state, int index, int64_t column,
                               const attn_tensor *rows) {
   part_storage *part = &state->parts[index];
@@ -220,15 +262,10 @@ attn_status attn_state_append(attn_state *state, int index, int64_t column,
   if (rows->rank != 2 || column < 0 || column + width > whole || rows->dtype != part->shape.dtype ||
       (width > 1 && rows->stride[1] != 1))
     return attn_fail(ATTN_INTERNAL, "state: rows of '%s' have another shape", part->shape.name);
-  if (state->position + count > state->capacity)
-    return attn_fail(ATTN_OUT_OF_MEMORY,
-                     "the session holds at most %lld tokens; it has %lld and "
-                     "was given %lld more",
-                     (long long)state->capacity, (long long)state->position, (long long)count);
+  ATTN_TRY(make_room(state, part, count));
   size_t element = attn_dtype_size(part->shape.dtype);
   for (int64_t r = 0; r < count; ++r) {
     int64_t token = state->position + r, page = token / ATTN_PAGE_TOKENS;
-    if (r == 0 || token % ATTN_PAGE_TOKENS == 0) ATTN_TRY(own_page(part, page));
     int64_t to = token % ATTN_PAGE_TOKENS * whole + column;
     memcpy(page_address(part, part->owned[page]) + (size_t)to * element,
            (const char *)rows->data + (size_t)(r * rows->stride[0]) * element,
@@ -270,6 +307,7 @@ void attn_state_assign(attn_state *target, const attn_state *source) {
       to->owned[p] = page;
       to->table[p] = p < used ? from->table[p] : 0;
     }
+    to->first = from->first;
   }
   target->position = source->position;
 }
@@ -282,6 +320,7 @@ void attn_state_clear(attn_state *state) {
              (size_t)attn_tensor_count(&part->fixed) * attn_dtype_size(part->fixed.dtype));
     else
       drop_pages(state, part, 0, state->table_pages);
+    part->first = 0;
   }
   state->position = 0;
 }
@@ -295,8 +334,10 @@ bool attn_state_cut(attn_state *state, int64_t position) {
     for (int64_t p = first_needed(part, position) / ATTN_PAGE_TOKENS; p < pages_for(position); ++p)
       if (part->owned[p] == NO_PAGE) return false;
   }
-  for (int i = 0; i < state->count; ++i)
+  for (int i = 0; i < state->count; ++i) {
     drop_pages(state, &state->parts[i], pages_for(position), state->table_pages);
+    state->parts[i].first = first_needed(&state->parts[i], position) / ATTN_PAGE_TOKENS;
+  }
   state->position = position;
   return true;
 }
@@ -333,11 +374,16 @@ attn_status attn_state_save(const attn_state *state, attn_state_write write, voi
   return ATTN_OK;
 }
 
-attn_status attn_state_restore(attn_state *state, attn_state_read read, void *context) {
+static bool has_rows(const attn_state *state) {
+  for (int i = 0; i < state->count; ++i)
+    if (state->parts[i].shape.kind == ATTN_STATE_ROWS) return true;
+  return false;
+}
+
+static attn_status read_parts(attn_state *state, attn_state_read read, void *context) {
   int64_t position;
-  attn_state_clear(state);
   ATTN_TRY(read(context, &position, sizeof position));
-  if (position < 0 || position > state->capacity)
+  if (position < 0 || (has_rows(state) && position > state->capacity))
     return attn_fail(ATTN_BAD_FORMAT, "state: %lld tokens do not fit a capacity of %lld",
                      (long long)position, (long long)state->capacity);
   for (int i = 0; i < state->count; ++i) {
@@ -355,6 +401,13 @@ attn_status attn_state_restore(attn_state *state, attn_state_read read, void *co
   }
   attn_state_advance(state, position);
   return ATTN_OK;
+}
+
+attn_status attn_state_restore(attn_state *state, attn_state_read read, void *context) {
+  attn_state_clear(state);
+  attn_status status = read_parts(state, read, context);
+  if (status != ATTN_OK) attn_state_clear(state);
+  return status;
 }
 
 int64_t attn_state_bytes(const attn_state *state) {

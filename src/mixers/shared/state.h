@@ -1,10 +1,11 @@
 /* The decode state of a mixer: a value with checkpoints.
  *
  * A mixer describes its state as a list of parts; everything else (sizes, growing, forking,
- * cutting, checkpoints, saving) is done here once for all mixers. fixed  a tensor that each step
- * overwrites: a d x d matrix, a convolution's tail rows   one row a token, in pages: keys and
- * values. Pages are shared, with reference counts, between forks and checkpoints, and copied when a
- * sharer writes to them. */
+ * cutting, checkpoints, saving) is done here once for all mixers. A part is
+ *
+ *   - fixed: a tensor that each step overwrites, a d x d matrix or a convolution's tail; or
+ *   - rows: one row a token, in pages, keys and values. Pages are shared, with reference counts,
+ *     between forks and checkpoints, and copied when a sharer writes to them. */
 #ifndef ATTN_MIXERS_STATE_H
 #define ATTN_MIXERS_STATE_H
 
@@ -32,8 +33,10 @@ void attn_page_pool_release(attn_page_pool *pool); /* frees it with the last use
 
 typedef struct attn_state attn_state;
 
-/* An empty state for at most `capacity` tokens. With `family`, pages come from that state's pools
- * (a fork); else new pools hold `sharers` times the capacity. */
+/* An empty state whose rows are at most `capacity` tokens (1 to ATTN_STATE_CAPACITY); fixed parts
+ * hold any number. With `family`, a state of the same parts, pages come from its pools (a fork);
+ * else new pools hold `sharers` times the capacity. Names of parts are borrowed. */
+enum { ATTN_STATE_CAPACITY = INT32_MAX - ATTN_PAGE_TOKENS }; /* the engines' lengths are int32 */
 attn_status attn_state_create(const attn_state_part *parts, int count, int64_t capacity,
                               int64_t sharers, const attn_state *family, attn_state **state);
 void attn_state_destroy(attn_state *state);
@@ -48,15 +51,16 @@ attn_tensor attn_state_fixed(const attn_state *state, int part);
 
 /* Writes n rows behind the rows so far, into their columns from `column` on: rows is [n, columns]
  * of the part's dtype. They count once attn_state_advance is called. ATTN_OUT_OF_MEMORY when the
- * capacity or the pool is used up. */
+ * capacity or the pool is used up; the state is then as it was, and so are its pages. */
 attn_status attn_state_append(attn_state *state, int part, int64_t column, const attn_tensor *rows);
 /* All pages [pages, ATTN_PAGE_TOKENS, width] and this state's table [1, pages a sequence], int32.
  */
 attn_tensor attn_state_pages(const attn_state *state, int part);
 attn_tensor attn_state_page_table(const attn_state *state, int part);
 
-/* target := source; both made from the same parts, target with source's pools. Copies fixed parts,
- * shares pages. Used for forks and checkpoints. Allocates nothing. */
+/* target := source; both made from the same parts, target with source's pools and with capacity
+ * for source's tokens. Copies fixed parts, shares pages. Used for forks and checkpoints. Allocates
+ * nothing. */
 void attn_state_assign(attn_state *target, const attn_state *source);
 /* Back to no tokens. */
 void attn_state_clear(attn_state *state);
@@ -65,7 +69,7 @@ void attn_state_clear(attn_state *state);
 bool attn_state_cut(attn_state *state, int64_t position);
 
 /* The whole state as bytes, for files: calls write(context, data, size) piece by piece; and back.
- */
+ * Both stop at the first error and return it; restore then leaves an empty state. */
 typedef attn_status (*attn_state_write)(void *context, const void *data, size_t size);
 typedef attn_status (*attn_state_read)(void *context, void *data, size_t size);
 attn_status attn_state_save(const attn_state *state, attn_state_write write, void *context);

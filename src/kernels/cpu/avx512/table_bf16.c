@@ -7,4 +7,10 @@ const attn_kernels attn_kernels_avx512bf16 = {
     .matmul_bf16 = attn_avx512bf16_matmul_bf16,
     .softmax_tile_bf16 = attn_avx512bf16_softmax_tile_bf16,
     .softmax_grad_tile_bf16 = attn_avx512bf16_softmax_grad_tile_bf16,
+    .recurrent_scale_bf16 = attn_avx512bf16_recurrent_scale_bf16,
+    .recurrent_mask_bf16 = attn_avx512bf16_recurrent_mask_bf16,
+    .recurrent_round_bf16 = attn_avx512bf16_recurrent_round_bf16,
+    .recurrent_residual_bf16 = attn_avx512bf16_recurrent_residual_bf16,
+    .recurrent_pack_bf16 = attn_avx512bf16_recurrent_pack_bf16,
+    .recurrent_transpose_bf16 = attn_avx512bf16_recurrent_transpose_bf16,
 };

@@ -1,0 +1,126 @@
+/* Training of language models: from a text and a configuration (or an existing model) to a model's
+ * directory, with a checkpoint from which an interrupted run continues to the same bits. */
+#ifndef ATTN_TRAINING_H
+#define ATTN_TRAINING_H
+
+#include "attn/tensor.h"
+
+#include <signal.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What to do about a checkpoint in the output directory. */
+typedef enum attn_training_start {
+  ATTN_START_AUTO = 0, /* continue when there is one, else begin */
+  ATTN_START_FRESH,    /* begin, and replace it at the first checkpoint */
+  ATTN_START_RESUME,   /* continue; ATTN_NOT_FOUND when there is none */
+} attn_training_start;
+
+/* Fields marked (*) decide the numbers: a checkpoint refuses to be continued with others. */
+typedef struct attn_training_options {
+  size_t struct_size; /* sizeof(attn_training_options), set by ATTN_TRAINING_OPTIONS_INIT */
+
+  /* The model: `config` is the text of a config.json for a fresh one; `model` a directory whose
+   * weights are trained further. At most one of them; none: attn_training_default_config(). */
+  const char *config;          /* (*) */
+  const char *model;           /* (*) its configuration and weights count, not its name */
+  uint64_t seed;               /* (*) of fresh weights and of the order of the data */
+  attn_dtype compute;          /* (*) bfloat16, float32 or float64; masters are float32 (float64) */
+  bool checkpoint_activations; /* checkpointing: layers keep their input only and run again in
+                           backward; about a third slower, the same bits */
+
+  /* The text (*): files and directories, read as bytes and mapped, not loaded. The last
+   * `validation_fraction` of it is never trained on. */
+  const char *const *data;
+  int data_count;
+  double validation_fraction; /* [0, 1); 0: no validation */
+
+  /* The output directory, made if needed: config.json and model.safetensors (weights in
+   * `save_dtype`), training.safetensors (the checkpoint), loss.svg and loss.csv. */
+  const char *output;
+  attn_dtype save_dtype; /* float32, bfloat16 or float16 */
+  attn_training_start start;
+
+  /* The schedule (*): `steps` steps of `accumulation` micro-batches of `batch` windows of `length`
+   * tokens. Accumulation trades memory for time; it sees the same data as a larger batch. */
+  int64_t steps, batch, length, accumulation;
+  const char *schedule; /* "constant", "cosine", "wsd" or "wsd-sqrt" */
+  double learning_rate; /* at the peak */
+  double final_rate;    /* fraction of the peak that is left at the end, [0, 1] */
+  int64_t warmup;       /* steps; -1: a twentieth of all, at most 500 */
+  int64_t decay;        /* steps at the end, wsd only; -1: a fifth of all */
+  double beta1, beta2, epsilon, weight_decay; /* AdamW */
+  double clip;                                /* largest norm of the gradient; 0: no clipping */
+
+  /* While it runs. Validation also happens at the end, and a checkpoint is also written at the end
+   * and on interruption. */
+  int64_t validation_every;   /* steps; 0: at the end only */
+  int64_t validation_windows; /* of `length` tokens, spread evenly over the validation part (*) */
+  int64_t checkpoint_every;   /* steps; 0: at the end only */
+  int line_columns;           /* width of the ready-made progress line */
+  /* When it becomes non-zero the run stops within one micro-batch, writes a checkpoint and returns
+   * ATTN_INTERRUPTED: for a signal handler to set. May be NULL. */
+  const volatile sig_atomic_t *interrupt;
+} attn_training_options;
+
+#define ATTN_TRAINING_OPTIONS_INIT                                                                 \
+  {                                                                                                \
+    .struct_size = sizeof(attn_training_options), .seed = 1, .compute = ATTN_BF16,                 \
+    .validation_fraction = 0.02, .save_dtype = ATTN_BF16, .steps = 2000, .batch = 32,              \
+    .length = 512, .accumulation = 1, .schedule = "cosine", .learning_rate = 2e-3,                 \
+    .final_rate = 0.05, .warmup = -1, .decay = -1, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8,   \
+    .weight_decay = 0.1, .clip = 1.0, .validation_every = 100, .validation_windows = 64,           \
+    .checkpoint_every = 250, .line_columns = 100                                                   \
+  }
+
+/* After each step. */
+typedef struct attn_training_progress {
+  int64_t step, steps;        /* done so far, this one included; in all */
+  int64_t tokens;             /* trained on so far */
+  double loss, smoothed_loss; /* mean -ln p of a byte; bits per byte = loss / ln 2 */
+  double learning_rate, gradient_norm;
+  double tokens_per_second; /* over about the last half minute; 0 while unknown */
+  double seconds_left;      /* -1 while unknown */
+  double validation_loss;   /* NaN unless it was computed after this step */
+  double best_validation;   /* so far; NaN before the first */
+  int64_t skipped;          /* steps so far whose loss or gradient was not finite */
+  bool checkpointed;        /* a checkpoint was written after this step */
+  const char *warning;      /* NULL, or why a checkpoint could not be written: it is tried again */
+  const char *line; /* all of that in one line without a line break; valid during the call */
+} attn_training_progress;
+
+/* Called after each step on the thread that trains. false: stop as `interrupt` does. */
+typedef bool (*attn_training_progress_fn)(void *context, const attn_training_progress *progress);
+
+typedef struct attn_training_result {
+  int64_t parameters;
+  int64_t first_step;    /* 0, or where the checkpoint continued */
+  int64_t steps, tokens; /* done in all */
+  int64_t skipped;
+  double loss;                             /* smoothed; NaN before the first step */
+  double validation_loss, best_validation; /* NaN without */
+  double seconds, tokens_per_second;       /* of this run */
+  double flop_per_second;                  /* 6 x parameters x tokens a second */
+  size_t peak_bytes;                       /* most memory in use by the library */
+} attn_training_result;
+
+/* The configuration of the small default model: bytes, Lightning Attention, about 4M parameters. */
+ATTN_API const char *attn_training_default_config(void);
+
+/* Trains to the end and writes the model. `progress` and `result` may be NULL.
+ *   ATTN_INTERRUPTED       stopped by the caller; a checkpoint was written: call again to continue
+ *   ATTN_INVALID_ARGUMENT  an option is out of its range; the checkpoint belongs to other options
+ *                          or another text (the message names each difference); the loss was not
+ *                          finite in several steps in a row
+ *   ATTN_IO_ERROR, ATTN_NOT_FOUND, ATTN_BAD_FORMAT, ATTN_OUT_OF_MEMORY
+ * After any failure the last checkpoint that was written is whole. */
+ATTN_API attn_status attn_train(const attn_training_options *options,
+                                attn_training_progress_fn progress, void *context,
+                                attn_training_result *result);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,64 @@
+/* What the subcommands of `attn` share: exit codes, messages, interruption, output, models. */
+#ifndef ATTN_CLI_CLI_H
+#define ATTN_CLI_CLI_H
+
+#include "attn/attn.h"
+#include "base/status.h"
+#include "base/text.h"
+#include "cli/options.h"
+
+#include <jansson.h>
+#include <signal.h>
+#include <stdio.h>
+
+enum {
+  ATTN_EXIT_OK = 0,
+  ATTN_EXIT_FAILURE = 1,      /* a file, a model, the machine: the message says what */
+  ATTN_EXIT_USAGE = 2,        /* the command line is wrong */
+  ATTN_EXIT_INTERRUPTED = 130 /* by Ctrl-C, after everything was put in order */
+};
+
+/* The table of commands (main.c). */
+extern const attn_command *const attn_commands[];
+extern const int attn_command_count;
+
+/* Messages. "attn run: ..." on stderr. */
+void attn_complain(const attn_command *command, const char *format, ...) ATTN_PRINTF(2, 3);
+/* The library's message, and the exit code. */
+int attn_report(const attn_command *command, attn_status status);
+/* A wrong combination of options: the message and where to read more. */
+int attn_misuse(const attn_command *command, const char *format, ...) ATTN_PRINTF(2, 3);
+
+/* Ctrl-C and SIGTERM: the first sets the flag, the second ends the process. */
+void attn_catch_interrupts(void);
+extern volatile sig_atomic_t attn_interrupted;
+
+double attn_now(void); /* seconds of a monotonic clock */
+
+/* Output. */
+bool attn_is_terminal(FILE *file);
+bool attn_has_colour(FILE *file);      /* a terminal, and NO_COLOR is not set */
+int attn_terminal_columns(FILE *file); /* 80 when it is not a terminal */
+/* One JSON value and a line break on stdout; takes the reference. */
+int attn_print_json(const attn_command *command, json_t *value, bool one_line);
+/* A number, or null when it is not finite. */
+json_t *attn_json_real(double value);
+
+/* Models. */
+
+/* The directory of the model: `given`, or (NULL) the one that comes with attn, whose name is
+ * ATTN_DEFAULT_MODEL below $ATTN_MODELS or one of the places relative to the executable. NULL
+ * (message set) when there is none. To be freed by attn_free. */
+#define ATTN_DEFAULT_MODEL "lightning-kjv"
+char *attn_find_model(const char *given);
+/* Finds and loads. *path (may be NULL) as from attn_find_model. */
+attn_status attn_open_model(const char *given, attn_dtype compute, attn_model **model, char **path);
+
+/* dtypes that models and operators compute in */
+extern const char *const attn_compute_dtypes[];
+
+#define ATTN_COUNT(array)        ((int)(sizeof(array) / sizeof *(array)))
+#define ATTN_FIELD(type, member) offsetof(type, member)
+#define ATTN_ANY                 1e18 /* no upper bound of a number */
+
+#endif

@@ -1,0 +1,386 @@
+/* attn run: a model continues a text. Tokens are bytes. */
+#include "cli/cli.h"
+#include "cli/utf8.h"
+#include "base/memory.h"
+#include "base/progress.h"
+#include "engines/plan_cache.h"
+#include "files/io.h"
+#include "models/model.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+typedef struct run_options {
+  const char *prompt, *prompt_file;
+  int64_t tokens, threads, max_context;
+  double temperature, top_p, min_p, repetition_penalty;
+  int64_t top_k, repetition_window;
+  uint64_t seed;
+  attn_dtype dtype;
+  const char *save_session, *load_session;
+  bool echo, json, stats, explain;
+} run_options;
+
+enum {
+  BYTES = 256,        /* the vocabulary of a model of bytes */
+  FEED_TOKENS = 4096, /* of a prompt between two looks at Ctrl-C */
+  MOST_PROMPT = 1 << 30,
+  RESTORED_ROOM =
+      32768, /* tokens that a restored session may have, if --max-context says nothing */
+};
+
+/* Why the text ended. */
+static const char *const stops[] = {"length", "context", "interrupted"};
+enum { STOP_LENGTH, STOP_CONTEXT, STOP_INTERRUPTED };
+
+typedef struct runner {
+  const attn_command *command;
+  const run_options *options;
+  char *prompt;
+  size_t prompt_size;
+  char *model_path;
+  attn_model *model;
+  attn_session *session;
+  attn_sampling sampling;
+  attn_utf8 utf8;
+  attn_text pending, text; /* to be written; all of it, for --json */
+  int stop;
+  int64_t generated;
+  double prompt_seconds, text_seconds;
+} runner;
+
+/* The prompt ------------------------------------------------------------------------------------
+ */
+
+static attn_status read_stdin(char **data, size_t *size) {
+  attn_text text = {0};
+  char piece[4096];
+  size_t got;
+  while ((got = fread(piece, 1, sizeof piece, stdin)) > 0 && text.length < MOST_PROMPT)
+    attn_text_add(&text, piece, got);
+  if (ferror(stdin)) {
+    attn_text_free(&text);
+    return attn_fail(ATTN_IO_ERROR, "cannot read standard input: %s", strerror(errno));
+  }
+  *size = text.length;
+  return attn_text_take(&text, data);
+}
+
+static attn_status read_prompt(runner *r) {
+  const run_options *o = r->options;
+  if (o->prompt) {
+    r->prompt = attn_strdup(o->prompt);
+    r->prompt_size = strlen(o->prompt);
+    return r->prompt ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+  }
+  if (o->prompt_file && strcmp(o->prompt_file, "-") != 0)
+    return attn_file_read(o->prompt_file, MOST_PROMPT, &r->prompt, &r->prompt_size);
+  bool has_input = o->prompt_file || (!o->load_session && !attn_is_terminal(stdin));
+  return has_input ? read_stdin(&r->prompt, &r->prompt_size) : ATTN_OK;
+}
+
+/* A model needs something to go on from: without a prompt, an empty line. */
+static attn_status complete_prompt(runner *r) {
+  if (r->prompt_size || attn_session_position(r->session)) return ATTN_OK;
+  attn_free(r->prompt);
+  r->prompt = attn_strdup("\n");
+  r->prompt_size = 1;
+  return r->prompt ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+}
+
+/* The session -----------------------------------------------------------------------------------
+ */
+
+static attn_status create_session(runner *r) {
+  const run_options *o = r->options;
+  attn_session_options options = ATTN_SESSION_OPTIONS_INIT;
+  int64_t needed = (int64_t)r->prompt_size + 1 + o->tokens;
+  options.forks = 1;
+  options.checkpoints = 0; /* a run never goes back */
+  options.max_tokens = o->max_context    ? o->max_context
+                       : o->load_session ? needed + RESTORED_ROOM
+                                         : needed;
+  ATTN_TRY(attn_session_create(r->model, &options, &r->session));
+  if (o->load_session) ATTN_TRY(attn_session_restore(r->session, o->load_session));
+  return complete_prompt(r);
+}
+
+static attn_status open_model(runner *r, const char *given) {
+  attn_model_info info;
+  ATTN_TRY(attn_open_model(given, r->options->dtype, &r->model, &r->model_path));
+  ATTN_TRY(attn_model_get_info(r->model, &info));
+  if (info.vocabulary > BYTES)
+    return attn_fail(ATTN_UNSUPPORTED,
+                     "%s has a vocabulary of %lld tokens; attn run writes text with models of "
+                     "bytes (vocab_size at most %d)",
+                     r->model_path, (long long)info.vocabulary, BYTES);
+  return ATTN_OK;
+}
+
+/* Text ------------------------------------------------------------------------------------------
+ */
+
+static attn_status write_pending(runner *r) {
+  if (r->pending.failed || r->text.failed) return ATTN_OUT_OF_MEMORY;
+  if (!r->pending.length) return ATTN_OK;
+  if (r->options->json) {
+    attn_text_add(&r->text, r->pending.data, r->pending.length);
+  } else if (fwrite(r->pending.data, 1, r->pending.length, stdout) < r->pending.length ||
+             fflush(stdout) != 0) {
+    return attn_fail(ATTN_IO_ERROR, "cannot write to standard output: %s", strerror(errno));
+  }
+  r->pending.length = 0;
+  return ATTN_OK;
+}
+
+static attn_status write_byte(runner *r, int32_t token) {
+  attn_utf8_push(&r->utf8, (unsigned char)token, &r->pending);
+  return write_pending(r);
+}
+
+static attn_status feed_prompt(runner *r) {
+  int32_t tokens[FEED_TOKENS];
+  double start = attn_now();
+  for (size_t first = 0; first < r->prompt_size && !attn_interrupted; first += FEED_TOKENS) {
+    size_t count = r->prompt_size - first < FEED_TOKENS ? r->prompt_size - first : FEED_TOKENS;
+    for (size_t i = 0; i < count; ++i) tokens[i] = (unsigned char)r->prompt[first + i];
+    ATTN_TRY(attn_session_feed(r->session, tokens, (int64_t)count));
+  }
+  r->prompt_seconds = attn_now() - start;
+  for (size_t i = 0; r->options->echo && !r->options->json && i < r->prompt_size; ++i)
+    ATTN_TRY(write_byte(r, (unsigned char)r->prompt[i]));
+  return ATTN_OK;
+}
+
+static int64_t room(const runner *r) {
+  int64_t most = r->options->max_context;
+  return most ? most - attn_session_position(r->session) : INT64_MAX;
+}
+
+static attn_status generate(runner *r) {
+  double start = attn_now();
+  attn_status status = ATTN_OK;
+  while (status == ATTN_OK && r->generated < r->options->tokens && !attn_interrupted) {
+    int32_t token;
+    if (room(r) <= 0) {
+      r->stop = STOP_CONTEXT;
+      break;
+    }
+    status = attn_session_sample(r->session, &r->sampling, &token);
+    if (status == ATTN_OK) status = write_byte(r, token);
+    if (status == ATTN_OK) status = attn_session_feed(r->session, &token, 1);
+    r->generated += status == ATTN_OK;
+  }
+  r->text_seconds = attn_now() - start;
+  if (status != ATTN_OK) return status;
+  if (attn_interrupted) r->stop = STOP_INTERRUPTED;
+  attn_utf8_finish(&r->utf8, &r->pending);
+  if (!r->options->json && attn_is_terminal(stdout)) attn_text_add(&r->pending, "\n", 1);
+  return write_pending(r);
+}
+
+/* Reports ---------------------------------------------------------------------------------------
+ */
+
+static double rate(double count, double seconds) {
+  return seconds > 0 ? count / seconds : 0;
+}
+
+static void print_stats(const runner *r) {
+  char prompt[ATTN_FORMAT_SIZE], text[ATTN_FORMAT_SIZE], state[ATTN_FORMAT_SIZE],
+      peak[ATTN_FORMAT_SIZE];
+  double prompt_rate = rate((double)r->prompt_size, r->prompt_seconds);
+  double text_rate = rate((double)r->generated, r->text_seconds);
+  fflush(stdout);
+  fprintf(stderr,
+          "%sprompt: %zu tokens, %s tokens/s; text: %lld tokens, %s tokens/s; state %s, memory %s, "
+          "seed %llu\n",
+          r->options->json || attn_is_terminal(stdout) ? "" : "\n", r->prompt_size,
+          attn_format_count(prompt_rate, prompt, sizeof prompt), (long long)r->generated,
+          attn_format_count(text_rate, text, sizeof text),
+          attn_format_bytes((double)attn_session_state_bytes(r->session), state, sizeof state),
+          attn_format_bytes((double)attn_memory_get_stats().peak_bytes, peak, sizeof peak),
+          (unsigned long long)r->sampling.seed);
+}
+
+static void print_plan(void *context, const attn_plan_info *info) {
+  char bytes[ATTN_FORMAT_SIZE];
+  (void)context;
+  fprintf(stderr, "plan: %s; workspace %s\n", info->description,
+          attn_format_bytes((double)info->workspace_bytes, bytes, sizeof bytes));
+}
+
+/* A prompt need not be UTF-8; JSON must. */
+static json_t *prompt_json(const runner *r) {
+  attn_utf8 utf8 = {0};
+  attn_text text = {0};
+  for (size_t i = 0; i < r->prompt_size; ++i)
+    attn_utf8_push(&utf8, (unsigned char)r->prompt[i], &text);
+  attn_utf8_finish(&utf8, &text);
+  json_t *json = json_stringn(text.length ? text.data : "", text.length);
+  attn_text_free(&text);
+  return json;
+}
+
+static int print_json(const runner *r) {
+  json_t *json = json_pack(
+      "{s:s, s:o, s:o, s:s, s:I, s:I, s:I, s:o, s:o, s:I, s:I}", "model", r->model_path, "prompt",
+      prompt_json(r), "text", json_stringn(r->text.length ? r->text.data : "", r->text.length),
+      "stopped", stops[r->stop], "prompt_tokens", (json_int_t)r->prompt_size, "tokens",
+      (json_int_t)r->generated, "position", (json_int_t)attn_session_position(r->session),
+      "prompt_tokens_per_second", attn_json_real(rate((double)r->prompt_size, r->prompt_seconds)),
+      "tokens_per_second", attn_json_real(rate((double)r->generated, r->text_seconds)),
+      "state_bytes", (json_int_t)attn_session_state_bytes(r->session), "seed",
+      (json_int_t)r->sampling.seed);
+  return attn_print_json(r->command, json, false);
+}
+
+static int finish(runner *r) {
+  const run_options *o = r->options;
+  if (o->json) {
+    int code = print_json(r);
+    if (code != ATTN_EXIT_OK) return code;
+  }
+  if (o->explain) attn_plan_cache_visit(attn_session_plans(r->session), print_plan, NULL);
+  if (o->stats) print_stats(r);
+  if (r->stop == STOP_CONTEXT)
+    attn_complain(r->command, "stopped: the context of %lld tokens is full (--max-context)",
+                  (long long)o->max_context);
+  return r->stop == STOP_INTERRUPTED ? ATTN_EXIT_INTERRUPTED : ATTN_EXIT_OK;
+}
+
+/* The command -----------------------------------------------------------------------------------
+ */
+
+static attn_status run_model(runner *r, const char *model) {
+  ATTN_TRY(attn_set_threads((int)r->options->threads));
+  ATTN_TRY(read_prompt(r));
+  ATTN_TRY(open_model(r, model));
+  attn_catch_interrupts();
+  ATTN_TRY(create_session(r));
+  ATTN_TRY(feed_prompt(r));
+  ATTN_TRY(generate(r));
+  return r->options->save_session ? attn_session_save(r->session, r->options->save_session)
+                                  : ATTN_OK;
+}
+
+/* A seed of 0 asks for a new one: the clock and the process, mixed so that both reach all bits
+ * (the multiplier is 2^64 over the golden ratio); 53 bits, so that JSON readers keep it exactly. */
+static uint64_t fresh_seed(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  uint64_t mixed =
+      ((uint64_t)now.tv_sec * 1000000007u + (uint64_t)now.tv_nsec) ^ ((uint64_t)getpid() << 40);
+  mixed = mixed * 0x9e3779b97f4a7c15u >> 11;
+  return mixed ? mixed : 1;
+}
+
+static int run(const attn_command *command, void *options, const attn_words *words) {
+  const run_options *o = options;
+  runner r = {.command = command, .options = o, .sampling = ATTN_SAMPLING_INIT};
+  if (o->prompt && o->prompt_file)
+    return attn_misuse(command, "--prompt and --prompt-file exclude each other");
+  r.utf8.for_terminal = !o->json && attn_is_terminal(stdout);
+  r.sampling.temperature = o->temperature;
+  r.sampling.top_k = o->top_k;
+  r.sampling.top_p = o->top_p;
+  r.sampling.min_p = o->min_p;
+  r.sampling.repetition_penalty = o->repetition_penalty;
+  r.sampling.repetition_window = o->repetition_window;
+  r.sampling.seed = o->seed ? o->seed : fresh_seed();
+  attn_status status = run_model(&r, words->count ? words->items[0] : NULL);
+  int code = status == ATTN_OK ? finish(&r) : attn_report(command, status);
+  attn_session_destroy(r.session);
+  attn_model_destroy(r.model);
+  attn_text_free(&r.pending);
+  attn_text_free(&r.text);
+  attn_free(r.model_path);
+  attn_free(r.prompt);
+  return code;
+}
+
+static const run_options defaults = {.tokens = 400,
+                                     .temperature = 0.8,
+                                     .top_p = 0.95,
+                                     .repetition_penalty = 1,
+                                     .repetition_window = 64,
+                                     .dtype = ATTN_BF16};
+
+#define AT(field) ATTN_FIELD(run_options, field)
+static const attn_option table[] = {
+    {"prompt", 'p', ATTN_OPTION_TEXT, "TEXT", "The text to continue.", AT(prompt), 0, 0, NULL},
+    {"prompt-file", 'f', ATTN_OPTION_TEXT, "FILE",
+     "The text to continue, from a file; - is standard input.", AT(prompt_file), 0, 0, NULL},
+    {"tokens", 'n', ATTN_OPTION_INT, "N", "Tokens to write.", AT(tokens), 0, 1 << 30, NULL},
+    {"temperature", 't', ATTN_OPTION_REAL, "T",
+     "Below 1 is more careful; 0 always takes the "
+     "likeliest token.",
+     AT(temperature), 0, 100, NULL},
+    {"top-k", 0, ATTN_OPTION_INT, "K", "Only the K likeliest tokens; 0: all of them.", AT(top_k), 0,
+     INT32_MAX, NULL},
+    {"top-p", 0, ATTN_OPTION_REAL, "P",
+     "Only the likeliest tokens that together have probability "
+     "P; 1: all of them.",
+     AT(top_p), 1e-9, 1, NULL},
+    {"min-p", 0, ATTN_OPTION_REAL, "P",
+     "Only tokens that are at least P times as probable as the "
+     "likeliest one; 0: all of them.",
+     AT(min_p), 0, 1, NULL},
+    {"repetition-penalty", 0, ATTN_OPTION_REAL, "R", "Above 1 makes recent tokens less likely.",
+     AT(repetition_penalty), 1e-3, 1e3, NULL},
+    {"repetition-window", 0, ATTN_OPTION_INT, "N", "How many tokens are recent; 0: all of them.",
+     AT(repetition_window), 0, INT32_MAX, NULL},
+    {"seed", 's', ATTN_OPTION_SEED, "S",
+     "The same seed gives the same text; 0: a new one each "
+     "time.",
+     AT(seed), 0, 0, NULL},
+    {"echo", 'e', ATTN_OPTION_FLAG, NULL, "Print the prompt before its continuation.", AT(echo), 0,
+     0, NULL},
+    {"save-session", 0, ATTN_OPTION_TEXT, "FILE",
+     "Afterwards, write what the model has read and "
+     "written to FILE.",
+     AT(save_session), 0, 0, NULL},
+    {"load-session", 0, ATTN_OPTION_TEXT, "FILE",
+     "Go on from such a file; a prompt is then added "
+     "to it.",
+     AT(load_session), 0, 0, NULL},
+    {"max-context", 0, ATTN_OPTION_INT, "N",
+     "Stop when prompt and text have N tokens; 0: as many "
+     "as are asked for.",
+     AT(max_context), 0, INT32_MAX, NULL},
+    {"dtype", 0, ATTN_OPTION_DTYPE, "TYPE", "Of the computation", AT(dtype), 0, 0,
+     attn_compute_dtypes},
+    {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",
+     AT(threads), 0, 4096, NULL},
+    {"json", 0, ATTN_OPTION_FLAG, NULL, "Print one JSON object at the end instead of the text.",
+     AT(json), 0, 0, NULL},
+    {"stats", 0, ATTN_OPTION_FLAG, NULL, "Print speed and memory on standard error at the end.",
+     AT(stats), 0, 0, NULL},
+    {"explain", 0, ATTN_OPTION_FLAG, NULL, "Print the plans that were used on standard error.",
+     AT(explain), 0, 0, NULL},
+};
+
+const attn_command attn_command_run = {
+    .name = "run",
+    .summary = "let a model continue a text",
+    .usage = "[MODEL]",
+    .description =
+        "Continues the prompt and prints the text as it is sampled. MODEL is a directory with "
+        "config.json and model.safetensors; without it, the small model that comes with attn. The "
+        "prompt is --prompt, --prompt-file, or standard input when that is not a terminal; without "
+        "any, the model starts from an empty line.\n\nTokens are bytes: incomplete or invalid "
+        "UTF-8 is printed as U+FFFD. Ctrl-C ends the text, and a session is still saved.",
+    .examples =
+        "attn run --prompt \"In the beginning\"\tthe model that comes with attn\n"
+        "attn run runs/mine -n 1000 -t 0.7 --seed 1 < story.txt\tone's own model, a repeatable "
+        "text\n"
+        "attn run --prompt \"One\" --save-session s && attn run --load-session s\tgo on later",
+    .options = table,
+    .option_count = ATTN_COUNT(table),
+    .defaults = &defaults,
+    .size = sizeof defaults,
+    .most_words = 1,
+    .run = run,
+};

@@ -1,0 +1,517 @@
+/* The loop: for each step, `accumulation` micro-batches forward and backward, one step of AdamW.
+ *
+ *   loss = mean over the tokens of a micro-batch of -ln p(next token)
+ *   G    = mean over the micro-batches of d loss / d masters
+ *
+ * Everything that the next step depends on is in attn_run_state and in the options: the data of
+ * step s is a function of (seed, s), the learning rate of s. That is what makes a resumed run equal
+ * to an uninterrupted one. */
+#include "attn/training.h"
+#include "base/hash.h"
+#include "base/memory.h"
+#include "base/progress.h"
+#include "base/status.h"
+#include "files/corpus.h"
+#include "files/io.h"
+#include "models/model.h"
+#include "training/checkpoint.h"
+#include "training/schedule.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+enum {
+  MOST_SKIPPED_IN_ROW = 5, /* a single bad batch is survived; a diverged run is not */
+  MOST_VALIDATIONS = 100000,
+  BYTE_VALUES = 256,
+  LINE_SIZE = 320,
+  MESSAGE_SIZE = 512,
+};
+
+typedef struct run {
+  attn_training_options options; /* checked, without "-1: choose" */
+  attn_training_progress_fn progress;
+  void *context;
+  attn_model *model;
+  attn_corpus *corpus;
+  attn_graph *graph;
+  attn_optimiser *optimiser;
+  attn_history history;
+  attn_schedule schedule;
+  attn_identity identity;
+  attn_run_state state;
+  attn_parameter **parameters; /* [parameter_count] */
+  int32_t *windows;            /* [batch * accumulation, length + 1]: the text of one step */
+  int32_t *inputs, *targets;   /* [batch * length]: one micro-batch */
+  char *checkpoint, *svg, *csv;
+  int64_t first_step, parameter_count;
+  attn_progress speed; /* in tokens */
+  double start;
+  bool stop;                  /* the caller wants to stop */
+  char warning[MESSAGE_SIZE]; /* why the last checkpoint failed, or "" */
+} run;
+
+static double seconds_now(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* Options ---------------------------------------------------------------------------------------
+ */
+
+static attn_status check_counts(const attn_training_options *o) {
+  const int64_t most_steps = INT64_C(1) << 27;
+  const struct {
+    const char *name;
+    int64_t value, least, most;
+  } checks[] = {
+      {"steps", o->steps, 1, most_steps},
+      {"batch", o->batch, 1, INT32_MAX},
+      {"length", o->length, 1, INT32_MAX - 1},
+      {"accumulation", o->accumulation, 1, INT32_MAX},
+      {"warmup", o->warmup, -1, o->steps},
+      {"decay", o->decay, -1, o->steps},
+      {"validation_every", o->validation_every, 0, INT64_MAX},
+      {"validation_windows", o->validation_windows, 1, INT32_MAX},
+      {"checkpoint_every", o->checkpoint_every, 0, INT64_MAX},
+  };
+  for (size_t i = 0; i < sizeof checks / sizeof *checks; ++i)
+    if (checks[i].value < checks[i].least || checks[i].value > checks[i].most)
+      return attn_fail(ATTN_INVALID_ARGUMENT, "training: %s is %lld, expected %lld to %lld",
+                       checks[i].name, (long long)checks[i].value, (long long)checks[i].least,
+                       (long long)checks[i].most);
+  if (o->batch > INT32_MAX / o->accumulation / (o->length + 1))
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "training: %lld micro-batches of %lld windows of %lld tokens are more than "
+                     "2^31 tokens a step",
+                     (long long)o->accumulation, (long long)o->batch, (long long)o->length);
+  return ATTN_OK;
+}
+
+/* Whether two paths are the same place; false when one does not exist. */
+static bool same_place(const char *a, const char *b) {
+  struct stat one, two;
+  return stat(a, &one) == 0 && stat(b, &two) == 0 && one.st_dev == two.st_dev &&
+         one.st_ino == two.st_ino;
+}
+
+static attn_status check_places(const attn_training_options *o) {
+  if (!o->output || !*o->output)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "training: no output directory is given");
+  if (!o->data || o->data_count < 1)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "training: no text is given");
+  if (o->config && o->model)
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "training: both a configuration and a model to start from are given");
+  if (o->model && same_place(o->model, o->output))
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "training: the output directory %s is the model that it starts from; give "
+                     "another one",
+                     o->output);
+  if ((unsigned)o->start > ATTN_START_RESUME)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "training: start is %d", (int)o->start);
+  if (o->save_dtype != ATTN_F32 && o->save_dtype != ATTN_BF16 && o->save_dtype != ATTN_F16)
+    return attn_fail(ATTN_UNSUPPORTED,
+                     "training: save_dtype is %s, expected float32, bfloat16 or float16",
+                     attn_dtype_name(o->save_dtype));
+  return ATTN_OK;
+}
+
+/* Copies the caller's options, checks them and settles what was left to choose. */
+static attn_status take_options(const attn_training_options *given, run *r) {
+  attn_training_options *o = &r->options;
+  *o = (attn_training_options)ATTN_TRAINING_OPTIONS_INIT;
+  if (!given || given->struct_size < sizeof given->struct_size || given->struct_size > sizeof *o)
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "training: options.struct_size is %zu, expected %zu: begin with "
+                     "ATTN_TRAINING_OPTIONS_INIT",
+                     given ? given->struct_size : 0, sizeof *o);
+  memcpy(o, given, given->struct_size);
+  ATTN_TRY(check_counts(o));
+  ATTN_TRY(check_places(o));
+  const int64_t longest_warmup = 500;
+  if (o->warmup < 0) o->warmup = o->steps / 20 < longest_warmup ? o->steps / 20 : longest_warmup;
+  if (o->decay < 0) o->decay = o->steps / 5;
+  r->schedule = (attn_schedule){.peak = o->learning_rate,
+                                .floor = o->final_rate,
+                                .warmup = o->warmup,
+                                .total = o->steps,
+                                .decay = o->decay};
+  ATTN_TRY(attn_schedule_parse(o->schedule, &r->schedule.kind));
+  return attn_schedule_check(&r->schedule);
+}
+
+/* Setting up ------------------------------------------------------------------------------------
+ */
+
+static attn_status open_corpus(run *r) {
+  const attn_training_options *o = &r->options;
+  ATTN_TRY(attn_corpus_open(o->data, o->data_count, o->validation_fraction, &r->corpus));
+  int64_t size = attn_corpus_size(r->corpus, ATTN_TRAINING);
+  if (size <= o->length)
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "training: the text has %lld bytes to train on; windows of %lld tokens need "
+                     "%lld",
+                     (long long)size, (long long)o->length, (long long)o->length + 1);
+  return ATTN_OK;
+}
+
+static attn_status open_model(run *r) {
+  const attn_training_options *o = &r->options;
+  const char *config = o->config ? o->config : attn_training_default_config();
+  ATTN_TRY(o->model ? attn_model_load(o->model, o->compute, &r->model)
+                    : attn_model_create(config, o->seed, o->compute, &r->model));
+  if (r->model->config.vocabulary < BYTE_VALUES)
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "training: the model has a vocabulary of %lld; the bytes of a text need %d",
+                     (long long)r->model->config.vocabulary, BYTE_VALUES);
+  ATTN_TRY(attn_model_make_trainable(r->model));
+  r->parameters = attn_alloc_array((size_t)r->model->parameter_count, sizeof *r->parameters);
+  if (!r->parameters) return ATTN_OUT_OF_MEMORY;
+  for (int64_t i = 0; i < r->model->parameter_count; ++i) {
+    r->parameters[i] = &r->model->parameters[i];
+    r->parameter_count += attn_tensor_count(&r->parameters[i]->value);
+  }
+  attn_adamw adamw = {.beta1 = o->beta1,
+                      .beta2 = o->beta2,
+                      .epsilon = o->epsilon,
+                      .weight_decay = o->weight_decay,
+                      .clip = o->clip};
+  return attn_optimiser_create(&adamw, r->parameters, r->model->parameter_count, &r->optimiser);
+}
+
+static attn_status allocate(run *r) {
+  const attn_training_options *o = &r->options;
+  size_t windows = (size_t)(o->batch * o->accumulation), rows = (size_t)(o->batch * o->length);
+  r->windows = attn_alloc_array(windows * (size_t)(o->length + 1), sizeof *r->windows);
+  r->inputs = attn_alloc_array(rows, sizeof *r->inputs);
+  r->targets = attn_alloc_array(rows, sizeof *r->targets);
+  r->checkpoint = attn_path_join(o->output, "training.safetensors");
+  r->svg = attn_path_join(o->output, "loss.svg");
+  r->csv = attn_path_join(o->output, "loss.csv");
+  if (!r->windows || !r->inputs || !r->targets || !r->checkpoint || !r->svg || !r->csv)
+    return ATTN_OUT_OF_MEMORY;
+  int64_t validations = o->steps < MOST_VALIDATIONS ? o->steps : MOST_VALIDATIONS;
+  ATTN_TRY(attn_history_create(o->steps, validations, &r->history));
+  return attn_graph_create(o->compute, &r->graph);
+}
+
+/* Of the weights that a run starts from; 0 for fresh ones, which configuration and seed give. */
+static uint64_t starting_weights(const run *r) {
+  uint64_t value = ATTN_HASH_START;
+  for (int64_t i = 0; r->options.model && i < r->model->parameter_count; ++i) {
+    const attn_tensor *master = &r->parameters[i]->value;
+    value = attn_hash(value, master->data,
+                      (size_t)attn_tensor_count(master) * attn_dtype_size(master->dtype));
+  }
+  return r->options.model ? value : 0;
+}
+
+static attn_status identify(run *r) {
+  const attn_training_options *o = &r->options;
+  attn_identity *id = &r->identity;
+  attn_identity_hash(id, "starting_weights", starting_weights(r));
+  attn_identity_integer(id, "seed", (int64_t)o->seed);
+  attn_identity_text(id, "compute", attn_dtype_name(o->compute));
+  attn_identity_integer(id, "training_bytes", attn_corpus_size(r->corpus, ATTN_TRAINING));
+  attn_identity_integer(id, "validation_bytes", attn_corpus_size(r->corpus, ATTN_VALIDATION));
+  attn_identity_hash(id, "text", attn_corpus_fingerprint(r->corpus));
+  attn_identity_integer(id, "steps", o->steps);
+  attn_identity_integer(id, "batch", o->batch);
+  attn_identity_integer(id, "length", o->length);
+  attn_identity_integer(id, "accumulation", o->accumulation);
+  attn_identity_text(id, "schedule", attn_schedule_name(r->schedule.kind));
+  attn_identity_number(id, "learning_rate", o->learning_rate);
+  attn_identity_number(id, "final_rate", o->final_rate);
+  attn_identity_integer(id, "warmup", o->warmup);
+  attn_identity_integer(id, "decay", o->decay);
+  attn_identity_number(id, "beta1", o->beta1);
+  attn_identity_number(id, "beta2", o->beta2);
+  attn_identity_number(id, "epsilon", o->epsilon);
+  attn_identity_number(id, "weight_decay", o->weight_decay);
+  attn_identity_number(id, "clip", o->clip);
+  attn_identity_integer(id, "validation_windows", o->validation_windows);
+  return attn_identity_config(id, r->model->config.json);
+}
+
+static attn_status resume(run *r) {
+  attn_training_start start = r->options.start;
+  if (start == ATTN_START_FRESH) return ATTN_OK;
+  if (start == ATTN_START_AUTO && !attn_path_exists(r->checkpoint)) return ATTN_OK;
+  attn_status status = attn_checkpoint_read(r->checkpoint, &r->state, &r->identity);
+  if (status == ATTN_OK) r->first_step = r->state.step;
+  return status;
+}
+
+static attn_status set_up(const attn_training_options *options, run *r) {
+  ATTN_TRY(take_options(options, r));
+  ATTN_TRY(open_corpus(r));
+  ATTN_TRY(open_model(r));
+  ATTN_TRY(allocate(r));
+  ATTN_TRY(identify(r));
+  r->state = (attn_run_state){.model = r->model, .optimiser = r->optimiser, .history = &r->history};
+  ATTN_TRY(resume(r));
+  return attn_make_directories(r->options.output);
+}
+
+static void tear_down(run *r) {
+  attn_graph_destroy(r->graph);
+  attn_history_free(&r->history);
+  attn_identity_free(&r->identity);
+  attn_optimiser_destroy(r->optimiser);
+  attn_model_destroy(r->model);
+  attn_corpus_close(r->corpus);
+  attn_free(r->parameters);
+  attn_free(r->windows);
+  attn_free(r->inputs);
+  attn_free(r->targets);
+  attn_free(r->checkpoint);
+  attn_free(r->svg);
+  attn_free(r->csv);
+}
+
+/* Losses ----------------------------------------------------------------------------------------
+ */
+
+/* Windows [count, length + 1] as inputs and, one further, targets [count * length]. */
+static void split_windows(run *r, const int32_t *windows, int64_t count, int64_t length) {
+  for (int64_t w = 0; w < count; ++w) {
+    const int32_t *window = windows + w * (length + 1);
+    memcpy(r->inputs + w * length, window, (size_t)length * sizeof *window);
+    memcpy(r->targets + w * length, window + 1, (size_t)length * sizeof *window);
+  }
+}
+
+/* The loss variable of inputs and targets; its value in *loss. */
+static attn_status forward(run *r, int64_t count, int64_t length, bool recording, attn_var **var,
+                           double *loss) {
+  attn_graph_reset(r->graph, recording);
+  attn_layout layout = attn_layout_equal(count, length);
+  *var = attn_decoder_loss(r->graph, r->model, &layout, r->inputs, r->targets,
+                           recording && r->options.checkpoint_activations);
+  ATTN_TRY(attn_graph_status(r->graph));
+  *loss = attn_tensor_get(&(*var)->value, (int64_t[]){0});
+  return ATTN_OK;
+}
+
+/* The mean loss of windows spread evenly over the validation part; NaN when there is none. */
+static attn_status validate(run *r, double *mean) {
+  const attn_training_options *o = &r->options;
+  int64_t size = attn_corpus_size(r->corpus, ATTN_VALIDATION);
+  int64_t length = size - 1 < o->length ? size - 1 : o->length;
+  *mean = NAN;
+  if (length < 1) return ATTN_OK;
+  int64_t places = size / (length + 1);
+  int64_t windows = places < o->validation_windows ? places : o->validation_windows;
+  double sum = 0;
+  for (int64_t first = 0; first < windows; first += o->batch) {
+    int64_t count = windows - first < o->batch ? windows - first : o->batch;
+    for (int64_t w = 0; w < count; ++w)
+      ATTN_TRY(attn_corpus_read(r->corpus, ATTN_VALIDATION,
+                                (first + w) * places / windows * (length + 1), length + 1,
+                                r->windows + w * (length + 1)));
+    split_windows(r, r->windows, count, length);
+    attn_var *var;
+    double loss;
+    ATTN_TRY(forward(r, count, length, false, &var, &loss));
+    sum += loss * (double)count;
+  }
+  *mean = sum / (double)windows;
+  attn_history_add_validation(&r->history, r->state.step, *mean);
+  return ATTN_OK;
+}
+
+/* One step --------------------------------------------------------------------------------------
+ */
+
+static bool asked_to_stop(run *r) {
+  if (r->options.interrupt && *r->options.interrupt) r->stop = true;
+  return r->stop;
+}
+
+/* Sums the gradients of all micro-batches. *loss: their mean; not finite as soon as one of them is
+ * not. Leaves early, with ATTN_INTERRUPTED, when the caller wants to stop. */
+static attn_status accumulate(run *r, double *loss) {
+  const attn_training_options *o = &r->options;
+  ATTN_TRY(attn_corpus_batch(r->corpus, ATTN_TRAINING, o->seed, (uint64_t)r->state.step,
+                             o->batch * o->accumulation, o->length, r->windows));
+  attn_optimiser_zero_gradients(r->optimiser);
+  *loss = 0;
+  for (int64_t m = 0; m < o->accumulation; ++m) {
+    if (asked_to_stop(r)) return attn_fail(ATTN_INTERRUPTED, "training: stopped by the caller");
+    split_windows(r, r->windows + m * o->batch * (o->length + 1), o->batch, o->length);
+    attn_var *var;
+    double part;
+    ATTN_TRY(forward(r, o->batch, o->length, true, &var, &part));
+    *loss += part / (double)o->accumulation;
+    if (!isfinite(*loss)) return ATTN_OK;
+    ATTN_TRY(attn_graph_backward(r->graph, var, 1));
+  }
+  return ATTN_OK;
+}
+
+/* Counts a step whose loss or gradient is not finite; too many in a row end the run. */
+static attn_status skip_step(run *r, double loss) {
+  ++r->state.skipped;
+  if (++r->state.skipped_in_row < MOST_SKIPPED_IN_ROW) return ATTN_OK;
+  return attn_fail(ATTN_INVALID_ARGUMENT,
+                   "training: the loss (%g) or its gradient was not finite in %d steps in a row, "
+                   "up to step %lld: try a lower learning rate or a longer warm-up; the last "
+                   "checkpoint is kept",
+                   loss, MOST_SKIPPED_IN_ROW, (long long)r->state.step + 1);
+}
+
+static attn_status step(run *r, attn_training_progress *report) {
+  attn_step_info info = {.norm = NAN};
+  double loss, rate = attn_schedule_rate(&r->schedule, r->state.step);
+  ATTN_TRY(accumulate(r, &loss));
+  bool finite = isfinite(loss);
+  if (finite) {
+    attn_status status =
+        attn_optimiser_step(r->optimiser, rate, 1 / (double)r->options.accumulation, &info);
+    finite = status == ATTN_OK;
+    if (!finite && isfinite(attn_optimiser_norm(r->optimiser))) return status;
+  }
+  if (finite)
+    r->state.skipped_in_row = 0;
+  else
+    ATTN_TRY(skip_step(r, loss));
+  attn_history_add(&r->history, finite ? loss : NAN);
+  ++r->state.step;
+  report->loss = loss;
+  report->gradient_norm = info.norm;
+  report->learning_rate = rate;
+  return ATTN_OK;
+}
+
+/* Files -----------------------------------------------------------------------------------------
+ */
+
+/* The checkpoint first: it is what a run continues from; the rest can be made from it. */
+static attn_status save(run *r) {
+  ATTN_TRY(attn_checkpoint_write(r->checkpoint, &r->state, &r->identity));
+  ATTN_TRY(attn_model_save(r->model, r->options.output, r->options.save_dtype));
+  if (r->history.steps == 0) return ATTN_OK; /* nothing to draw */
+  ATTN_TRY(attn_history_write_csv(&r->history, r->csv));
+  if (isnan(attn_history_smoothed(&r->history))) return ATTN_OK;
+  return attn_history_write_svg(&r->history, r->svg);
+}
+
+/* Reports ---------------------------------------------------------------------------------------
+ */
+
+static double tokens_done(const run *r) {
+  const attn_training_options *o = &r->options;
+  return (double)r->state.step * (double)o->batch * (double)o->accumulation * (double)o->length;
+}
+
+static void write_line(const run *r, const attn_training_progress *p, char line[LINE_SIZE]) {
+  char details[160];
+  int used = snprintf(details, sizeof details, "step %lld/%lld  loss %.3f", (long long)p->step,
+                      (long long)p->steps, p->smoothed_loss);
+  int64_t last = r->history.validations - 1;
+  if (last >= 0)
+    used += snprintf(details + used, sizeof details - (size_t)used, "  validation %.3f",
+                     r->history.validation[2 * last + 1]);
+  if (p->skipped)
+    snprintf(details + used, sizeof details - (size_t)used, "  skipped %lld",
+             (long long)p->skipped);
+  attn_progress_format(&r->speed, "tokens", details, r->options.line_columns, line, LINE_SIZE);
+}
+
+static void report_step(run *r, attn_training_progress *p) {
+  char line[LINE_SIZE];
+  p->step = r->state.step;
+  p->steps = r->options.steps;
+  p->tokens = (int64_t)tokens_done(r);
+  p->smoothed_loss = attn_history_smoothed(&r->history);
+  p->tokens_per_second = attn_progress_rate(&r->speed);
+  p->seconds_left = attn_progress_left(&r->speed);
+  p->best_validation = attn_history_best(&r->history);
+  p->skipped = r->state.skipped;
+  p->warning = *r->warning ? r->warning : NULL;
+  if (!r->progress) return;
+  write_line(r, p, line);
+  p->line = line;
+  if (!r->progress(r->context, p)) r->stop = true;
+}
+
+static bool due(int64_t step, int64_t every) {
+  return every > 0 && step % every == 0;
+}
+
+/* What follows a step: validation, a checkpoint, the report. A checkpoint that cannot be written
+ * (a full disk) is a warning here: what was learnt is still in memory, and there is a next time. */
+static attn_status after_step(run *r, attn_training_progress *report) {
+  const attn_training_options *o = &r->options;
+  bool last = r->state.step == o->steps;
+  attn_progress_update(&r->speed, tokens_done(r), seconds_now());
+  report->validation_loss = NAN;
+  if (last || due(r->state.step, o->validation_every))
+    ATTN_TRY(validate(r, &report->validation_loss));
+  if (!last && due(r->state.step, o->checkpoint_every)) {
+    report->checkpointed = save(r) == ATTN_OK;
+    snprintf(r->warning, sizeof r->warning, "%s", report->checkpointed ? "" : attn_error_message());
+  }
+  report_step(r, report);
+  return ATTN_OK;
+}
+
+static attn_status train(run *r) {
+  r->start = seconds_now();
+  const attn_training_options *o = &r->options;
+  double total = (double)o->steps * (double)o->batch * (double)o->accumulation * (double)o->length;
+  r->speed = attn_progress_start(total, tokens_done(r), r->start);
+  while (r->state.step < o->steps) {
+    attn_training_progress report = {0};
+    attn_status status = asked_to_stop(r) ? ATTN_INTERRUPTED : step(r, &report);
+    if (status == ATTN_OK) status = after_step(r, &report);
+    if (status == ATTN_INTERRUPTED) break;
+    ATTN_TRY(status);
+  }
+  ATTN_TRY(save(r));
+  if (r->state.step == o->steps) return ATTN_OK;
+  return attn_fail(ATTN_INTERRUPTED,
+                   "training: stopped by the caller after step %lld of %lld; run it again to "
+                   "continue",
+                   (long long)r->state.step, (long long)o->steps);
+}
+
+static void fill_result(const run *r, attn_training_result *result) {
+  const attn_training_options *o = &r->options;
+  double per_step = (double)o->batch * (double)o->accumulation * (double)o->length;
+  int64_t last = r->history.validations - 1;
+  *result = (attn_training_result){
+      .parameters = r->parameter_count,
+      .first_step = r->first_step,
+      .steps = r->state.step,
+      .tokens = (int64_t)tokens_done(r),
+      .skipped = r->state.skipped,
+      .loss = attn_history_smoothed(&r->history),
+      .validation_loss = last >= 0 ? r->history.validation[2 * last + 1] : NAN,
+      .best_validation = attn_history_best(&r->history),
+      .seconds = seconds_now() - r->start,
+      .peak_bytes = attn_memory_get_stats().peak_bytes,
+  };
+  if (result->seconds > 0)
+    result->tokens_per_second =
+        (double)(r->state.step - r->first_step) * per_step / result->seconds;
+  result->flop_per_second = 6 * (double)r->parameter_count * result->tokens_per_second;
+}
+
+attn_status attn_train(const attn_training_options *options, attn_training_progress_fn progress,
+                       void *context, attn_training_result *result) {
+  run r = {.progress = progress, .context = context};
+  if (result) *result = (attn_training_result){0};
+  attn_status status = set_up(options, &r);
+  if (status == ATTN_OK) {
+    status = train(&r);
+    if (result) fill_result(&r, result);
+  }
+  tear_down(&r);
+  return status;
+}

@@ -1,0 +1,743 @@
+/* Every operation and layer of the tape: against its oracle, its gradients against finite
+ * differences, and each dtype on each kernel path against float64. */
+#include "support/operations.h"
+#include "support/test.h"
+
+#include "layers/layers.h"
+#include "oracles/layers.h"
+
+#include <math.h>
+#include <string.h>
+
+/* float64: some tens of operations of 2^-53 each. */
+static const double float64_values = 1e-12;
+/* Central differences with step h: truncation h^2 f''' / 6, rounding 2^-53 f / h; 1e-9 at h = 1e-5,
+ * times the ratio of a loss of many terms to the gradient of one. */
+static const double step = 1e-5, differences = 1e-6;
+/* float32: sums of tens of products, 2^-24 each; bfloat16: about four roundings to 2^-9 on the way
+ * in each direction. */
+static const double float32_values = 1e-5, bfloat16_values = 1.6e-2;
+
+enum { ROWS = 8, HEADS = 2, DIM = 6, WIDTH = HEADS * DIM, TAPS = 4, VOCABULARY = 7 };
+static const int32_t offsets[] = {0, 3, 3, 8}; /* an empty sequence in the middle */
+static const int32_t tokens[ROWS] = {3, 0, 3, 6, 5, 3, 1, 0};
+static const int32_t targets[ROWS] = {1, -1, 6, 0, 0, 3, -1, 2};
+
+/* Two sequences of four rows that start at position 5, or three packed ones. */
+static attn_layout equal(void) {
+  attn_layout layout = attn_layout_equal(2, ROWS / 2);
+  layout.position = 5;
+  return layout;
+}
+static attn_layout packed(void) {
+  return attn_layout_packed(3, offsets);
+}
+
+/* operations --------------------------------------------------------------------------------------
+ */
+
+static attn_var *add(trial *t) {
+  return attn_op_add(t->g, t->leaf[0], t->leaf[1]);
+}
+static attn_var *add_twice(trial *t) {
+  return attn_op_add(t->g, t->leaf[0], t->leaf[0]);
+}
+static attn_var *scale(trial *t) {
+  return attn_op_scale(t->g, t->leaf[0], -1.5);
+}
+static attn_var *cast(trial *t) {
+  return attn_op_cast(t->g, t->leaf[0], t->g->wide);
+}
+static attn_var *add_bias(trial *t) {
+  return attn_op_add_bias(t->g, t->leaf[0], t->leaf[1]);
+}
+static attn_var *add_bias_parameter(trial *t) {
+  return attn_op_add_bias(t->g, t->leaf[0], attn_graph_parameter(t->g, &t->parameter[0]));
+}
+
+#define ACTIVATION(name, f)                                                                        \
+  static attn_var *name##_op(trial *t) {                                                           \
+    return attn_op_activate(t->g, f, t->leaf[0]);                                                  \
+  }                                                                                                \
+  static void name##_oracle(double *y, double *const input[]) {                                    \
+    for (int i = 0; i < ROWS * WIDTH; ++i) y[i] = oracle_activation(#name)(input[0][i]);           \
+  }
+ACTIVATION(identity, ATTN_IDENTITY)
+ACTIVATION(silu, ATTN_SILU)
+ACTIVATION(sigmoid, ATTN_SIGMOID)
+ACTIVATION(gelu, ATTN_GELU)
+ACTIVATION(relu, ATTN_RELU)
+ACTIVATION(softplus, ATTN_SOFTPLUS)
+ACTIVATION(log_sigmoid, ATTN_LOG_SIGMOID)
+ACTIVATION(exp, ATTN_EXP)
+
+static attn_var *activate_wide(trial *t) {
+  return attn_op_activate_wide(t->g, ATTN_LOG_SIGMOID, t->leaf[0]);
+}
+static attn_var *gate(trial *t) {
+  return attn_op_gate(t->g, ATTN_SILU, t->leaf[0], t->leaf[1]);
+}
+static attn_var *gate_twice(trial *t) {
+  return attn_op_gate(t->g, ATTN_GELU, t->leaf[0], t->leaf[0]);
+}
+/* Half and half of a fused projection. */
+static attn_var *gate_halves(trial *t) {
+  attn_var *a = attn_view_slice(t->g, t->leaf[0], 1, 0, WIDTH / 2);
+  attn_var *b = attn_view_slice(t->g, t->leaf[0], 1, WIDTH / 2, WIDTH / 2);
+  return attn_op_gate(t->g, ATTN_SIGMOID, a, b);
+}
+/* Each row gated by the one before: overlapping views. */
+static attn_var *gate_shifted(trial *t) {
+  attn_var *a = attn_view_slice(t->g, t->leaf[0], 0, 0, ROWS - 1);
+  attn_var *b = attn_view_slice(t->g, t->leaf[0], 0, 1, ROWS - 1);
+  return attn_op_gate(t->g, ATTN_SIGMOID, a, b);
+}
+/* A head group of a fused projection as [rows, heads, dim]: rows do not collapse to one stride. */
+static attn_var *head_group(trial *t, int64_t first) {
+  attn_var *part = attn_view_slice(t->g, t->leaf[0], 1, first, WIDTH);
+  return attn_view_reshape(t->g, part, 3, (int64_t[]){ROWS, HEADS, DIM});
+}
+static attn_var *activate_view(trial *t) {
+  return attn_op_activate(t->g, ATTN_SILU, head_group(t, 5));
+}
+static attn_var *gate_views(trial *t) {
+  return attn_op_gate(t->g, ATTN_SILU, head_group(t, 0), head_group(t, WIDTH));
+}
+static attn_var *add_views(trial *t) {
+  return attn_op_add(t->g, head_group(t, 3), head_group(t, WIDTH));
+}
+/* One channel of each row: an innermost stride. */
+static attn_var *add_columns(trial *t) {
+  attn_var *column = attn_view_slice(t->g, t->leaf[0], 1, 2, 1);
+  column = attn_view_reshape(t->g, column, 1, (int64_t[]){ROWS});
+  return attn_op_add(t->g, column, attn_op_activate(t->g, ATTN_SILU, column));
+}
+
+static attn_var *linear(trial *t) {
+  return attn_op_linear(t->g, t->leaf[0], &t->parameter[0]);
+}
+static void linear_oracle(double *y, double *const input[]) {
+  oracle_linear(y, input[0], input[TRIAL_LEAVES], ROWS, WIDTH, 5);
+}
+static attn_var *linear_wide(trial *t) {
+  return attn_op_linear_wide(t->g, t->leaf[0], &t->parameter[0]);
+}
+static attn_var *linear_view(trial *t) {
+  return attn_op_linear(t->g, head_group(t, 7), &t->parameter[0]);
+}
+static attn_var *linear_add(trial *t) {
+  return attn_op_linear_add(t->g, t->leaf[0], t->leaf[1], &t->parameter[0]);
+}
+static attn_var *linear_add_itself(trial *t) {
+  return attn_op_linear_add(t->g, t->leaf[0], t->leaf[0], &t->parameter[0]);
+}
+static attn_var *linear_twice(trial *t) { /* one weight, used by two layers */
+  return attn_op_linear(t->g, attn_op_linear(t->g, t->leaf[0], &t->parameter[0]), &t->parameter[0]);
+}
+
+static attn_var *cross_entropy(trial *t) {
+  return attn_op_linear_cross_entropy(t->g, t->leaf[0], &t->parameter[0], targets);
+}
+static void cross_entropy_oracle(double *y, double *const input[]) {
+  double dx[ROWS * WIDTH], dw[VOCABULARY * WIDTH];
+  *y =
+      oracle_cross_entropy(input[0], input[TRIAL_LEAVES], targets, ROWS, WIDTH, VOCABULARY, dx, dw);
+}
+
+/* layers ------------------------------------------------------------------------------------------
+ */
+
+static attn_var *rms_norm(trial *t) {
+  return attn_layer_rms_norm(t->g, t->leaf[0], attn_graph_parameter(t->g, &t->parameter[0]), 1e-3);
+}
+static void rms_norm_oracle(double *y, double *const input[]) {
+  oracle_rms_norm(y, input[0], input[TRIAL_LEAVES], ROWS, WIDTH, WIDTH, 1e-3);
+}
+static attn_var *simple_rms_norm(trial *t) {
+  return attn_layer_rms_norm(t->g, t->leaf[0], NULL, 1e-3);
+}
+static void simple_rms_norm_oracle(double *y, double *const input[]) {
+  oracle_rms_norm(y, input[0], NULL, ROWS, WIDTH, WIDTH, 1e-3);
+}
+static attn_var *rms_norm_leaf(trial *t) { /* weights of the compute dtype */
+  return attn_layer_rms_norm(t->g, t->leaf[0], t->leaf[1], 1e-3);
+}
+static attn_var *l2_norm(trial *t) {
+  return attn_layer_l2_norm(t->g, t->leaf[0]);
+}
+static void l2_norm_oracle(double *y, double *const input[]) {
+  oracle_rms_norm(y, input[0], NULL, ROWS, WIDTH, 1, 1e-6);
+}
+static attn_var *l2_norm_view(trial *t) {
+  return attn_layer_l2_norm(t->g, head_group(t, 4));
+}
+static attn_var *layer_norm(trial *t) {
+  return attn_layer_layer_norm(t->g, t->leaf[0], attn_graph_parameter(t->g, &t->parameter[0]),
+                               attn_graph_parameter(t->g, &t->parameter[1]), 1e-3);
+}
+static void layer_norm_oracle(double *y, double *const input[]) {
+  oracle_layer_norm(y, input[0], input[TRIAL_LEAVES], input[TRIAL_LEAVES + 1], ROWS, WIDTH, 1e-3);
+}
+static attn_var *plain_layer_norm(trial *t) {
+  return attn_layer_layer_norm(t->g, t->leaf[0], NULL, NULL, 1e-3);
+}
+static void plain_layer_norm_oracle(double *y, double *const input[]) {
+  oracle_layer_norm(y, input[0], NULL, NULL, ROWS, WIDTH, 1e-3);
+}
+
+static const double equal_positions[ROWS] = {5, 6, 7, 8, 5, 6, 7, 8};
+static const double packed_positions[ROWS] = {0, 1, 2, 0, 1, 2, 3, 4};
+
+static attn_var *rotary_equal(trial *t) {
+  attn_layout layout = equal();
+  return attn_layer_rotary(t->g, t->leaf[0], &layout, DIM - 2, 100);
+}
+static void rotary_equal_oracle(double *y, double *const input[]) {
+  oracle_rotary(y, input[0], equal_positions, ROWS, HEADS, DIM, DIM - 2, 100);
+}
+static attn_var *rotary_packed(trial *t) {
+  attn_layout layout = packed();
+  return attn_layer_rotary(t->g, t->leaf[0], &layout, DIM, 1e4);
+}
+static void rotary_packed_oracle(double *y, double *const input[]) {
+  oracle_rotary(y, input[0], packed_positions, ROWS, HEADS, DIM, DIM, 1e4);
+}
+static attn_var *rotary_view(trial *t) {
+  attn_layout layout = packed();
+  return attn_layer_rotary(t->g, head_group(t, 6), &layout, DIM, 1e4);
+}
+static attn_var *lrpe_equal(trial *t) {
+  attn_layout layout = equal();
+  return attn_layer_lrpe(t->g, t->leaf[0], attn_graph_parameter(t->g, &t->parameter[0]), &layout);
+}
+static void lrpe_equal_oracle(double *y, double *const input[]) {
+  oracle_lrpe(y, input[0], input[TRIAL_LEAVES], equal_positions, ROWS, HEADS, DIM);
+}
+static attn_var *lrpe_packed(trial *t) {
+  attn_layout layout = packed();
+  return attn_layer_lrpe(t->g, t->leaf[0], attn_graph_parameter(t->g, &t->parameter[0]), &layout);
+}
+static void lrpe_packed_oracle(double *y, double *const input[]) {
+  oracle_lrpe(y, input[0], input[TRIAL_LEAVES], packed_positions, ROWS, HEADS, DIM);
+}
+static attn_var *lrpe_view(trial *t) {
+  attn_layout layout = packed();
+  return attn_layer_lrpe(t->g, head_group(t, 6), attn_graph_parameter(t->g, &t->parameter[0]),
+                         &layout);
+}
+
+static attn_var *convolution_equal(trial *t) {
+  attn_layout layout = attn_layout_equal(2, ROWS / 2);
+  return attn_layer_short_convolution(t->g, t->leaf[0],
+                                      attn_graph_parameter(t->g, &t->parameter[0]), &layout, NULL);
+}
+static void convolution_equal_oracle(double *y, double *const input[]) {
+  static const double position[ROWS] = {0, 1, 2, 3, 0, 1, 2, 3};
+  oracle_short_convolution(y, input[0], input[TRIAL_LEAVES], position, ROWS, WIDTH, TAPS);
+}
+static attn_var *convolution_packed(trial *t) {
+  attn_layout layout = packed();
+  return attn_layer_short_convolution(t->g, t->leaf[0],
+                                      attn_graph_parameter(t->g, &t->parameter[0]), &layout, NULL);
+}
+static void convolution_packed_oracle(double *y, double *const input[]) {
+  oracle_short_convolution(y, input[0], input[TRIAL_LEAVES], packed_positions, ROWS, WIDTH, TAPS);
+}
+static attn_var *convolution_view(trial *t) {
+  attn_layout layout = packed();
+  attn_var *x = attn_view_slice(t->g, t->leaf[0], 1, 3, WIDTH);
+  return attn_layer_short_convolution(t->g, x, attn_graph_parameter(t->g, &t->parameter[0]),
+                                      &layout, NULL);
+}
+/* The rows before the first are constants, so the gradient is of the taps and of x alone. */
+static attn_var *convolution_tail(trial *t) {
+  attn_layout layout = attn_layout_equal(1, ROWS);
+  double before[(TAPS - 1) * WIDTH];
+  for (int i = 0; i < (TAPS - 1) * WIDTH; ++i) before[i] = 0.125 * (i % 11) - 0.5;
+  attn_tensor tail = test_from_doubles(before, t->g->compute, 2, (int64_t[]){TAPS - 1, WIDTH});
+  attn_var *y = attn_layer_short_convolution(
+      t->g, t->leaf[0], attn_graph_parameter(t->g, &t->parameter[0]), &layout, &tail);
+  attn_tensor_destroy(&tail); /* backward does not need it */
+  return y;
+}
+
+static attn_var *embedding(trial *t) {
+  return attn_layer_embedding(t->g, &t->parameter[0], tokens, ROWS, 3);
+}
+static void embedding_oracle(double *y, double *const input[]) {
+  for (int r = 0; r < ROWS; ++r)
+    for (int i = 0; i < WIDTH; ++i)
+      y[r * WIDTH + i] = 3 * input[TRIAL_LEAVES][tokens[r] * WIDTH + i];
+}
+/* The embedding is also the head. */
+static attn_var *tied(trial *t) {
+  attn_var *x = attn_layer_embedding(t->g, &t->parameter[0], tokens, ROWS, 1);
+  x = attn_layer_rms_norm(t->g, x, attn_graph_parameter(t->g, &t->parameter[1]), 1e-5);
+  return attn_op_linear_cross_entropy(t->g, x, &t->parameter[0], targets);
+}
+
+static attn_var *swiglu(trial *t) {
+  attn_parameter *w = t->parameter;
+  return attn_layer_gated_feed_forward(t->g, ATTN_SILU, t->leaf[0], &w[0], &w[1], &w[2]);
+}
+static attn_var *sglu(trial *t) {
+  attn_parameter *w = t->parameter;
+  return attn_layer_gated_feed_forward(t->g, ATTN_IDENTITY, t->leaf[0], &w[0], &w[1], &w[2]);
+}
+static attn_var *mlp(trial *t) {
+  attn_parameter *w = t->parameter;
+  return attn_layer_mlp(t->g, ATTN_GELU, t->leaf[0], &w[0], &w[1], &w[2], &w[3]);
+}
+static attn_var *mlp_without_bias(trial *t) {
+  attn_parameter *w = t->parameter;
+  return attn_layer_mlp(t->g, ATTN_GELU, t->leaf[0], &w[0], NULL, &w[1], NULL);
+}
+
+/* A block as models have them: wide residual stream, rows of the compute dtype. */
+static attn_var *block(attn_graph *g, void *context, attn_var *x) {
+  trial *t = context;
+  attn_var *inner = attn_layer_rms_norm(g, x, attn_graph_parameter(g, &t->parameter[0]), 1e-5);
+  inner = attn_op_activate(g, ATTN_SILU, attn_op_linear(g, inner, &t->parameter[1]));
+  return attn_op_linear_add(g, x, inner, &t->parameter[2]);
+}
+static attn_var *checkpoint(trial *t) {
+  attn_var *x = attn_op_scale(t->g, t->leaf[0], 1);
+  x = attn_graph_checkpoint(t->g, block, t, x);
+  return attn_graph_checkpoint(t->g, block, t, x);
+}
+static attn_var *plain(trial *t) {
+  attn_var *x = attn_op_scale(t->g, t->leaf[0], 1);
+  return block(t->g, t, block(t->g, t, x));
+}
+/* The block's input is used outside of it too, before and after. */
+static attn_var *checkpoint_shared(trial *t) {
+  attn_var *y = attn_op_add(t->g, t->leaf[0], attn_op_scale(t->g, t->leaf[0], 3));
+  attn_var *z = attn_graph_checkpoint(t->g, block, t, t->leaf[0]);
+  return attn_op_add(t->g, attn_op_add(t->g, y, z), t->leaf[0]);
+}
+static attn_var *plain_shared(trial *t) {
+  attn_var *y = attn_op_add(t->g, t->leaf[0], attn_op_scale(t->g, t->leaf[0], 3));
+  attn_var *z = block(t->g, t, t->leaf[0]);
+  return attn_op_add(t->g, attn_op_add(t->g, y, z), t->leaf[0]);
+}
+/* A block that looks at its input through views, and returns one. */
+static attn_var *through_views(attn_graph *g, void *context, attn_var *x) {
+  (void)context;
+  attn_var *rows = attn_view_reshape(g, x, 2, (int64_t[]){ROWS, WIDTH});
+  attn_var *y = attn_op_gate(g, ATTN_SILU, rows, attn_op_scale(g, rows, 2));
+  return attn_view_reshape(g, y, 3, (int64_t[]){ROWS, HEADS, DIM});
+}
+static attn_var *checkpoint_view(trial *t) {
+  return attn_graph_checkpoint(t->g, through_views, t, head_group(t, 2));
+}
+
+/* engines -----------------------------------------------------------------------------------------
+ */
+
+enum { LENGTH = 5, TOTAL = 2 * LENGTH };
+static const int32_t pieces[] = {0, 3, 3, TOTAL};
+
+static attn_var *recurrent_with(trial *t, attn_recurrent_problem problem) {
+  attn_recurrent_args args = {0};
+  attn_var *decay = NULL, *beta = NULL;
+  if (problem.decay) /* g <= 0 */
+    decay = attn_op_scale(t->g, attn_op_activate_wide(t->g, ATTN_SOFTPLUS, t->leaf[3]), -1);
+  if (problem.update == ATTN_UPDATE_DELTA)
+    beta = attn_op_activate_wide(t->g, ATTN_SIGMOID, t->leaf[4]);
+  problem.passes = 0; /* set by the operation, as are shapes and dtype */
+  problem.scale = 0.5;
+  if (problem.ragged) {
+    problem.batch = 3;
+    problem.length = TOTAL - 3;
+    args.offsets = pieces;
+  }
+  return attn_op_recurrent(t->g, &problem, &args, t->leaf[0], t->leaf[1], t->leaf[2], decay, beta);
+}
+#define RECURRENT(name, ...)                                                                       \
+  static attn_var *name(trial *t) {                                                                \
+    attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT, set = {__VA_ARGS__};             \
+    problem.decay = set.decay;                                                                     \
+    problem.update = set.update;                                                                   \
+    problem.ragged = set.ragged;                                                                   \
+    return recurrent_with(t, problem);                                                             \
+  }
+RECURRENT(recurrent_plain, .decay = ATTN_DECAY_NONE)
+RECURRENT(recurrent_token, .decay = ATTN_DECAY_TOKEN)
+RECURRENT(recurrent_channel, .decay = ATTN_DECAY_CHANNEL)
+RECURRENT(recurrent_delta, .decay = ATTN_DECAY_TOKEN, .update = ATTN_UPDATE_DELTA)
+RECURRENT(recurrent_ragged, .decay = ATTN_DECAY_CHANNEL, .ragged = true)
+static attn_var *recurrent_itself(trial *t) { /* q, k and v are one variable */
+  attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT;
+  return attn_op_recurrent(t->g, &problem, &(attn_recurrent_args){0}, t->leaf[0], t->leaf[0],
+                           t->leaf[0], NULL, NULL);
+}
+
+static attn_var *fused_part(trial *t, int which) {
+  attn_var *part = attn_view_slice(t->g, t->leaf[0], 1, which * WIDTH, WIDTH);
+  return attn_view_reshape(t->g, part, 4, (int64_t[]){2, LENGTH, HEADS, DIM});
+}
+static attn_var *recurrent_views(trial *t) { /* of one fused projection */
+  attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT;
+  return attn_op_recurrent(t->g, &problem, &(attn_recurrent_args){0}, fused_part(t, 0),
+                           fused_part(t, 1), fused_part(t, 2), NULL, NULL);
+}
+
+static attn_var *softmax_causal(trial *t) {
+  attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
+  problem.causal = true;
+  return attn_op_softmax(t->g, &problem, &(attn_softmax_args){0}, t->leaf[0], t->leaf[1],
+                         t->leaf[2]);
+}
+static attn_var *softmax_cross(trial *t) {
+  attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
+  return attn_op_softmax(t->g, &problem, &(attn_softmax_args){0}, t->leaf[0], t->leaf[1],
+                         t->leaf[2]);
+}
+static attn_var *softmax_ragged(trial *t) {
+  attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
+  problem.causal = problem.ragged = true;
+  problem.batch = 3;
+  problem.query_length = problem.key_length = TOTAL - 3;
+  attn_softmax_args args = {.query_offsets = pieces, .key_offsets = pieces};
+  return attn_op_softmax(t->g, &problem, &args, t->leaf[0], t->leaf[1], t->leaf[2]);
+}
+static attn_var *softmax_itself(trial *t) {
+  attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
+  return attn_op_softmax(t->g, &problem, &(attn_softmax_args){0}, t->leaf[0], t->leaf[0],
+                         t->leaf[0]);
+}
+static attn_var *softmax_views(trial *t) {
+  attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
+  problem.causal = true;
+  return attn_op_softmax(t->g, &problem, &(attn_softmax_args){0}, fused_part(t, 0),
+                         fused_part(t, 1), fused_part(t, 2));
+}
+
+#define SEQUENCE                                                                                   \
+  { 2, LENGTH, HEADS, DIM }
+#define PACKED                                                                                     \
+  { TOTAL, HEADS, DIM }
+#define X                                                                                          \
+  {                                                                                                \
+    { ROWS, WIDTH }                                                                                \
+  }
+#define XX                                                                                         \
+  {                                                                                                \
+    {ROWS, WIDTH}, {                                                                               \
+      ROWS, WIDTH                                                                                  \
+    }                                                                                              \
+  }
+#define QKV                                                                                        \
+  {                                                                                                \
+    { ROWS, 3 * WIDTH }                                                                            \
+  }
+#define H                                                                                          \
+  {                                                                                                \
+    { ROWS, HEADS, DIM }                                                                           \
+  }
+#define UNARY(function)                                                                            \
+  { .name = #function, .build = function##_op, .leaf = X, .oracle = function##_oracle }
+
+static const operation_case cases[] = {
+    {.name = "add", .build = add, .leaf = {{ROWS, WIDTH}, {ROWS, WIDTH}}, .wide = 1},
+    {.name = "add to itself", .build = add_twice, .leaf = X},
+    {.name = "add views", .build = add_views, .leaf = QKV},
+    {.name = "add columns", .build = add_columns, .leaf = X},
+    {.name = "scale", .build = scale, .leaf = X},
+    {.name = "cast", .build = cast, .leaf = X},
+    {.name = "add_bias", .build = add_bias, .leaf = {{2, 4, WIDTH}, {WIDTH}}},
+    {.name = "add_bias of a parameter",
+     .build = add_bias_parameter,
+     .leaf = X,
+     .parameter = {{WIDTH}}},
+    UNARY(identity),
+    UNARY(silu),
+    UNARY(sigmoid),
+    UNARY(gelu),
+    UNARY(relu),
+    UNARY(softplus),
+    UNARY(log_sigmoid),
+    UNARY(exp),
+    {.name = "activate_wide", .build = activate_wide, .leaf = X},
+    {.name = "activate a view", .build = activate_view, .leaf = QKV},
+    {.name = "gate", .build = gate, .leaf = XX},
+    {.name = "gate, mixed dtypes", .build = gate, .leaf = XX, .wide = 2},
+    {.name = "gate with itself", .build = gate_twice, .leaf = X},
+    {.name = "gate of halves", .build = gate_halves, .leaf = X},
+    {.name = "gate of shifted rows", .build = gate_shifted, .leaf = X},
+    {.name = "gate of views", .build = gate_views, .leaf = QKV},
+    {.name = "linear",
+     .build = linear,
+     .leaf = X,
+     .parameter = {{5, WIDTH}},
+     .oracle = linear_oracle},
+    {.name = "linear, many rows",
+     .build = linear,
+     .leaf = {{2, 3, 4, WIDTH}},
+     .parameter = {{5, WIDTH}}},
+    {.name = "linear from wide rows",
+     .build = linear,
+     .leaf = X,
+     .parameter = {{5, WIDTH}},
+     .wide = 1},
+    {.name = "linear_wide",
+     .build = linear_wide,
+     .leaf = X,
+     .parameter = {{5, WIDTH}},
+     .oracle = linear_oracle},
+    {.name = "linear of a view", .build = linear_view, .leaf = QKV, .parameter = {{5, DIM}}},
+    {.name = "linear_add",
+     .build = linear_add,
+     .leaf = {{ROWS, 5}, {ROWS, WIDTH}},
+     .parameter = {{5, WIDTH}},
+     .wide = 1},
+    {.name = "linear_add to itself",
+     .build = linear_add_itself,
+     .leaf = X,
+     .parameter = {{WIDTH, WIDTH}},
+     .wide = 1},
+    {.name = "linear twice", .build = linear_twice, .leaf = X, .parameter = {{WIDTH, WIDTH}}},
+    {.name = "cross_entropy",
+     .build = cross_entropy,
+     .leaf = X,
+     .parameter = {{VOCABULARY, WIDTH}},
+     .oracle = cross_entropy_oracle},
+    {.name = "rms_norm",
+     .build = rms_norm,
+     .leaf = X,
+     .parameter = {{WIDTH}},
+     .wide = 1,
+     .oracle = rms_norm_oracle},
+    {.name = "simple rms_norm",
+     .build = simple_rms_norm,
+     .leaf = X,
+     .oracle = simple_rms_norm_oracle},
+    {.name = "rms_norm, weight a leaf", .build = rms_norm_leaf, .leaf = {{ROWS, WIDTH}, {WIDTH}}},
+    {.name = "l2_norm", .build = l2_norm, .leaf = X, .oracle = l2_norm_oracle},
+    {.name = "l2_norm of a view", .build = l2_norm_view, .leaf = QKV},
+    {.name = "layer_norm",
+     .build = layer_norm,
+     .leaf = X,
+     .parameter = {{WIDTH}, {WIDTH}},
+     .oracle = layer_norm_oracle},
+    {.name = "plain layer_norm",
+     .build = plain_layer_norm,
+     .leaf = X,
+     .oracle = plain_layer_norm_oracle},
+    {.name = "rotary", .build = rotary_equal, .leaf = H, .oracle = rotary_equal_oracle},
+    {.name = "rotary, packed", .build = rotary_packed, .leaf = H, .oracle = rotary_packed_oracle},
+    {.name = "rotary of a view", .build = rotary_view, .leaf = QKV},
+    {.name = "lrpe",
+     .build = lrpe_equal,
+     .leaf = H,
+     .parameter = {{HEADS, DIM}},
+     .oracle = lrpe_equal_oracle},
+    {.name = "lrpe, packed",
+     .build = lrpe_packed,
+     .leaf = H,
+     .parameter = {{HEADS, DIM}},
+     .oracle = lrpe_packed_oracle},
+    {.name = "lrpe of a view", .build = lrpe_view, .leaf = QKV, .parameter = {{HEADS, DIM}}},
+    {.name = "convolution",
+     .build = convolution_equal,
+     .leaf = X,
+     .parameter = {{WIDTH, TAPS}},
+     .oracle = convolution_equal_oracle},
+    {.name = "convolution, packed",
+     .build = convolution_packed,
+     .leaf = X,
+     .parameter = {{WIDTH, TAPS}},
+     .oracle = convolution_packed_oracle},
+    {.name = "convolution of a view",
+     .build = convolution_view,
+     .leaf = QKV,
+     .parameter = {{WIDTH, TAPS}}},
+    {.name = "convolution after a tail",
+     .build = convolution_tail,
+     .leaf = X,
+     .parameter = {{WIDTH, TAPS}}},
+    {.name = "embedding",
+     .build = embedding,
+     .parameter = {{VOCABULARY, WIDTH}},
+     .oracle = embedding_oracle},
+    {.name = "tied embedding and head", .build = tied, .parameter = {{VOCABULARY, WIDTH}, {WIDTH}}},
+    {.name = "swiglu",
+     .build = swiglu,
+     .leaf = X,
+     .parameter = {{5, WIDTH}, {5, WIDTH}, {WIDTH, 5}}},
+    {.name = "sglu", .build = sglu, .leaf = X, .parameter = {{5, WIDTH}, {5, WIDTH}, {WIDTH, 5}}},
+    {.name = "mlp", .build = mlp, .leaf = X, .parameter = {{5, WIDTH}, {5}, {WIDTH, 5}, {WIDTH}}},
+    {.name = "mlp without biases",
+     .build = mlp_without_bias,
+     .leaf = X,
+     .parameter = {{5, WIDTH}, {WIDTH, 5}}},
+    {.name = "checkpoint",
+     .build = checkpoint,
+     .leaf = X,
+     .parameter = {{WIDTH}, {5, WIDTH}, {WIDTH, 5}},
+     .wide = 1},
+    {.name = "checkpoint of a view", .build = checkpoint_view, .leaf = QKV},
+    {.name = "recurrent", .build = recurrent_plain, .leaf = {SEQUENCE, SEQUENCE, SEQUENCE}},
+    {.name = "recurrent, grouped heads",
+     .build = recurrent_plain,
+     .leaf = {SEQUENCE, SEQUENCE, {2, LENGTH, 2 * HEADS, 3}}},
+    {.name = "recurrent, decay by token",
+     .build = recurrent_token,
+     .leaf = {SEQUENCE, SEQUENCE, SEQUENCE, {2, LENGTH, HEADS}},
+     .wide = 8},
+    {.name = "recurrent, decay by channel",
+     .build = recurrent_channel,
+     .leaf = {SEQUENCE, SEQUENCE, SEQUENCE, SEQUENCE},
+     .wide = 8},
+    {.name = "recurrent, delta rule",
+     .build = recurrent_delta,
+     .leaf = {SEQUENCE, SEQUENCE, SEQUENCE, {2, LENGTH, HEADS}, {2, LENGTH, HEADS}},
+     .wide = 24},
+    {.name = "recurrent, packed",
+     .build = recurrent_ragged,
+     .leaf = {PACKED, PACKED, PACKED, PACKED},
+     .wide = 8},
+    {.name = "recurrent of one variable", .build = recurrent_itself, .leaf = {SEQUENCE}},
+    {.name = "recurrent of views", .build = recurrent_views, .leaf = {{TOTAL, 3 * WIDTH}}},
+    {.name = "softmax, causal", .build = softmax_causal, .leaf = {SEQUENCE, SEQUENCE, SEQUENCE}},
+    {.name = "softmax, cross",
+     .build = softmax_cross,
+     .leaf = {SEQUENCE, {2, LENGTH + 3, 1, DIM}, {2, LENGTH + 3, 1, 3}}},
+    {.name = "softmax, packed", .build = softmax_ragged, .leaf = {PACKED, PACKED, PACKED}},
+    {.name = "softmax of one variable", .build = softmax_itself, .leaf = {SEQUENCE}},
+    {.name = "softmax of views", .build = softmax_views, .leaf = {{TOTAL, 3 * WIDTH}}},
+};
+enum { CASES = sizeof cases / sizeof *cases };
+
+static void close_to_oracles(void **state) {
+  (void)state;
+  for (int i = 0; i < CASES; ++i) {
+    if (!cases[i].oracle) continue;
+    trial_inputs inputs = trial_inputs_create(&cases[i], 11);
+    trial_outcome got = trial_run(&cases[i], &inputs, ATTN_F64, false);
+    double *expected = malloc((size_t)got.count * sizeof *expected);
+    cases[i].oracle(expected, inputs.values);
+    double error = test_relative_error(got.value, expected, got.count);
+    if (!(error < float64_values)) fail_msg("%s: relative error %g", cases[i].name, error);
+    free(expected);
+    trial_outcome_destroy(&got);
+    trial_inputs_destroy(&inputs);
+  }
+}
+
+static double loss_at(const operation_case *c, const trial_inputs *inputs, double *place,
+                      double value) {
+  double before = *place;
+  *place = value;
+  trial_outcome outcome = trial_run(c, inputs, ATTN_F64, false);
+  double loss = outcome.loss;
+  trial_outcome_destroy(&outcome);
+  *place = before;
+  return loss;
+}
+
+static void gradients_equal_differences(void **state) {
+  (void)state;
+  for (int i = 0; i < CASES; ++i) {
+    trial_inputs inputs = trial_inputs_create(&cases[i], 21);
+    trial_outcome got = trial_run(&cases[i], &inputs, ATTN_F64, true);
+    for (int j = 0; j < TRIAL_INPUTS; ++j) {
+      if (!inputs.values[j]) continue;
+      double *expected = malloc((size_t)inputs.count[j] * sizeof *expected);
+      for (int64_t k = 0; k < inputs.count[j]; ++k) {
+        double *x = &inputs.values[j][k];
+        expected[k] = (loss_at(&cases[i], &inputs, x, *x + step) -
+                       loss_at(&cases[i], &inputs, x, *x - step)) /
+                      (2 * step);
+      }
+      double error = test_relative_error(got.gradient[j], expected, inputs.count[j]);
+      if (!(error < differences))
+        fail_msg("%s: the gradient of input %d differs by %g", cases[i].name, j, error);
+      free(expected);
+    }
+    trial_outcome_destroy(&got);
+    trial_inputs_destroy(&inputs);
+  }
+}
+
+static void compare(const char *name, const char *what, int input, const double *got,
+                    const double *expected, int64_t count, double tolerance) {
+  double error = test_relative_error(got, expected, count);
+  if (!(error < tolerance)) fail_msg("%s: %s %d differs by %g", name, what, input, error);
+}
+
+static void dtypes_agree_on_path(void *context) {
+  (void)context;
+  static const attn_dtype dtypes[3] = {ATTN_F64, ATTN_F32, ATTN_BF16};
+  const double tolerance[3] = {float64_values, float32_values, bfloat16_values};
+  for (int i = 0; i < CASES; ++i) {
+    trial_inputs inputs = trial_inputs_create(&cases[i], 31);
+    attn_kernel_path path = attn_get_kernel_path();
+    assert_ok(attn_set_kernel_path(ATTN_PATH_GENERIC));
+    trial_outcome wide = trial_run(&cases[i], &inputs, ATTN_F64, true);
+    assert_ok(attn_set_kernel_path(path));
+    for (int d = 0; d < 3; ++d) {
+      trial_outcome got = trial_run(&cases[i], &inputs, dtypes[d], true);
+      compare(cases[i].name, "the value in dtype", d, got.value, wide.value, got.count,
+              tolerance[d]);
+      for (int j = 0; j < TRIAL_INPUTS; ++j)
+        if (inputs.values[j])
+          compare(cases[i].name, d == 2 ? "in bfloat16, the gradient of" : "the gradient of", j,
+                  got.gradient[j], wide.gradient[j], inputs.count[j], tolerance[d]);
+      trial_outcome_destroy(&got);
+    }
+    trial_outcome_destroy(&wide);
+    trial_inputs_destroy(&inputs);
+  }
+}
+
+static void dtypes_agree(void **state) {
+  (void)state;
+  test_on_every_path(dtypes_agree_on_path, NULL);
+}
+
+static void same_bits(const operation_case *a, const operation_case *b, attn_dtype compute) {
+  trial_inputs inputs = trial_inputs_create(a, 41);
+  trial_outcome x = trial_run(a, &inputs, compute, true), y = trial_run(b, &inputs, compute, true);
+  assert_memory_equal(x.value, y.value, (size_t)x.count * sizeof(double));
+  for (int j = 0; j < TRIAL_INPUTS; ++j)
+    if (inputs.values[j])
+      assert_memory_equal(x.gradient[j], y.gradient[j], (size_t)inputs.count[j] * sizeof(double));
+  trial_outcome_destroy(&x);
+  trial_outcome_destroy(&y);
+  trial_inputs_destroy(&inputs);
+}
+
+static void checkpoints_change_no_bit(void **state) {
+  (void)state;
+  static const operation_case pairs[2][2] = {{{.name = "checkpoint",
+                                               .build = checkpoint,
+                                               .leaf = {{40, WIDTH}},
+                                               .parameter = {{WIDTH}, {5, WIDTH}, {WIDTH, 5}},
+                                               .wide = 1},
+                                              {.name = "plain",
+                                               .build = plain,
+                                               .leaf = {{40, WIDTH}},
+                                               .parameter = {{WIDTH}, {5, WIDTH}, {WIDTH, 5}},
+                                               .wide = 1}},
+                                             {{.name = "shared",
+                                               .build = checkpoint_shared,
+                                               .leaf = {{40, WIDTH}},
+                                               .parameter = {{WIDTH}, {5, WIDTH}, {WIDTH, 5}},
+                                               .wide = 1},
+                                              {.name = "plain",
+                                               .build = plain_shared,
+                                               .leaf = {{40, WIDTH}},
+                                               .parameter = {{WIDTH}, {5, WIDTH}, {WIDTH, 5}},
+                                               .wide = 1}}};
+  for (int i = 0; i < 2; ++i)
+    for (int dtype = ATTN_F64; dtype <= ATTN_BF16; ++dtype)
+      same_bits(&pairs[i][0], &pairs[i][1], (attn_dtype)dtype);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(close_to_oracles), cmocka_unit_test(gradients_equal_differences),
+      cmocka_unit_test(dtypes_agree), cmocka_unit_test(checkpoints_change_no_bit)};
+  return cmocka_run_group_tests(tests, NULL, trial_teardown);
+}
