@@ -7,7 +7,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # CMake runs a make of its own: without our flags it does not announce directories.
 cmake_build = env -u MAKEFLAGS -u MAKELEVEL cmake --build
-sources = git ls-files --cached --others --exclude-standard '*.c' '*.h' '*.inc'
+sources = find include src tests bench examples -name '*.[ch]' -o -name '*.inc'
 # configure and build in folder $(1) with CMake options $(2), quietly unless something is wrong
 define build_in
 cmake -S . -B $(1) $(2) $(CMAKE_FLAGS) >$(1).log 2>&1 || { cat $(1).log; exit 1; }
