@@ -24,6 +24,15 @@ test: ## Build and run every test
 	@$(call build_in,$(BUILD),)
 	@cd $(BUILD) && ctest --output-on-failure --progress -j 1
 
+demo: all ## Let the model that comes with attn write, and show speed against length
+	@$(BUILD)/attn run --echo --prompt "In the beginning" --tokens 200 --stats
+	@echo
+	@$(BUILD)/attn bench --demo --svg $(BUILD)/demo.svg
+
+docs: all ## Renew what is written from the tables: docs/systems.md, man/attn.1
+	@$(BUILD)/attn list --systems-md docs/systems.md
+	@$(BUILD)/attn help --roff >$(BUILD)/attn.1 && mv $(BUILD)/attn.1 man/attn.1
+
 bench: all ## Measure the operators (attn bench; ARGS="--help" for more)
 	@$(BUILD)/attn bench $(ARGS)
 
@@ -61,4 +70,4 @@ help: ## This list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
 WERROR ?= OFF
-.PHONY: all test bench install format format-check lint sanitize clang clean help
+.PHONY: all test demo docs bench install format format-check lint sanitize clang clean help
