@@ -43,7 +43,17 @@
     (operand * target, int64_t ldt, const operand *source, int64_t lds, int64_t rows,              \
      int64_t columns))
 
+/* o[r][c] += sum_j p[r][j] v[j][c], for few rows and values as they are stored: decoding. */
+#define ATTN_SOFTMAX_DECODE_KERNELS(K)                                                             \
+  K(void, weigh_rows_f32,                                                                          \
+    (int64_t rows, int64_t keys, int64_t width, const float *p, int64_t ldp, const float *v,       \
+     int64_t ldv, float *o, int64_t ldo))                                                          \
+  K(void, weigh_rows_bf16,                                                                         \
+    (int64_t rows, int64_t keys, int64_t width, const float *p, int64_t ldp, const uint16_t *v,    \
+     int64_t ldv, float *o, int64_t ldo))
+
 #define ATTN_SOFTMAX_FLOAT_KERNELS(K)                                                              \
+  ATTN_SOFTMAX_DECODE_KERNELS(K)                                                                   \
   ATTN_SOFTMAX_SCORE_KERNELS(K, f32, float)                                                        \
   ATTN_SOFTMAX_TILE_KERNELS(K, f32, float, float)                                                  \
   ATTN_SOFTMAX_TILE_KERNELS(K, bf16, float, uint16_t)

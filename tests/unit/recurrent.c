@@ -5,11 +5,13 @@
 #include "attn/recurrent.h"
 #include "base/memory.h"
 #include "base/random.h"
+#include "engines/plan.h"
 #include "oracles/recurrent.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- One problem with all its tensors -------------------------------------------------------- */
 
@@ -1146,6 +1148,30 @@ static void plan_reports_its_work(void **state) {
   assert_true(large.workspace_bytes < (size_t)64 << 20);
 }
 
+static void measuring_finds_a_block_and_remembers_it(void **state) {
+  (void)state;
+  attn_plan_info measured, remembered;
+  char file[] = "/tmp/attn-wisdom-XXXXXX";
+  int handle = mkstemp(file);
+  assert_true(handle >= 0);
+  close(handle);
+  assert_int_equal(setenv("ATTN_WISDOM", file, 1), 0);
+  attn_wisdom_reload();
+  make_line(&first, ATTN_DECAY_TOKEN, ATTN_UPDATE_DELTA, false, 21);
+  first.problem.planning = ATTN_PLAN_MEASURE;
+  attn_plan *plan = line_plan(ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD);
+  assert_ok(attn_plan_get_info(plan, &measured));
+  attn_plan_destroy(plan);
+  first.problem.planning = ATTN_PLAN_ESTIMATE; /* uses what was found */
+  plan = line_plan(ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD);
+  assert_ok(attn_plan_get_info(plan, &remembered));
+  attn_plan_destroy(plan);
+  assert_string_equal(measured.description, remembered.description);
+  unlink(file);
+  unsetenv("ATTN_WISDOM");
+  attn_wisdom_reload();
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(random_problems_match_oracle),
@@ -1170,6 +1196,7 @@ int main(void) {
       cmocka_unit_test(execution_allocates_nothing),
       cmocka_unit_test(same_bits_every_time),
       cmocka_unit_test(plan_reports_its_work),
+      cmocka_unit_test(measuring_finds_a_block_and_remembers_it),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,6 +2,9 @@
 #define ELEM                 float
 #define REAL                 float
 #define SAME_TYPE            1
+#define STORE                float
+#define STORE_IS_ELEM        1
+#define CALL_STORE           CALL
 #define CALL(name, ...)      u->kernels->name##_f32(__VA_ARGS__)
 #define CALL_REAL(name, ...) u->kernels->name##_f32(__VA_ARGS__)
 #define ARGS(name)           name##_f32

@@ -101,6 +101,23 @@ static int64_t estimate_block(const attn_recurrent_problem *p) {
   return attn_min(block, length);
 }
 
+/* bfloat16 without bfloat16 tiles multiplies in float32. (The generic path takes the form of AMX,
+ * so that it runs everywhere.) */
+static const recurrent_work *choose_work(const attn_recurrent_problem *p, attn_kernel_path path) {
+  if (p->dtype == ATTN_F64) return &attn_recurrent_work_f64;
+  if (p->dtype == ATTN_F32) return &attn_recurrent_work_f32;
+  bool wide = path == ATTN_PATH_AVX2 || path == ATTN_PATH_AVX512;
+  return wide ? &attn_recurrent_work_bf16_wide : &attn_recurrent_work_bf16;
+}
+
+static attn_status choose_block(recurrent_plan *plan) {
+  const attn_recurrent_problem *p = &plan->problem;
+  plan->block = p->block ? p->block : estimate_block(p);
+  if (p->block || p->length <= RECURRENT_STEP_TOKENS) return ATTN_OK;
+  return attn_recurrent_measured_block(p, plan->base.kernels->path, plan->base.threads,
+                                       &plan->block);
+}
+
 /* Slices of the value dimension are worth it when heads alone leave threads idle: each repeats the
  * scores, so no more than that, and at least two panels wide. The normaliser belongs to one unit.
  */
@@ -204,14 +221,14 @@ attn_status attn_recurrent_plan(const attn_recurrent_problem *problem, attn_plan
   plan->base.kernels = attn_kernels_get();
   plan->base.threads = attn_get_threads();
   plan->problem = own;
-  plan->work = own.dtype == ATTN_F64   ? &attn_recurrent_work_f64
-               : own.dtype == ATTN_F32 ? &attn_recurrent_work_f32
-                                       : &attn_recurrent_work_bf16;
-  plan->block = own.block ? own.block : estimate_block(&own);
+  plan->work = choose_work(&own, plan->base.kernels->path);
   plan->step_tokens = own.block ? 0 : RECURRENT_STEP_TOKENS;
   plan->slices = choose_slices(&own, plan->base.threads);
-  choose_segments(plan);
-  attn_status status = size_workspace(plan);
+  attn_status status = choose_block(plan);
+  if (status == ATTN_OK) {
+    choose_segments(plan);
+    status = size_workspace(plan);
+  }
   if (status != ATTN_OK) {
     attn_free(plan);
     return status;

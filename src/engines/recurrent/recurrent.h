@@ -48,7 +48,7 @@ typedef struct recurrent_work {
 } recurrent_work;
 
 extern const recurrent_work attn_recurrent_work_f64, attn_recurrent_work_f32,
-    attn_recurrent_work_bf16;
+    attn_recurrent_work_bf16, attn_recurrent_work_bf16_wide;
 
 struct recurrent_plan {
   attn_plan base;
@@ -89,6 +89,10 @@ attn_status attn_recurrent_check(const recurrent_plan *plan, const attn_recurren
 void attn_recurrent_find_head(const recurrent_plan *plan, const attn_recurrent_args *args,
                               attn_pass pass, int64_t sequence, int64_t head,
                               recurrent_head *found);
+
+/* Changes *block, an estimate, where wisdom knows better or the problem asks to measure. */
+attn_status attn_recurrent_measured_block(const attn_recurrent_problem *problem,
+                                          attn_kernel_path path, int threads, int64_t *block);
 
 /* Room for the recurrent_heads of one group at the start of a thread's backward scratch. */
 size_t attn_recurrent_heads_bytes(const recurrent_plan *plan);

@@ -25,10 +25,11 @@ typedef struct softmax_plan {
   /* Whether keys and values are packed before the tiles are computed; not worth it when a pair
    * (a sequence and a key head) has one tile. */
   bool prepack;
-  int64_t at_once;                /* pairs in the workspace at once */
-  int64_t slots;                  /* backward: independent sums of d_q, added up in order */
-  size_t operand_size;            /* bytes of an element of a packed matrix */
-  size_t real_size;               /* bytes of a score */
+  bool direct;         /* few rows: keys and values are read as they are stored, by dot products */
+  int64_t at_once;     /* pairs in the workspace at once */
+  int64_t slots;       /* backward: independent sums of d_q, added up in order */
+  size_t operand_size; /* bytes of an element of a packed matrix */
+  size_t real_size;    /* bytes of a score */
   int64_t depth_dim, depth_value; /* dim and value_dim, padded as operands of a product */
   int64_t grad_rows;              /* backward: rows of a tile, a multiple of 32 */
 
@@ -79,6 +80,13 @@ static inline char *attn_softmax_row(const attn_softmax_rows *rows, int64_t toke
   else
     at += token * rows->token;
   return rows->data + at * (int64_t)attn_dtype_size(rows->dtype);
+}
+
+/* How many of the `count` tokens from `token` on are equally spaced in memory. */
+static inline int64_t attn_softmax_run(const attn_softmax_rows *rows, int64_t token,
+                                       int64_t count) {
+  int64_t left = rows->pages ? rows->page_size - token % rows->page_size : count;
+  return left < count ? left : count;
 }
 
 typedef struct attn_key_range {
