@@ -1,6 +1,7 @@
 /* attn bench: how fast each attention mechanism is on this machine, and what the machine allows. */
 #include "cli/bench.h"
 #include "base/memory.h"
+#include "kernels/peak.h"
 
 #include <math.h>
 #include <string.h>
@@ -166,7 +167,11 @@ static attn_status measure(bencher *b) {
     ATTN_TRY(attn_set_kernel_path(path));
   }
   b->report.layer = o->layer;
-  ATTN_TRY(attn_bench_measure_limits(&b->report.limits));
+  int threads = attn_get_threads();
+  b->report.limits = (attn_bench_limits){.bf16_flops = attn_kernels_peak_bf16(threads),
+                                         .f32_flops = attn_kernels_peak_f32(threads),
+                                         .copy_bytes = attn_kernels_copy_bandwidth(threads)};
+  if (b->report.limits.copy_bytes <= 0) return ATTN_OUT_OF_MEMORY;
   if (!o->json) attn_bench_print_heading(&b->report);
   ATTN_TRY(measure_rows(b));
   return o->plan ? attn_wisdom_save() : ATTN_OK;

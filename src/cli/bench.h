@@ -1,5 +1,5 @@
-/* attn bench, in parts: what is measured (bench_operators.c), the machine's limits
- * (bench_limits.c), checking and timing (bench_measure.c), reports (bench_report.c). */
+/* attn bench, in parts: what is measured (bench_operators.c), checking and timing
+ * (bench_measure.c; of whole layers bench_layer.c), reports (bench_report.c). */
 #ifndef ATTN_CLI_BENCH_H
 #define ATTN_CLI_BENCH_H
 
@@ -85,15 +85,11 @@ attn_status attn_bench_run_before(const attn_bench_case *c, const attn_bench_rea
 attn_status attn_bench_run(const attn_bench_case *c, const attn_bench_ready *ready,
                            attn_bench_set *set, bool in_place);
 
-/* Limits ----------------------------------------------------------------------------------------
- */
-
+/* The machine's limits (kernels/peak.h). */
 typedef struct attn_bench_limits {
   double bf16_flops, f32_flops; /* per second, all threads */
   double copy_bytes;            /* per second, read plus written */
 } attn_bench_limits;
-
-attn_status attn_bench_measure_limits(attn_bench_limits *limits);
 
 /* Measuring -------------------------------------------------------------------------------------
  */

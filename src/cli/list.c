@@ -25,13 +25,25 @@ static const ability abilities[] = {
 
 typedef struct row {
   attn_mixer_info info;
+  bool fits;                /* whether the mixer can have the shape */
   int64_t fixed, per_token; /* bytes of state */
 } row;
 
 static attn_status get_row(const list_options *o, int index, row *out) {
   ATTN_TRY(attn_mixer_get_info(index, &out->info));
-  return attn_mixer_state_bytes(index, o->hidden, o->heads, o->dim,
-                                (int64_t)attn_dtype_size(o->dtype), &out->fixed, &out->per_token);
+  attn_status status =
+      attn_mixer_state_bytes(index, o->hidden, o->heads, o->dim, (int64_t)attn_dtype_size(o->dtype),
+                             &out->fixed, &out->per_token);
+  out->fits = status == ATTN_OK;
+  return status == ATTN_INVALID_ARGUMENT ? ATTN_OK : status;
+}
+
+static json_t *bytes_json(const row *r, int64_t bytes) {
+  return r->fits ? json_integer((json_int_t)bytes) : json_null();
+}
+
+static const char *format_bytes(const row *r, int64_t bytes, char text[ATTN_FORMAT_SIZE]) {
+  return r->fits ? attn_format_bytes((double)bytes, text, ATTN_FORMAT_SIZE) : "-";
 }
 
 static json_t *row_json(const list_options *o, const row *r) {
@@ -39,12 +51,12 @@ static json_t *row_json(const list_options *o, const row *r) {
   for (int i = 0; i < ATTN_COUNT(abilities); ++i)
     if (r->info.abilities & abilities[i].bit)
       json_array_append_new(names, json_string(abilities[i].name));
-  return json_pack("{s:s, s:s, s:s, s:s, s:o, s:{s:I, s:I, s:{s:I, s:I, s:I, s:s}}}", "name",
+  return json_pack("{s:s, s:s, s:s, s:s, s:o, s:{s:o, s:o, s:{s:I, s:I, s:I, s:s}}}", "name",
                    r->info.name, "title", r->info.title, "arxiv", r->info.arxiv, "summary",
                    r->info.summary, "abilities", names, "state_bytes", "fixed",
-                   (json_int_t)r->fixed, "per_token", (json_int_t)r->per_token, "shape", "hidden",
-                   (json_int_t)o->hidden, "heads", (json_int_t)o->heads, "dim", (json_int_t)o->dim,
-                   "dtype", attn_dtype_name(o->dtype));
+                   bytes_json(r, r->fixed), "per_token", bytes_json(r, r->per_token), "shape",
+                   "hidden", (json_int_t)o->hidden, "heads", (json_int_t)o->heads, "dim",
+                   (json_int_t)o->dim, "dtype", attn_dtype_name(o->dtype));
 }
 
 static void letters(unsigned bits, char text[ATTN_COUNT(abilities) + 1]) {
@@ -63,8 +75,7 @@ static void print_row(const row *r) {
   attn_text text = {0};
   letters(r->info.abilities, can);
   printf("%-16s %-11s %-9s %21s %16s\n", r->info.name, r->info.arxiv, can,
-         attn_format_bytes((double)r->fixed, fixed, sizeof fixed),
-         attn_format_bytes((double)r->per_token, token, sizeof token));
+         format_bytes(r, r->fixed, fixed), format_bytes(r, r->per_token, token));
   attn_text_wrap(&text, r->info.summary, 2, 0);
   if (!text.failed && text.length) fputs(text.data, stdout);
   attn_text_free(&text);
@@ -74,8 +85,8 @@ static void print_legend(const list_options *o) {
   printf("\nabilities:");
   for (int i = 0; i < ATTN_COUNT(abilities); ++i)
     printf("%s %c %s", i ? "," : "", abilities[i].letter, abilities[i].name);
-  printf("\nstate: for width %lld, %lld heads of %lld, %s\n", (long long)o->hidden,
-         (long long)o->heads, (long long)o->dim, attn_dtype_name(o->dtype));
+  printf("\nstate: for width %lld, %lld heads of %lld, %s; -: not of this shape\n",
+         (long long)o->hidden, (long long)o->heads, (long long)o->dim, attn_dtype_name(o->dtype));
 }
 
 /* docs/systems.md */

@@ -40,7 +40,7 @@ static bool parse_seed(const char *text, uint64_t *value) {
   errno = 0;
   if (*text < '0' || *text > '9') return false;
   *value = strtoull(text, &end, 10);
-  return end != text && !*end && !errno;
+  return end != text && !*end && !errno && *value <= INT64_MAX; /* what JSON can say */
 }
 
 static bool parse_real(const char *text, double *value) {
@@ -149,7 +149,7 @@ static bool parse_value(const value_context *c, char *text, void *field) {
     if (!parse_int(text, field)) return wrong(c, "an integer");
     return in_range(o, (double)*(int64_t *)field) || out_of_range(c);
   case ATTN_OPTION_SEED:
-    return parse_seed(text, field) || wrong(c, "an integer from 0 to 2^64 - 1");
+    return parse_seed(text, field) || wrong(c, "an integer from 0 to 2^63 - 1");
   case ATTN_OPTION_REAL:
     if (!parse_real(text, field)) return wrong(c, "a number");
     return in_range(o, *(double *)field) || out_of_range(c);

@@ -59,6 +59,25 @@ fi
 run 0 "$attn" run bytes --prompt "x" -n 300 --seed 1 --json
 has text
 
+# echoes PROMPT EXPECTED: both with the escapes of printf.
+echoes() {
+  printf "$1" >prompt
+  printf "$2" >expected
+  run 0 "$attn" run bytes --prompt-file prompt -n 0 --echo
+  cmp -s out expected || fail "bytes $1 are printed as $(od -An -tx1 out)"
+}
+bad='\357\277\275'                                             # U+FFFD
+echoes 'a\303\251\342\202\254\360\237\230\200z' 'a\303\251\342\202\254\360\237\230\200z' # all lengths
+echoes '\377a' "${bad}a"                                         # no first byte
+echoes '\303a' "${bad}a"                                         # cut off by a letter
+echoes '\303\303\251' "$bad\303\251"                           # cut off by another sequence
+echoes 'a\342\202' "a$bad"                                       # cut off by the end
+echoes '\300\200' "$bad$bad"                                     # a longer form than needed
+echoes '\340\200\200' "$bad$bad$bad"
+echoes '\355\240\200' "$bad$bad$bad"                             # a surrogate
+echoes '\364\220\200\200' "$bad$bad$bad$bad"                     # beyond U+10FFFF
+echoes '\033[2J' '\033[2J'                                      # only terminals are protected
+
 # Sessions: 10 tokens and 10 more are 20.
 run 0 "$attn" run model --prompt "Once" -n 20 --seed 5 --save-session whole
 cp out text20

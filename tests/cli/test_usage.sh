@@ -88,6 +88,9 @@ key 128 1 state_bytes shape dim
 key $((4 * 128 * 128 * 4)) 1 state_bytes fixed
 key 0 1 state_bytes per_token
 key $((2 * 4 * 128 * 2)) 0 state_bytes per_token
+run 0 "$attn" list --json --hidden 8 --heads 1 --dim 256 # more than gla can have
+key null 2 state_bytes fixed
+run 0 "$attn" list --hidden 8 --heads 1 --dim 256
 run 1 "$attn" list --systems-md no/such/directory/file
 says err "no/such/directory"
 

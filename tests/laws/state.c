@@ -207,11 +207,13 @@ static void test_out_of_memory(void **unused) {
   assert_true(n > 4);
 }
 
-/* Threads, each with a state of one family: they take pages, fork, copy and free at once. A page
- * that two of them owned would hold one's numbers in the other's state. */
-enum { THREADS = 4, ROUNDS = 400 };
+/* Threads, each with a state of one family: they take pages, fork, copy and free at once, and all
+ * begin with the same prompt, whose last page each has to copy. A page that two of them owned would
+ * hold one's numbers in the other's state. */
+enum { THREADS = 4, ROUNDS = 400, PROMPT = PAGE + 10 };
 
 typedef struct worker {
+  const attn_state *prompt;
   attn_state *state, *fork;
   float mark;
   int wrong, refused;
@@ -233,17 +235,19 @@ static bool add(attn_state *state, int64_t tokens, float mark) {
 
 static void *work(void *context) {
   worker *w = context;
+  attn_state_assign(w->state, w->prompt);
   for (int round = 0; round < ROUNDS; ++round) {
     int64_t tokens = 1 + (round * 37 + (int)w->mark * 11) % (2 * PAGE);
-    if (attn_state_position(w->state) + tokens + 10 > 6 * PAGE) attn_state_clear(w->state);
+    if (attn_state_position(w->state) + tokens + 10 > 6 * PAGE)
+      attn_state_assign(w->state, w->prompt);
     if (!add(w->state, tokens, w->mark)) {
       ++w->refused;
       attn_state_clear(w->fork);
-      attn_state_clear(w->state);
+      attn_state_assign(w->state, w->prompt);
       continue;
     }
     int64_t middle = attn_state_position(w->state);
-    if (!holds(w->state, 0, middle, w->mark)) ++w->wrong;
+    if (!holds(w->state, 0, PROMPT, 0) || !holds(w->state, PROMPT, middle, w->mark)) ++w->wrong;
     if (round % 3) continue;
     attn_state_assign(w->fork, w->state);
     if (!add(w->fork, 10, w->mark + THREADS)) {
@@ -251,8 +255,8 @@ static void *work(void *context) {
       continue;
     }
     if (!add(w->state, 10, w->mark)) ++w->refused;
-    if (!holds(w->state, 0, attn_state_position(w->state), w->mark)) ++w->wrong;
-    if (!holds(w->fork, 0, middle, w->mark)) ++w->wrong;
+    if (!holds(w->state, PROMPT, attn_state_position(w->state), w->mark)) ++w->wrong;
+    if (!holds(w->fork, 0, PROMPT, 0) || !holds(w->fork, PROMPT, middle, w->mark)) ++w->wrong;
     if (!holds(w->fork, middle, middle + 10, w->mark + THREADS)) ++w->wrong;
   }
   return NULL;
@@ -264,8 +268,10 @@ static void test_threads(void **unused) {
   pthread_t threads[THREADS];
   /* about as many pages as the threads want at their fullest, so that some are refused */
   attn_state *family = create(&rows_part, 6 * PAGE, 4, NULL);
+  assert_ok(append(family, PROMPT, 0));
   for (int i = 0; i < THREADS; ++i)
-    workers[i] = (worker){.state = create(&rows_part, 6 * PAGE, 1, family),
+    workers[i] = (worker){.prompt = family,
+                          .state = create(&rows_part, 6 * PAGE, 1, family),
                           .fork = create(&rows_part, 6 * PAGE, 1, family),
                           .mark = (float)(i + 1)};
   for (int i = 0; i < THREADS; ++i)
@@ -276,7 +282,8 @@ static void test_threads(void **unused) {
     attn_state_destroy(workers[i].state);
     attn_state_destroy(workers[i].fork);
   }
-  for (int64_t page = 0; page < 6; ++page) assert_ok(append(family, PAGE, 1));
+  assert_true(holds(family, 0, PROMPT, 0));
+  assert_ok(append(family, 6 * PAGE - PROMPT, 1));
   attn_state *others[3]; /* nothing was lost: all 24 pages can be had */
   for (int i = 0; i < 3; ++i) {
     others[i] = create(&rows_part, 6 * PAGE, 1, family);

@@ -189,7 +189,10 @@ attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w) {
 
 static const attn_product *plan_product(int64_t m, int64_t k, int64_t n, attn_dtype dtype,
                                         attn_packed *packed) {
-  static const attn_product *const products[] = {&attn_product_onednn, &attn_product_panels};
+  /* With AMX our tiles are faster than oneDNN 2.6 at these shapes: docs/performance-log.md. */
+  bool ours_first = dtype == ATTN_BF16 && attn_get_kernel_path() == ATTN_PATH_AMX;
+  const attn_product *const products[] = {ours_first ? &attn_product_panels : &attn_product_onednn,
+                                          &attn_product_panels};
   for (size_t i = 0; i < sizeof products / sizeof *products; ++i)
     if (products[i]->plan(m, k, n, dtype, packed)) return products[i];
   return NULL; /* does not happen: panels take everything */
@@ -251,6 +254,8 @@ static void copy_rows(const attn_matrix *source, const attn_matrix *target) {
 /* C (+)= A B for A and C with any row stride. */
 static attn_status multiply(const attn_matrix *a, const attn_packed *packed, const attn_matrix *c,
                             bool accumulate, attn_arena *scratch) {
+  if (packed->product->any_stride)
+    return packed->product->multiply(a, packed, c, accumulate, scratch);
   attn_matrix dense_a = *a, dense_c = *c;
   if (!is_gapless(a)) {
     dense_a = gapless_matrix(a, a->dtype, scratch);
@@ -470,13 +475,16 @@ static void transpose_16(const attn_matrix *source, const attn_matrix *target, i
     }
 }
 
-/* source^T, row-major and gapless. */
-static attn_status transposed_copy(const attn_matrix *source, attn_matrix *target,
+/* source^T, row-major, with `gap` elements between its rows. */
+static attn_status transposed_copy(const attn_matrix *source, int64_t gap, attn_matrix *target,
                                    attn_arena *scratch) {
   static void (*const bodies[])(const attn_matrix *, const attn_matrix *, int64_t, int64_t) = {
       [ATTN_F64] = transpose_64, [ATTN_F32] = transpose_32, [ATTN_BF16] = transpose_16};
-  attn_matrix shape = transposed(source);
-  *target = gapless_matrix(&shape, source->dtype, scratch);
+  *target = transposed(source);
+  target->stride[0] = target->columns + gap;
+  target->stride[1] = 1;
+  target->data = attn_arena_alloc(scratch, (size_t)(target->rows * target->stride[0]) *
+                                               attn_dtype_size(source->dtype));
   if (!target->data) return ATTN_OUT_OF_MEMORY;
   void (*body)(const attn_matrix *, const attn_matrix *, int64_t, int64_t) = bodies[source->dtype];
   int threads =
@@ -492,18 +500,46 @@ static void clear_rows(const attn_matrix *matrix) {
   for (int64_t i = 0; i < matrix->rows; ++i) memset(row_of(matrix, i), 0, bytes);
 }
 
+/* Rows that one piece of a weight's gradient takes when our tiles compute it: dY^T and X of a piece
+ * then stay in the caches between their rearrangement and the product. The gap keeps the rows of
+ * dY^T, a power of two apart, from falling on the same lines of the cache. */
+enum { GRADIENT_ROWS = 1024, GRADIENT_GAP = 32 };
+
+static attn_matrix rows_of(const attn_matrix *matrix, int64_t first, int64_t count) {
+  attn_matrix rows = *matrix;
+  rows.data = row_of(matrix, first);
+  rows.rows = count;
+  return rows;
+}
+
 /* Both operands are rearranged for every product: dY is transposed into A = dY^T, X is packed as B.
  * That reads and writes each once, and the product then runs at its full speed. */
-static attn_status weight_gradient(const attn_matrix *dy, const attn_matrix *x,
-                                   const attn_matrix *dw, bool accumulate, attn_arena *scratch) {
+static attn_status gradient_piece(const attn_matrix *dy, const attn_matrix *x, int64_t gap,
+                                  const attn_matrix *dw, bool accumulate, attn_arena *scratch) {
   attn_matrix a;
   attn_packed packed;
-  ATTN_TRY(transposed_copy(dy, &a, scratch));
+  ATTN_TRY(transposed_copy(dy, gap, &a, scratch));
   const attn_product *product = plan_product(a.rows, x->rows, x->columns, x->dtype, &packed);
   packed.data = attn_arena_alloc(scratch, packed.bytes);
   if (!packed.data) return ATTN_OUT_OF_MEMORY;
   ATTN_TRY(product->pack(&packed, x));
   return multiply(&a, &packed, dw, accumulate, scratch);
+}
+
+static attn_status weight_gradient(const attn_matrix *dy, const attn_matrix *x,
+                                   const attn_matrix *dw, bool accumulate, attn_arena *scratch) {
+  attn_packed packed;
+  bool ours =
+      plan_product(dy->columns, x->rows, x->columns, x->dtype, &packed) == &attn_product_panels;
+  int64_t step = ours ? GRADIENT_ROWS : x->rows, gap = ours ? GRADIENT_GAP : 0;
+  for (int64_t first = 0; first < x->rows; first += step) {
+    int64_t count = min(x->rows - first, step);
+    attn_matrix dy_piece = rows_of(dy, first, count), x_piece = rows_of(x, first, count);
+    attn_arena_mark mark = attn_arena_get_mark(scratch);
+    ATTN_TRY(gradient_piece(&dy_piece, &x_piece, gap, dw, accumulate || first > 0, scratch));
+    attn_arena_release(scratch, mark);
+  }
+  return ATTN_OK;
 }
 
 attn_status attn_dense_backward_weight(const attn_tensor *dy, const attn_tensor *x,

@@ -353,4 +353,4 @@ static attn_status multiply(const attn_matrix *a, const attn_packed *packed, con
   return failed(status, &key);
 }
 
-const attn_product attn_product_onednn = {"oneDNN", plan, pack, multiply};
+const attn_product attn_product_onednn = {"oneDNN", false, plan, pack, multiply};

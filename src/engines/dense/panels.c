@@ -1,6 +1,6 @@
 /* Dense products by the tile kernels (kernels/matmul.h): every dtype that computes, every path. The
- * rows and the panels of C are split into tasks that the threads share; each element of C is summed
- * by one kernel call, so the split does not change a bit. */
+ * rows and the columns of C are split into tasks that the threads share; each element of C is
+ * summed by one thread in one order, so the split does not change a bit. */
 #include "engines/dense/product.h"
 #include "base/status.h"
 #include "kernels/kernels.h"
@@ -10,8 +10,9 @@
 enum {
   PRODUCTS_PER_THREAD = 1 << 20,
   BYTES_PER_THREAD = 256 << 10,
-  TASK_ROWS = 64,  /* times TASK_PANELS * 16 columns: a task's part of C fits the L1 cache */
-  TASK_PANELS = 8, /* and its part of B, for k about 1000, the L2 cache */
+  TASK_ROWS = 64, /* times TASK_COLUMNS: the sums of a task fit the L1 cache */
+  TASK_COLUMNS = 8 * ATTN_PANEL,
+  PIECE_DEPTH = 512, /* a multiple of ATTN_BF16_DEPTH */
 };
 
 static int64_t min(int64_t a, int64_t b) {
@@ -66,34 +67,75 @@ static attn_status pack(const attn_packed *packed, const attn_matrix *b) {
   return ATTN_OK;
 }
 
-/* The tasks of one product into a C of the kernels' result dtype. */
-static void multiply_tasks(const attn_matrix *a, const attn_packed *packed, void *c, int64_t ldc,
+/* A part of C: rows [row, row + rows) and columns [column, column + columns). */
+typedef struct part {
+  int64_t row, rows, column, columns;
+} part;
+
+/* One part of the product, in the kernels' result dtype, at c with leading dimension ldc: over
+ * pieces of the depth whose A and B stay in the L2 cache while C is added to. */
+static void multiply_part(const attn_kernels *kernels, const attn_matrix *a,
+                          const attn_packed *packed, const part *p, void *c, int64_t ldc,
+                          bool accumulate) {
+  int64_t k = packed->k, lda = a->stride[0];
+  int64_t panel_stride = packed_depth(k, packed->dtype) * ATTN_PANEL;
+  int64_t b_start = p->column / ATTN_PANEL * panel_stride;
+  for (int64_t start = 0; start < k; start += PIECE_DEPTH) {
+    int64_t depth = min(k - start, PIECE_DEPTH), b = b_start + start * ATTN_PANEL;
+    int64_t from = p->row * lda + start;
+    bool add = accumulate || start > 0;
+    if (packed->dtype == ATTN_F64)
+      kernels->matmul_f64(p->rows, p->columns, depth, (const double *)a->data + from, lda,
+                          (const double *)packed->data + b, panel_stride, c, ldc, add);
+    else if (packed->dtype == ATTN_F32)
+      kernels->matmul_f32(p->rows, p->columns, depth, (const float *)a->data + from, lda,
+                          (const float *)packed->data + b, panel_stride, c, ldc, add);
+    else
+      kernels->matmul_bf16(p->rows, p->columns, depth, (const uint16_t *)a->data + from, lda,
+                           (const uint16_t *)packed->data + b, panel_stride, c, ldc, add);
+  }
+}
+
+/* The same into bfloat16: the sums are float32, in a buffer in the first caches, until the one
+ * rounding at the end. */
+static void multiply_part_rounded(const attn_kernels *kernels, const attn_matrix *a,
+                                  const attn_packed *packed, const part *p, uint16_t *c,
+                                  int64_t ldc, bool accumulate) {
+  float sums[TASK_ROWS * TASK_COLUMNS] __attribute__((aligned(64)));
+  for (int64_t i = 0; accumulate && i < p->rows; ++i)
+    kernels->bf16_to_f32(sums + i * TASK_COLUMNS, c + i * ldc, p->columns);
+  multiply_part(kernels, a, packed, p, sums, TASK_COLUMNS, accumulate);
+  for (int64_t i = 0; i < p->rows; ++i)
+    kernels->f32_to_bf16(c + i * ldc, sums + i * TASK_COLUMNS, p->columns);
+}
+
+/* All parts. A deep product (a weight's gradient) takes larger ones, where that leaves enough for
+ * every thread: A and B are then read fewer times. */
+static void multiply_parts(const attn_matrix *a, const attn_packed *packed, const attn_matrix *c,
                            bool accumulate) {
   const attn_kernels *kernels = attn_kernels_get();
-  int64_t k = packed->k, n = packed->n, m = a->rows, lda = a->stride[0];
-  int64_t panel_stride = packed_depth(k, packed->dtype) * ATTN_PANEL;
-  int64_t row_tasks = (m + TASK_ROWS - 1) / TASK_ROWS;
-  int64_t column_tasks = (attn_panels(n) + TASK_PANELS - 1) / TASK_PANELS;
-#pragma omp parallel num_threads(attn_product_threads(m, n, k))
+  int64_t k = packed->k, n = packed->n, m = a->rows;
+  int threads = attn_product_threads(m, n, k);
+  bool rounded = packed->dtype == ATTN_BF16 && c->dtype == ATTN_BF16;
+  bool deep = !rounded && k > 2 * PIECE_DEPTH;
+  bool enough = m * n >= 4 * TASK_ROWS * TASK_COLUMNS * (int64_t)threads;
+  int64_t scale = deep && enough ? 2 : 1;
+  int64_t part_rows = scale * TASK_ROWS, part_columns = scale * TASK_COLUMNS;
+  int64_t down = (m + part_rows - 1) / part_rows, across = (n + part_columns - 1) / part_columns;
+  size_t size = attn_dtype_size(c->dtype);
+#pragma omp parallel num_threads(threads)
   {
     kernels->begin();
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < row_tasks * column_tasks; ++task) {
-      int64_t row = task % row_tasks * TASK_ROWS, panel = task / row_tasks * TASK_PANELS;
-      int64_t column = panel * ATTN_PANEL;
-      int64_t rows = min(m - row, TASK_ROWS), columns = min(n - column, TASK_PANELS * ATTN_PANEL);
-      if (packed->dtype == ATTN_F64)
-        kernels->matmul_f64(rows, columns, k, (const double *)a->data + row * lda, lda,
-                            (const double *)packed->data + panel * panel_stride, panel_stride,
-                            (double *)c + row * ldc + column, ldc, accumulate);
-      else if (packed->dtype == ATTN_F32)
-        kernels->matmul_f32(rows, columns, k, (const float *)a->data + row * lda, lda,
-                            (const float *)packed->data + panel * panel_stride, panel_stride,
-                            (float *)c + row * ldc + column, ldc, accumulate);
+    for (int64_t task = 0; task < down * across; ++task) {
+      part p = {.row = task % down * part_rows, .column = task / down * part_columns};
+      p.rows = min(m - p.row, part_rows);
+      p.columns = min(n - p.column, part_columns);
+      void *to = (char *)c->data + (size_t)(p.row * c->stride[0] + p.column) * size;
+      if (rounded)
+        multiply_part_rounded(kernels, a, packed, &p, to, c->stride[0], accumulate);
       else
-        kernels->matmul_bf16(rows, columns, k, (const uint16_t *)a->data + row * lda, lda,
-                             (const uint16_t *)packed->data + panel * panel_stride, panel_stride,
-                             (float *)c + row * ldc + column, ldc, accumulate);
+        multiply_part(kernels, a, packed, &p, to, c->stride[0], accumulate);
     }
     kernels->end();
   }
@@ -113,31 +155,14 @@ static attn_status pad_depth(const attn_matrix *a, attn_matrix *padded, attn_are
   return ATTN_OK;
 }
 
-/* C bfloat16: the sum is float32 until the one rounding at the end. */
-static attn_status multiply_rounded(const attn_matrix *a, const attn_packed *packed,
-                                    const attn_matrix *c, bool accumulate, attn_arena *scratch) {
-  const attn_kernels *kernels = attn_kernels_get();
-  int64_t n = packed->n;
-  float *sums = attn_arena_alloc(scratch, (size_t)(a->rows * n) * sizeof(float));
-  if (!sums) return ATTN_OUT_OF_MEMORY;
-  uint16_t *rounded = c->data;
-  if (accumulate) kernels->bf16_to_f32(sums, rounded, a->rows * n);
-  multiply_tasks(a, packed, sums, n, accumulate);
-  kernels->f32_to_bf16(rounded, sums, a->rows * n);
-  return ATTN_OK;
-}
-
 static attn_status multiply(const attn_matrix *a, const attn_packed *packed, const attn_matrix *c,
                             bool accumulate, attn_arena *scratch) {
   attn_arena_mark mark = attn_arena_get_mark(scratch);
   attn_matrix padded;
   attn_status status = pad_depth(a, &padded, scratch);
-  if (status == ATTN_OK && c->dtype == ATTN_BF16)
-    status = multiply_rounded(&padded, packed, c, accumulate, scratch);
-  else if (status == ATTN_OK)
-    multiply_tasks(&padded, packed, c->data, c->stride[0], accumulate);
+  if (status == ATTN_OK) multiply_parts(&padded, packed, c, accumulate);
   attn_arena_release(scratch, mark);
   return status;
 }
 
-const attn_product attn_product_panels = {"panels", plan, pack, multiply};
+const attn_product attn_product_panels = {"panels", true, plan, pack, multiply};

@@ -29,12 +29,13 @@ typedef struct attn_packed {
 
 struct attn_product {
   const char *name;
+  bool any_stride; /* A and C may have gaps between their rows */
   /* Fills in everything of `packed` but data for B [k, n], to be multiplied by matrices of about m
    * rows; false when this product cannot do it here. */
   bool (*plan)(int64_t m, int64_t k, int64_t n, attn_dtype dtype, attn_packed *packed);
   /* Writes packed->data (bytes, 64-byte aligned) from b. */
   attn_status (*pack)(const attn_packed *packed, const attn_matrix *b);
-  /* A is row-major and gapless; C is row-major and gapless, of dtype A's or float32. */
+  /* A and C are row-major, gapless unless any_stride; C is of A's dtype or float32. */
   attn_status (*multiply)(const attn_matrix *a, const attn_packed *packed, const attn_matrix *c,
                           bool accumulate, attn_arena *scratch);
 };
