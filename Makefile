@@ -7,7 +7,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # CMake runs a make of its own: without our flags it does not announce directories.
 cmake_build = env -u MAKEFLAGS -u MAKELEVEL cmake --build
-sources = git ls-files --cached --others --exclude-standard '*.c' '*.h' '*.inc'
+sources = find include src tests bench examples -name '*.[ch]' -o -name '*.inc'
 # configure and build in folder $(1) with CMake options $(2), quietly unless something is wrong
 define build_in
 cmake -S . -B $(1) $(2) $(CMAKE_FLAGS) >$(1).log 2>&1 || { cat $(1).log; exit 1; }
@@ -23,6 +23,15 @@ test: ## Build and run every test
 	@scripts/dependencies build test
 	@$(call build_in,$(BUILD),)
 	@cd $(BUILD) && ctest --output-on-failure --progress -j 1
+
+demo: all ## Let the model that comes with attn write, and show speed against length
+	@$(BUILD)/attn run --echo --prompt "In the beginning" --tokens 200 --stats
+	@echo
+	@$(BUILD)/attn bench --demo --svg $(BUILD)/demo.svg
+
+docs: all ## Renew what is written from the tables: docs/systems.md, man/attn.1
+	@$(BUILD)/attn list --systems-md docs/systems.md
+	@$(BUILD)/attn help --roff >$(BUILD)/attn.1 && mv $(BUILD)/attn.1 man/attn.1
 
 bench: all ## Measure the operators (attn bench; ARGS="--help" for more)
 	@$(BUILD)/attn bench $(ARGS)
@@ -61,4 +70,4 @@ help: ## This list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
 WERROR ?= OFF
-.PHONY: all test bench install format format-check lint sanitize clang clean help
+.PHONY: all test demo docs bench install format format-check lint sanitize clang clean help

@@ -44,7 +44,8 @@ int main(int argc, char **argv) {
   char directory[] = "/tmp/attn-bench-XXXXXX", text[64], *config = NULL;
   const char *data = text;
   options.steps = 30;
-  options.validation_every = options.checkpoint_every = 0;
+  options.checkpoint_every = 0;
+  options.validation_fraction = 0; /* steps only */
   for (int i = 1; i < argc; ++i) {
     const char *value = i + 1 < argc ? argv[i + 1] : "";
     if (strcmp(argv[i], "--checkpoint-activations") == 0) {

@@ -249,8 +249,7 @@ const attn_command attn_command_train = {
     .examples =
         "attn train --data book.txt --out runs/mine\tthe small default model\n"
         "attn train --data texts/ --out runs/gdn --config gdn.json --steps 5000\tanother one\n"
-        "attn train --data new.txt --model runs/mine --out runs/tuned --learning-rate "
-        "2e-4\tfurther",
+        "attn train --data new.txt --model runs/mine --out runs/next -r 2e-4\tfurther",
     .options = table,
     .option_count = ATTN_COUNT(table),
     .defaults = &defaults,

@@ -52,6 +52,13 @@ static attn_var *finish(attn_graph *g, attn_tensor value, attn_var *a, attn_var 
   return y;
 }
 
+/* A parallel loop over the rows of tensors that were brought to rows. */
+#define PRAGMA(text) _Pragma(#text)
+#define FOR_ROWS(g, rows, width)                                                                   \
+  PRAGMA(omp parallel for num_threads(g->threads) schedule(static)                                 \
+         if (rows * width > ATTN_SERIAL_ELEMENTS))                                                 \
+  for (int64_t r = 0; r < rows; ++r)
+
 /* gradient of x += factor * dy */
 static void pass_on(attn_graph *g, attn_var *x, double factor, const attn_tensor *dy) {
   bool accumulate;
@@ -61,8 +68,11 @@ static void pass_on(attn_graph *g, attn_var *x, double factor, const attn_tensor
 
 static attn_status add_backward(attn_graph *g, attn_node *node) {
   elementwise_node *self = (elementwise_node *)node;
-  pass_on(g, self->a, self->factor, &node->output->gradient);
   if (self->b) pass_on(g, self->b, self->factor, &node->output->gradient);
+  if (self->factor == 1)
+    attn_gradient_hand_over(g, self->a, node->output);
+  else
+    pass_on(g, self->a, self->factor, &node->output->gradient);
   return g->status;
 }
 
@@ -70,8 +80,13 @@ attn_var *attn_op_add(attn_graph *graph, attn_var *a, attn_var *b) {
   if (!check_shapes(graph, "add", a, b)) return NULL;
   attn_tensor value = attn_graph_tensor_like(graph, a->value.dtype, &a->value);
   if (!value.data) return NULL;
-  attn_add_tensor(graph, &value, &a->value, 1, false);
-  attn_add_tensor(graph, &value, &b->value, 1, true);
+  attn_tensor to = attn_as_rows(graph, &value);
+  attn_tensor from_a = attn_as_rows(graph, &a->value), from_b = attn_as_rows(graph, &b->value);
+  if (!to.data || !from_a.data || !from_b.data) return NULL;
+  int64_t rows = to.shape[0], width = to.shape[1];
+  FOR_ROWS(graph, rows, width)
+  graph->kernels->row_add(attn_row(&to, to.stride[0], r), 1, attn_row(&from_a, from_a.stride[0], r),
+                          1, attn_row(&from_b, from_b.stride[0], r), width);
   return finish(graph, value, a, b, ATTN_IDENTITY, 1, add_backward);
 }
 
@@ -94,13 +109,6 @@ attn_var *attn_op_cast(attn_graph *graph, attn_var *x, attn_dtype dtype) {
                            attn_dtype_name(dtype));
   return scale_into(graph, x, 1, dtype);
 }
-
-/* A parallel loop over the rows of tensors that were brought to rows. */
-#define PRAGMA(text) _Pragma(#text)
-#define FOR_ROWS(g, rows, width)                                                                   \
-  PRAGMA(omp parallel for num_threads(g->threads) schedule(static)                                 \
-         if (rows * width > ATTN_SERIAL_ELEMENTS))                                                 \
-  for (int64_t r = 0; r < rows; ++r)
 
 static attn_status activate_backward(attn_graph *g, attn_node *node) {
   elementwise_node *self = (elementwise_node *)node;

@@ -242,6 +242,19 @@ attn_tensor attn_gradient_rows(attn_graph *graph, attn_var *x, bool *accumulate)
   return attn_as_rows(graph, &target);
 }
 
+void attn_gradient_hand_over(attn_graph *graph, attn_var *x, attn_var *output) {
+  bool free_to_take = x->needs_gradient && !x->root && !x->gradient.data &&
+                      x->value.dtype == output->gradient.dtype &&
+                      attn_tensor_is_contiguous(&x->value);
+  if (!free_to_take) {
+    attn_gradient_add(graph, x, &output->gradient);
+    return;
+  }
+  x->gradient = x->value;
+  x->gradient.data = output->gradient.data;
+  output->gradient.data = NULL;
+}
+
 /* Runs nodes until the tape is empty. */
 static attn_status run_tape(attn_graph *g) {
   while (g->last) {
@@ -253,6 +266,7 @@ static attn_status run_tape(attn_graph *g) {
     attn_status status = node->backward(g, node);
     if (status == ATTN_OK) status = g->status;
     if (status != ATTN_OK) return status;
+    if (!output->gradient.data) continue; /* handed over */
     size_t size = gradient_bytes(&output->value);
     attn_free_buffer *freed = output->gradient.data;
     freed->size = size;

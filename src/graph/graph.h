@@ -91,6 +91,10 @@ void attn_gradient_add(attn_graph *graph, attn_var *x, const attn_tensor *part);
  * which attn_gradient_add then adds; it does nothing to rows that are in place already. */
 attn_tensor attn_gradient_rows(attn_graph *graph, attn_var *x, bool *accumulate);
 
+/* For a backward that is done with the gradient of its output: gives it to x, as it is when x has
+ * none yet, else added. */
+void attn_gradient_hand_over(attn_graph *graph, attn_var *x, attn_var *output);
+
 /* Runs block(context, x) keeping only its result, and again in backward: memory for time. The
  * result must have x's shape and dtype. The block must do the same both times, and use no other
  * variable that was made outside of it (parameters it asks for itself). */

@@ -40,6 +40,8 @@ attn_var *attn_layer_embedding(attn_graph *graph, attn_parameter *table, const i
                              tokens[r], (long long)r, (long long)vocabulary - 1);
   attn_tensor value = attn_graph_tensor(graph, graph->wide, 2, (int64_t[]){rows, width});
   if (!value.data) return NULL;
+#pragma omp parallel for num_threads(graph->threads)                                               \
+    schedule(static) if (rows * width > ATTN_SERIAL_ELEMENTS)
   for (int64_t r = 0; r < rows; ++r)
     graph->kernels->row_add(attn_row(&value, width, r), factor,
                             attn_row(&table->value, table->value.stride[0], tokens[r]), 0,

@@ -35,7 +35,8 @@ static attn_var *block(attn_graph *g, void *context, attn_var *x) {
   const attn_layer_config *layer = &config->layers[c->layer];
   attn_mixer_call call = {
       .options = &layer->options, .parameters = p->mixer, .layout = c->layout, .state = c->state};
-  x = attn_op_add(g, x, layer->mixer->apply(g, &call, norm(g, config, p->token_norm, x)));
+  x = attn_op_add(g, x,
+                  attn_mixer_apply(g, layer->mixer, &call, norm(g, config, p->token_norm, x)));
   attn_var *inner = norm(g, config, p->channel_norm, x);
   return attn_op_add(g, x, feed_forward(g, config, p->feed_forward, inner));
 }

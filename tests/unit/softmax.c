@@ -3,6 +3,7 @@
 #include "support/test.h"
 
 #include "attn/softmax.h"
+#include "base/fault.h"
 #include "base/memory.h"
 #include "base/random.h"
 #include "oracles/softmax.h"
@@ -519,11 +520,441 @@ static void backward_bf16(void **state) {
   check_samples(ATTN_BF16, BOTH, SAMPLES);
 }
 
+/* sum(o d_o) + sum(lse d_lse) as the library computes it. */
+static double loss(const fixture *f) {
+  attn_softmax_problem problem = f->problem;
+  problem.passes = ATTN_PASS_FORWARD;
+  tensors t = make_tensors(f);
+  run_plan(&problem, &t.args);
+  double *o = test_to_doubles(&t.args.o), *lse = test_to_doubles(&t.args.lse), sum = 0;
+  for (int64_t i = 0; i < f->queries * f->problem.heads * f->problem.value_dim; ++i)
+    sum += o[i] * f->d_o[i];
+  for (int64_t i = 0; i < lse_count(f); ++i)
+    if (lse[i] != -INFINITY) sum += lse[i] * f->d_lse[i];
+  free(o);
+  free(lse);
+  destroy(&t);
+  return sum;
+}
+
+/* The derivative along a random direction of one input against central differences. */
+static void check_direction(fixture *f, const char *name, double *x, int64_t count,
+                            const attn_tensor *gradient) {
+  /* A power of two, so that sinks, which are float32, take the step exactly. The error of central
+   * differences is of order step^2. */
+  const double step = 0x1p-10, tolerance = 1e-5;
+  double *direction = zeros(count), *g = test_to_doubles(gradient), analytic = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    direction[i] = attn_random_u32(&f->random) & 1 ? 1 : -1;
+    analytic += direction[i] * g[i];
+    x[i] += step * direction[i];
+  }
+  double above = loss(f);
+  for (int64_t i = 0; i < count; ++i) x[i] -= 2 * step * direction[i];
+  double below_it = loss(f);
+  for (int64_t i = 0; i < count; ++i) x[i] += step * direction[i];
+  double numeric = (above - below_it) / (2 * step);
+  free(direction);
+  free(g);
+  if (!(fabs(numeric - analytic) <= tolerance * (1 + fabs(analytic)) * (double)count))
+    fail_msg("%s: finite differences %.12g, gradient %.12g", name, numeric, analytic);
+}
+
+static void gradients_equal_finite_differences(void **state) {
+  (void)state;
+  fixture f = {.problem = ATTN_SOFTMAX_PROBLEM_INIT, .random = {.seed = 77}, .with_d_lse = true};
+  attn_softmax_problem *p = &f.problem;
+  p->dtype = ATTN_F64;
+  p->passes = BOTH;
+  p->query_length = 9, p->key_length = 13, p->heads = 4, p->kv_heads = 2, p->dim = 5;
+  p->value_dim = 3, p->causal = true, p->window_left = 6, p->soft_cap = 1.5;
+  p->bias = p->alibi = p->sinks = true;
+  fill(&f);
+  for (int64_t h = 0; h < p->heads; ++h) f.sinks[h] = round(f.sinks[h] * 256) / 256;
+  tensors t = make_tensors(&f);
+  run_plan(p, &t.args);
+  check_direction(&f, "q", f.q, f.queries * p->heads * p->dim, &t.args.d_q);
+  check_direction(&f, "k", f.k, f.keys * p->kv_heads * p->dim, &t.args.d_k);
+  check_direction(&f, "v", f.v, f.keys * p->kv_heads * p->value_dim, &t.args.d_v);
+  check_direction(&f, "bias", f.bias, bias_count(&f), &t.args.d_bias);
+  check_direction(&f, "sinks", f.sinks, p->heads, &t.args.d_sinks);
+  destroy(&t);
+  clear(&f);
+}
+
+/* A plain float32 problem, filled; the caller may change options before `fill`. */
+static fixture plain(int64_t queries, int64_t keys, bool causal) {
+  fixture f = {.problem = ATTN_SOFTMAX_PROBLEM_INIT, .random = {.seed = 5}};
+  attn_softmax_problem *p = &f.problem;
+  p->query_length = queries, p->key_length = keys, p->causal = causal;
+  p->heads = p->kv_heads = 2, p->dim = p->value_dim = 48;
+  return f;
+}
+
+static double *output(const fixture *f, double **lse) {
+  tensors t = make_tensors(f);
+  run_plan(&f->problem, &t.args);
+  double *o = test_to_doubles(&t.args.o);
+  if (lse) *lse = test_to_doubles(&t.args.lse);
+  destroy(&t);
+  return o;
+}
+
+static const double reordered = 2e-6; /* float32 sums in another order */
+
+static void splits_do_not_matter(void *context) {
+  (void)context;
+  fixture f = plain(7, 700, true);
+  fill(&f);
+  double *lse_one, *one;
+  f.problem.splits = 1;
+  one = output(&f, &lse_one);
+  for (int splits = 2; splits < 9; ++splits) {
+    double *lse, *o;
+    f.problem.splits = splits;
+    o = output(&f, &lse);
+    assert_true(test_relative_error(o, one, f.queries * 2 * 48) < reordered);
+    assert_true(test_relative_error(lse, lse_one, lse_count(&f)) < reordered);
+    free(o);
+    free(lse);
+  }
+  free(one);
+  free(lse_one);
+  clear(&f);
+}
+
+static void a_constant_shifts_the_lse_alone(void *context) {
+  (void)context;
+  fixture f = plain(30, 90, true);
+  f.problem.bias = true;
+  fill(&f);
+  double *lse, *shifted_lse, *o = output(&f, &lse);
+  for (int64_t i = 0; i < bias_count(&f); ++i) f.bias[i] += 3;
+  double *shifted = output(&f, &shifted_lse);
+  assert_true(test_relative_error(shifted, o, f.queries * 2 * 48) < reordered);
+  for (int64_t i = 0; i < lse_count(&f); ++i) assert_true(fabs(shifted_lse[i] - lse[i] - 3) < 1e-5);
+  free(o);
+  free(shifted);
+  free(lse);
+  free(shifted_lse);
+  clear(&f);
+}
+
+/* The keys in two halves, merged by attn_softmax_merge, equal one pass. */
+static void halves_merge_into_the_whole(void *context) {
+  (void)context;
+  enum { QUERIES = 11, KEYS = 130, CUT = 57, HEADS = 2, DIM = 48, ROWS = QUERIES * HEADS };
+  fixture f = plain(QUERIES, KEYS, false);
+  fill(&f);
+  double *lse, *o = output(&f, &lse), *parts = zeros(2 * ROWS * DIM), *part_lse = zeros(2 * ROWS);
+  for (int half = 0; half < 2; ++half) {
+    fixture part = f;
+    int64_t first = half ? CUT : 0;
+    part.keys = part.problem.key_length = half ? KEYS - CUT : CUT;
+    part.k += first * HEADS * DIM;
+    part.v += first * HEADS * DIM;
+    double *half_lse, *half_o = output(&part, &half_lse);
+    memcpy(parts + half * ROWS * DIM, half_o, sizeof *parts * ROWS * DIM);
+    for (int i = 0; i < QUERIES; ++i) /* from [heads][queries] to the rows of o */
+      for (int h = 0; h < HEADS; ++h)
+        part_lse[half * ROWS + i * HEADS + h] = half_lse[h * QUERIES + i];
+    free(half_o);
+    free(half_lse);
+  }
+  const int64_t shape[] = {2, ROWS, DIM};
+  attn_tensor a = test_from_doubles(parts, ATTN_F32, 3, shape);
+  attn_tensor b = test_from_doubles(part_lse, ATTN_F32, 2, shape), merged, merged_lse;
+  assert_ok(attn_tensor_create(ATTN_F32, 2, shape + 1, &merged));
+  assert_ok(attn_tensor_create(ATTN_F32, 1, shape + 1, &merged_lse));
+  assert_ok(attn_softmax_merge(&a, &b, &merged, &merged_lse));
+  double *got = test_to_doubles(&merged);
+  assert_true(test_relative_error(got, o, ROWS * DIM) < reordered);
+  assert_int_equal(attn_softmax_merge(&a, &a, &merged, NULL), ATTN_INVALID_SHAPE);
+  assert_int_equal(attn_softmax_merge(&a, &b, &merged_lse, NULL), ATTN_INVALID_SHAPE);
+  double *arrays[] = {o, lse, parts, part_lse, got};
+  for (size_t i = 0; i < sizeof arrays / sizeof *arrays; ++i) free(arrays[i]);
+  attn_tensor *owned[] = {&a, &b, &merged, &merged_lse};
+  for (size_t i = 0; i < sizeof owned / sizeof *owned; ++i) attn_tensor_destroy(owned[i]);
+  clear(&f);
+}
+
+/* The last query alone, as in decoding, equals the last row of the whole. */
+static void decoding_continues_the_prefill(void *context) {
+  (void)context;
+  enum { LENGTH = 77, WIDTH = 2 * 48 };
+  fixture f = plain(LENGTH, LENGTH, true);
+  f.problem.window_left = 50;
+  f.problem.alibi = true;
+  fill(&f);
+  double *whole = output(&f, NULL);
+  fixture step = f;
+  step.problem.query_length = step.queries = 1;
+  step.q += (LENGTH - 1) * WIDTH;
+  double *o = output(&step, NULL);
+  assert_true(test_relative_error(o, whole + (LENGTH - 1) * WIDTH, WIDTH) < reordered);
+  free(whole);
+  free(o);
+  clear(&f);
+}
+
+static void runs_are_identical(void *context) {
+  (void)context;
+  fixture f = plain(150, 300, true);
+  f.problem.passes = BOTH;
+  fill(&f);
+  tensors a = make_tensors(&f), b = make_tensors(&f);
+  assert_ok(attn_set_threads(3));
+  run_plan(&f.problem, &a.args);
+  run_plan(&f.problem, &b.args);
+  assert_ok(attn_set_threads(0));
+  const attn_tensor *pairs[][2] = {{&a.args.o, &b.args.o},
+                                   {&a.args.d_q, &b.args.d_q},
+                                   {&a.args.d_k, &b.args.d_k},
+                                   {&a.args.d_v, &b.args.d_v}};
+  for (size_t i = 0; i < sizeof pairs / sizeof *pairs; ++i) {
+    double *x = test_to_doubles(pairs[i][0]), *y = test_to_doubles(pairs[i][1]);
+    assert_memory_equal(x, y, (size_t)attn_tensor_count(pairs[i][0]) * sizeof *x);
+    free(x);
+    free(y);
+  }
+  destroy(&a);
+  destroy(&b);
+  clear(&f);
+}
+
+/* Logits of 1e4: nothing overflows, and the largest key of a row wins as it should. */
+static void large_logits_do_not_overflow(void *context) {
+  (void)context;
+  fixture f = plain(40, 80, true);
+  f.problem.passes = BOTH;
+  f.problem.scale = 1e3;
+  fill(&f);
+  run_oracle(&f);
+  tensors t = make_tensors(&f);
+  run_plan(&f.problem, &t.args);
+  /* A logit of 1e4 has a rounding error of 1e-3 in float32, and so has every weight. */
+  assert_true(gradient_error(&t.args.o, f.o, f.queries * 2 * 48) < 1e-2);
+  const attn_tensor *gradients[] = {&t.args.d_q, &t.args.d_k, &t.args.d_v};
+  for (int i = 0; i < 3; ++i) {
+    double *x = test_to_doubles(gradients[i]);
+    for (int64_t j = 0; j < attn_tensor_count(gradients[i]); ++j) assert_true(isfinite(x[j]));
+    free(x);
+  }
+  destroy(&t);
+  clear(&f);
+}
+
+/* More queries than keys: the first see nothing. Also rows whose bias is -inf everywhere. */
+static void empty_rows_are_zero(void *context) {
+  (void)context;
+  fixture f = plain(100, 20, true);
+  f.problem.passes = BOTH;
+  f.problem.bias = true;
+  f.problem.sinks = true;
+  fill(&f);
+  for (int64_t j = 0; j < 20; ++j) f.bias[90 * 20 + j] = -INFINITY; /* head 0 */
+  tensors t = make_tensors(&f);
+  run_plan(&f.problem, &t.args);
+  double *o = test_to_doubles(&t.args.o), *lse = test_to_doubles(&t.args.lse);
+  double *d_q = test_to_doubles(&t.args.d_q);
+  for (int64_t i = 0; i < 100; ++i) {
+    bool empty = i < 80;
+    assert_true((lse[i] == -INFINITY) == (empty || i == 90));
+    for (int64_t c = 0; c < 48; ++c) {
+      assert_true(isfinite(o[i * 96 + c]) && isfinite(d_q[i * 96 + c]));
+      if (empty || i == 90) assert_true(o[i * 96 + c] == 0 && d_q[i * 96 + c] == 0);
+    }
+  }
+  free(o);
+  free(lse);
+  free(d_q);
+  destroy(&t);
+  clear(&f);
+}
+
+static void identities(void **state) {
+  (void)state;
+  test_on_every_path(splits_do_not_matter, NULL);
+  test_on_every_path(a_constant_shifts_the_lse_alone, NULL);
+  test_on_every_path(halves_merge_into_the_whole, NULL);
+  test_on_every_path(decoding_continues_the_prefill, NULL);
+  test_on_every_path(runs_are_identical, NULL);
+  test_on_every_path(large_logits_do_not_overflow, NULL);
+  test_on_every_path(empty_rows_are_zero, NULL);
+}
+
+static void refuse(attn_softmax_problem problem, attn_status status, const char *word) {
+  attn_plan *plan = NULL;
+  assert_int_equal(attn_softmax_plan(&problem, &plan), status);
+  assert_null(plan);
+  if (!strstr(attn_error_message(), word))
+    fail_msg("\"%s\" does not name %s", attn_error_message(), word);
+}
+
+static void bad_problems_are_refused(void **state) {
+  (void)state;
+  const attn_softmax_problem good = plain(10, 10, true).problem;
+  attn_plan *plan;
+  assert_ok(attn_softmax_plan(&good, &plan));
+  attn_plan_destroy(plan);
+#define REFUSE(field, value, status)                                                               \
+  do {                                                                                             \
+    attn_softmax_problem bad = good;                                                               \
+    bad.field = value;                                                                             \
+    refuse(bad, status, #field);                                                                   \
+  } while (0)
+  REFUSE(struct_size, 3, ATTN_INVALID_ARGUMENT);
+  REFUSE(dtype, ATTN_F16, ATTN_UNSUPPORTED);
+  REFUSE(dtype, (attn_dtype)99, ATTN_UNSUPPORTED);
+  REFUSE(passes, 0, ATTN_INVALID_ARGUMENT);
+  REFUSE(passes, 8, ATTN_INVALID_ARGUMENT);
+  REFUSE(batch, 0, ATTN_INVALID_ARGUMENT);
+  REFUSE(batch, -1, ATTN_INVALID_ARGUMENT);
+  REFUSE(batch, INT64_MAX, ATTN_INVALID_ARGUMENT);
+  REFUSE(query_length, 0, ATTN_INVALID_ARGUMENT);
+  REFUSE(key_length, INT64_MIN, ATTN_INVALID_ARGUMENT);
+  REFUSE(heads, 0, ATTN_INVALID_ARGUMENT);
+  REFUSE(heads, 3, ATTN_INVALID_SHAPE);
+  REFUSE(kv_heads, -2, ATTN_INVALID_ARGUMENT);
+  REFUSE(dim, 0, ATTN_INVALID_ARGUMENT);
+  REFUSE(dim, 257, ATTN_INVALID_ARGUMENT);
+  REFUSE(value_dim, 1000, ATTN_INVALID_ARGUMENT);
+  REFUSE(scale, NAN, ATTN_INVALID_ARGUMENT);
+  REFUSE(scale, INFINITY, ATTN_INVALID_ARGUMENT);
+  REFUSE(soft_cap, -1, ATTN_INVALID_ARGUMENT);
+  REFUSE(soft_cap, NAN, ATTN_INVALID_ARGUMENT);
+  REFUSE(window_left, -2, ATTN_INVALID_ARGUMENT);
+  REFUSE(window_right, INT64_MIN, ATTN_INVALID_ARGUMENT);
+  REFUSE(splits, -1, ATTN_INVALID_ARGUMENT);
+  REFUSE(planning, (attn_planning)7, ATTN_INVALID_ARGUMENT);
+  attn_softmax_problem paged = good;
+  paged.paged = true;
+  refuse(paged, ATTN_INVALID_ARGUMENT, "page_size");
+  paged.page_size = 16;
+  paged.passes = BOTH;
+  refuse(paged, ATTN_UNSUPPORTED, "paged");
+  attn_softmax_problem huge = good; /* legal field by field; must neither crash nor overflow */
+  huge.batch = huge.query_length = huge.key_length = huge.heads = (int64_t)1 << 31;
+  huge.kv_heads = 1;
+  huge.dim = huge.value_dim = 256;
+  huge.window_left = huge.window_right = INT64_MAX;
+  huge.splits = 65536;
+  huge.passes = BOTH;
+  refuse(huge, ATTN_INVALID_SHAPE, "memory");
+}
+
+static void bad_tensors_are_refused(void **state) {
+  (void)state;
+  fixture f = plain(10, 12, true);
+  f.problem.passes = BOTH;
+  f.problem.bias = f.problem.sinks = true;
+  fill(&f);
+  tensors t = make_tensors(&f);
+  attn_plan *plan;
+  attn_plan_info info;
+  assert_ok(attn_softmax_plan(&f.problem, &plan));
+  assert_ok(attn_plan_get_info(plan, &info));
+  void *workspace = aligned_alloc(64, (info.workspace_bytes + 64) / 64 * 64);
+  const attn_softmax_args good = t.args;
+#define REFUSE_ARGS(change, execute, word)                                                         \
+  do {                                                                                             \
+    attn_softmax_args bad = good;                                                                  \
+    change;                                                                                        \
+    assert_int_not_equal(execute(plan, &bad, workspace), ATTN_OK);                                 \
+    if (!strstr(attn_error_message(), word))                                                       \
+      fail_msg("\"%s\" does not name %s", attn_error_message(), word);                             \
+  } while (0)
+  REFUSE_ARGS(bad.q.data = NULL, attn_softmax_forward, "q is missing");
+  REFUSE_ARGS(bad.k.shape[1] = 11, attn_softmax_forward, "k has shape");
+  REFUSE_ARGS(bad.v.dtype = ATTN_F64, attn_softmax_forward, "v is float64");
+  REFUSE_ARGS(bad.o.stride[1] = 0, attn_softmax_forward, "o has stride 0");
+  REFUSE_ARGS(bad.q.stride[3] = 2, attn_softmax_forward, "q has stride 2");
+  REFUSE_ARGS(bad.q.rank = 3, attn_softmax_forward, "q has shape");
+  REFUSE_ARGS(bad.q.device.kind = ATTN_CUDA, attn_softmax_forward, "q is not in CPU");
+  REFUSE_ARGS(bad.bias.data = NULL, attn_softmax_forward, "bias is missing");
+  REFUSE_ARGS(bad.sinks.shape[0] = 1, attn_softmax_forward, "sinks has shape");
+  REFUSE_ARGS(bad.lse.data = NULL, attn_softmax_backward, "lse is missing");
+  REFUSE_ARGS(bad.d_o.data = NULL, attn_softmax_backward, "d_o is missing");
+  REFUSE_ARGS(bad.d_k.shape[3] = 5, attn_softmax_backward, "d_k has shape");
+  const int32_t too_long[] = {13};
+  REFUSE_ARGS(bad.key_lengths = too_long, attn_softmax_forward, "key_lengths[0] is 13");
+  assert_int_not_equal(attn_softmax_forward(plan, &good, NULL), ATTN_OK);
+  assert_int_not_equal(attn_softmax_forward(NULL, &good, workspace), ATTN_OK);
+  attn_plan_destroy(plan);
+  destroy(&t);
+
+  f.problem.bias = false;
+  f.problem.ragged = true;
+  t = make_tensors(&f);
+  assert_ok(attn_softmax_plan(&f.problem, &plan));
+  const int32_t backwards[] = {5, 2}, beyond[] = {5, 14};
+  attn_softmax_args bad = t.args;
+  bad.query_offsets = backwards;
+  assert_int_equal(attn_softmax_forward(plan, &bad, workspace), ATTN_INVALID_SHAPE);
+  bad.query_offsets = f.query_offsets;
+  bad.key_offsets = beyond;
+  assert_int_equal(attn_softmax_forward(plan, &bad, workspace), ATTN_INVALID_SHAPE);
+  bad.key_offsets = NULL;
+  assert_int_equal(attn_softmax_forward(plan, &bad, workspace), ATTN_INVALID_ARGUMENT);
+  attn_plan_destroy(plan);
+  destroy(&t);
+
+  f.problem.ragged = false;
+  f.problem.paged = true;
+  f.problem.page_size = 5;
+  f.problem.passes = ATTN_PASS_FORWARD;
+  t = make_tensors(&f);
+  assert_ok(attn_softmax_plan(&f.problem, &plan));
+  ((int32_t *)t.args.page_table.data)[1] = 1000;
+  assert_int_equal(attn_softmax_forward(plan, &t.args, workspace), ATTN_INVALID_SHAPE);
+  assert_non_null(strstr(attn_error_message(), "page_table[0][1]"));
+  attn_plan_destroy(plan);
+  destroy(&t);
+  free(workspace);
+  clear(&f);
+}
+
+/* A measured plan computes the same. */
+static void measured_plans_are_right(void **state) {
+  (void)state;
+  const int64_t queries[] = {70, 1};
+  for (int i = 0; i < 2; ++i) {
+    fixture f = plain(queries[i], 200, true);
+    f.problem.planning = ATTN_PLAN_MEASURE;
+    fill(&f);
+    check_on_all_paths(&f);
+    clear(&f);
+  }
+}
+
+static void planning_survives_no_memory(void **state) {
+  (void)state;
+  fixture f = plain(61, 203, true);
+  f.problem.planning = ATTN_PLAN_MEASURE;
+  for (int skip = 0; skip < 4; ++skip) { /* the plan, then the tensors of the measurement */
+    attn_plan *plan = NULL;
+    attn_fault_arm(ATTN_FAULT_ALLOC, skip);
+    attn_status status = attn_softmax_plan(&f.problem, &plan);
+    attn_fault_disarm(ATTN_FAULT_ALLOC);
+    assert_int_equal(status, ATTN_OUT_OF_MEMORY);
+    assert_null(plan);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(forward_f64),  cmocka_unit_test(forward_f32),
-      cmocka_unit_test(forward_bf16), cmocka_unit_test(backward_f64),
-      cmocka_unit_test(backward_f32), cmocka_unit_test(backward_bf16),
+      cmocka_unit_test(forward_f64),
+      cmocka_unit_test(forward_f32),
+      cmocka_unit_test(forward_bf16),
+      cmocka_unit_test(backward_f64),
+      cmocka_unit_test(backward_f32),
+      cmocka_unit_test(backward_bf16),
+      cmocka_unit_test(gradients_equal_finite_differences),
+      cmocka_unit_test(identities),
+      cmocka_unit_test(bad_problems_are_refused),
+      cmocka_unit_test(bad_tensors_are_refused),
+      cmocka_unit_test(measured_plans_are_right),
+      cmocka_unit_test(planning_survives_no_memory),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

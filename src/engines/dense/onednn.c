@@ -27,6 +27,8 @@ typedef struct key {
   int32_t dtype, result_dtype; /* dnnl_data_type_t */
   int32_t accumulate, unused;  /* no padding, so that memcmp compares */
 } key;
+_Static_assert(sizeof(key) == 2 * sizeof(int) + 5 * sizeof(int64_t) + 4 * sizeof(int32_t),
+               "keys are compared as bytes: no padding");
 
 enum { MAX_ARGUMENTS = 4, TABLE_SIZE = 192 };
 

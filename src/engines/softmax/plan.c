@@ -285,6 +285,152 @@ static void describe(softmax_plan *plan) {
            plan->splits > 1 ? "s" : "", plan->base.threads, plan->base.threads > 1 ? "s" : "");
 }
 
+/* Planning by measurement. */
+
+/* Wisdom's values: rows and keys of a forward tile, splits. */
+enum { WISE_ROWS, WISE_KEYS, WISE_SPLITS };
+
+static void wisdom_key(const softmax_plan *plan, char key[512]) {
+  const attn_softmax_problem *p = &plan->problem;
+  snprintf(key, 512,
+           "softmax %s batch %lld lengths %lld %lld heads %lld %lld dims %lld %lld causal %d "
+           "window %lld %lld terms %d%d%d%d ragged %d page %lld splits %lld on %s threads %d",
+           attn_dtype_name(p->dtype), (long long)p->batch, (long long)p->query_length,
+           (long long)p->key_length, (long long)p->heads, (long long)p->kv_heads, (long long)p->dim,
+           (long long)p->value_dim, p->causal, (long long)p->window_left,
+           (long long)p->window_right, p->soft_cap != 0, p->bias, p->alibi, p->sinks, p->ragged,
+           (long long)(p->paged ? p->page_size : 0), (long long)p->splits,
+           attn_kernel_path_name(plan->base.info.path), plan->base.threads);
+}
+
+/* Takes over tiles and splits; false when they are none that a plan could have (a foreign file). */
+static bool follow(softmax_plan *plan, const int64_t values[ATTN_WISDOM_VALUES]) {
+  int64_t rows = values[WISE_ROWS], keys = values[WISE_KEYS], splits = values[WISE_SPLITS];
+  if (rows < 1 || rows > MAX_BLOCK_ROWS || keys < 32 || keys > MAX_BLOCK_KEYS || keys % 32)
+    return false;
+  if (splits < 1 || splits > 65536) return false;
+  plan->block_rows = attn_min(rows, plan->problem.query_length * plan->fold);
+  plan->block_keys = attn_min(keys, attn_round_up(plan->problem.key_length, 32));
+  plan->problem.splits = splits;
+  finish_choices(plan);
+  return true;
+}
+
+/* Tensors of a plain problem like the plan's: what is timed is the tiles, so terms of the scores
+ * and the way sequences are stored are left out, and few heads stand for many. */
+typedef struct trial {
+  attn_softmax_problem problem;
+  attn_softmax_args args;
+  void *workspace;
+  size_t workspace_bytes;
+} trial;
+
+static attn_softmax_problem trial_problem(const softmax_plan *plan) {
+  attn_softmax_problem problem = plan->problem;
+  const int64_t enough = 4096;
+  problem.query_length = attn_min(problem.query_length, enough);
+  problem.key_length = plan->problem.query_length > enough
+                           ? attn_min(problem.key_length, enough)
+                           : attn_min(problem.key_length, 16 * enough);
+  problem.batch = 1;
+  problem.kv_heads = attn_min(problem.kv_heads * plan->problem.batch, plan->base.threads);
+  problem.heads = problem.kv_heads * plan->group;
+  problem.passes = ATTN_PASS_FORWARD;
+  problem.bias = problem.alibi = problem.sinks = problem.ragged = problem.paged = false;
+  problem.soft_cap = 0;
+  problem.planning = ATTN_PLAN_ESTIMATE;
+  return problem;
+}
+
+static void end_trial(trial *t) {
+  attn_tensor *tensors[] = {&t->args.q, &t->args.k, &t->args.v, &t->args.o};
+  for (size_t i = 0; i < sizeof tensors / sizeof *tensors; ++i) attn_tensor_destroy(tensors[i]);
+  attn_free(t->workspace);
+}
+
+static attn_status begin_trial(const softmax_plan *plan, trial *t) {
+  t->problem = trial_problem(plan);
+  const attn_softmax_problem *p = &t->problem;
+  const int64_t shapes[4][4] = {{1, p->query_length, p->heads, p->dim},
+                                {1, p->key_length, p->kv_heads, p->dim},
+                                {1, p->key_length, p->kv_heads, p->value_dim},
+                                {1, p->query_length, p->heads, p->value_dim}};
+  attn_tensor *tensors[] = {&t->args.q, &t->args.k, &t->args.v, &t->args.o};
+  for (int i = 0; i < 4; ++i) {
+    attn_status status = attn_tensor_create(p->dtype, 4, shapes[i], tensors[i]);
+    if (status == ATTN_OK) status = attn_tensor_fill(tensors[i], 0.125);
+    if (status != ATTN_OK) return status;
+  }
+  return ATTN_OK;
+}
+
+/* Seconds of one candidate, the better of two runs; infinite when it cannot be run. */
+static double time_candidate(trial *t, const softmax_plan *plan,
+                             const int64_t values[ATTN_WISDOM_VALUES]) {
+  softmax_plan candidate = {0};
+  set_up(&candidate, &t->problem);
+  candidate.base.threads = plan->base.threads;
+  choose_tiles(&candidate);
+  if (!follow(&candidate, values)) return INFINITY;
+  candidate.base.info.workspace_bytes = candidate.forward.total;
+  if (candidate.forward.total > t->workspace_bytes) {
+    attn_free(t->workspace);
+    t->workspace_bytes = 0;
+    t->workspace = attn_alloc(candidate.forward.total);
+    if (!t->workspace) return INFINITY;
+    t->workspace_bytes = candidate.forward.total;
+  }
+  double best = INFINITY;
+  for (int run = 0; run < 3; ++run) { /* the first warms up */
+    double start = attn_seconds();
+    if (attn_softmax_forward(&candidate.base, &t->args, t->workspace) != ATTN_OK) return INFINITY;
+    if (run) best = fmin(best, attn_seconds() - start);
+  }
+  return best;
+}
+
+/* Tries a few tile shapes around the estimate, then, where keys may be split, a few splits. */
+static attn_status measure(softmax_plan *plan, int64_t best[ATTN_WISDOM_VALUES]) {
+  static const int64_t rows[] = {32, 48, 60, 64, 96}, keys[] = {64, 128, 256};
+  static const int64_t splits[] = {1, 2, 4, 8, 16};
+  trial t = {0};
+  attn_status status = begin_trial(plan, &t);
+  double fastest = status == ATTN_OK ? time_candidate(&t, plan, best) : INFINITY;
+  for (int i = 0; status == ATTN_OK && i < 15; ++i) {
+    int64_t values[ATTN_WISDOM_VALUES] = {rows[i / 3], keys[i % 3], best[WISE_SPLITS]};
+    double time = time_candidate(&t, plan, values);
+    if (time >= fastest) continue;
+    fastest = time;
+    memcpy(best, values, sizeof values);
+  }
+  bool may_split = plan->problem.splits == 0 && !plan->prepack;
+  for (int i = 0; status == ATTN_OK && may_split && i < 5; ++i) {
+    int64_t values[ATTN_WISDOM_VALUES] = {best[WISE_ROWS], best[WISE_KEYS], splits[i]};
+    double time = time_candidate(&t, plan, values);
+    if (time >= fastest) continue;
+    fastest = time;
+    memcpy(best, values, sizeof values);
+  }
+  end_trial(&t);
+  return status;
+}
+
+/* Wisdom where there is any; else, if asked to, measurement. */
+static attn_status refine(softmax_plan *plan, attn_planning planning) {
+  char key[512];
+  int64_t values[ATTN_WISDOM_VALUES] = {plan->block_rows, plan->block_keys, plan->splits};
+  wisdom_key(plan, key);
+  if (attn_wisdom_lookup(key, values) && follow(plan, values)) return ATTN_OK;
+  if (planning != ATTN_PLAN_MEASURE) return ATTN_OK;
+  values[WISE_ROWS] = plan->block_rows;
+  values[WISE_KEYS] = plan->block_keys;
+  values[WISE_SPLITS] = plan->splits;
+  ATTN_TRY(measure(plan, values));
+  ATTN_TRY(attn_wisdom_record(key, values));
+  follow(plan, values);
+  return ATTN_OK;
+}
+
 attn_status attn_softmax_plan(const attn_softmax_problem *problem, attn_plan **out) {
   if (!problem || !out) return attn_fail(ATTN_INVALID_ARGUMENT, "softmax_plan: NULL argument");
   *out = NULL;
@@ -299,6 +445,11 @@ attn_status attn_softmax_plan(const attn_softmax_problem *problem, attn_plan **o
   set_up(plan, problem);
   choose_tiles(plan);
   finish_choices(plan);
+  attn_status status = refine(plan, problem->planning);
+  if (status != ATTN_OK) {
+    attn_free(plan);
+    return status;
+  }
   if (problem->passes & ATTN_PASS_FORWARD) plan->base.info.workspace_bytes = plan->forward.total;
   if (problem->passes & ATTN_PASS_BACKWARD) {
     choose_backward(plan);

@@ -237,6 +237,9 @@ static attn_status own_page(part_storage *part, int64_t index) {
   if (old != NO_PAGE) {
     memcpy(page_address(part, fresh), page_address(part, old), part->pool->page_bytes);
     drop_page(part->pool, old);
+  } else {
+    /* Engines multiply what they mask by zero: a stranger's infinities must not be there. */
+    memset(page_address(part, fresh), 0, part->pool->page_bytes);
   }
   set_page(part, index, fresh);
   return ATTN_OK;

@@ -1,0 +1,330 @@
+/* attn bench --layer: the mixer as a model's layer has it, with its norm, projections and gates:
+ *
+ *   y = mixer(RMSNorm(x)),  x [batch * length, heads * dim]
+ *
+ * on a model of one layer with fresh weights. Floating-point operations are those of the
+ * projections and of the engine's plan; bytes are x, y (with a backward, their gradients) and the
+ * weights; memory is all that the layer uses beside its weights. */
+#include "cli/bench.h"
+#include "base/memory.h"
+#include "base/random.h"
+#include "engines/dense/dense.h"
+#include "engines/plan_cache.h"
+#include "graph/operations.h"
+#include "layers/layers.h"
+#include "models/model.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CHECKED_TOKENS = 128, MOST_REPEATS = 2000, SEED = 1 };
+
+/* Errors relative to float64: the operator's rounding (see bench_measure.c) and that of the
+ * projections before and behind it, whose weights and results are rounded too. */
+static const double tolerance[ATTN_DTYPE_COUNT] = {
+    [ATTN_F64] = 1e-11, [ATTN_F32] = 1e-5, [ATTN_BF16] = 0.025};
+
+typedef struct layer {
+  attn_bench_case c;
+  int64_t rows, hidden; /* of one execution */
+  attn_model *model;
+  attn_graph *graph;
+  attn_tensor x;        /* [rows, hidden] */
+  attn_tensor d_y;      /* [1, rows * hidden]; backward only */
+  attn_parameter along; /* d_y as the weight of loss = y . d_y */
+  attn_state *state;    /* step only */
+  attn_var *x_var, *y_var;
+} layer;
+
+static void destroy(layer *l) {
+  attn_state_destroy(l->state);
+  attn_weight_destroy(l->along.weight);
+  if (l->d_y.data) attn_tensor_destroy(&l->d_y);
+  if (l->x.data) attn_tensor_destroy(&l->x);
+  attn_graph_destroy(l->graph);
+  attn_model_destroy(l->model);
+}
+
+static void fill(const attn_tensor *tensor, int64_t used) {
+  attn_random random = {.seed = SEED};
+  int64_t count = attn_tensor_count(tensor);
+  for (int64_t i = 0; i < count; ++i) {
+    double value = i < used ? 2 * attn_random_uniform(&random) - 1 : 0;
+    if (tensor->dtype == ATTN_F64)
+      ((double *)tensor->data)[i] = value;
+    else
+      ((float *)tensor->data)[i] = (float)value;
+  }
+}
+
+static attn_status create_model(layer *l) {
+  const attn_bench_case *c = &l->c;
+  char config[512], kv_heads[64] = "";
+  if (!c->op->recurrent)
+    snprintf(kv_heads, sizeof kv_heads, ", \"num_key_value_heads\": %lld", (long long)c->kv_heads);
+  snprintf(
+      config, sizeof config,
+      "{\"vocab_size\": 2, \"hidden_size\": %lld, \"num_hidden_layers\": 1, \"mixer\": \"%s\", "
+      "\"num_attention_heads\": %lld, \"head_dim\": %lld, \"intermediate_size\": 1%s}",
+      (long long)l->hidden, c->op->name, (long long)c->heads, (long long)c->dim, kv_heads);
+  ATTN_TRY(attn_model_create(config, SEED, c->dtype, &l->model));
+  return c->pass == ATTN_BENCH_BACKWARD ? attn_model_make_trainable(l->model) : ATTN_OK;
+}
+
+static attn_status create_backward(layer *l) {
+  attn_dtype wide = l->x.dtype;
+  int64_t shape[2] = {1, l->rows * l->hidden};
+  ATTN_TRY(attn_tensor_create(wide, 2, shape, &l->d_y));
+  fill(&l->d_y, shape[1]);
+  l->along.name = "d_y";
+  l->along.value = l->d_y;
+  ATTN_TRY(attn_weight_create(1, shape[1], l->c.dtype, &l->along.weight));
+  return attn_weight_set(l->along.weight, &l->d_y);
+}
+
+static attn_status create_state(layer *l) {
+  const attn_layer_config *config = &l->model->config.layers[0];
+  attn_state_part parts[ATTN_STATE_PARTS];
+  int count = config->mixer->state(&config->options, l->c.dtype, parts);
+  return attn_state_create(parts, count, l->c.length + MOST_REPEATS + 1, 1, NULL, &l->state);
+}
+
+static attn_status fill_layer(layer *l) {
+  attn_dtype wide = l->c.dtype == ATTN_F64 ? ATTN_F64 : ATTN_F32;
+  int64_t shape[2] = {l->rows, l->hidden};
+  ATTN_TRY(create_model(l));
+  ATTN_TRY(attn_graph_create(l->c.dtype, &l->graph));
+  ATTN_TRY(attn_tensor_create(wide, 2, shape, &l->x));
+  fill(&l->x, l->rows * l->hidden);
+  if (l->c.pass == ATTN_BENCH_BACKWARD) ATTN_TRY(create_backward(l));
+  return l->c.pass == ATTN_BENCH_STEP ? create_state(l) : ATTN_OK;
+}
+
+static attn_status create(const attn_bench_case *c, layer *l) {
+  *l = (layer){.c = *c, .rows = c->batch * c->length, .hidden = c->heads * c->dim};
+  attn_status status = fill_layer(l);
+  if (status != ATTN_OK) destroy(l);
+  return status;
+}
+
+/* y of `rows` rows of x; they go behind what the state has seen, if there is one. */
+static attn_status forward(layer *l, int64_t rows, bool recording) {
+  attn_graph *g = l->graph;
+  const attn_layer_config *config = &l->model->config.layers[0];
+  attn_layer_parameters *p = &l->model->layers[0];
+  attn_tensor x;
+  ATTN_TRY(attn_tensor_slice(&l->x, 0, 0, rows, &x));
+  attn_graph_reset(g, recording);
+  attn_mixer_call call = {.options = &config->options,
+                          .parameters = p->mixer,
+                          .layout = attn_layout_equal(l->c.batch, l->c.length),
+                          .state = l->state};
+  if (l->state) {
+    call.layout = attn_layout_equal(1, rows);
+    call.layout.position = attn_state_position(l->state);
+  }
+  l->x_var = recording ? attn_graph_leaf(g, &x) : attn_graph_input(g, &x);
+  attn_var *norm = attn_layer_rms_norm(g, l->x_var, attn_graph_parameter(g, p->token_norm[0]),
+                                       l->model->config.norm_epsilon);
+  l->y_var = config->mixer->apply(g, &call, norm);
+  ATTN_TRY(attn_graph_status(g));
+  if (l->state) attn_state_advance(l->state, rows);
+  return ATTN_OK;
+}
+
+static attn_status backward(layer *l) {
+  int64_t shape[2] = {1, l->rows * l->hidden};
+  attn_var *flat = attn_view_reshape(l->graph, l->y_var, 2, shape);
+  attn_var *loss = attn_op_linear_wide(l->graph, flat, &l->along);
+  ATTN_TRY(attn_graph_status(l->graph));
+  return attn_graph_backward(l->graph, loss, 1);
+}
+
+/* One execution of the pass; *seconds is of its own work. */
+static attn_status execute(layer *l, double *seconds) {
+  bool is_backward = l->c.pass == ATTN_BENCH_BACKWARD;
+  double start = attn_now();
+  ATTN_TRY(forward(l, l->c.pass == ATTN_BENCH_STEP ? 1 : l->rows, is_backward));
+  if (is_backward) {
+    start = attn_now();
+    ATTN_TRY(backward(l));
+  }
+  *seconds = attn_now() - start;
+  return ATTN_OK;
+}
+
+static const attn_tensor *result(const layer *l) {
+  return l->c.pass == ATTN_BENCH_BACKWARD ? &l->x_var->gradient : &l->y_var->value;
+}
+
+/* Fills the state with `length` tokens. */
+static attn_status prefill(layer *l) {
+  return l->state ? forward(l, l->c.length, false) : ATTN_OK;
+}
+
+/* Check ---------------------------------------------------------------------------------------*/
+
+static attn_status wrong(const attn_bench_case *c, const char *what) {
+  return attn_fail(ATTN_INTERNAL, "the layer %s, %s in %s, gives a wrong result: %s", c->op->name,
+                   attn_bench_passes[c->pass], attn_dtype_name(c->dtype), what);
+}
+
+static attn_status compare(const layer *got, const layer *expected, double *error) {
+  const attn_tensor *from[2] = {result(got), result(expected)};
+  attn_tensor wide[2] = {0};
+  double difference = 0, norm = 0;
+  attn_status status = ATTN_OK;
+  for (int i = 0; i < 2 && status == ATTN_OK; ++i) {
+    status = attn_tensor_create(ATTN_F64, from[i]->rank, from[i]->shape, &wide[i]);
+    if (status == ATTN_OK) status = attn_tensor_copy(from[i], &wide[i]);
+  }
+  const double *a = wide[0].data, *b = wide[1].data;
+  for (int64_t i = 0; status == ATTN_OK && i < attn_tensor_count(from[0]); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  for (int i = 0; i < 2; ++i)
+    if (wide[i].data) attn_tensor_destroy(&wide[i]);
+  *error = sqrt(difference / norm);
+  return status;
+}
+
+static attn_status run_small(const attn_bench_case *c, layer *l) {
+  double seconds;
+  ATTN_TRY(create(c, l));
+  attn_status status = prefill(l);
+  if (status == ATTN_OK) status = execute(l, &seconds);
+  if (status != ATTN_OK) destroy(l);
+  return status;
+}
+
+static attn_status check(const attn_bench_case *c, double *error) {
+  attn_bench_case small = *c, exact;
+  attn_kernel_path path = attn_get_kernel_path();
+  layer got, expected;
+  char text[64];
+  small.batch = 1;
+  if (small.length > CHECKED_TOKENS) small.length = CHECKED_TOKENS;
+  exact = small;
+  exact.dtype = ATTN_F64;
+  ATTN_TRY(run_small(&small, &got));
+  attn_status status = attn_set_kernel_path(ATTN_PATH_GENERIC);
+  if (status == ATTN_OK) status = run_small(&exact, &expected);
+  attn_set_kernel_path(path);
+  if (status == ATTN_OK) {
+    status = compare(&got, &expected, error);
+    destroy(&expected);
+  }
+  destroy(&got);
+  ATTN_TRY(status);
+  if (*error <= tolerance[c->dtype]) return ATTN_OK; /* false for NaN too */
+  snprintf(text, sizeof text, "its error is %.3g, expected at most %.3g", *error,
+           tolerance[c->dtype]);
+  return wrong(c, text);
+}
+
+static attn_status check_finite(const layer *l) {
+  const attn_tensor *t = result(l);
+  int64_t index[2];
+  for (index[0] = 0; index[0] < t->shape[0]; ++index[0])
+    for (index[1] = 0; index[1] < t->shape[1]; ++index[1])
+      if (!isfinite(attn_tensor_get(t, index))) return wrong(&l->c, "not all of it is finite");
+  return ATTN_OK;
+}
+
+/* Work ----------------------------------------------------------------------------------------*/
+
+static void add_flops(void *context, const attn_plan_info *info) {
+  *(double *)context += info->flops;
+}
+
+static double engine_flops(const layer *l) {
+  double sum = 0;
+  attn_plan_cache_visit(l->graph->plans, add_flops, &sum);
+  return sum;
+}
+
+static void describe_plan(void *context, const attn_plan_info *info) {
+  snprintf(context, sizeof((attn_bench_row *)0)->plan, "%s", info->description);
+}
+
+/* Operations of the engine in one execution. `before`: of the plans before it. The plan of a
+ * recorded forward counts forward and backward together; that of a step over pages counts as many
+ * keys as there is room for, so the operator's own plan is asked. */
+static attn_status count_engine(const layer *l, double before, double *flops) {
+  attn_bench_ready ready;
+  *flops = engine_flops(l) - before * (l->c.pass == ATTN_BENCH_BACKWARD ? 2 : 1);
+  if (!l->state || l->c.op->recurrent) return ATTN_OK;
+  ATTN_TRY(attn_bench_prepare(&l->c, &ready));
+  *flops = ready.info.flops;
+  attn_bench_dispose(&ready);
+  return ATTN_OK;
+}
+
+static attn_status count_work(const layer *l, double before, attn_bench_row *row) {
+  const attn_bench_case *c = &l->c;
+  bool is_backward = c->pass == ATTN_BENCH_BACKWARD;
+  double rows = c->pass == ATTN_BENCH_STEP ? 1 : (double)l->rows, weights = 0, weight_bytes = 0;
+  attn_parameter_shape shapes[ATTN_MIXER_PARAMETERS];
+  const attn_layer_config *config = &l->model->config.layers[0];
+  int count = config->mixer->parameters(&config->options, shapes);
+  for (int i = 0; i < count; ++i) {
+    double size =
+        (double)shapes[i].shape[0] * (shapes[i].rank > 1 ? (double)shapes[i].shape[1] : 1);
+    weight_bytes += size * (double)attn_dtype_size(c->dtype);
+    if (shapes[i].product) weights += size;
+  }
+  ATTN_TRY(count_engine(l, before, &row->flops));
+  row->flops += 2 * rows * weights * (is_backward ? 2 : 1);
+  row->bytes = weight_bytes * (is_backward ? 2 : 1) +
+               rows * (double)l->hidden * (double)attn_dtype_size(c->dtype) * (is_backward ? 3 : 2);
+  if (l->state) /* a matrix is read and written, keys and values are read */
+    row->bytes += (c->op->recurrent ? 2 : 1) * (double)attn_state_bytes(l->state);
+  attn_plan_cache_visit(l->graph->plans, describe_plan, row->plan);
+  return ATTN_OK;
+}
+
+static int ascending(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static attn_status time_layer(layer *l, double seconds, attn_bench_row *row) {
+  double times[MOST_REPEATS], begun, before = 0;
+  int64_t n = 0;
+  if (l->c.pass == ATTN_BENCH_BACKWARD) ATTN_TRY(forward(l, l->rows, false));
+  ATTN_TRY(prefill(l));
+  if (l->c.pass != ATTN_BENCH_FORWARD) before = engine_flops(l);
+  ATTN_TRY(execute(l, &times[0])); /* warms up */
+  ATTN_TRY(check_finite(l));
+  ATTN_TRY(count_work(l, before, row));
+  begun = attn_now();
+  while (n < MOST_REPEATS - 1 && (n == 0 || attn_now() - begun < seconds) && !attn_interrupted) {
+    ATTN_TRY(execute(l, &times[n]));
+    ++n;
+  }
+  if (!n) return attn_fail(ATTN_INTERRUPTED, "interrupted");
+  qsort(times, (size_t)n, sizeof *times, ascending);
+  row->seconds = n % 2 ? times[n / 2] : (times[n / 2 - 1] + times[n / 2]) / 2;
+  row->repeats = n;
+  return ATTN_OK;
+}
+
+attn_status attn_bench_measure_layer(const attn_bench_case *c, const attn_bench_limits *limits,
+                                     double seconds, attn_bench_row *row) {
+  layer l;
+  *row = (attn_bench_row){.c = *c};
+  if (c->pass == ATTN_BENCH_STEP && c->batch > 1)
+    return attn_fail(ATTN_UNSUPPORTED, "the step of a layer has one sequence: --batch is %lld",
+                     (long long)c->batch);
+  ATTN_TRY(check(c, &row->error));
+  ATTN_TRY(create(c, &l));
+  size_t before = attn_memory_get_stats().live_bytes;
+  attn_memory_reset_peak();
+  attn_status status = time_layer(&l, seconds, row);
+  row->extra = (double)(attn_memory_get_stats().peak_bytes - before);
+  destroy(&l);
+  attn_bench_rate(row, limits);
+  return status;
+}

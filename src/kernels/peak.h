@@ -1,0 +1,14 @@
+/* The machine's limits, measured: what fractions of a peak are taken of. Each takes some tens of
+ * milliseconds and uses `threads` threads. */
+#ifndef ATTN_KERNELS_PEAK_H
+#define ATTN_KERNELS_PEAK_H
+
+/* Floating-point operations a second of matmul_bf16 and matmul_f32 of the current path, on a tile
+ * that stays in the first-level cache: the AMX rate where there is AMX. */
+double attn_kernels_peak_bf16(int threads);
+double attn_kernels_peak_f32(int threads);
+/* Bytes a second, read plus written, of copies between buffers larger than the caches. 0 when out
+ * of memory. */
+double attn_kernels_copy_bandwidth(int threads);
+
+#endif

@@ -1,0 +1,459 @@
+/* Identities of the catalogue's entries, on whole layers: limits in which one mixer becomes another
+ * or something simple, and changes that must not matter. All in float64. */
+#include "support/mixers.h"
+
+#include <math.h>
+#include <string.h>
+
+/* float64 rounding through a layer; as for the oracle */
+static const double close = TEST_FLOAT64_ERROR;
+
+static void create(test_layer *layer, const char *name, attn_mixer_options options) {
+  int index = -1;
+  assert_ok(attn_mixer_find(name, &index));
+  assert_ok(test_layer_create(layer, attn_mixer_at(index), &options, ATTN_F64, false));
+}
+
+static double *apply(const test_layer *layer, int64_t rows, const double *x) {
+  attn_layout layout = attn_layout_equal(1, rows);
+  double *y = calloc((size_t)(rows * layer->options.hidden), sizeof *y);
+  assert_ok(test_layer_forward(layer, &layout, x, y));
+  return y;
+}
+
+/* Parameters. */
+
+static double *get(const test_layer *layer, const char *name) {
+  return layer->values[test_layer_find(layer, name)];
+}
+
+static void set(test_layer *layer, const char *name, const double *values) {
+  assert_ok(test_layer_set(layer, test_layer_find(layer, name), values));
+}
+
+static void fill(test_layer *layer, const char *name, double value) {
+  int i = test_layer_find(layer, name);
+  int64_t count = test_parameter_count(layer, i);
+  double *values = malloc((size_t)count * sizeof *values);
+  for (int64_t j = 0; j < count; ++j) values[j] = value;
+  assert_ok(test_layer_set(layer, i, values));
+  free(values);
+}
+
+/* Rows first .. first + rows - 1 of a matrix times `factor`. */
+static void scale_rows(test_layer *layer, const char *name, int64_t first, int64_t rows,
+                       double factor) {
+  int i = test_layer_find(layer, name);
+  int64_t count = test_parameter_count(layer, i), width = layer->shapes[i].shape[1];
+  double *values = malloc((size_t)count * sizeof *values);
+  memcpy(values, layer->values[i], (size_t)count * sizeof *values);
+  for (int64_t j = first * width; j < (first + rows) * width; ++j) values[j] *= factor;
+  assert_ok(test_layer_set(layer, i, values));
+  free(values);
+}
+
+/* A matrix whose product with any x is `value`, when channel 0 of x is 1. */
+static void make_constant(test_layer *layer, const char *name, double value) {
+  int i = test_layer_find(layer, name);
+  int64_t count = test_parameter_count(layer, i), width = layer->shapes[i].shape[1];
+  double *values = calloc((size_t)count, sizeof *values);
+  for (int64_t row = 0; row < count / width; ++row) values[row * width] = value;
+  assert_ok(test_layer_set(layer, i, values));
+  free(values);
+}
+
+/* Copies the parameters that both layers have by the same name. */
+static void share_parameters(test_layer *to, const test_layer *from) {
+  for (int i = 0; i < to->count; ++i)
+    for (int j = 0; j < from->count; ++j)
+      if (strcmp(to->shapes[i].name, from->shapes[j].name) == 0 &&
+          test_parameter_count(to, i) == test_parameter_count(from, j))
+        assert_ok(test_layer_set(to, i, from->values[j]));
+}
+
+/* Inputs whose channel 0 is 1: what lets a product without bias be a constant. */
+static double *inputs_with_one(const test_layer *layer, int64_t rows) {
+  double *x = test_inputs(layer, rows * layer->options.hidden, 21);
+  for (int64_t t = 0; t < rows; ++t) x[t * layer->options.hidden] = 1;
+  return x;
+}
+
+static void assert_scaled(const test_layer *layer, const char *what, const double *y, double factor,
+                          const double *reference, int64_t count, double limit) {
+  double *scaled = malloc((size_t)count * sizeof *scaled);
+  for (int64_t i = 0; i < count; ++i) scaled[i] = factor * reference[i];
+  test_assert_close(layer, what, y, scaled, count, limit);
+  free(scaled);
+}
+
+/* Rows of x in another order: the last stays, the others go backwards. */
+static double *past_reversed(const double *x, int64_t rows, int64_t width) {
+  double *y = malloc((size_t)(rows * width) * sizeof *y);
+  for (int64_t t = 0; t < rows; ++t)
+    memcpy(y + t * width, x + (t + 1 < rows ? rows - 2 - t : t) * width, (size_t)width * sizeof *y);
+  return y;
+}
+
+/* The last y does not depend on the order of the past. */
+static void assert_order_does_not_matter(const test_layer *layer) {
+  const int64_t rows = 90, hidden = layer->options.hidden;
+  double *x = test_inputs(layer, rows * hidden, 22), *reversed = past_reversed(x, rows, hidden);
+  double *y = apply(layer, rows, x), *other = apply(layer, rows, reversed);
+  test_assert_close(layer, "the last y with its past reversed", other + (rows - 1) * hidden,
+                    y + (rows - 1) * hidden, hidden, close);
+  free(x), free(reversed), free(y), free(other);
+}
+
+/* Each y is that of its token alone. */
+static void assert_forgets_everything(const test_layer *layer) {
+  const int64_t rows = 70, hidden = layer->options.hidden;
+  double *x = test_inputs(layer, rows * hidden, 23), *y = apply(layer, rows, x);
+  for (int64_t t = 0; t < rows; t += 23) {
+    double *alone = apply(layer, 1, x + t * hidden);
+    test_assert_close(layer, "y of a token alone", y + t * hidden, alone, hidden, close);
+    free(alone);
+  }
+  free(x), free(y);
+}
+
+/* Softmax ---------------------------------------------------------------------------------------
+ */
+
+static const attn_mixer_options plain = {.hidden = 24, .heads = 4};
+
+static void test_softmax(void **state) {
+  (void)state;
+  const int64_t rows = 100;
+  attn_mixer_options o = plain;
+  test_layer whole;
+  create(&whole, "softmax", o);
+  double *x = test_inputs(&whole, rows * o.hidden, 20), *y = apply(&whole, rows, x);
+  const struct {
+    int64_t window;
+    double soft_cap;
+  } same[] = {{rows, 0}, {rows + 1, 0}, {INT32_MAX, 0}, {0, 1e7}};
+  for (size_t i = 0; i < sizeof same / sizeof *same; ++i) {
+    o.window = same[i].window;
+    o.soft_cap = same[i].soft_cap;
+    test_layer wide;
+    create(&wide, "softmax", o);
+    double *other = apply(&wide, rows, x);
+    test_assert_close(&wide, "y with a limit that does not bind", other, y, rows * o.hidden, close);
+    free(other);
+    test_layer_destroy(&wide);
+  }
+  free(x), free(y);
+  test_layer_destroy(&whole);
+
+  o = plain;
+  o.rotary_dim = -1;
+  test_layer unordered;
+  create(&unordered, "softmax", o);
+  assert_order_does_not_matter(&unordered);
+  test_layer_destroy(&unordered);
+  o = plain;
+  o.window = 1;
+  test_layer forgetful;
+  create(&forgetful, "softmax", o);
+  assert_forgets_everything(&forgetful);
+  test_layer_destroy(&forgetful);
+}
+
+/* What a window sees does not depend on how many tokens came before: rotary is relative. */
+static void test_rotary_is_relative(void **state) {
+  (void)state;
+  const int64_t window = 20, rows = 60, before[] = {40, 113};
+  attn_mixer_options o = plain;
+  o.window = window;
+  test_layer layer;
+  create(&layer, "softmax", o);
+  double *tail = test_inputs(&layer, rows * o.hidden, 24), *y[2];
+  for (int i = 0; i < 2; ++i) {
+    double *x = test_inputs(&layer, (before[i] + rows) * o.hidden, 25 + (uint64_t)i);
+    memcpy(x + before[i] * o.hidden, tail, (size_t)(rows * o.hidden) * sizeof *x);
+    double *all = apply(&layer, before[i] + rows, x);
+    y[i] = malloc((size_t)(rows * o.hidden) * sizeof *all);
+    memcpy(y[i], all + before[i] * o.hidden, (size_t)(rows * o.hidden) * sizeof *all);
+    free(x), free(all);
+  }
+  int64_t seen = (window - 1) * o.hidden;
+  test_assert_close(&layer, "y after another beginning", y[0] + seen, y[1] + seen,
+                    rows * o.hidden - seen, close);
+  assert_true(test_relative_error(y[0], y[1], seen) > 0.01); /* there the beginnings show */
+  free(tail), free(y[0]), free(y[1]);
+  test_layer_destroy(&layer);
+}
+
+/* Groups ----------------------------------------------------------------------------------------
+ */
+
+/* Repeats each block of `block` rows `times` times. */
+static void set_repeated(test_layer *to, const test_layer *from, const char *name, int64_t block,
+                         int64_t times) {
+  int i = test_layer_find(to, name);
+  int64_t width = to->shapes[i].shape[1], size = block * width;
+  double *values = malloc((size_t)test_parameter_count(to, i) * sizeof *values);
+  const double *source = get(from, name);
+  for (int64_t b = 0; b < test_parameter_count(to, i) / size; ++b)
+    memcpy(values + b * size, source + b / times * size, (size_t)size * sizeof *values);
+  assert_ok(test_layer_set(to, i, values));
+  free(values);
+}
+
+/* A shared key head equals copies of it, one for each head that reads it. */
+static void test_groups(void **state) {
+  static const struct {
+    const char *mixer;
+    const char *repeated[5]; /* parameters that belong to shared heads */
+  } cases[] = {
+      {"softmax", {"k_proj.weight", "v_proj.weight"}},
+      {"delta_net", {"q_proj.weight", "k_proj.weight", "q_conv1d.weight", "k_conv1d.weight"}},
+      {"gated_delta_net", {"q_proj.weight", "k_proj.weight", "q_conv1d.weight", "k_conv1d.weight"}},
+      {"kda", {"q_proj.weight", "k_proj.weight", "q_conv1d.weight", "k_conv1d.weight"}},
+  };
+  (void)state;
+  for (size_t c = 0; c < sizeof cases / sizeof *cases; ++c) {
+    const int64_t rows = 70;
+    attn_mixer_options o = {.hidden = 24, .heads = 6, .dim = 8, .value_dim = 8};
+    test_layer full;
+    create(&full, cases[c].mixer, o);
+    o.kv_heads = 2;
+    test_layer grouped;
+    create(&grouped, cases[c].mixer, o);
+    share_parameters(&full, &grouped);
+    for (int i = 0; cases[c].repeated[i]; ++i)
+      set_repeated(&full, &grouped, cases[c].repeated[i], o.dim, 3);
+    double *x = test_inputs(&full, rows * o.hidden, 26);
+    double *y = apply(&full, rows, x), *other = apply(&grouped, rows, x);
+    test_assert_close(&grouped, "y with shared heads", other, y, rows * o.hidden, close);
+    free(x), free(y), free(other);
+    test_layer_destroy(&full);
+    test_layer_destroy(&grouped);
+  }
+}
+
+/* Lightning -------------------------------------------------------------------------------------
+ */
+
+static void test_lightning(void **state) {
+  (void)state;
+  const int64_t rows = 80;
+  attn_mixer_options o = {.hidden = 24, .heads = 3, .layers = 2, .norm_epsilon = 1e-300};
+  test_layer layer;
+  create(&layer, "lightning", o);
+  int64_t width = layer.options.heads * layer.options.dim, count = rows * o.hidden;
+  double *x = test_inputs(&layer, count, 27), *y = apply(&layer, rows, x);
+  scale_rows(&layer, "qkvu_proj.weight", 2 * width, width, 37); /* v: the norm removes it */
+  double *scaled = apply(&layer, rows, x);
+  test_assert_close(&layer, "y with v scaled", scaled, y, count, close);
+  free(scaled);
+  scale_rows(&layer, "qkvu_proj.weight", 3 * width, width, -2.5); /* u */
+  scaled = apply(&layer, rows, x);
+  assert_scaled(&layer, "y with u scaled", scaled, -2.5, y, count, close);
+  free(scaled), free(x), free(y);
+  test_layer_destroy(&layer);
+
+  /* Head 0 of the paper's schedule does not decay: linear attention, whose past has no order. */
+  o = (attn_mixer_options){
+      .hidden = 24, .heads = 1, .layers = 3, .layer = 1, .schedule = ATTN_SCHEDULE_PAPER};
+  test_layer linear;
+  create(&linear, "lightning", o);
+  assert_order_does_not_matter(&linear);
+  test_layer_destroy(&linear);
+}
+
+/* Tokens of zeros write nothing, so that they only shift positions: nothing may depend on those,
+ * not even with LRPE, whose scores depend on the distance alone. */
+static void test_shifts(void **state) {
+  static const test_case cases[] = {
+      {"lightning", "lrpe", {.hidden = 24, .heads = 3, .layers = 2, .lrpe = true}},
+      {"lightning", "plain", {.hidden = 24, .heads = 3, .layers = 2}},
+      {"gla", "plain", {.hidden = 24, .heads = 2}},
+      {"delta_net", "plain", {.hidden = 24, .heads = 2}},
+      {"gated_delta_net", "plain", {.hidden = 24, .heads = 2}},
+      {"kda", "plain", {.hidden = 24, .heads = 2}},
+  };
+  (void)state;
+  for (size_t c = 0; c < sizeof cases / sizeof *cases; ++c) {
+    const int64_t rows = 75, before[] = {1, 50, 64, 200};
+    test_layer layer;
+    create(&layer, cases[c].mixer, cases[c].options);
+    int64_t hidden = layer.options.hidden, count = rows * hidden;
+    double *tail = test_inputs(&layer, count, 28), *y = apply(&layer, rows, tail);
+    for (size_t i = 0; i < sizeof before / sizeof *before; ++i) {
+      double *x = calloc((size_t)((before[i] + rows) * hidden), sizeof *x);
+      memcpy(x + before[i] * hidden, tail, (size_t)count * sizeof *x);
+      double *shifted = apply(&layer, before[i] + rows, x);
+      test_assert_close(&layer, "y after zeros", shifted + before[i] * hidden, y, count, close);
+      free(x), free(shifted);
+    }
+    free(tail), free(y);
+    test_layer_destroy(&layer);
+  }
+}
+
+/* GLA -------------------------------------------------------------------------------------------
+ */
+
+/* alpha = 1: linear attention. alpha = 0: S_t = k_t v_t^T alone. */
+static void test_gla(void **state) {
+  (void)state;
+  test_layer layer;
+  create(&layer, "gla", (attn_mixer_options){.hidden = 24, .heads = 2});
+  fill(&layer, "gk_proj.1.weight", 0);
+  fill(&layer, "gk_proj.1.bias", 1e4);
+  assert_order_does_not_matter(&layer);
+  fill(&layer, "gk_proj.1.bias", -1e5);
+  assert_forgets_everything(&layer);
+  test_layer_destroy(&layer);
+}
+
+/* The delta rule --------------------------------------------------------------------------------
+ */
+
+static const attn_mixer_options small = {
+    .hidden = 24, .heads = 3, .dim = 8, .value_dim = 10, .norm_epsilon = 1e-12};
+
+/* beta = 0 writes nothing: the state, and with it y, stays zero. */
+static void test_no_write(void **state) {
+  static const char *const mixers[] = {"delta_net", "gated_delta_net", "kda"};
+  (void)state;
+  for (int m = 0; m < 3; ++m) {
+    test_layer layer;
+    create(&layer, mixers[m], small);
+    double *x = inputs_with_one(&layer, 70);
+    make_constant(&layer, "b_proj.weight", -1000);
+    double *y = apply(&layer, 70, x);
+    for (int64_t i = 0; i < 70 * small.hidden; ++i) assert_true(y[i] == 0);
+    free(x), free(y);
+    test_layer_destroy(&layer);
+  }
+}
+
+/* beta = 1 and a key of length 1: the state then holds v_t under k_t, whatever it held before, so
+ * that q_t = k_t reads v_t. With DeltaNet y is then a function of v_t alone: that of a memory that
+ * was empty. Keys are long before normalisation, so that its epsilon of 1e-6 does not show. */
+static void test_perfect_write(void **state) {
+  (void)state;
+  const int64_t rows = 70;
+  attn_mixer_options o = small;
+  o.convolution = 1;
+  test_layer layer;
+  create(&layer, "delta_net", o);
+  double *x = inputs_with_one(&layer, rows);
+  make_constant(&layer, "b_proj.weight", 1000);
+  scale_rows(&layer, "k_proj.weight", 0, o.heads * o.dim, 1e4);
+  set(&layer, "q_proj.weight", get(&layer, "k_proj.weight"));
+  set(&layer, "q_conv1d.weight", get(&layer, "k_conv1d.weight"));
+  double *y = apply(&layer, rows, x);
+  for (int64_t t = 0; t < rows; ++t) {
+    double *alone = apply(&layer, 1, x + t * o.hidden);
+    test_assert_close(&layer, "y of a perfect write", y + t * o.hidden, alone, o.hidden, 1e-8);
+    free(alone);
+  }
+  free(x), free(y);
+  test_layer_destroy(&layer);
+}
+
+/* Keys e_1, e_2, ... never meet, so that there is nothing to correct: the delta rule is linear
+ * attention with values beta v, and the norm removes beta. */
+static void test_orthonormal_keys(void **state) {
+  (void)state;
+  attn_mixer_options o = {.hidden = 16,
+                          .heads = 1,
+                          .dim = 12,
+                          .value_dim = 9,
+                          .convolution = 1,
+                          .norm_epsilon = 1e-300};
+  const int64_t rows = o.dim;
+  test_layer layer;
+  create(&layer, "delta_net", o);
+  /* channel 0 is 1, channels 1 .. 12 one of the keys; the rest is random */
+  double *x = inputs_with_one(&layer, rows),
+         *keys = calloc((size_t)(o.dim * o.hidden), sizeof *keys);
+  for (int64_t t = 0; t < rows; ++t)
+    for (int64_t i = 0; i < o.dim; ++i) {
+      x[t * o.hidden + 1 + i] = i == t;
+      keys[i * o.hidden + 1 + i] = 1e5;
+    }
+  set(&layer, "k_proj.weight", keys);
+  fill(&layer, "k_conv1d.weight", 1);
+  make_constant(&layer, "b_proj.weight", 1000); /* beta = 1 */
+  double *y = apply(&layer, rows, x);
+  make_constant(&layer, "b_proj.weight", -1); /* beta = 0.27 */
+  double *weak = apply(&layer, rows, x);
+  test_assert_close(&layer, "y with a smaller beta", weak, y, rows * o.hidden, 1e-8);
+  for (int64_t i = 0; i < o.dim * o.hidden; ++i)
+    keys[i] += 3e4 * (double)(i % 7); /* now they meet */
+  set(&layer, "k_proj.weight", keys);
+  double *weak_met = apply(&layer, rows, x);
+  make_constant(&layer, "b_proj.weight", 1000);
+  double *met = apply(&layer, rows, x);
+  assert_true(test_relative_error(weak_met, met, rows * o.hidden) > 0.01);
+  free(x), free(keys), free(y), free(weak), free(met), free(weak_met);
+  test_layer_destroy(&layer);
+}
+
+/* alpha = 1 makes Gated DeltaNet a DeltaNet, but for the output gate: silu(1) everywhere. */
+static void test_without_decay(void **state) {
+  (void)state;
+  const int64_t rows = 90;
+  test_layer delta, gated;
+  create(&delta, "delta_net", small);
+  create(&gated, "gated_delta_net", small);
+  double *x = inputs_with_one(&delta, rows);
+  share_parameters(&gated, &delta);
+  fill(&gated, "A_log", -1e4); /* exp(A_log) = 0 */
+  make_constant(&gated, "g_proj.weight", 1);
+  double *y = apply(&gated, rows, x), *reference = apply(&delta, rows, x);
+  assert_scaled(&gated, "y without decay", y, 1 / (1 + exp(-1)), reference, rows * small.hidden,
+                close);
+  free(x), free(y), free(reference);
+  test_layer_destroy(&delta);
+  test_layer_destroy(&gated);
+}
+
+/* KDA whose channels decay alike is Gated DeltaNet, but for the gate: sigmoid(b) there and silu(1)
+ * here. The low-rank gate passes a_proj through: its rank is the number of heads. */
+static void test_equal_channels(void **state) {
+  (void)state;
+  const int64_t rows = 90, heads = small.heads, dim = small.dim;
+  attn_mixer_options o = small;
+  o.gate_rank = heads;
+  test_layer kda, gated;
+  create(&kda, "kda", o);
+  create(&gated, "gated_delta_net", small);
+  double *x = inputs_with_one(&kda, rows);
+  double *up = calloc((size_t)(heads * dim * heads), sizeof *up);
+  double *bias = calloc((size_t)(heads * dim), sizeof *bias);
+  for (int64_t h = 0; h < heads; ++h)
+    for (int64_t i = 0; i < dim; ++i) {
+      up[(h * dim + i) * heads + h] = 1;
+      bias[h * dim + i] = get(&gated, "dt_bias")[h];
+    }
+  share_parameters(&kda, &gated);
+  set(&kda, "f_a_proj.weight", get(&gated, "a_proj.weight"));
+  set(&kda, "f_b_proj.weight", up);
+  set(&kda, "dt_bias", bias);
+  fill(&kda, "g_b_proj.weight", 0);
+  fill(&kda, "g_b_proj.bias", 0); /* sigmoid = 1/2 */
+  make_constant(&gated, "g_proj.weight", 1);
+  double *y = apply(&kda, rows, x), *reference = apply(&gated, rows, x);
+  assert_scaled(&kda, "y of equal channels", y, 0.5 * (1 + exp(-1)), reference, rows * o.hidden,
+                close);
+  free(x), free(up), free(bias), free(y), free(reference);
+  test_layer_destroy(&kda);
+  test_layer_destroy(&gated);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_softmax),          cmocka_unit_test(test_rotary_is_relative),
+      cmocka_unit_test(test_groups),           cmocka_unit_test(test_lightning),
+      cmocka_unit_test(test_shifts),           cmocka_unit_test(test_gla),
+      cmocka_unit_test(test_no_write),         cmocka_unit_test(test_perfect_write),
+      cmocka_unit_test(test_orthonormal_keys), cmocka_unit_test(test_without_decay),
+      cmocka_unit_test(test_equal_channels),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,402 @@
+#include "support/mixers.h"
+
+#include "base/memory.h"
+#include "base/random.h"
+#include "engines/dense/dense.h"
+#include "graph/operations.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Cases -----------------------------------------------------------------------------------------
+ */
+
+static const test_case cases[] = {
+    {NULL, "two heads", {.hidden = 32, .heads = 2, .layers = 2}},
+    {NULL, "defaults", {.hidden = 48, .layers = 2}},
+    {NULL, "odd sizes", {.hidden = 21, .heads = 3, .dim = 7, .layer = 1, .layers = 3}},
+    {NULL, "wide head", {.hidden = 24, .heads = 1, .dim = 128, .value_dim = 128, .layers = 2}},
+    {"softmax", "one channel", {.hidden = 5, .heads = 5, .dim = 1}},
+    {"softmax", "grouped", {.hidden = 32, .heads = 4, .kv_heads = 2}},
+    {"softmax", "one key head", {.hidden = 40, .heads = 5, .kv_heads = 1}},
+    {"softmax", "window of 10", {.hidden = 32, .heads = 2, .window = 10}},
+    {"softmax", "window of 1", {.hidden = 16, .heads = 2, .window = 1}},
+    {"softmax", "window of 65, grouped", {.hidden = 32, .heads = 4, .kv_heads = 2, .window = 65}},
+    {"softmax", "no positions", {.hidden = 32, .heads = 2, .rotary_dim = -1}},
+    {"softmax", "partly rotary", {.hidden = 32, .heads = 2, .rotary_dim = 6, .rope_base = 500}},
+    {"softmax", "soft cap", {.hidden = 32, .heads = 2, .soft_cap = 1.5}},
+    {"softmax",
+     "everything",
+     {.hidden = 36,
+      .heads = 6,
+      .kv_heads = 2,
+      .dim = 10,
+      .value_dim = 13,
+      .window = 33,
+      .rotary_dim = 4,
+      .soft_cap = 3}},
+    {"lightning", "lrpe", {.hidden = 32, .heads = 2, .layers = 4, .lrpe = true}},
+    {"lightning", "lrpe, 12 heads", {.hidden = 48, .heads = 12, .layers = 4, .lrpe = true}},
+    {"lightning",
+     "schedule of the paper",
+     {.hidden = 40, .heads = 5, .layer = 1, .layers = 3, .schedule = ATTN_SCHEDULE_PAPER}},
+    {"lightning", "one channel", {.hidden = 5, .heads = 5, .dim = 1, .layers = 1}},
+    {"lightning", "last layer", {.hidden = 32, .heads = 2, .layer = 5, .layers = 6}},
+    {"lightning", "only layer", {.hidden = 32, .heads = 3, .dim = 16, .layers = 1}},
+    {"gla", "narrow values", {.hidden = 24, .heads = 3, .dim = 10, .value_dim = 5, .gate_rank = 3}},
+    {"gla", "one channel", {.hidden = 5, .heads = 5, .dim = 1, .value_dim = 3}},
+    {"gla", "one head", {.hidden = 30, .heads = 1}},
+    {"delta_net", "grouped", {.hidden = 32, .heads = 4, .kv_heads = 2, .dim = 12}},
+    {"delta_net", "one tap", {.hidden = 24, .heads = 2, .convolution = 1}},
+    {"delta_net", "16 taps", {.hidden = 24, .heads = 2, .value_dim = 5, .convolution = 16}},
+    {"gated_delta_net",
+     "grouped",
+     {.hidden = 30, .heads = 6, .kv_heads = 2, .dim = 8, .value_dim = 5}},
+    {"gated_delta_net", "two taps", {.hidden = 24, .heads = 2, .convolution = 2}},
+    {"kda", "grouped", {.hidden = 30, .heads = 6, .kv_heads = 3, .dim = 8, .value_dim = 5}},
+    {"kda", "low rank, 7 taps", {.hidden = 24, .heads = 2, .gate_rank = 3, .convolution = 7}},
+};
+
+static const char *current_case = "";
+
+static void run_case(const attn_mixer *mixer, const test_case *c,
+                     void (*body)(const attn_mixer *, const attn_mixer_options *)) {
+  current_case = c->name;
+  body(mixer, &c->options);
+  current_case = "";
+}
+
+static void each_case(bool only_first,
+                      void (*body)(const attn_mixer *, const attn_mixer_options *)) {
+  for (int m = 0; m < attn_mixer_count(); ++m) {
+    const attn_mixer *mixer = attn_mixer_at(m);
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; ++c) {
+      if (cases[c].mixer && strcmp(cases[c].mixer, mixer->info.name) != 0) continue;
+      run_case(mixer, &cases[c], body);
+      if (only_first) break;
+    }
+  }
+}
+
+void test_each_case(void (*body)(const attn_mixer *, const attn_mixer_options *)) {
+  each_case(false, body);
+}
+
+void test_each_mixer(void (*body)(const attn_mixer *, const attn_mixer_options *)) {
+  each_case(true, body);
+}
+
+const char *test_case_name(const test_layer *layer) {
+  static char text[256];
+  snprintf(text, sizeof text, "%s, %s, %s, %s", layer->mixer->info.name, current_case,
+           attn_dtype_name(layer->compute), attn_kernel_path_name(attn_get_kernel_path()));
+  return text;
+}
+
+/* Layers ----------------------------------------------------------------------------------------
+ */
+
+int64_t test_parameter_count(const test_layer *layer, int i) {
+  const attn_parameter_shape *shape = &layer->shapes[i];
+  return shape->shape[0] * (shape->rank == 2 ? shape->shape[1] : 1);
+}
+
+void test_parameters_alloc(const test_layer *layer, double *arrays[ATTN_MIXER_PARAMETERS]) {
+  for (int i = 0; i < layer->count; ++i)
+    arrays[i] = calloc((size_t)test_parameter_count(layer, i), sizeof(double));
+}
+
+void test_parameters_free(const test_layer *layer, double *arrays[ATTN_MIXER_PARAMETERS]) {
+  for (int i = 0; i < layer->count; ++i) free(arrays[i]);
+}
+
+static void round_to(attn_dtype dtype, double *x, int64_t count) {
+  double *rounded = test_rounded(dtype, x, count);
+  memcpy(x, rounded, (size_t)count * sizeof *x);
+  free(rounded);
+}
+
+/* Through memory of its own, so that it works while the library's allocations are made to fail. */
+double *test_rounded(attn_dtype dtype, const double *x, int64_t count) {
+  double *y = malloc((size_t)(count + 1) * sizeof *y);
+  void *memory = malloc((size_t)(count + 1) * attn_dtype_size(dtype));
+  attn_tensor exact, rounded, back;
+  assert_ok(attn_tensor_wrap((void *)(uintptr_t)x, ATTN_F64, 1, &count, &exact));
+  assert_ok(attn_tensor_wrap(memory, dtype, 1, &count, &rounded));
+  assert_ok(attn_tensor_wrap(y, ATTN_F64, 1, &count, &back));
+  assert_ok(attn_tensor_copy(&exact, &rounded));
+  assert_ok(attn_tensor_copy(&rounded, &back));
+  free(memory);
+  return y;
+}
+
+double *test_inputs(const test_layer *layer, int64_t count, uint64_t seed) {
+  double *x = malloc((size_t)(count + 1) * sizeof *x);
+  test_fill_normal(x, count, 0, 1, seed);
+  round_to(layer->compute, x, count);
+  return x;
+}
+
+static attn_dtype wide(attn_dtype compute) {
+  return compute == ATTN_F64 ? ATTN_F64 : ATTN_F32;
+}
+
+/* What a parameter's values are rounded to before they are used. */
+static attn_dtype held(const test_layer *layer, int i) {
+  return layer->shapes[i].product ? layer->compute : wide(layer->compute);
+}
+
+/* Larger than at the start of training, so that no part of a mixer is nearly linear or zero. */
+static void fill_parameter(const attn_parameter_shape *shape, double *x, int64_t count,
+                           uint64_t seed) {
+  double fan_in = shape->rank == 2 ? (double)shape->shape[1] : 1;
+  switch (shape->initial) {
+  case ATTN_INIT_NORMAL:
+  case ATTN_INIT_UNIFORM: test_fill_normal(x, count, 0, 1 / sqrt(fan_in), seed); break;
+  case ATTN_INIT_CONSTANT: test_fill_normal(x, count, shape->scale, 0.3, seed); break;
+  case ATTN_INIT_LOG_A: test_fill_normal(x, count, 0, 0.5, seed); break;
+  case ATTN_INIT_DT_BIAS: test_fill_normal(x, count, -2, 1, seed); break;
+  case ATTN_INIT_LRPE: /* frequencies as they start, and disturbed as training would */
+    test_fill_normal(x, count, 1, 0.1, seed);
+    for (int64_t j = 0; j < count; ++j) x[j] *= pow(10000, -2 * (double)j / shape->scale);
+    break;
+  }
+}
+
+attn_status test_layer_set(test_layer *layer, int i, const double *values) {
+  int64_t count = test_parameter_count(layer, i);
+  if (layer->exact[i] != values) memcpy(layer->exact[i], values, (size_t)count * sizeof *values);
+  memcpy(layer->values[i], values, (size_t)count * sizeof *values);
+  round_to(held(layer, i), layer->values[i], count);
+  attn_parameter *p = &layer->parameters[i];
+  attn_tensor source;
+  ATTN_TRY(attn_tensor_wrap(layer->values[i], ATTN_F64, p->value.rank, p->value.shape, &source));
+  ATTN_TRY(attn_tensor_copy(&source, &p->value));
+  return p->weight ? attn_weight_set(p->weight, &p->value) : ATTN_OK;
+}
+
+static attn_status create_parameter(test_layer *layer, int i, bool trains) {
+  const attn_parameter_shape *shape = &layer->shapes[i];
+  attn_parameter *p = &layer->parameters[i];
+  p->name = shape->name;
+  p->decay = shape->decay;
+  layer->pointers[i] = p;
+  ATTN_TRY(attn_tensor_create(wide(layer->compute), shape->rank, shape->shape, &p->value));
+  if (trains)
+    ATTN_TRY(attn_tensor_create(wide(layer->compute), shape->rank, shape->shape, &p->gradient));
+  if (shape->product)
+    ATTN_TRY(attn_weight_create(shape->shape[0], shape->shape[1], layer->compute, &p->weight));
+  return test_layer_set(layer, i, layer->exact[i]);
+}
+
+attn_status test_layer_create(test_layer *layer, const attn_mixer *mixer,
+                              const attn_mixer_options *options, attn_dtype compute, bool trains) {
+  *layer = (test_layer){.mixer = mixer, .options = *options, .compute = compute};
+  ATTN_TRY(mixer->configure(&layer->options));
+  layer->oracle = oracle_of_mixer(mixer->info.name);
+  if (!layer->oracle) fail_msg("mixer %s has no oracle in tests/oracles/", mixer->info.name);
+  layer->count = mixer->parameters(&layer->options, layer->shapes);
+  assert_in_range(layer->count, 1, ATTN_MIXER_PARAMETERS);
+  test_parameters_alloc(layer, layer->values);
+  test_parameters_alloc(layer, layer->exact);
+  for (int i = 0; i < layer->count; ++i)
+    fill_parameter(&layer->shapes[i], layer->exact[i], test_parameter_count(layer, i),
+                   100 + (uint64_t)i);
+  for (int i = 0; i < layer->count; ++i) ATTN_TRY(create_parameter(layer, i, trains));
+  return attn_graph_create(compute, &layer->graph);
+}
+
+void test_layer_destroy(test_layer *layer) {
+  attn_graph_destroy(layer->graph);
+  for (int i = 0; i < layer->count; ++i) {
+    attn_tensor_destroy(&layer->parameters[i].value);
+    attn_tensor_destroy(&layer->parameters[i].gradient);
+    attn_weight_destroy(layer->parameters[i].weight);
+  }
+  test_parameters_free(layer, layer->values);
+  test_parameters_free(layer, layer->exact);
+  *layer = (test_layer){0};
+}
+
+int test_layer_find(const test_layer *layer, const char *name) {
+  for (int i = 0; i < layer->count; ++i)
+    if (strcmp(layer->shapes[i].name, name) == 0) return i;
+  fail_msg("%s has no parameter %s", layer->mixer->info.name, name);
+  return -1;
+}
+
+/* Runs --------------------------------------------------------------------------------------------
+ */
+
+static attn_tensor from_arena(attn_graph *g, const double *x, int64_t rows, int64_t width) {
+  int64_t shape[2] = {rows, width};
+  attn_tensor tensor = attn_graph_tensor(g, g->compute, 2, shape), source;
+  if (!tensor.data) return tensor;
+  assert_ok(attn_tensor_wrap((void *)(uintptr_t)x, ATTN_F64, 2, shape, &source));
+  assert_ok(attn_tensor_copy(&source, &tensor));
+  return tensor;
+}
+
+static void to_doubles(const attn_tensor *tensor, double *y) {
+  attn_tensor target;
+  assert_ok(attn_tensor_wrap(y, ATTN_F64, tensor->rank, tensor->shape, &target));
+  assert_ok(attn_tensor_copy(tensor, &target));
+}
+
+static attn_status run(const test_layer *layer, const attn_layout *layout, attn_state *state,
+                       const double *x, double *y) {
+  attn_graph *g = layer->graph;
+  attn_graph_reset(g, false);
+  attn_tensor in = from_arena(g, x, layout->rows, layer->options.hidden);
+  attn_mixer_call call = {.options = &layer->options,
+                          .parameters = (attn_parameter **)(uintptr_t)layer->pointers,
+                          .layout = *layout,
+                          .state = state};
+  attn_var *out =
+      in.data ? attn_mixer_apply(g, layer->mixer, &call, attn_graph_input(g, &in)) : NULL;
+  if (attn_graph_status(g) != ATTN_OK) return attn_graph_status(g);
+  assert_non_null(out);
+  assert_int_equal(out->value.rank, 2);
+  assert_int_equal(out->value.dtype, layer->compute);
+  assert_int_equal(out->value.shape[0], layout->rows);
+  assert_int_equal(out->value.shape[1], layer->options.hidden);
+  to_doubles(&out->value, y);
+  return ATTN_OK;
+}
+
+attn_status test_layer_forward(const test_layer *layer, const attn_layout *layout, const double *x,
+                               double *y) {
+  return run(layer, layout, NULL, x, y);
+}
+
+attn_status test_layer_continue(const test_layer *layer, attn_state *state, int64_t rows,
+                                const double *x, double *y) {
+  attn_layout layout = attn_layout_equal(1, rows);
+  layout.position = attn_state_position(state);
+  ATTN_TRY(run(layer, &layout, state, x, y));
+  attn_state_advance(state, rows);
+  return ATTN_OK;
+}
+
+attn_status test_state_create(const test_layer *layer, int64_t capacity, int64_t sharers,
+                              const attn_state *family, attn_state **state) {
+  attn_state_part parts[ATTN_STATE_PARTS];
+  int count = layer->mixer->state(&layer->options, layer->compute, parts);
+  assert_in_range(count, 1, ATTN_STATE_PARTS);
+  return attn_state_create(parts, count, capacity, sharers, family, state);
+}
+
+/* sum(r (.) y) as a product with one row, r, on the tape. */
+static attn_var *weighted_sum(const test_layer *layer, attn_var *y, attn_parameter *row) {
+  int64_t count = y ? attn_tensor_count(&y->value) : 0;
+  y = attn_view_reshape(layer->graph, y, 2, (int64_t[]){1, count});
+  return attn_op_linear(layer->graph, y, row);
+}
+
+static attn_status make_row(const test_layer *layer, const double *r, int64_t count,
+                            attn_parameter *row) {
+  *row = (attn_parameter){.name = "r"};
+  ATTN_TRY(attn_tensor_create(layer->compute, 2, (int64_t[]){1, count}, &row->value));
+  attn_tensor source;
+  ATTN_TRY(attn_tensor_wrap((void *)(uintptr_t)r, ATTN_F64, 2, row->value.shape, &source));
+  ATTN_TRY(attn_tensor_copy(&source, &row->value));
+  ATTN_TRY(attn_weight_create(1, count, layer->compute, &row->weight));
+  return attn_weight_set(row->weight, &row->value);
+}
+
+static attn_status backward(const test_layer *layer, const attn_layout *layout, const double *x,
+                            attn_parameter *row, double *dx) {
+  attn_graph *g = layer->graph;
+  attn_tensor in = from_arena(g, x, layout->rows, layer->options.hidden);
+  attn_var *leaf = in.data ? attn_graph_leaf(g, &in) : NULL;
+  attn_mixer_call call = {.options = &layer->options,
+                          .parameters = (attn_parameter **)(uintptr_t)layer->pointers,
+                          .layout = *layout};
+  attn_var *y = attn_mixer_apply(g, layer->mixer, &call, leaf);
+  attn_var *loss = weighted_sum(layer, y, row);
+  if (attn_graph_status(g) != ATTN_OK) return attn_graph_status(g);
+  assert_non_null(loss);
+  ATTN_TRY(attn_graph_backward(g, loss, 1));
+  assert_non_null(leaf->gradient.data);
+  to_doubles(&leaf->gradient, dx);
+  return ATTN_OK;
+}
+
+attn_status test_layer_gradients(const test_layer *layer, const attn_layout *layout,
+                                 const double *x, const double *r, double *dx,
+                                 double *const *d_parameters) {
+  attn_parameter row;
+  attn_graph_reset(layer->graph, true);
+  for (int i = 0; i < layer->count; ++i)
+    assert_ok(attn_tensor_fill(&layer->parameters[i].gradient, 0));
+  attn_status status = make_row(layer, r, layout->rows * layer->options.hidden, &row);
+  if (status == ATTN_OK) status = backward(layer, layout, x, &row, dx);
+  for (int i = 0; i < layer->count && status == ATTN_OK; ++i)
+    to_doubles(&layer->parameters[i].gradient, d_parameters[i]);
+  attn_weight_destroy(row.weight);
+  attn_tensor_destroy(&row.value);
+  return status;
+}
+
+/* Judging ---------------------------------------------------------------------------------------
+ */
+
+void test_layer_oracle(const test_layer *layer, const attn_layout *layout, const double *x,
+                       const double *const *parameters, double *y) {
+  for (int64_t b = 0; b < layout->batch; ++b) {
+    int64_t first = attn_layout_first(layout, b) * layer->options.hidden;
+    layer->oracle(&layer->options, attn_layout_length(layout, b), x + first, parameters, y + first);
+  }
+}
+
+double test_operation_error(attn_dtype dtype) {
+  return dtype == ATTN_F64 ? 0x1p-53 : dtype == ATTN_F32 ? 2e-7 : 0x1p-9;
+}
+
+static double *moved(const double *x, int64_t count, attn_dtype dtype, uint64_t seed) {
+  double *y = malloc((size_t)(count + 1) * sizeof *y);
+  attn_random random = {.seed = seed};
+  for (int64_t i = 0; i < count; ++i)
+    y[i] = x[i] * (1 + test_operation_error(dtype) * (2 * attn_random_uniform(&random) - 1));
+  return y;
+}
+
+double *test_moved_inputs(const test_layer *layer, const double *x, int64_t count) {
+  return moved(x, count, layer->compute, 1);
+}
+
+void test_moved_parameters(const test_layer *layer, double *parameters[ATTN_MIXER_PARAMETERS]) {
+  for (int i = 0; i < layer->count; ++i)
+    parameters[i] =
+        moved(layer->values[i], test_parameter_count(layer, i), held(layer, i), 2 + (uint64_t)i);
+}
+
+double test_layer_tolerance(const test_layer *layer, const attn_layout *layout, const double *x) {
+  if (layer->compute == ATTN_F64) return TEST_FLOAT64_ERROR;
+  int64_t count = layout->rows * layer->options.hidden;
+  double *parameters[ATTN_MIXER_PARAMETERS], *in = test_moved_inputs(layer, x, count);
+  double *y = malloc((size_t)count * sizeof *y), *reference = malloc((size_t)count * sizeof *y);
+  test_moved_parameters(layer, parameters);
+  test_layer_oracle(layer, layout, x, (const double *const *)layer->values, reference);
+  test_layer_oracle(layer, layout, in, (const double *const *)parameters, y);
+  double error = test_relative_error(y, reference, count);
+  test_parameters_free(layer, parameters);
+  free(in), free(y), free(reference);
+  return TEST_ROUNDINGS_IN_LAYERS * error;
+}
+
+void test_assert_close(const test_layer *layer, const char *what, const double *a, const double *b,
+                       int64_t count, double limit) {
+  double error = test_relative_error(a, b, count);
+  if (!(error <= limit))
+    fail_msg("%s: %s differs by %.3g, at most %.3g", test_case_name(layer), what, error, limit);
+}
+
+void test_assert_same_bits(const test_layer *layer, const char *what, const double *a,
+                           const double *b, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    if (memcmp(&a[i], &b[i], sizeof *a) != 0)
+      fail_msg("%s: %s: element %lld of %lld is %.17g, not %.17g", test_case_name(layer), what,
+               (long long)i, (long long)count, a[i], b[i]);
+}
