@@ -127,7 +127,7 @@ static attn_status forward(layer *l, int64_t rows, bool recording) {
   l->x_var = recording ? attn_graph_leaf(g, &x) : attn_graph_input(g, &x);
   attn_var *norm = attn_layer_rms_norm(g, l->x_var, attn_graph_parameter(g, p->token_norm[0]),
                                        l->model->config.norm_epsilon);
-  l->y_var = config->mixer->apply(g, &call, norm);
+  l->y_var = attn_mixer_apply(g, config->mixer, &call, norm);
   ATTN_TRY(attn_graph_status(g));
   if (l->state) attn_state_advance(l->state, rows);
   return ATTN_OK;

@@ -446,7 +446,8 @@ static void test_equal_channels(void **state) {
   test_layer_destroy(&gated);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_softmax),          cmocka_unit_test(test_rotary_is_relative),
       cmocka_unit_test(test_groups),           cmocka_unit_test(test_lightning),

@@ -340,11 +340,60 @@ static void test_memory(void **state) {
   test_each_mixer(survives_every_failure);
 }
 
-int main(void) {
+/* The tape's arena is large, so that it seldom asks for memory. Here it is nearly full, by every
+ * amount up to what a run needs, and cannot grow: each piece that a mixer takes from it is the one
+ * that fails. */
+static void survives_a_full_arena(const attn_mixer *mixer, const attn_mixer_options *options) {
+  const size_t step = 700; /* less than most pieces at the start; workspaces are larger */
+  test_layer layer;
+  assert_ok(test_layer_create(&layer, mixer, options, ATTN_F32, true));
+  attn_layout layout = attn_layout_equal(1, 12);
+  int64_t count = layout.rows * layer.options.hidden;
+  double *x = test_inputs(&layer, count, 3), *y = calloc((size_t)count, sizeof *y);
+  double *expected = calloc((size_t)count, sizeof *y), *d_parameters[ATTN_MIXER_PARAMETERS];
+  attn_state *state = NULL;
+  test_parameters_alloc(&layer, d_parameters);
+  assert_ok(test_state_create(&layer, 100, 1, NULL, &state));
+  assert_ok(test_layer_gradients(&layer, &layout, x, x, y, d_parameters));
+  assert_ok(test_layer_forward(&layer, &layout, x, expected));
+  assert_ok(test_layer_continue(&layer, state, layout.rows, x, y));
+  for (int use = 0; use < 3; ++use) {
+    bool failed = true;
+    size_t room = 1, capacity = attn_arena_capacity(layer.graph->arena);
+    for (; failed && room <= capacity; room += room / 20 > step ? room / 20 : step) {
+      layer.room = room;
+      attn_state_clear(state);
+      attn_status status = use == 0 ? test_layer_forward(&layer, &layout, x, y)
+                           : use == 1
+                               ? test_layer_continue(&layer, state, layout.rows, x, y)
+                               : test_layer_gradients(&layer, &layout, x, x, y, d_parameters);
+      failed = attn_fault_disarm(ATTN_FAULT_ALLOC);
+      assert_int_equal(status, failed ? ATTN_OUT_OF_MEMORY : ATTN_OK);
+    }
+    assert_true(room > 10 * step);
+    if (use < 2) assert_false(failed); /* the sum's own weight is new each time, and packed */
+  }
+  layer.room = 0;
+  assert_ok(test_layer_forward(&layer, &layout, x, y));
+  test_assert_same_bits(&layer, "y once there is memory", y, expected, count);
+  attn_state_destroy(state);
+  test_parameters_free(&layer, d_parameters);
+  free(x), free(y), free(expected);
+  test_layer_destroy(&layer);
+}
+
+static void test_full_arena(void **state) {
+  (void)state;
+  test_each_case(survives_a_full_arena);
+}
+
+int main(int argc, char **argv) {
+  if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_options),  cmocka_unit_test(test_inconsistent_options),
-      cmocka_unit_test(test_defaults), cmocka_unit_test(test_table),
-      cmocka_unit_test(test_shapes),   cmocka_unit_test(test_memory),
+      cmocka_unit_test(test_options),    cmocka_unit_test(test_inconsistent_options),
+      cmocka_unit_test(test_defaults),   cmocka_unit_test(test_table),
+      cmocka_unit_test(test_shapes),     cmocka_unit_test(test_memory),
+      cmocka_unit_test(test_full_arena),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

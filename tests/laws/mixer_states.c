@@ -468,7 +468,8 @@ static void test_decoding(void **state) {
   test_on_every_path(each_case_decodes, NULL);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_pieces),    cmocka_unit_test(test_saving),
       cmocka_unit_test(test_forks),     cmocka_unit_test(test_cuts),

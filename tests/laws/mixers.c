@@ -4,6 +4,7 @@
 #include "support/mixers.h"
 
 #include "base/random.h"
+#include "engines/dense/dense.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -50,6 +51,37 @@ static void each_case_equals_oracle(void *context) {
 static void test_equals_oracle(void **state) {
   (void)state;
   test_on_every_path(each_case_equals_oracle, NULL);
+}
+
+/* Parameters may be as a model file stores them: all in bfloat16, decays and norms too. */
+static void store_in_bfloat16(test_layer *layer) {
+  for (int i = 0; i < layer->count; ++i) {
+    attn_parameter *p = &layer->parameters[i];
+    double *values = test_rounded(ATTN_BF16, layer->values[i], test_parameter_count(layer, i));
+    assert_ok(test_layer_set(layer, i, values));
+    attn_tensor_destroy(&p->value);
+    p->value = test_from_doubles(values, ATTN_BF16, layer->shapes[i].rank, layer->shapes[i].shape);
+    if (p->weight) assert_ok(attn_weight_set(p->weight, &p->value));
+    free(values);
+  }
+}
+
+static void stored_equals_oracle(const attn_mixer *mixer, const attn_mixer_options *options) {
+  for (int d = 0; d < DTYPES; ++d) {
+    test_layer layer;
+    assert_ok(test_layer_create(&layer, mixer, options, dtypes[d], false));
+    store_in_bfloat16(&layer);
+    attn_layout layout = attn_layout_equal(1, 40);
+    double *x = test_inputs(&layer, layout.rows * layer.options.hidden, 9);
+    assert_equals_oracle(&layer, &layout, x);
+    free(x);
+    test_layer_destroy(&layer);
+  }
+}
+
+static void test_stored_in_bfloat16(void **state) {
+  (void)state;
+  test_each_case(stored_equals_oracle);
 }
 
 /* Gradients -------------------------------------------------------------------------------------
@@ -364,11 +396,13 @@ static void test_repeats(void **state) {
   test_on_every_path(each_mixer_repeats, NULL);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_equals_oracle),    cmocka_unit_test(test_gradients),
-      cmocka_unit_test(test_narrow_gradients), cmocka_unit_test(test_future),
-      cmocka_unit_test(test_packed),           cmocka_unit_test(test_repeats),
+      cmocka_unit_test(test_equals_oracle), cmocka_unit_test(test_stored_in_bfloat16),
+      cmocka_unit_test(test_gradients),     cmocka_unit_test(test_narrow_gradients),
+      cmocka_unit_test(test_future),        cmocka_unit_test(test_packed),
+      cmocka_unit_test(test_repeats),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -293,7 +293,8 @@ static void test_threads(void **unused) {
   attn_state_destroy(family);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_columns),       cmocka_unit_test(test_sharing),
       cmocka_unit_test(test_pages_return),  cmocka_unit_test(test_refused_append),

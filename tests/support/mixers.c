@@ -1,5 +1,6 @@
 #include "support/mixers.h"
 
+#include "base/fault.h"
 #include "base/memory.h"
 #include "base/random.h"
 #include "engines/dense/dense.h"
@@ -244,10 +245,28 @@ static void to_doubles(const attn_tensor *tensor, double *y) {
   assert_ok(attn_tensor_copy(tensor, &target));
 }
 
+/* Fills the arena, which has just been reset, in the smallest pieces and with no memory to grow. */
+static size_t fill_arena(attn_arena *arena, size_t pieces) {
+  size_t taken = 0;
+  while (taken < pieces && attn_arena_alloc(arena, ATTN_ALIGNMENT)) ++taken;
+  return taken;
+}
+
+static void leave_room(const test_layer *layer) {
+  if (!layer->room) return;
+  attn_arena *arena = layer->graph->arena;
+  attn_fault_arm(ATTN_FAULT_ALLOC, 0);
+  size_t all = fill_arena(arena, SIZE_MAX), room = (layer->room - 1) / ATTN_ALIGNMENT;
+  attn_arena_reset(arena);
+  fill_arena(arena, all > room ? all - room : 0);
+  attn_fault_arm(ATTN_FAULT_ALLOC, 0); /* from here on failures count */
+}
+
 static attn_status run(const test_layer *layer, const attn_layout *layout, attn_state *state,
                        const double *x, double *y) {
   attn_graph *g = layer->graph;
   attn_graph_reset(g, false);
+  leave_room(layer);
   attn_tensor in = from_arena(g, x, layout->rows, layer->options.hidden);
   attn_mixer_call call = {.options = &layer->options,
                           .parameters = (attn_parameter **)(uintptr_t)layer->pointers,
@@ -331,6 +350,7 @@ attn_status test_layer_gradients(const test_layer *layer, const attn_layout *lay
   for (int i = 0; i < layer->count; ++i)
     assert_ok(attn_tensor_fill(&layer->parameters[i].gradient, 0));
   attn_status status = make_row(layer, r, layout->rows * layer->options.hidden, &row);
+  if (status == ATTN_OK) leave_room(layer);
   if (status == ATTN_OK) status = backward(layer, layout, x, &row, dx);
   for (int i = 0; i < layer->count && status == ATTN_OK; ++i)
     to_doubles(&layer->parameters[i].gradient, d_parameters[i]);

@@ -29,6 +29,9 @@ typedef struct test_layer {
   /* the parameters as the layer holds them, and as they were before rounding */
   double *values[ATTN_MIXER_PARAMETERS], *exact[ATTN_MIXER_PARAMETERS];
   attn_graph *graph;
+  /* For tests of failing memory: 0, or the bytes + 1 that the tape's arena has left when a run
+   * begins; from then on no allocation succeeds until attn_fault_disarm. */
+  size_t room;
 } test_layer;
 
 /* A layer with random parameters of sizes that make every part of the mixer matter; they are the
