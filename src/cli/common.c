@@ -123,6 +123,16 @@ static bool is_model(const char *path) {
   return found;
 }
 
+/* Without "..", as people would write it. Takes `path`. */
+static char *tidy(char *path) {
+  char *real = realpath(path, NULL);
+  char *own = real ? attn_strdup(real) : NULL;
+  free(real);
+  if (!own) return path;
+  attn_free(path);
+  return own;
+}
+
 /* The directory of the executable; NULL where the system does not tell. */
 static char *executable_directory(void) {
   char path[4096];
@@ -151,7 +161,7 @@ static char *find_default(void) {
     char *path = join_three(base, model_places[i], ATTN_DEFAULT_MODEL);
     if (path && is_model(path)) {
       attn_free(base);
-      return path;
+      return tidy(path);
     }
     attn_free(path);
   }

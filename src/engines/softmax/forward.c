@@ -37,7 +37,7 @@ static forward_scratch place_scratch(const softmax_plan *plan, char *memory, siz
       rows * plan->real_size,
       rows * plan->real_size,
       keys * widest * plan->operand_size, /* gathered */
-      plan->prepack ? 0 : plan->forward.block,
+      plan->prepack || plan->direct ? 0 : plan->forward.block,
       rows * sizeof(int32_t),
       rows * sizeof(int32_t),
   };

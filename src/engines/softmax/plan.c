@@ -195,7 +195,6 @@ static void choose_tiles(softmax_plan *plan) {
   plan->block_rows = plan->work == WORK_BF16 ? 64 : 60;
   if (plan->work == WORK_F64) plan->block_rows = 32;
   plan->block_keys = attn_min(plan->block_keys, attn_round_up(problem->key_length, 32));
-  plan->fold = problem->query_length < FEW_ROWS ? plan->group : 1;
   plan->block_rows = attn_min(plan->block_rows, problem->query_length * plan->fold);
 }
 
@@ -227,6 +226,7 @@ static void finish_choices(softmax_plan *plan) {
   int64_t rows = problem->query_length * plan->fold;
   plan->splits = choose_splits(plan);
   plan->prepack = plan->group / plan->fold > 1 || rows > plan->block_rows;
+  plan->direct = !plan->prepack && plan->work == WORK_F32 && rows <= ATTN_MATVEC_ROWS;
   size_t pair = product_bytes(plan, problem->key_length, plan->depth_dim + problem->value_dim);
   plan->at_once = choose_at_once(plan, plan->prepack ? pair : 0);
   lay_out_forward(plan);
@@ -246,10 +246,18 @@ static void choose_backward(softmax_plan *plan) {
   lay_out_backward(plan);
 }
 
-static attn_softmax_work choose_work(const attn_softmax_problem *problem,
-                                     const attn_kernels *kernels) {
+/* Heads of one key head that share a tile. */
+static int64_t choose_fold(const softmax_plan *plan) {
+  return plan->problem.query_length < FEW_ROWS ? plan->group : 1;
+}
+
+/* Few rows are dot products with keys as they are stored, summed in float32. */
+static attn_softmax_work choose_work(const softmax_plan *plan) {
+  const attn_softmax_problem *problem = &plan->problem;
   if (problem->dtype == ATTN_F64) return WORK_F64;
-  return problem->dtype == ATTN_BF16 && kernels->path == ATTN_PATH_AMX ? WORK_BF16 : WORK_F32;
+  bool few = (double)problem->query_length * (double)plan->fold <= ATTN_MATVEC_ROWS;
+  bool tiles = plan->base.kernels->path == ATTN_PATH_AMX && !few;
+  return problem->dtype == ATTN_BF16 && tiles ? WORK_BF16 : WORK_F32;
 }
 
 /* A window that reaches beyond every key is no window; and then sums cannot overflow. */
@@ -267,7 +275,8 @@ static void set_up(softmax_plan *plan, const attn_softmax_problem *problem) {
   plan->problem.window_right = bounded_window(problem->window_right);
   plan->scale = problem->scale != 0 ? problem->scale : 1 / sqrt((double)problem->dim);
   plan->group = problem->heads / problem->kv_heads;
-  plan->work = choose_work(problem, plan->base.kernels);
+  plan->fold = choose_fold(plan);
+  plan->work = choose_work(plan);
   plan->operand_size = plan->work == WORK_F64 ? 8 : plan->work == WORK_F32 ? 4 : 2;
   plan->real_size = plan->work == WORK_F64 ? 8 : 4;
   plan->depth_dim = attn_round_up(problem->dim, 32);
@@ -281,8 +290,11 @@ static void describe(softmax_plan *plan) {
            "%lld split%s, %d thread%s",
            attn_kernel_path_name(plan->base.info.path), (long long)plan->block_rows,
            (long long)plan->block_keys, works[plan->work], (long long)plan->fold,
-           plan->prepack ? "packed once" : "packed on the way", (long long)plan->splits,
-           plan->splits > 1 ? "s" : "", plan->base.threads, plan->base.threads > 1 ? "s" : "");
+           plan->prepack  ? "packed once"
+           : plan->direct ? "read as stored"
+                          : "packed on the way",
+           (long long)plan->splits, plan->splits > 1 ? "s" : "", plan->base.threads,
+           plan->base.threads > 1 ? "s" : "");
 }
 
 /* Planning by measurement. */

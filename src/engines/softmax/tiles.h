@@ -33,6 +33,39 @@ static inline attn_key_range tile_visible(const softmax_plan *plan,
   return (attn_key_range){low.first, high.end};
 }
 
+/* The scores of few rows by dot products with the keys as they are stored. */
+static inline void direct_scores(const softmax_plan *plan, const attn_softmax_sequence *sequence,
+                                 const tile_rows *rows, int64_t key, int64_t keys, const float *q,
+                                 int64_t ldq, float *s, int64_t lds) {
+  const attn_kernels *kernels = plan->base.kernels;
+  const attn_softmax_rows *k = &sequence->k;
+  for (int64_t j = 0, run; j < keys; j += run) {
+    const void *row = attn_softmax_row(k, key + j, rows->head / plan->group);
+    run = attn_softmax_run(k, key + j, keys - j);
+    if (k->dtype == ATTN_BF16)
+      kernels->matvec_bf16(rows->count, run, plan->problem.dim, q, ldq, row, k->token, s + j, lds);
+    else
+      kernels->matvec_f32(rows->count, run, plan->problem.dim, q, ldq, row, k->token, s + j, lds);
+  }
+}
+
+/* o += P V for few rows; no row sees a key outside first .. end - 1 of the tile. */
+static inline void direct_values(const softmax_plan *plan, const attn_softmax_sequence *sequence,
+                                 const tile_rows *rows, int64_t key, int64_t first, int64_t end,
+                                 const float *p, int64_t ldp, float *o, int64_t ldo) {
+  const attn_kernels *kernels = plan->base.kernels;
+  const attn_softmax_rows *v = &sequence->v;
+  int64_t width = plan->problem.value_dim;
+  for (int64_t j = first, run; j < end; j += run) {
+    const void *row = attn_softmax_row(v, key + j, rows->head / plan->group);
+    run = attn_softmax_run(v, key + j, end - j);
+    if (v->dtype == ATTN_BF16)
+      kernels->weigh_rows_bf16(rows->count, run, width, p + j, ldp, row, v->token, o, ldo);
+    else
+      kernels->weigh_rows_f32(rows->count, run, width, p + j, ldp, row, v->token, o, ldo);
+  }
+}
+
 /* The columns that each row sees of the keys key .. key + keys - 1; false when no row sees any. */
 static inline bool tile_limits(const softmax_plan *plan, const attn_softmax_sequence *sequence,
                                const tile_rows *rows, int64_t key, int64_t keys, int32_t *begin,
