@@ -6,7 +6,7 @@
  * FLOP are counted as 6 x parameters x tokens. */
 #include "attn/training.h"
 #include "base/memory.h"
-#include "files/io.h"
+#include "base/io.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -4,7 +4,7 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "files/chart.h"
-#include "files/io.h"
+#include "base/io.h"
 
 #include <math.h>
 #include <string.h>

@@ -1,7 +1,7 @@
 #include "cli/cli.h"
 #include "base/memory.h"
 #include "engines/plan.h"
-#include "files/io.h"
+#include "base/io.h"
 
 #include <math.h>
 #include <stdarg.h>

@@ -2,7 +2,7 @@
 #include "cli/cli.h"
 #include "base/memory.h"
 #include "base/progress.h"
-#include "files/io.h"
+#include "base/io.h"
 #include "files/json.h"
 
 #include <stdlib.h>

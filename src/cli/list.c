@@ -2,7 +2,7 @@
 #include "cli/cli.h"
 #include "base/memory.h"
 #include "base/progress.h"
-#include "files/io.h"
+#include "base/io.h"
 
 typedef struct list_options {
   int64_t hidden, heads, dim;

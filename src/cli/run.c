@@ -4,7 +4,7 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "engines/plan_cache.h"
-#include "files/io.h"
+#include "base/io.h"
 #include "models/model.h"
 
 #include <errno.h>

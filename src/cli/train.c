@@ -3,7 +3,7 @@
 #include "attn/training.h"
 #include "base/memory.h"
 #include "base/progress.h"
-#include "files/io.h"
+#include "base/io.h"
 
 #include <math.h>
 #include <string.h>

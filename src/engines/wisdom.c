@@ -13,7 +13,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 #include "base/text.h"
-#include "files/io.h"
+#include "base/io.h"
 
 #include <inttypes.h>
 #include <pthread.h>

@@ -2,7 +2,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 #include "files/chart_axis.h"
-#include "files/io.h"
+#include "base/io.h"
 
 #include <locale.h>
 #include <math.h>

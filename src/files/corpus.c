@@ -3,7 +3,7 @@
 #include "base/memory.h"
 #include "base/random.h"
 #include "base/status.h"
-#include "files/io.h"
+#include "base/io.h"
 
 #include <dirent.h>
 #include <errno.h>

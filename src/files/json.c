@@ -2,7 +2,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 #include "base/text.h"
-#include "files/io.h"
+#include "base/io.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -4,7 +4,7 @@
 #include "base/random.h"
 #include "base/status.h"
 #include "engines/dense/dense.h"
-#include "files/io.h"
+#include "base/io.h"
 #include "files/json.h"
 
 #include <math.h>

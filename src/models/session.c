@@ -7,7 +7,7 @@
 #include "base/hash.h"
 #include "base/memory.h"
 #include "base/status.h"
-#include "files/io.h"
+#include "base/io.h"
 #include "graph/operations.h"
 #include "models/model.h"
 #include "models/sampling.h"

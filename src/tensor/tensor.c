@@ -1,7 +1,7 @@
 #include "attn/tensor.h"
 #include "base/memory.h"
 #include "base/status.h"
-#include "kernels/convert.h"
+#include "tensor/half.h"
 
 #include <string.h>
 

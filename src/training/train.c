@@ -12,7 +12,7 @@
 #include "base/progress.h"
 #include "base/status.h"
 #include "files/corpus.h"
-#include "files/io.h"
+#include "base/io.h"
 #include "models/model.h"
 #include "training/checkpoint.h"
 #include "training/schedule.h"

@@ -4,7 +4,7 @@
 #include "attn/attn.h"
 #include "base/fault.h"
 #include "base/memory.h"
-#include "files/io.h"
+#include "base/io.h"
 #include "files/safetensors.h"
 
 #include <math.h>

@@ -7,7 +7,7 @@
 #include "base/status.h"
 #include "base/text.h"
 #include "files/corpus.h"
-#include "files/io.h"
+#include "base/io.h"
 #include "files/json.h"
 
 #include <fcntl.h>

@@ -4,7 +4,7 @@
 #include "base/fault.h"
 #include "base/memory.h"
 #include "base/random.h"
-#include "files/io.h"
+#include "base/io.h"
 #include "files/safetensors.h"
 
 #include <stdio.h>

@@ -5,7 +5,7 @@
 #include "base/fault.h"
 #include "base/memory.h"
 #include "engines/plan.h"
-#include "files/io.h"
+#include "base/io.h"
 
 #include <stdio.h>
 #include <string.h>

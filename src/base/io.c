@@ -1,4 +1,4 @@
-#include "files/io.h"
+#include "base/io.h"
 #include "base/fault.h"
 #include "base/memory.h"
 #include "base/status.h"

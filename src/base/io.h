@@ -2,8 +2,8 @@
  *
  * Every operation that the system can refuse passes attn_fault_hit(ATTN_FAULT_IO), so that tests
  * can make the n-th fail. Messages carry the path and the system's reason. */
-#ifndef ATTN_FILES_IO_H
-#define ATTN_FILES_IO_H
+#ifndef ATTN_BASE_IO_H
+#define ATTN_BASE_IO_H
 
 #include "attn/base.h"
 
