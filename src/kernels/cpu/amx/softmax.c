@@ -76,6 +76,7 @@ INLINE void score_step(run *run, int step, bool weigh, int depths, __m512 scale,
   attn_tile_zero(1);
   attn_tile_zero(2);
   attn_tile_zero(3);
+#pragma GCC unroll 4
   for (int d = 0; d < depths; ++d) {
     attn_tile_load(6, k + d * TILE, LINE);
     attn_tile_load(4, q + d * STEP, ldq * 2);
@@ -165,6 +166,23 @@ static bool add_sums(const run *run, float *sum) {
   return true;
 }
 
+/* One function for each depth that is common, so that its loops unroll, and one for all others. */
+typedef void weigh_depth(run *run, int steps, int depths, float scale, const uint16_t *q,
+                         int64_t ldq, const uint16_t *k, int64_t k_panel, const uint16_t *v,
+                         int64_t v_panel, const float *maximum);
+
+#define DEFINE_DEPTH(name, constant)                                                               \
+  static __attribute__((noinline)) void name(run *run, int steps, int depths, float scale,         \
+                                             const uint16_t *q, int64_t ldq, const uint16_t *k,    \
+                                             int64_t k_panel, const uint16_t *v, int64_t v_panel,  \
+                                             const float *maximum) {                               \
+    (void)depths;                                                                                  \
+    weigh_run(run, steps, constant, scale, q, ldq, k, k_panel, v, v_panel, maximum);               \
+  }
+DEFINE_DEPTH(weigh_depth_64, 2)
+DEFINE_DEPTH(weigh_depth_128, 4)
+DEFINE_DEPTH(weigh_any_depth, depths)
+
 bool attn_amx_softmax_run_bf16(int64_t keys, int64_t depth, int64_t width, float scale,
                                const uint16_t *q, int64_t ldq, const uint16_t *k, int64_t k_panel,
                                const uint16_t *v, int64_t v_panel, const float *maximum, float *sum,
@@ -175,12 +193,10 @@ bool attn_amx_softmax_run_bf16(int64_t keys, int64_t depth, int64_t width, float
     if (maximum[row] == -INFINITY) return false;
     _mm512_store_ps(run.sums + row * HALF, _mm512_setzero_ps());
   }
-  if (depth == 128)
-    weigh_run(&run, steps, 4, scale, q, ldq, k, k_panel, v, v_panel, maximum);
-  else if (depth == 64)
-    weigh_run(&run, steps, 2, scale, q, ldq, k, k_panel, v, v_panel, maximum);
-  else
-    weigh_run(&run, steps, (int)(depth / STEP), scale, q, ldq, k, k_panel, v, v_panel, maximum);
+  weigh_depth *weigh = depth == 128  ? weigh_depth_128
+                       : depth == 64 ? weigh_depth_64
+                                     : weigh_any_depth;
+  weigh(&run, steps, (int)(depth / STEP), scale, q, ldq, k, k_panel, v, v_panel, maximum);
   if (!add_sums(&run, sum)) return false;
   attn_tiles_see_memory();
   for (int64_t c = 0; c < width; c += STEP) {
