@@ -40,7 +40,7 @@ INLINE void prefetch_tile(const void *tile) {
 /* 2^x, to a relative 1e-4 (weights are rounded to 4e-3); at least 2^-126, so that no result is
  * subnormal, which would be slow. vscalef takes the whole part of x itself. */
 INLINE __m512 exp2_whole(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-126));
+  x = _mm512_max_ps(_mm512_set1_ps(-126), x); /* in this order NaN stays NaN */
   __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   __m512 y = _mm512_set1_ps(7.80245200e-2f);
   y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.26067170e-1f));
