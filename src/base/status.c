@@ -41,6 +41,15 @@ attn_status attn_fail(attn_status status, const char *format, ...) {
   return status;
 }
 
+/* Writes text at `used` of the message, cut off at its end; returns where the text ends. */
+static size_t put(size_t used, const char *text) {
+  size_t length = strlen(text), room = MESSAGE_SIZE - 1 - used;
+  if (length > room) length = room;
+  memcpy(message + used, text, length);
+  message[used + length] = 0;
+  return used + length;
+}
+
 attn_status attn_fail_in(attn_status status, const char *format, ...) {
   char prefix[MESSAGE_SIZE], old[MESSAGE_SIZE];
   memcpy(old, message, sizeof old);
@@ -48,8 +57,6 @@ attn_status attn_fail_in(attn_status status, const char *format, ...) {
   va_start(arguments, format);
   vsnprintf(prefix, sizeof prefix, format, arguments);
   va_end(arguments);
-  size_t length = strlen(prefix);
-  memcpy(message, prefix, length + 1);
-  snprintf(message + length, sizeof message - length, ": %s", old);
+  put(put(put(0, prefix), ": "), old);
   return status;
 }

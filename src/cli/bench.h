@@ -102,6 +102,7 @@ typedef struct attn_bench_row {
   double extra;    /* bytes beside inputs and outputs */
   double tokens;   /* per second */
   double flops, bytes;
+  double peak;             /* operations a second that the dtype allowed, measured beside it */
   double of_peak, of_copy; /* fractions of the limits; NaN where there is none */
   char plan[256];
 } attn_bench_row;

@@ -266,7 +266,8 @@ void attn_bench_rate(attn_bench_row *row, const attn_bench_limits *limits) {
   const attn_bench_case *c = &row->c;
   double tokens = (double)c->batch * (c->pass == ATTN_BENCH_STEP ? 1 : (double)c->length);
   row->tokens = tokens / row->seconds;
-  row->of_peak = row->flops / row->seconds / peak_of(limits, c->dtype);
+  row->peak = peak_of(limits, c->dtype);
+  row->of_peak = row->flops / row->seconds / row->peak;
   row->of_copy = row->bytes / row->seconds / limits->copy_bytes;
 }
 

@@ -71,7 +71,7 @@ void attn_bench_print_row(const attn_bench_row *r, bool explain) {
 static json_t *row_json(const attn_bench_row *r) {
   return json_pack(
       "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, "
-      "s:s}",
+      "s:o, s:s}",
       "mixer", r->c.op->name, "pass", attn_bench_passes[r->c.pass], "dtype",
       attn_dtype_name(r->c.dtype), "batch", (json_int_t)r->c.batch, "length",
       (json_int_t)r->c.length, "heads", (json_int_t)r->c.heads, "kv_heads",
@@ -79,9 +79,9 @@ static json_t *row_json(const attn_bench_row *r) {
       "seconds", attn_json_real(r->seconds), "repeats", (json_int_t)r->repeats, "tokens_per_second",
       attn_json_real(r->tokens), "extra_bytes", attn_json_real(r->extra), "flop",
       attn_json_real(r->flops), "bytes", attn_json_real(r->bytes), "flop_per_second",
-      attn_json_real(r->flops / r->seconds), "fraction_of_peak", attn_json_real(r->of_peak),
-      "fraction_of_copy", attn_json_real(r->of_copy), "error", attn_json_real(r->error), "plan",
-      r->plan);
+      attn_json_real(r->flops / r->seconds), "peak_flop_per_second", attn_json_real(r->peak),
+      "fraction_of_peak", attn_json_real(r->of_peak), "fraction_of_copy",
+      attn_json_real(r->of_copy), "error", attn_json_real(r->error), "plan", r->plan);
 }
 
 json_t *attn_bench_json(const attn_bench_report *report) {

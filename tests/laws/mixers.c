@@ -53,6 +53,29 @@ static void test_equals_oracle(void **state) {
   test_on_every_path(each_case_equals_oracle, NULL);
 }
 
+/* More tokens than several of the largest blocks hold. */
+static void long_equals_oracle(const attn_mixer *mixer, const attn_mixer_options *options) {
+  for (int d = 0; d < DTYPES; ++d) {
+    test_layer layer;
+    assert_ok(test_layer_create(&layer, mixer, options, dtypes[d], false));
+    attn_layout layout = attn_layout_equal(1, 700);
+    double *x = test_inputs(&layer, layout.rows * layer.options.hidden, 10);
+    assert_equals_oracle(&layer, &layout, x);
+    free(x);
+    test_layer_destroy(&layer);
+  }
+}
+
+static void each_mixer_long(void *context) {
+  (void)context;
+  test_each_mixer(long_equals_oracle);
+}
+
+static void test_long_sequences(void **state) {
+  (void)state;
+  test_on_every_path(each_mixer_long, NULL);
+}
+
 /* Parameters may be as a model file stores them: all in bfloat16, decays and norms too. */
 static void store_in_bfloat16(test_layer *layer) {
   for (int i = 0; i < layer->count; ++i) {
@@ -399,9 +422,13 @@ static void test_repeats(void **state) {
 int main(int argc, char **argv) {
   if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_equals_oracle), cmocka_unit_test(test_stored_in_bfloat16),
-      cmocka_unit_test(test_gradients),     cmocka_unit_test(test_narrow_gradients),
-      cmocka_unit_test(test_future),        cmocka_unit_test(test_packed),
+      cmocka_unit_test(test_equals_oracle),
+      cmocka_unit_test(test_long_sequences),
+      cmocka_unit_test(test_stored_in_bfloat16),
+      cmocka_unit_test(test_gradients),
+      cmocka_unit_test(test_narrow_gradients),
+      cmocka_unit_test(test_future),
+      cmocka_unit_test(test_packed),
       cmocka_unit_test(test_repeats),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

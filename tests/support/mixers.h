@@ -53,7 +53,7 @@ double *test_inputs(const test_layer *layer, int64_t count, uint64_t seed);
 /* y [rows, hidden] of x [rows, hidden]. */
 attn_status test_layer_forward(const test_layer *layer, const attn_layout *layout, const double *x,
                                double *y);
-/* The same continuing from `state`, which takes the rows; test_state_rows at a time. */
+/* The same continuing from `state`, which takes the rows if all went well. */
 attn_status test_layer_continue(const test_layer *layer, attn_state *state, int64_t rows,
                                 const double *x, double *y);
 /* Gradients of sum(r (.) y) for x and all parameters, into arrays of their sizes. */
