@@ -2,7 +2,7 @@
  * against the float64 engine on a shortened problem; then it prints the rates and, of the rate of
  * the path's matrix products measured in the same run, the fraction.
  *
- *   bench_softmax_speed [length [threads]] */
+ *   bench_softmax_speed [length [threads [float32|bfloat16]]] */
 #include "attn/attn.h"
 #include "base/random.h"
 #include "engines/plan.h"
@@ -198,9 +198,13 @@ int main(int count, char **arguments) {
   printf("%s, %d threads: products %.1f GFLOP/s in bfloat16, %.1f in float32; copies %.1f GB/s\n",
          attn_kernel_path_name(attn_get_kernel_path()), threads, bf16 * 1e-9, f32 * 1e-9,
          bandwidth * 1e-9);
-  bool right =
-      measure(ATTN_F32, length, 64, bf16, f32) && measure(ATTN_F32, length, 128, bf16, f32) &&
-      measure(ATTN_BF16, length, 64, bf16, f32) && measure(ATTN_BF16, length, 128, bf16, f32) &&
-      measure_decode(ATTN_F32, 65536, bandwidth) && measure_decode(ATTN_BF16, 65536, bandwidth);
+  const attn_dtype dtypes[] = {ATTN_F32, ATTN_BF16};
+  bool right = true;
+  for (int i = 0; i < 2; ++i) {
+    if (count > 3 && strcmp(arguments[3], attn_dtype_name(dtypes[i]))) continue;
+    for (int64_t dim = 64; dim <= 128; dim += 64)
+      right = right && measure(dtypes[i], length, dim, bf16, f32);
+    right = right && measure_decode(dtypes[i], 65536, bandwidth);
+  }
   return right ? 0 : 1;
 }

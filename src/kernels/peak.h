@@ -3,8 +3,8 @@
 #ifndef ATTN_KERNELS_PEAK_H
 #define ATTN_KERNELS_PEAK_H
 
-/* Floating-point operations a second of matmul_bf16 and matmul_f32 of the current path, on a tile
- * that stays in the first-level cache: the AMX rate where there is AMX. */
+/* Floating-point operations a second of the current path's multiply instructions on operands in the
+ * first-level cache: for bfloat16 the raw rate of TDPBF16PS where there is AMX. */
 double attn_kernels_peak_bf16(int threads);
 double attn_kernels_peak_f32(int threads);
 /* Bytes a second, read plus written, of copies between buffers larger than the caches. 0 when out

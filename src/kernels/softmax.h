@@ -9,6 +9,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Extents of softmax_run: its rows, and the keys it takes at most. */
+enum { ATTN_RUN_ROWS = 32, ATTN_RUN_KEYS = 256 };
+/* The greatest sum of a row's weights that softmax_run leaves as it is. */
+#define ATTN_RUN_LIMIT 65536.0f
+
 #define ATTN_SOFTMAX_SCORE_KERNELS(K, suffix, real)                                                \
   /* s[j] = cap * tanh(scale * s[j] / cap); slope[j], where given, = 1 - (s[j] / cap)^2 */         \
   K(void, cap_scores_##suffix, (real * s, real * slope, int64_t count, real scale, real cap))      \
@@ -52,6 +57,18 @@
     (int64_t rows, int64_t keys, int64_t width, const float *p, int64_t ldp, const uint16_t *v,    \
      int64_t ldv, float *o, int64_t ldo))
 
+/* ATTN_RUN_ROWS rows against a run of keys (a multiple of 32) that all of them see, scores and
+ * values in one, with the maxima so far as the base of the weights:
+ *   p_rj = exp2(scale q_r . k_j - maximum_r);  sum_r += sum_j p_rj;  o_r += sum_j p_rj v_j
+ * False, and sum and o as they were, when a row has no maximum yet or its weights in this run add
+ * up to more than ATTN_RUN_LIMIT (its maximum is too low by now) or to no number. k is K^T [depth,
+ * keys] and v is V [keys, width], packed; depth and width are multiples of 32. */
+#define ATTN_SOFTMAX_RUN_KERNELS(K)                                                                \
+  K(bool, softmax_run_bf16,                                                                        \
+    (int64_t keys, int64_t depth, int64_t width, float scale, const uint16_t *q, int64_t ldq,      \
+     const uint16_t *k, int64_t k_panel, const uint16_t *v, int64_t v_panel, const float *maximum, \
+     float *sum, float *o, int64_t ldo))
+
 #define ATTN_SOFTMAX_FLOAT_KERNELS(K)                                                              \
   ATTN_SOFTMAX_DECODE_KERNELS(K)                                                                   \
   ATTN_SOFTMAX_SCORE_KERNELS(K, f32, float)                                                        \
@@ -59,6 +76,7 @@
   ATTN_SOFTMAX_TILE_KERNELS(K, bf16, float, uint16_t)
 
 #define ATTN_SOFTMAX_KERNELS(K)                                                                    \
+  ATTN_SOFTMAX_RUN_KERNELS(K)                                                                      \
   ATTN_SOFTMAX_SCORE_KERNELS(K, f64, double)                                                       \
   ATTN_SOFTMAX_TILE_KERNELS(K, f64, double, double)                                                \
   ATTN_SOFTMAX_FLOAT_KERNELS(K)

@@ -237,11 +237,110 @@ static void exp_keeps_its_promise(void **state) {
   test_on_every_path(exp_on_a_path, NULL);
 }
 
+/* --- A run of attention ----------------------------------------------------------------------- */
+
+/* Errors of sums of weights: 1e-4 of exp2, and of float32 scores; of o, in the norm: weights
+ * rounded to bfloat16, 2^-9. */
+enum { RUN_ROWS = ATTN_RUN_ROWS, RUN_DEPTH = 256, RUN_WIDTH = 128 };
+
+typedef struct run {
+  int64_t keys, depth, width;
+  float scale;
+  uint16_t q[RUN_ROWS * RUN_DEPTH], k[ATTN_RUN_KEYS * RUN_DEPTH], v[ATTN_RUN_KEYS * RUN_WIDTH];
+  uint16_t packed_k[ATTN_RUN_KEYS * RUN_DEPTH], packed_v[ATTN_RUN_KEYS * RUN_WIDTH];
+  float maximum[RUN_ROWS], sum[RUN_ROWS], o[RUN_ROWS * RUN_WIDTH];
+  double right_sum[RUN_ROWS], right_o[RUN_ROWS * RUN_WIDTH];
+} run;
+
+static void draw(uint16_t *x, int64_t count, attn_random *random) {
+  for (int64_t i = 0; i < count; ++i) x[i] = attn_f32_to_bf16((float)attn_random_normal(random));
+}
+
+/* Draws a run whose sums start at 1 and whose o starts at 2, and computes it in float64. */
+static void make_run(run *r, int64_t keys, int64_t depth, int64_t width) {
+  attn_random random = {.seed = (uint64_t)(keys + depth + width)};
+  r->keys = keys, r->depth = depth, r->width = width;
+  r->scale = (float)(1 / sqrt((double)depth));
+  draw(r->q, RUN_ROWS * depth, &random);
+  draw(r->k, keys * depth, &random);
+  draw(r->v, keys * width, &random);
+  const attn_kernels *kernels = attn_kernels_get();
+  kernels->pack_bf16(r->packed_k, depth * ATTN_PANEL, r->k, depth, keys, 1, depth);
+  kernels->pack_bf16(r->packed_v, keys * ATTN_PANEL, r->v, keys, width, width, 1);
+  for (int64_t i = 0; i < RUN_ROWS * width; ++i) r->o[i] = 2, r->right_o[i] = 2;
+  for (int64_t i = 0; i < RUN_ROWS; ++i) {
+    r->sum[i] = 1, r->right_sum[i] = 1, r->maximum[i] = 1 + 0.125f * (float)i;
+    for (int64_t j = 0; j < keys; ++j) {
+      double score = 0;
+      for (int64_t c = 0; c < depth; ++c)
+        score += (double)attn_bf16_to_f32(r->q[i * depth + c]) *
+                 (double)attn_bf16_to_f32(r->k[j * depth + c]);
+      double weight = exp2(score * (double)r->scale - (double)r->maximum[i]);
+      r->right_sum[i] += weight;
+      for (int64_t c = 0; c < width; ++c)
+        r->right_o[i * width + c] += weight * (double)attn_bf16_to_f32(r->v[j * width + c]);
+    }
+  }
+}
+
+static bool do_run(run *r) {
+  const attn_kernels *kernels = attn_kernels_get();
+  kernels->begin();
+  bool done = kernels->softmax_run_bf16(r->keys, r->depth, r->width, r->scale, r->q, r->depth,
+                                        r->packed_k, r->depth * ATTN_PANEL, r->packed_v,
+                                        r->keys * ATTN_PANEL, r->maximum, r->sum, r->o, r->width);
+  kernels->end();
+  return done;
+}
+
+static double norm_error(const float *x, const double *right, int64_t count) {
+  double difference = 0, norm = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    difference += ((double)x[i] - right[i]) * ((double)x[i] - right[i]);
+    norm += right[i] * right[i];
+  }
+  return sqrt(difference / norm);
+}
+
+static void assert_refused(run *r) {
+  assert_false(do_run(r));
+  for (int64_t i = 0; i < RUN_ROWS; ++i) assert_true(r->sum[i] == 1);
+  for (int64_t i = 0; i < RUN_ROWS * r->width; ++i) assert_true(r->o[i] == 2);
+}
+
+static void run_on_a_path(void *context) {
+  static const int64_t shapes[][3] = {
+      {32, 32, 32}, {96, 64, 64}, {256, 128, 128}, {160, 96, 96}, {64, 256, 32}, {224, 160, 64},
+  };
+  run *r = context;
+  for (size_t i = 0; i < sizeof shapes / sizeof *shapes; ++i) {
+    make_run(r, shapes[i][0], shapes[i][1], shapes[i][2]);
+    assert_true(do_run(r));
+    assert_true(norm_error(r->sum, r->right_sum, RUN_ROWS) < 2e-4);
+    assert_true(norm_error(r->o, r->right_o, RUN_ROWS * r->width) < 4e-3);
+  }
+  const float bad[] = {-INFINITY, -30, NAN}; /* no maximum yet, one too low, none at all */
+  for (int i = 0; i < 3; ++i) {
+    make_run(r, 64, 64, 64);
+    r->maximum[5 * i + 3] = bad[i];
+    assert_refused(r);
+  }
+}
+
+static void a_run_equals_float64(void **state) {
+  (void)state;
+  run *r = malloc(sizeof *r);
+  assert_non_null(r);
+  test_on_every_path(run_on_a_path, r);
+  free(r);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(conversions_are_exact),
       cmocka_unit_test(matvec_equals_float64),
       cmocka_unit_test(exp_keeps_its_promise),
+      cmocka_unit_test(a_run_equals_float64),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

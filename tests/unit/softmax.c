@@ -520,6 +520,39 @@ static void backward_bf16(void **state) {
   check_samples(ATTN_BF16, BOTH, SAMPLES);
 }
 
+/* Shapes of which most keys are seen by whole tiles of rows, which AMX takes in runs. `growth`
+ * multiplies the keys by 1 + growth * position: maxima that grow from run to run, so that runs find
+ * their base too low (8: at once, and on every path a softmax of nearly one key). */
+typedef struct long_shape {
+  int64_t queries, keys, dim, value_dim, window_left;
+  bool causal;
+  double growth;
+} long_shape;
+
+static void long_rows_bf16(void **state) {
+  (void)state;
+  static const long_shape shapes[] = {
+      {64, 700, 64, 64, -1, false, 0},    {300, 300, 128, 128, -1, true, 0},
+      {97, 420, 96, 32, 200, true, 0},    {40, 333, 256, 64, -1, false, 0},
+      {64, 700, 64, 64, -1, false, 0.01}, {130, 600, 40, 96, -1, true, 8},
+  };
+  for (size_t i = 0; i < sizeof shapes / sizeof *shapes; ++i) {
+    const long_shape *s = &shapes[i];
+    fixture f = {.problem = ATTN_SOFTMAX_PROBLEM_INIT, .random = {.seed = 100 + i}};
+    attn_softmax_problem *p = &f.problem;
+    p->dtype = ATTN_BF16;
+    p->query_length = s->queries, p->key_length = s->keys, p->dim = s->dim;
+    p->value_dim = s->value_dim, p->window_left = s->window_left, p->causal = s->causal;
+    p->heads = p->kv_heads = 1;
+    p->sinks = i % 2;
+    fill(&f);
+    for (int64_t j = 0; j < f.keys * p->dim; ++j) f.k[j] *= 1 + s->growth * (double)(j / p->dim);
+    round_to(ATTN_BF16, f.k, f.keys * p->dim);
+    check_on_all_paths(&f);
+    clear(&f);
+  }
+}
+
 /* sum(o d_o) + sum(lse d_lse) as the library computes it. */
 static double loss(const fixture *f) {
   attn_softmax_problem problem = f->problem;
@@ -946,6 +979,7 @@ int main(void) {
       cmocka_unit_test(forward_f64),
       cmocka_unit_test(forward_f32),
       cmocka_unit_test(forward_bf16),
+      cmocka_unit_test(long_rows_bf16),
       cmocka_unit_test(backward_f64),
       cmocka_unit_test(backward_f32),
       cmocka_unit_test(backward_bf16),

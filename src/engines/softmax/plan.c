@@ -186,14 +186,29 @@ static void lay_out_backward(softmax_plan *plan) {
 
 /* Choices. */
 
+/* What the threads share out, when the keys are not split. */
+static double count_items(const softmax_plan *plan) {
+  const attn_softmax_problem *problem = &plan->problem;
+  int64_t rows = problem->query_length * plan->fold;
+  return (double)problem->batch * (double)problem->kv_heads * (double)(plan->group / plan->fold) *
+         (double)attn_ceil_div(rows, plan->block_rows);
+}
+
 /* Tiles so that a block's keys, values and scores stay in the second-level cache with room to
- * spare, and the scores and one operand in the first. */
+ * spare, and the scores and one operand in the first. AMX multiplies faster than the third-level
+ * cache delivers, so there as many rows as the second level holds share a block of keys, a small
+ * tile at a time. */
 static void choose_tiles(softmax_plan *plan) {
   const attn_softmax_problem *problem = &plan->problem;
   int64_t widest = attn_max(problem->dim, problem->value_dim);
   plan->block_keys = plan->work == WORK_F64 ? 64 : widest > 128 ? 64 : 128;
-  plan->block_rows = plan->work == WORK_BF16 ? 64 : 60;
-  if (plan->work == WORK_F64) plan->block_rows = 32;
+  plan->block_rows = plan->work == WORK_F64 ? 32 : 60;
+  if (plan->work == WORK_BF16) {
+    plan->block_keys = ATTN_RUN_KEYS;
+    plan->block_rows = MAX_BLOCK_ROWS;
+    while (plan->block_rows > 64 && count_items(plan) < 4.0 * plan->base.threads)
+      plan->block_rows /= 2;
+  }
   plan->block_keys = attn_min(plan->block_keys, attn_round_up(problem->key_length, 32));
   plan->block_rows = attn_min(plan->block_rows, problem->query_length * plan->fold);
 }
@@ -202,9 +217,7 @@ static void choose_tiles(softmax_plan *plan) {
 static int64_t choose_splits(const softmax_plan *plan) {
   const attn_softmax_problem *problem = &plan->problem;
   if (problem->splits) return problem->splits;
-  int64_t rows = problem->query_length * plan->fold;
-  double items = (double)problem->batch * (double)problem->kv_heads *
-                 (double)(plan->group / plan->fold) * (double)attn_ceil_div(rows, plan->block_rows);
+  double items = count_items(plan);
   int64_t blocks = attn_ceil_div(problem->key_length, plan->block_keys);
   enum { BLOCKS_A_PART = 4 }; /* fewer would not pay for the merge */
   if (items >= plan->base.threads || plan->base.threads == 1) return 1;
@@ -225,6 +238,10 @@ static void finish_choices(softmax_plan *plan) {
   const attn_softmax_problem *problem = &plan->problem;
   int64_t rows = problem->query_length * plan->fold;
   plan->splits = choose_splits(plan);
+  plan->tile_rows = plan->block_rows;
+  if (plan->work == WORK_BF16) plan->tile_rows = attn_min(ATTN_RUN_ROWS, plan->block_rows);
+  plan->runs = plan->work == WORK_BF16 && problem->soft_cap == 0 && !problem->bias &&
+               !problem->alibi && problem->value_dim % 32 == 0;
   plan->prepack = plan->group / plan->fold > 1 || rows > plan->block_rows;
   plan->direct = !plan->prepack && plan->work == WORK_F32 && rows <= ATTN_MATVEC_ROWS;
   size_t pair = product_bytes(plan, problem->key_length, plan->depth_dim + problem->value_dim);

@@ -7,7 +7,7 @@
 #define LOG2_E 1.4426950408889634
 #define LN_2   0.6931471805599453
 
-enum { MAX_BLOCK_ROWS = 128, MAX_BLOCK_KEYS = 512 };
+enum { MAX_BLOCK_ROWS = 256, MAX_BLOCK_KEYS = 512 };
 
 /* Rows first .. first + count - 1 of `fold` heads that share a key head. */
 typedef struct tile_rows {
@@ -64,6 +64,17 @@ static inline void direct_values(const softmax_plan *plan, const attn_softmax_se
     else
       kernels->weigh_rows_f32(rows->count, run, width, p + j, ldp, row, v->token, o, ldo);
   }
+}
+
+/* The keys that every row of the tile sees. */
+static inline attn_key_range tile_seen_by_all(const softmax_plan *plan,
+                                              const attn_softmax_sequence *sequence,
+                                              const tile_rows *rows) {
+  attn_key_range low =
+      attn_softmax_visible(&plan->problem, sequence->queries, sequence->keys, tile_query(rows, 0));
+  attn_key_range high = attn_softmax_visible(&plan->problem, sequence->queries, sequence->keys,
+                                             tile_query(rows, rows->count - 1));
+  return (attn_key_range){high.first, low.end};
 }
 
 /* The columns that each row sees of the keys key .. key + keys - 1; false when no row sees any. */

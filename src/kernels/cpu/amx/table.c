@@ -10,4 +10,5 @@ const attn_kernels attn_kernels_amx = {
     .begin = attn_amx_begin,
     .end = attn_amx_end,
     .matmul_bf16 = attn_amx_matmul_bf16,
+    .softmax_run_bf16 = attn_amx_softmax_run_bf16,
 };

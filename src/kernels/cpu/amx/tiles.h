@@ -23,6 +23,7 @@ void attn_tile_zero(int tile);
 void attn_tile_load(int tile, const void *source, int64_t stride_bytes);
 void attn_tile_store(int tile, void *target, int64_t stride_bytes);
 void attn_tile_multiply_bf16(int sum, int a, int b);
+#define attn_tiles_see_memory() ((void)0)
 
 #else
 
@@ -35,6 +36,9 @@ void attn_tile_multiply_bf16(int sum, int a, int b);
 #define attn_tile_load(tile, source, stride_bytes)  _tile_loadd(tile, source, stride_bytes)
 #define attn_tile_store(tile, target, stride_bytes) _tile_stored(tile, target, stride_bytes)
 #define attn_tile_multiply_bf16(sum, a, b)          _tile_dpbf16ps(sum, a, b)
+/* Compilers do not know that a tile load reads memory: between writing to memory otherwise and
+ * loading tiles from it. */
+#define attn_tiles_see_memory()                     __asm__ volatile("" ::: "memory")
 
 #endif
 
