@@ -194,21 +194,34 @@ static double count_items(const softmax_plan *plan) {
          (double)attn_ceil_div(rows, plan->block_rows);
 }
 
+/* Whether a plan by estimate takes runs of keys (softmax_run) on AMX. They have not been timed on a
+ * machine with AMX yet, so only a plan by measurement takes them, where they win; the emulation,
+ * which is there to test them, always does. */
+#ifdef ATTN_EMULATE_AMX
+static const bool runs_by_estimate = true;
+#else
+static const bool runs_by_estimate = false;
+#endif
+
+/* AMX multiplies faster than the third-level cache delivers: as many rows as the second level holds
+ * share a block of keys, a small tile at a time. */
+static void choose_run_tiles(softmax_plan *plan) {
+  plan->block_keys = ATTN_RUN_KEYS;
+  plan->block_rows = MAX_BLOCK_ROWS;
+  while (plan->block_rows > 64 && count_items(plan) < 4.0 * plan->base.threads)
+    plan->block_rows /= 2;
+}
+
 /* Tiles so that a block's keys, values and scores stay in the second-level cache with room to
- * spare, and the scores and one operand in the first. AMX multiplies faster than the third-level
- * cache delivers, so there as many rows as the second level holds share a block of keys, a small
- * tile at a time. */
+ * spare, and the scores and one operand in the first. */
 static void choose_tiles(softmax_plan *plan) {
   const attn_softmax_problem *problem = &plan->problem;
   int64_t widest = attn_max(problem->dim, problem->value_dim);
   plan->block_keys = plan->work == WORK_F64 ? 64 : widest > 128 ? 64 : 128;
-  plan->block_rows = plan->work == WORK_F64 ? 32 : 60;
-  if (plan->work == WORK_BF16) {
-    plan->block_keys = ATTN_RUN_KEYS;
-    plan->block_rows = MAX_BLOCK_ROWS;
-    while (plan->block_rows > 64 && count_items(plan) < 4.0 * plan->base.threads)
-      plan->block_rows /= 2;
-  }
+  plan->block_rows = plan->work == WORK_BF16 ? 64 : 60;
+  if (plan->work == WORK_F64) plan->block_rows = 32;
+  plan->try_runs = plan->work == WORK_BF16 && runs_by_estimate;
+  if (plan->try_runs) choose_run_tiles(plan);
   plan->block_keys = attn_min(plan->block_keys, attn_round_up(problem->key_length, 32));
   plan->block_rows = attn_min(plan->block_rows, problem->query_length * plan->fold);
 }
@@ -238,10 +251,9 @@ static void finish_choices(softmax_plan *plan) {
   const attn_softmax_problem *problem = &plan->problem;
   int64_t rows = problem->query_length * plan->fold;
   plan->splits = choose_splits(plan);
-  plan->tile_rows = plan->block_rows;
-  if (plan->work == WORK_BF16) plan->tile_rows = attn_min(ATTN_RUN_ROWS, plan->block_rows);
-  plan->runs = plan->work == WORK_BF16 && problem->soft_cap == 0 && !problem->bias &&
-               !problem->alibi && problem->value_dim % 32 == 0;
+  plan->runs = plan->try_runs && problem->soft_cap == 0 && !problem->bias && !problem->alibi &&
+               problem->value_dim % 32 == 0;
+  plan->tile_rows = plan->try_runs ? attn_min(ATTN_RUN_ROWS, plan->block_rows) : plan->block_rows;
   plan->prepack = plan->group / plan->fold > 1 || rows > plan->block_rows;
   plan->direct = !plan->prepack && plan->work == WORK_F32 && rows <= ATTN_MATVEC_ROWS;
   size_t pair = product_bytes(plan, problem->key_length, plan->depth_dim + problem->value_dim);
@@ -303,10 +315,11 @@ static void set_up(softmax_plan *plan, const attn_softmax_problem *problem) {
 static void describe(softmax_plan *plan) {
   static const char *const works[] = {"float64", "float32", "bfloat16"};
   snprintf(plan->base.info.description, sizeof plan->base.info.description,
-           "softmax on %s: tiles of %lld rows x %lld keys in %s, %lld heads a tile, keys %s, "
+           "softmax on %s: tiles of %lld rows x %lld keys in %s%s, %lld heads a tile, keys %s, "
            "%lld split%s, %d thread%s",
            attn_kernel_path_name(plan->base.info.path), (long long)plan->block_rows,
-           (long long)plan->block_keys, works[plan->work], (long long)plan->fold,
+           (long long)plan->block_keys, works[plan->work], plan->runs ? " by runs" : "",
+           (long long)plan->fold,
            plan->prepack  ? "packed once"
            : plan->direct ? "read as stored"
                           : "packed on the way",
@@ -316,8 +329,8 @@ static void describe(softmax_plan *plan) {
 
 /* Planning by measurement. */
 
-/* Wisdom's values: rows and keys of a forward tile, splits. */
-enum { WISE_ROWS, WISE_KEYS, WISE_SPLITS };
+/* Wisdom's values: rows and keys of a forward tile, splits, whether runs are taken. */
+enum { WISE_ROWS, WISE_KEYS, WISE_SPLITS, WISE_RUNS };
 
 static void wisdom_key(const softmax_plan *plan, char key[512]) {
   const attn_softmax_problem *p = &plan->problem;
@@ -338,6 +351,7 @@ static bool follow(softmax_plan *plan, const int64_t values[ATTN_WISDOM_VALUES])
   if (rows < 1 || rows > MAX_BLOCK_ROWS || keys < 32 || keys > MAX_BLOCK_KEYS || keys % 32)
     return false;
   if (splits < 1 || splits > 65536) return false;
+  plan->try_runs = plan->work == WORK_BF16 && values[WISE_RUNS] != 0;
   plan->block_rows = attn_min(rows, plan->problem.query_length * plan->fold);
   plan->block_keys = attn_min(keys, attn_round_up(plan->problem.key_length, 32));
   plan->problem.splits = splits;
@@ -432,9 +446,18 @@ static attn_status measure(softmax_plan *plan, int64_t best[ATTN_WISDOM_VALUES])
     fastest = time;
     memcpy(best, values, sizeof values);
   }
+  static const int64_t run_rows[] = {64, 128, MAX_BLOCK_ROWS};
+  for (int i = 0; status == ATTN_OK && plan->work == WORK_BF16 && i < 3; ++i) {
+    int64_t values[ATTN_WISDOM_VALUES] = {run_rows[i], ATTN_RUN_KEYS, best[WISE_SPLITS], true};
+    double time = time_candidate(&t, plan, values);
+    if (time >= fastest) continue;
+    fastest = time;
+    memcpy(best, values, sizeof values);
+  }
   bool may_split = plan->problem.splits == 0 && !plan->prepack;
   for (int i = 0; status == ATTN_OK && may_split && i < 5; ++i) {
-    int64_t values[ATTN_WISDOM_VALUES] = {best[WISE_ROWS], best[WISE_KEYS], splits[i]};
+    int64_t values[ATTN_WISDOM_VALUES] = {best[WISE_ROWS], best[WISE_KEYS], splits[i],
+                                          best[WISE_RUNS]};
     double time = time_candidate(&t, plan, values);
     if (time >= fastest) continue;
     fastest = time;
@@ -447,13 +470,14 @@ static attn_status measure(softmax_plan *plan, int64_t best[ATTN_WISDOM_VALUES])
 /* Wisdom where there is any; else, if asked to, measurement. */
 static attn_status refine(softmax_plan *plan, attn_planning planning) {
   char key[512];
-  int64_t values[ATTN_WISDOM_VALUES] = {plan->block_rows, plan->block_keys, plan->splits};
+  int64_t values[ATTN_WISDOM_VALUES] = {0};
   wisdom_key(plan, key);
   if (attn_wisdom_lookup(key, values) && follow(plan, values)) return ATTN_OK;
   if (planning != ATTN_PLAN_MEASURE) return ATTN_OK;
   values[WISE_ROWS] = plan->block_rows;
   values[WISE_KEYS] = plan->block_keys;
   values[WISE_SPLITS] = plan->splits;
+  values[WISE_RUNS] = plan->try_runs;
   ATTN_TRY(measure(plan, values));
   ATTN_TRY(attn_wisdom_record(key, values));
   follow(plan, values);

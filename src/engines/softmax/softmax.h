@@ -19,6 +19,7 @@ typedef struct softmax_plan {
   int64_t block_rows; /* rows of a tile */
   int64_t block_keys; /* keys of a tile, a multiple of 32 */
   int64_t tile_rows;  /* rows that go through a block of keys at once, at most block_rows */
+  bool try_runs;      /* whether runs are wanted where the problem allows them */
   bool runs;          /* whether keys that all rows of a tile see go through softmax_run */
   /* Heads of one key head that share a tile: 1, or `group` for few queries, so that a key is read
    * once for all its heads. Row r of a tile column is query r / fold of head r % fold. */

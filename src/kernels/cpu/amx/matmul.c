@@ -42,6 +42,7 @@ static void copy_tile(float *to, int64_t to_stride, const float *from, int64_t f
       attn_tile_load(tile, out, ldc * 4);                                                          \
     } else {                                                                                       \
       copy_tile(edge, ATTN_PANEL, out, ldc, rows, columns);                                        \
+      attn_tiles_see_memory();                                                                     \
       attn_tile_load(tile, edge, 64);                                                              \
     }                                                                                              \
   } while (0)

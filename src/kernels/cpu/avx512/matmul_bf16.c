@@ -62,12 +62,12 @@ typedef void block(int64_t k, const uint16_t *a, int64_t lda, const uint16_t *b,
     multiply(rows, panels, k, a, lda, b, panel_stride, c, ldc, accumulate, columns);               \
   }
 #define NAME_BLOCK(rows, panels) block_##rows##_##panels,
+/* The formatter would move this list at every pass. */
+/* clang-format off */
 #define EACH_ROWS(X, panels)                                                                       \
-  X(1, panels)                                                                                     \
-  X(2, panels)                                                                                     \
-  X(3, panels)                                                                                     \
-  X(4, panels) X(5, panels) X(6, panels) X(7, panels) X(8, panels) X(9, panels) X(10, panels)      \
-      X(11, panels) X(12, panels)
+  X(1, panels) X(2, panels) X(3, panels) X(4, panels) X(5, panels) X(6, panels)                    \
+  X(7, panels) X(8, panels) X(9, panels) X(10, panels) X(11, panels) X(12, panels)
+/* clang-format on */
 EACH_ROWS(DEFINE_BLOCK, 1)
 EACH_ROWS(DEFINE_BLOCK, 2)
 static block *const blocks[BLOCK_PANELS][BLOCK_ROWS] = {{EACH_ROWS(NAME_BLOCK, 1)},
