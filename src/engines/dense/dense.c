@@ -189,10 +189,7 @@ attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w) {
 
 static const attn_product *plan_product(int64_t m, int64_t k, int64_t n, attn_dtype dtype,
                                         attn_packed *packed) {
-  /* With AMX our tiles are faster than oneDNN 2.6 at these shapes: docs/performance-log.md. */
-  bool ours_first = dtype == ATTN_BF16 && attn_get_kernel_path() == ATTN_PATH_AMX;
-  const attn_product *const products[] = {ours_first ? &attn_product_panels : &attn_product_onednn,
-                                          &attn_product_panels};
+  static const attn_product *const products[] = {&attn_product_onednn, &attn_product_panels};
   for (size_t i = 0; i < sizeof products / sizeof *products; ++i)
     if (products[i]->plan(m, k, n, dtype, packed)) return products[i];
   return NULL; /* does not happen: panels take everything */
