@@ -40,7 +40,7 @@ key 2 rows 0 batch
 run 0 "$attn" bench --mixer softmax --lengths 1K,1G --heads 2 --dim 16 --budget 2
 says out "rows left out"
 run 1 "$attn" bench $small --lengths 64 --svg /dev/null/chart.svg
-run 130 timeout --preserve-status -s INT 1.5 "$attn" bench --mixer all --budget 100 --heads 4 \
+run 130 timeout --foreground --preserve-status -s INT 1.5 "$attn" bench --mixer all --budget 100 --heads 4 \
   --pass forward,backward --json
 has rows
 

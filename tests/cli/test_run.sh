@@ -167,8 +167,9 @@ ATTN_MODELS="$work/models" run 0 "$attn" run -n 3 --seed 1
 ATTN_MODELS="$work/models" run 0 "$attn" info --json
 key "$work/models/lightning-kjv" model
 
-# Ctrl-C ends the text, and the session is saved.
-run 130 timeout --preserve-status -s INT 1 "$attn" run model -n 100M --seed 1 --json \
+# Ctrl-C ends the text, and the session is saved. --foreground: otherwise timeout signals its whole group
+# too, and a second Ctrl-C quits at once.
+run 130 timeout --foreground --preserve-status -s INT 1 "$attn" run model -n 100M --seed 1 --json \
   --save-session stopped
 key interrupted stopped
 [ -s stopped ] || fail "no session after Ctrl-C"
