@@ -52,9 +52,9 @@ static void detect_features(void) {
   cpu.avx2 = ymm && bit(b, 5) && fma && f16c;
   cpu.avx512 = cpu.avx2 && zmm && bit(b, 16) && bit(b, 30) && bit(b, 31) && bit(b, 17);
   cpu.avx512_fp16 = cpu.avx512 && bit(d, 23);
-  bool amx = tiles && bit(d, 22) && bit(d, 24);
+  bool amx = tiles && bit(d, 22) && bit(d, 24) && bit(c, 1); /* and AVX512-VBMI */
 #if defined(ATTN_EMULATE_AMX)
-  amx = true;
+  amx = bit(c, 1);
 #endif
   __cpuid_count(7, 1, leaf7_a, leaf7_b, leaf7_c, leaf7_d);
   cpu.avx512_bf16 = cpu.avx512 && bit(leaf7_a, 5);

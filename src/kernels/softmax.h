@@ -9,10 +9,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Extents of softmax_run: its rows, and the keys it takes at most. */
+/* Extents of softmax_run: its rows, and the keys of a run at most. */
 enum { ATTN_RUN_ROWS = 32, ATTN_RUN_KEYS = 256 };
-/* The greatest sum of a row's weights that softmax_run leaves as it is. */
-#define ATTN_RUN_LIMIT 65536.0f
+/* softmax_run refuses weights greater than 2 to this power. */
+enum { ATTN_RUN_LIMIT = 16 };
 
 #define ATTN_SOFTMAX_SCORE_KERNELS(K, suffix, real)                                                \
   /* s[j] = cap * tanh(scale * s[j] / cap); slope[j], where given, = 1 - (s[j] / cap)^2 */         \
@@ -57,17 +57,28 @@ enum { ATTN_RUN_ROWS = 32, ATTN_RUN_KEYS = 256 };
     (int64_t rows, int64_t keys, int64_t width, const float *p, int64_t ldp, const uint16_t *v,    \
      int64_t ldv, float *o, int64_t ldo))
 
-/* ATTN_RUN_ROWS rows against a run of keys (a multiple of 32) that all of them see, scores and
- * values in one, with the maxima so far as the base of the weights:
+/* ATTN_RUN_ROWS rows against keys that all of them see, scores and values in one, in runs of up to
+ * ATTN_RUN_KEYS keys, with the maxima so far as the base of the weights:
  *   p_rj = exp2(scale q_r . k_j - maximum_r);  sum_r += sum_j p_rj;  o_r += sum_j p_rj v_j
- * False, and sum and o as they were, when a row has no maximum yet or its weights in this run add
- * up to more than ATTN_RUN_LIMIT (its maximum is too low by now) or to no number. k is K^T [depth,
- * keys] and v is V [keys, width], packed; depth and width are multiples of 32. */
+ * Returns how many keys were taken, in whole runs from the first on: fewer than `keys`, a multiple
+ * of 32, when a row has no maximum yet or one of its weights in a run is greater than
+ * 2^ATTN_RUN_LIMIT (its maximum is too low by now) or no number. Weights have the precision of
+ * bfloat16, and are summed so. k is K^T [depth, keys] and v is V [keys, width], packed; depth and
+ * width are multiples of 32. */
 #define ATTN_SOFTMAX_RUN_KERNELS(K)                                                                \
-  K(bool, softmax_run_bf16,                                                                        \
+  K(int64_t, softmax_run_bf16,                                                                     \
     (int64_t keys, int64_t depth, int64_t width, float scale, const uint16_t *q, int64_t ldq,      \
      const uint16_t *k, int64_t k_panel, const uint16_t *v, int64_t v_panel, const float *maximum, \
-     float *sum, float *o, int64_t ldo))
+     float *sum, float *o, int64_t ldo))                                                           \
+  /* The same rows and keys in the backward pass: with finite lse2 (base 2) and delta of the rows, \
+   *   p_rj = exp2(scale q_r . k_j - lse2_r);  ds_rj = p_rj (d_o_r . v_j - delta_r)                \
+   * p and d_s are packed by rows (panels of 16 keys, `panel` apart), `rows` is d_s by rows. v is  \
+   * V^T [width, keys], packed. */                                                                 \
+  K(void, softmax_grad_run_bf16,                                                                   \
+    (int64_t keys, int64_t depth, int64_t width, float scale, const uint16_t *q, int64_t ldq,      \
+     const uint16_t *k, int64_t k_panel, const uint16_t *d_o, int64_t ldo, const uint16_t *v,      \
+     int64_t v_panel, const float *lse2, const float *delta, uint16_t *p, uint16_t *d_s,           \
+     int64_t panel, uint16_t *rows, int64_t ld))
 
 #define ATTN_SOFTMAX_FLOAT_KERNELS(K)                                                              \
   ATTN_SOFTMAX_DECODE_KERNELS(K)                                                                   \

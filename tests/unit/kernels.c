@@ -239,15 +239,15 @@ static void exp_keeps_its_promise(void **state) {
 
 /* --- A run of attention ----------------------------------------------------------------------- */
 
-/* Errors of sums of weights: 1e-4 of exp2, and of float32 scores; of o, in the norm: weights
- * rounded to bfloat16, 2^-9. */
-enum { RUN_ROWS = ATTN_RUN_ROWS, RUN_DEPTH = 256, RUN_WIDTH = 128 };
+/* Errors, in the norm, of weights with the precision of bfloat16: 2^-9 at most each in o; in sums
+ * they cancel, as 1 / sqrt of 32 weights or more. */
+enum { RUN_ROWS = ATTN_RUN_ROWS, RUN_KEYS = 3 * ATTN_RUN_KEYS, RUN_DEPTH = 256, RUN_WIDTH = 128 };
 
 typedef struct run {
   int64_t keys, depth, width;
   float scale;
-  uint16_t q[RUN_ROWS * RUN_DEPTH], k[ATTN_RUN_KEYS * RUN_DEPTH], v[ATTN_RUN_KEYS * RUN_WIDTH];
-  uint16_t packed_k[ATTN_RUN_KEYS * RUN_DEPTH], packed_v[ATTN_RUN_KEYS * RUN_WIDTH];
+  uint16_t q[RUN_ROWS * RUN_DEPTH], k[RUN_KEYS * RUN_DEPTH], v[RUN_KEYS * RUN_WIDTH];
+  uint16_t packed_k[RUN_KEYS * RUN_DEPTH], packed_v[RUN_KEYS * RUN_WIDTH];
   float maximum[RUN_ROWS], sum[RUN_ROWS], o[RUN_ROWS * RUN_WIDTH];
   double right_sum[RUN_ROWS], right_o[RUN_ROWS * RUN_WIDTH];
 } run;
@@ -256,7 +256,29 @@ static void draw(uint16_t *x, int64_t count, attn_random *random) {
   for (int64_t i = 0; i < count; ++i) x[i] = attn_f32_to_bf16((float)attn_random_normal(random));
 }
 
-/* Draws a run whose sums start at 1 and whose o starts at 2, and computes it in float64. */
+/* What the first `keys` keys add to sums that start at 1 and an o that starts at 2, in float64. */
+static void compute_run(run *r, int64_t keys) {
+  for (int64_t i = 0; i < RUN_ROWS * r->width; ++i) r->right_o[i] = 2;
+  for (int64_t i = 0; i < RUN_ROWS; ++i) {
+    r->right_sum[i] = 1;
+    for (int64_t j = 0; j < keys; ++j) {
+      double score = 0;
+      for (int64_t c = 0; c < r->depth; ++c)
+        score += (double)attn_bf16_to_f32(r->q[i * r->depth + c]) *
+                 (double)attn_bf16_to_f32(r->k[j * r->depth + c]);
+      double weight = exp2(score * (double)r->scale - (double)r->maximum[i]);
+      r->right_sum[i] += weight;
+      for (int64_t c = 0; c < r->width; ++c)
+        r->right_o[i * r->width + c] += weight * (double)attn_bf16_to_f32(r->v[j * r->width + c]);
+    }
+  }
+}
+
+static void pack_keys(run *r) {
+  attn_kernels_get()->pack_bf16(r->packed_k, r->depth * ATTN_PANEL, r->k, r->depth, r->keys, 1,
+                                r->depth);
+}
+
 static void make_run(run *r, int64_t keys, int64_t depth, int64_t width) {
   attn_random random = {.seed = (uint64_t)(keys + depth + width)};
   r->keys = keys, r->depth = depth, r->width = width;
@@ -264,31 +286,19 @@ static void make_run(run *r, int64_t keys, int64_t depth, int64_t width) {
   draw(r->q, RUN_ROWS * depth, &random);
   draw(r->k, keys * depth, &random);
   draw(r->v, keys * width, &random);
-  const attn_kernels *kernels = attn_kernels_get();
-  kernels->pack_bf16(r->packed_k, depth * ATTN_PANEL, r->k, depth, keys, 1, depth);
-  kernels->pack_bf16(r->packed_v, keys * ATTN_PANEL, r->v, keys, width, width, 1);
-  for (int64_t i = 0; i < RUN_ROWS * width; ++i) r->o[i] = 2, r->right_o[i] = 2;
-  for (int64_t i = 0; i < RUN_ROWS; ++i) {
-    r->sum[i] = 1, r->right_sum[i] = 1, r->maximum[i] = 1 + 0.125f * (float)i;
-    for (int64_t j = 0; j < keys; ++j) {
-      double score = 0;
-      for (int64_t c = 0; c < depth; ++c)
-        score += (double)attn_bf16_to_f32(r->q[i * depth + c]) *
-                 (double)attn_bf16_to_f32(r->k[j * depth + c]);
-      double weight = exp2(score * (double)r->scale - (double)r->maximum[i]);
-      r->right_sum[i] += weight;
-      for (int64_t c = 0; c < width; ++c)
-        r->right_o[i * width + c] += weight * (double)attn_bf16_to_f32(r->v[j * width + c]);
-    }
-  }
+  pack_keys(r);
+  attn_kernels_get()->pack_bf16(r->packed_v, keys * ATTN_PANEL, r->v, keys, width, width, 1);
+  for (int64_t i = 0; i < RUN_ROWS * width; ++i) r->o[i] = 2;
+  for (int64_t i = 0; i < RUN_ROWS; ++i) r->sum[i] = 1, r->maximum[i] = 1 + 0.125f * (float)i;
+  compute_run(r, keys);
 }
 
-static bool do_run(run *r) {
+static int64_t do_run(run *r) {
   const attn_kernels *kernels = attn_kernels_get();
   kernels->begin();
-  bool done = kernels->softmax_run_bf16(r->keys, r->depth, r->width, r->scale, r->q, r->depth,
-                                        r->packed_k, r->depth * ATTN_PANEL, r->packed_v,
-                                        r->keys * ATTN_PANEL, r->maximum, r->sum, r->o, r->width);
+  int64_t done = kernels->softmax_run_bf16(
+      r->keys, r->depth, r->width, r->scale, r->q, r->depth, r->packed_k, r->depth * ATTN_PANEL,
+      r->packed_v, r->keys * ATTN_PANEL, r->maximum, r->sum, r->o, r->width);
   kernels->end();
   return done;
 }
@@ -302,22 +312,43 @@ static double norm_error(const float *x, const double *right, int64_t count) {
   return sqrt(difference / norm);
 }
 
+static void assert_near(const char *what, const float *x, const double *right, int64_t count,
+                        double tolerance) {
+  double error = norm_error(x, right, count);
+  if (!(error < tolerance)) fail_msg("%s: error %g, tolerance %g", what, error, tolerance);
+}
+
+static void assert_taken(run *r, int64_t keys) {
+  assert_int_equal(do_run(r), keys);
+  assert_near("sums", r->sum, r->right_sum, RUN_ROWS, 1e-3);
+  assert_near("o", r->o, r->right_o, RUN_ROWS * r->width, 4e-3);
+}
+
 static void assert_refused(run *r) {
-  assert_false(do_run(r));
+  assert_int_equal(do_run(r), 0);
   for (int64_t i = 0; i < RUN_ROWS; ++i) assert_true(r->sum[i] == 1);
   for (int64_t i = 0; i < RUN_ROWS * r->width; ++i) assert_true(r->o[i] == 2);
 }
 
 static void run_on_a_path(void *context) {
   static const int64_t shapes[][3] = {
-      {32, 32, 32}, {96, 64, 64}, {256, 128, 128}, {160, 96, 96}, {64, 256, 32}, {224, 160, 64},
+      {32, 32, 32},   {96, 64, 64},  {256, 128, 128}, {160, 96, 96},  {64, 256, 32},
+      {224, 160, 64}, {288, 64, 64}, {768, 128, 128}, {576, 64, 128}, {736, 96, 32},
   };
   run *r = context;
   for (size_t i = 0; i < sizeof shapes / sizeof *shapes; ++i) {
     make_run(r, shapes[i][0], shapes[i][1], shapes[i][2]);
-    assert_true(do_run(r));
-    assert_true(norm_error(r->sum, r->right_sum, RUN_ROWS) < 2e-4);
-    assert_true(norm_error(r->o, r->right_o, RUN_ROWS * r->width) < 4e-3);
+    assert_taken(r, r->keys);
+  }
+  /* A key of the second run that no row's maximum suits, or that is not finite. */
+  const float great[] = {1e4f, 1e30f, INFINITY, NAN};
+  for (int i = 0; i < 4; ++i) {
+    make_run(r, 2 * ATTN_RUN_KEYS, 64, 64);
+    for (int c = 0; c < 64; ++c)
+      r->k[(ATTN_RUN_KEYS + 77) * 64 + c] = attn_f32_to_bf16(great[i] * (float)(c % 2 * 2 - 1));
+    pack_keys(r);
+    compute_run(r, ATTN_RUN_KEYS);
+    assert_taken(r, ATTN_RUN_KEYS);
   }
   const float bad[] = {-INFINITY, -30, NAN}; /* no maximum yet, one too low, none at all */
   for (int i = 0; i < 3; ++i) {
@@ -335,12 +366,103 @@ static void a_run_equals_float64(void **state) {
   free(r);
 }
 
+/* --- The same of the backward pass ------------------------------------------------------------ */
+
+/* The places of p, d_s and the rows of d_s that are beside what a run writes are poisoned. */
+enum { GRAD_PANEL = 64 * ATTN_PANEL, GRAD_AT = 32, POISON = 0x7fc1 };
+
+typedef struct grad_run {
+  int64_t keys, depth, width;
+  float scale, lse[RUN_ROWS], delta[RUN_ROWS];
+  uint16_t q[RUN_ROWS * RUN_DEPTH], k[ATTN_RUN_KEYS * RUN_DEPTH];
+  uint16_t d_o[RUN_ROWS * RUN_DEPTH], v[ATTN_RUN_KEYS * RUN_DEPTH];
+  uint16_t packed_k[ATTN_RUN_KEYS * RUN_DEPTH], packed_v[ATTN_RUN_KEYS * RUN_DEPTH];
+  uint16_t p[ATTN_RUN_KEYS / ATTN_PANEL * GRAD_PANEL], d_s[ATTN_RUN_KEYS / ATTN_PANEL * GRAD_PANEL];
+  uint16_t rows[RUN_ROWS * (ATTN_RUN_KEYS + 32)];
+  float got[3][RUN_ROWS * ATTN_RUN_KEYS];
+  double right[2][RUN_ROWS * ATTN_RUN_KEYS];
+} grad_run;
+
+static double dot_bf16(const uint16_t *x, const uint16_t *y, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i)
+    sum += (double)attn_bf16_to_f32(x[i]) * (double)attn_bf16_to_f32(y[i]);
+  return sum;
+}
+
+static void make_grad_run(grad_run *r, int64_t keys, int64_t depth, int64_t width) {
+  attn_random random = {.seed = (uint64_t)(7 * keys + depth + width)};
+  r->keys = keys, r->depth = depth, r->width = width;
+  r->scale = (float)(1 / sqrt((double)depth));
+  draw(r->q, RUN_ROWS * depth, &random);
+  draw(r->k, keys * depth, &random);
+  draw(r->d_o, RUN_ROWS * width, &random);
+  draw(r->v, keys * width, &random);
+  const attn_kernels *kernels = attn_kernels_get();
+  kernels->pack_bf16(r->packed_k, depth * ATTN_PANEL, r->k, depth, keys, 1, depth);
+  kernels->pack_bf16(r->packed_v, width * ATTN_PANEL, r->v, width, keys, 1, width);
+  for (size_t i = 0; i < sizeof r->p / 2; ++i) r->p[i] = r->d_s[i] = POISON;
+  for (size_t i = 0; i < sizeof r->rows / 2; ++i) r->rows[i] = POISON;
+  for (int64_t i = 0; i < RUN_ROWS; ++i) {
+    r->lse[i] = 3 + 0.125f * (float)i;
+    r->delta[i] = (float)attn_random_normal(&random);
+    for (int64_t j = 0; j < keys; ++j) {
+      double score = dot_bf16(r->q + i * depth, r->k + j * depth, depth) * (double)r->scale;
+      double weight = exp2(score - (double)r->lse[i]);
+      double d_p = dot_bf16(r->d_o + i * width, r->v + j * width, width);
+      r->right[0][i * keys + j] = weight;
+      r->right[1][i * keys + j] = weight * (d_p - (double)r->delta[i]);
+    }
+  }
+}
+
+static void grad_run_on_a_path(void *context) {
+  static const int64_t shapes[][3] = {
+      {32, 32, 32},  {96, 64, 64},   {256, 128, 128}, {160, 96, 64},
+      {64, 256, 32}, {224, 32, 128}, {64, 256, 256},  {96, 160, 224},
+  };
+  grad_run *r = context;
+  const attn_kernels *kernels = attn_kernels_get();
+  for (size_t n = 0; n < sizeof shapes / sizeof *shapes; ++n) {
+    int64_t keys = shapes[n][0], depth = shapes[n][1], width = shapes[n][2], ld = keys + 32;
+    make_grad_run(r, keys, depth, width);
+    kernels->begin();
+    kernels->softmax_grad_run_bf16(
+        keys, depth, width, r->scale, r->q, depth, r->packed_k, depth * ATTN_PANEL, r->d_o, width,
+        r->packed_v, width * ATTN_PANEL, r->lse, r->delta, r->p + GRAD_AT * ATTN_PANEL,
+        r->d_s + GRAD_AT * ATTN_PANEL, GRAD_PANEL, r->rows, ld);
+    kernels->end();
+    for (int64_t i = 0; i < RUN_ROWS; ++i)
+      for (int64_t j = 0; j < keys; ++j) {
+        int64_t pair = (GRAD_AT + i) / 2 * ATTN_PANEL + j % ATTN_PANEL;
+        int64_t at = j / ATTN_PANEL * GRAD_PANEL + 2 * pair + i % 2;
+        r->got[0][i * keys + j] = attn_bf16_to_f32(r->p[at]);
+        r->got[1][i * keys + j] = attn_bf16_to_f32(r->d_s[at]);
+        r->got[2][i * keys + j] = attn_bf16_to_f32(r->rows[i * ld + j]);
+        r->p[at] = r->d_s[at] = r->rows[i * ld + j] = POISON;
+      }
+    assert_near("p", r->got[0], r->right[0], RUN_ROWS * keys, 4e-3);
+    assert_near("d_s", r->got[1], r->right[1], RUN_ROWS * keys, 4e-3);
+    assert_near("d_s by rows", r->got[2], r->right[1], RUN_ROWS * keys, 4e-3);
+    for (size_t i = 0; i < sizeof r->p / 2; ++i)
+      assert_true(r->p[i] == POISON && r->d_s[i] == POISON);
+    for (size_t i = 0; i < sizeof r->rows / 2; ++i) assert_true(r->rows[i] == POISON);
+  }
+}
+
+static void a_grad_run_equals_float64(void **state) {
+  (void)state;
+  grad_run *r = malloc(sizeof *r);
+  assert_non_null(r);
+  test_on_every_path(grad_run_on_a_path, r);
+  free(r);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(conversions_are_exact),
-      cmocka_unit_test(matvec_equals_float64),
-      cmocka_unit_test(exp_keeps_its_promise),
-      cmocka_unit_test(a_run_equals_float64),
+      cmocka_unit_test(conversions_are_exact),     cmocka_unit_test(matvec_equals_float64),
+      cmocka_unit_test(exp_keeps_its_promise),     cmocka_unit_test(a_run_equals_float64),
+      cmocka_unit_test(a_grad_run_equals_float64),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -27,17 +27,17 @@ typedef struct backward_scratch {
 
 /* Places the scratch of one thread at `memory`; with NULL, `size` tells how much it takes. */
 static backward_scratch place_scratch(const softmax_plan *plan, char *memory, size_t *size) {
-  size_t rows = (size_t)plan->grad_rows, keys = (size_t)plan->block_keys;
+  size_t rows = (size_t)plan->grad_rows, keys = (size_t)plan->grad_keys;
   size_t dim = (size_t)plan->depth_dim, value_dim = (size_t)plan->depth_value;
   size_t widest = dim > value_dim ? dim : value_dim;
-  size_t tile = rows * (keys > widest ? keys : widest);
+  size_t step = (size_t)plan->grad_step_rows * (keys > widest ? keys : widest);
   bool narrow = plan->work == WORK_BF16, capped = plan->problem.soft_cap != 0;
   size_t sizes[] = {
-      tile * plan->real_size,                           /* s */
-      tile * plan->real_size,                           /* dp */
-      capped ? tile * plan->real_size : 0,              /* slope */
-      narrow ? tile * plan->operand_size : 0,           /* p, else in place of s */
-      narrow || capped ? tile * plan->operand_size : 0, /* ds, else in place of dp */
+      step * plan->real_size,                           /* s */
+      step * plan->real_size,                           /* dp */
+      capped ? step * plan->real_size : 0,              /* slope */
+      narrow ? step * plan->operand_size : 0,           /* p, else in place of s */
+      narrow || capped ? step * plan->operand_size : 0, /* ds, else in place of dp */
       rows * attn_round_up((int64_t)keys, ATTN_PANEL) * plan->operand_size, /* packed p */
       rows * attn_round_up((int64_t)keys, ATTN_PANEL) * plan->operand_size, /* packed ds */
       dim * keys * plan->real_size,                                         /* d_k, turned */
@@ -124,7 +124,7 @@ static void run_pack(const call *call, int64_t wave, int64_t task, int64_t block
   const softmax_plan *plan = call->plan;
   pair pair = pair_at(call, wave, task / blocks);
   int64_t block = task % blocks;
-  if (block * plan->block_keys >= pair.sequence.keys) return;
+  if (block * plan->grad_keys >= pair.sequence.keys) return;
   works[plan->work].pack_block(call, &pair.sequence, pair.kv_head, block,
                                pair.packed + (size_t)block * plan->backward.block, scratch);
 }
@@ -157,7 +157,7 @@ static void run_slot(const call *call, int64_t wave, int64_t task, char *scratch
   int64_t slot = task % plan->slots;
   char *d_q = pair.d_q + (size_t)slot * plan->backward.slot_d_q;
   memset(d_q, 0, plan->backward.slot_d_q);
-  int64_t blocks = attn_ceil_div(pair.sequence.stored_keys, plan->block_keys);
+  int64_t blocks = attn_ceil_div(pair.sequence.stored_keys, plan->grad_keys);
   for (int64_t block = slot; block < blocks; block += plan->slots)
     works[plan->work].backward_block(call, &pair.sequence, pair.kv_head, block,
                                      pair.packed + (size_t)block * plan->backward.block,
@@ -200,7 +200,7 @@ attn_status attn_softmax_backward(const attn_plan *base, const attn_softmax_args
   ATTN_TRY(attn_softmax_check(plan, args, ATTN_PASS_BACKWARD, workspace));
   const call call = {plan, args, workspace};
   int64_t pairs = plan->problem.batch * plan->problem.kv_heads, at_once = plan->backward.at_once;
-  int64_t blocks = attn_ceil_div(plan->problem.key_length, plan->block_keys);
+  int64_t blocks = attn_ceil_div(plan->problem.key_length, plan->grad_keys);
   int64_t tiles = attn_ceil_div(plan->problem.query_length, plan->grad_rows);
 #pragma omp parallel num_threads(base->threads)
   {

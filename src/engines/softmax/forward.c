@@ -28,12 +28,12 @@ typedef struct forward_scratch {
 /* Places the scratch of one thread at `memory`; with NULL, `size` tells how much it takes. */
 static forward_scratch place_scratch(const softmax_plan *plan, char *memory, size_t *size) {
   size_t rows = (size_t)plan->block_rows, keys = (size_t)plan->block_keys;
-  size_t tile = (size_t)plan->tile_rows;
+  size_t tile = (size_t)plan->tile_rows * (size_t)plan->step_keys;
   size_t widest = (size_t)attn_max(plan->depth_dim, attn_round_up(plan->problem.value_dim, 32));
   size_t sizes[] = {
       rows * (size_t)plan->depth_dim * plan->operand_size,                         /* q */
-      tile * keys * plan->real_size,                                               /* s */
-      plan->work == WORK_BF16 ? tile * keys * plan->operand_size : 0,              /* p */
+      tile * plan->real_size,                                                      /* s */
+      plan->work == WORK_BF16 ? tile * plan->operand_size : 0,                     /* p */
       rows * (size_t)attn_round_up(plan->problem.value_dim, 16) * plan->real_size, /* o */
       rows * plan->real_size,
       rows * plan->real_size,

@@ -150,12 +150,12 @@ static void lay_out_backward(softmax_plan *plan) {
   const attn_softmax_problem *problem = &plan->problem;
   size_t group = (size_t)plan->group, at_once = (size_t)plan->backward.at_once;
   int64_t rows = attn_round_up(problem->query_length, plan->grad_rows);
-  int64_t blocks = attn_ceil_div(problem->key_length, plan->block_keys);
+  int64_t blocks = attn_ceil_div(problem->key_length, plan->grad_keys);
   size_t total = 0, block = 0, head = 0;
-  carve(&block, 1, product_bytes(plan, plan->depth_dim, plan->block_keys));
+  carve(&block, 1, product_bytes(plan, plan->depth_dim, plan->grad_keys));
   plan->backward.block_values =
-      carve(&block, 1, product_bytes(plan, plan->depth_value, plan->block_keys));
-  plan->backward.block_rows = carve(&block, 1, product_bytes(plan, plan->block_keys, problem->dim));
+      carve(&block, 1, product_bytes(plan, plan->depth_value, plan->grad_keys));
+  plan->backward.block_rows = carve(&block, 1, product_bytes(plan, plan->grad_keys, problem->dim));
   plan->backward.block = block;
   carve(&head, 1, product_bytes(plan, rows, plan->depth_dim));
   plan->backward.d_o = carve(&head, 1, product_bytes(plan, rows, plan->depth_value));
@@ -194,34 +194,43 @@ static double count_items(const softmax_plan *plan) {
          (double)attn_ceil_div(rows, plan->block_rows);
 }
 
-/* Whether a plan by estimate takes runs of keys (softmax_run) on AMX. They have not been timed on a
- * machine with AMX yet, so only a plan by measurement takes them, where they win; the emulation,
- * which is there to test them, always does. */
-#ifdef ATTN_EMULATE_AMX
-static const bool runs_by_estimate = true;
-#else
-static const bool runs_by_estimate = false;
-#endif
+/* Whether keys that all rows of a tile see can go through softmax_run and softmax_grad_run: plain
+ * scores only. */
+static bool plain_scores(const softmax_plan *plan) {
+  const attn_softmax_problem *problem = &plan->problem;
+  return plan->work == WORK_BF16 && problem->soft_cap == 0 && !problem->bias && !problem->alibi;
+}
 
-/* AMX multiplies faster than the third-level cache delivers: as many rows as the second level holds
- * share a block of keys, a small tile at a time. */
+static bool runs_possible(const softmax_plan *plan) {
+  return plain_scores(plan) && plan->problem.value_dim % 32 == 0;
+}
+
+/* As many rows as the second-level cache holds share a block of keys, because AMX multiplies faster
+ * than the third level delivers; and a tile of rows takes several runs of a block while its sums
+ * are in the first level. Where there are fewer tiles than threads, the keys will be split: then
+ * blocks are small. */
 static void choose_run_tiles(softmax_plan *plan) {
-  plan->block_keys = ATTN_RUN_KEYS;
+  plan->block_keys = MAX_BLOCK_KEYS;
   plan->block_rows = MAX_BLOCK_ROWS;
   while (plan->block_rows > 64 && count_items(plan) < 4.0 * plan->base.threads)
     plan->block_rows /= 2;
+  if (count_items(plan) < plan->base.threads) plan->block_keys = ATTN_RUN_KEYS;
 }
 
-/* Tiles so that a block's keys, values and scores stay in the second-level cache with room to
- * spare, and the scores and one operand in the first. */
+/* Keys so that those of a block, their values and scores stay in the second-level cache with room
+ * to spare, and the scores and one operand in the first. */
+static int64_t tile_keys(const softmax_plan *plan) {
+  int64_t widest = attn_max(plan->problem.dim, plan->problem.value_dim);
+  return plan->work == WORK_F64 ? 64 : widest > 128 ? 64 : 128;
+}
+
 static void choose_tiles(softmax_plan *plan) {
   const attn_softmax_problem *problem = &plan->problem;
-  int64_t widest = attn_max(problem->dim, problem->value_dim);
-  plan->block_keys = plan->work == WORK_F64 ? 64 : widest > 128 ? 64 : 128;
+  plan->block_keys = tile_keys(plan);
   plan->block_rows = plan->work == WORK_BF16 ? 64 : 60;
   if (plan->work == WORK_F64) plan->block_rows = 32;
-  plan->try_runs = plan->work == WORK_BF16 && runs_by_estimate;
-  if (plan->try_runs) choose_run_tiles(plan);
+  plan->runs = runs_possible(plan);
+  if (plan->runs) choose_run_tiles(plan);
   plan->block_keys = attn_min(plan->block_keys, attn_round_up(problem->key_length, 32));
   plan->block_rows = attn_min(plan->block_rows, problem->query_length * plan->fold);
 }
@@ -251,9 +260,8 @@ static void finish_choices(softmax_plan *plan) {
   const attn_softmax_problem *problem = &plan->problem;
   int64_t rows = problem->query_length * plan->fold;
   plan->splits = choose_splits(plan);
-  plan->runs = plan->try_runs && problem->soft_cap == 0 && !problem->bias && !problem->alibi &&
-               problem->value_dim % 32 == 0;
-  plan->tile_rows = plan->try_runs ? attn_min(ATTN_RUN_ROWS, plan->block_rows) : plan->block_rows;
+  plan->step_keys = plan->runs ? attn_min(ATTN_RUN_KEYS, plan->block_keys) : plan->block_keys;
+  plan->tile_rows = plan->runs ? attn_min(ATTN_RUN_ROWS, plan->block_rows) : plan->block_rows;
   plan->prepack = plan->group / plan->fold > 1 || rows > plan->block_rows;
   plan->direct = !plan->prepack && plan->work == WORK_F32 && rows <= ATTN_MATVEC_ROWS;
   size_t pair = product_bytes(plan, problem->key_length, plan->depth_dim + problem->value_dim);
@@ -265,8 +273,18 @@ static void finish_choices(softmax_plan *plan) {
 static void choose_backward(softmax_plan *plan) {
   const attn_softmax_problem *problem = &plan->problem;
   double pairs = (double)problem->batch * (double)problem->kv_heads;
-  int64_t blocks = attn_ceil_div(problem->key_length, plan->block_keys);
-  plan->grad_rows = plan->work == WORK_F64 ? 32 : 64;
+  /* With AMX the sums d_k and d_v, moved once for each tile, are what the caches feel: larger
+   * tiles. */
+  bool fast = plan->work == WORK_BF16;
+  plan->grad_step_rows = fast || plan->work == WORK_F64 ? 32 : 64;
+  plan->grad_step_keys = tile_keys(plan);
+  plan->grad_rows =
+      fast ? attn_min(256, attn_round_up(problem->query_length, 32)) : plan->grad_step_rows;
+  plan->grad_keys = fast ? 2 * plan->grad_step_keys : plan->grad_step_keys;
+  plan->grad_keys = attn_min(plan->grad_keys, attn_round_up(problem->key_length, 32));
+  plan->grad_step_keys = attn_min(plan->grad_step_keys, plan->grad_keys);
+  int64_t blocks = attn_ceil_div(problem->key_length, plan->grad_keys);
+  plan->grad_runs = plain_scores(plan);
   plan->slots = attn_min(blocks, (int64_t)ceil(plan->base.threads / pairs));
   plan->backward.at_once = 1;
   lay_out_backward(plan);
@@ -351,7 +369,7 @@ static bool follow(softmax_plan *plan, const int64_t values[ATTN_WISDOM_VALUES])
   if (rows < 1 || rows > MAX_BLOCK_ROWS || keys < 32 || keys > MAX_BLOCK_KEYS || keys % 32)
     return false;
   if (splits < 1 || splits > 65536) return false;
-  plan->try_runs = plan->work == WORK_BF16 && values[WISE_RUNS] != 0;
+  plan->runs = runs_possible(plan) && values[WISE_RUNS] != 0;
   plan->block_rows = attn_min(rows, plan->problem.query_length * plan->fold);
   plan->block_keys = attn_min(keys, attn_round_up(plan->problem.key_length, 32));
   plan->problem.splits = splits;
@@ -446,9 +464,11 @@ static attn_status measure(softmax_plan *plan, int64_t best[ATTN_WISDOM_VALUES])
     fastest = time;
     memcpy(best, values, sizeof values);
   }
-  static const int64_t run_rows[] = {64, 128, MAX_BLOCK_ROWS};
-  for (int i = 0; status == ATTN_OK && plan->work == WORK_BF16 && i < 3; ++i) {
-    int64_t values[ATTN_WISDOM_VALUES] = {run_rows[i], ATTN_RUN_KEYS, best[WISE_SPLITS], true};
+  static const int64_t run_rows[] = {128, 512, MAX_BLOCK_ROWS};
+  static const int64_t run_keys[] = {ATTN_RUN_KEYS, MAX_BLOCK_KEYS};
+  for (int i = 0; status == ATTN_OK && runs_possible(plan) && i < 6; ++i) {
+    int64_t values[ATTN_WISDOM_VALUES] = {run_rows[i / 2], run_keys[i % 2], best[WISE_SPLITS],
+                                          true};
     double time = time_candidate(&t, plan, values);
     if (time >= fastest) continue;
     fastest = time;
@@ -477,7 +497,7 @@ static attn_status refine(softmax_plan *plan, attn_planning planning) {
   values[WISE_ROWS] = plan->block_rows;
   values[WISE_KEYS] = plan->block_keys;
   values[WISE_SPLITS] = plan->splits;
-  values[WISE_RUNS] = plan->try_runs;
+  values[WISE_RUNS] = plan->runs;
   ATTN_TRY(measure(plan, values));
   ATTN_TRY(attn_wisdom_record(key, values));
   follow(plan, values);

@@ -15,12 +15,11 @@ typedef struct softmax_plan {
   attn_softmax_problem problem;
   double scale;
   attn_softmax_work work;
-  int64_t group;      /* query heads a key head */
-  int64_t block_rows; /* rows of a tile */
-  int64_t block_keys; /* keys of a tile, a multiple of 32 */
-  int64_t tile_rows;  /* rows that go through a block of keys at once, at most block_rows */
-  bool try_runs;      /* whether runs are wanted where the problem allows them */
-  bool runs;          /* whether keys that all rows of a tile see go through softmax_run */
+  int64_t group; /* query heads a key head */
+  /* Forward: block_rows rows, which an item of work has, against block_keys keys (a multiple of 32)
+   * after the other, tile_rows of them at a time; of which step_keys at once where not by runs. */
+  int64_t block_rows, block_keys, tile_rows, step_keys;
+  bool runs; /* whether keys that all rows of a tile see go through softmax_run */
   /* Heads of one key head that share a tile: 1, or `group` for few queries, so that a key is read
    * once for all its heads. Row r of a tile column is query r / fold of head r % fold. */
   int64_t fold;
@@ -34,7 +33,10 @@ typedef struct softmax_plan {
   size_t operand_size; /* bytes of an element of a packed matrix */
   size_t real_size;    /* bytes of a score */
   int64_t depth_dim, depth_value; /* dim and value_dim, padded as operands of a product */
-  int64_t grad_rows;              /* backward: rows of a tile, a multiple of 32 */
+  /* Backward: rows and keys of a tile, and of those whose scores are held at once; multiples of 32.
+   */
+  int64_t grad_rows, grad_keys, grad_step_rows, grad_step_keys;
+  bool grad_runs; /* whether keys that all rows see go through softmax_grad_run */
 
   /* Forward: where things lie in the workspace, in bytes. */
   struct {

@@ -7,7 +7,8 @@
 #define LOG2_E 1.4426950408889634
 #define LN_2   0.6931471805599453
 
-enum { MAX_BLOCK_ROWS = 256, MAX_BLOCK_KEYS = 512 };
+enum { PACKED_ROWS = 32 }; /* packed matrices have whole multiples of so many rows */
+enum { MAX_BLOCK_ROWS = 1024, MAX_BLOCK_KEYS = 1024 };
 
 /* Rows first .. first + count - 1 of `fold` heads that share a key head. */
 typedef struct tile_rows {
@@ -31,6 +32,16 @@ static inline attn_key_range tile_visible(const softmax_plan *plan,
   attn_key_range high = attn_softmax_visible(&plan->problem, sequence->queries, sequence->keys,
                                              tile_query(rows, rows->count - 1));
   return (attn_key_range){low.first, high.end};
+}
+
+/* Asks for a stored row: heads of a token lie between, so the processor does not foresee the next.
+ */
+enum { PREFETCHED_ROWS = 8 };
+static inline void prefetch_row(const attn_softmax_rows *rows, int64_t token, int64_t head,
+                                int64_t width) {
+  const char *row = attn_softmax_row(rows, token, head);
+  for (int64_t i = 0; i < width * (int64_t)attn_dtype_size(rows->dtype); i += 64)
+    __builtin_prefetch(row + i);
 }
 
 /* The scores of few rows by dot products with the keys as they are stored. */

@@ -11,4 +11,5 @@ const attn_kernels attn_kernels_amx = {
     .end = attn_amx_end,
     .matmul_bf16 = attn_amx_matmul_bf16,
     .softmax_run_bf16 = attn_amx_softmax_run_bf16,
+    .softmax_grad_run_bf16 = attn_amx_softmax_grad_run_bf16,
 };
