@@ -1,9 +1,10 @@
 /* Times exact attention. Each shape is first checked on fresh random inputs, with poisoned outputs,
  * against the float64 engine on a shortened problem; then it prints the rates and, of the rate of
- * the path's matrix products measured in the same run, the fraction.
+ * the path's matrix products measured between the samples (quiet.h), the fraction.
  *
- *   bench_softmax_speed [length [threads [float32|bfloat16]]] */
+ *   bench_softmax_speed [length [threads [float32|bfloat16 [heads]]]] */
 #include "attn/attn.h"
+#include "quiet.h"
 #include "base/random.h"
 #include "engines/plan.h"
 #include "kernels/peak.h"
@@ -68,10 +69,13 @@ static void destroy(run *r) {
   for (int i = 0; i < TENSORS; ++i) attn_tensor_destroy(tensor_of(&r->args, i));
 }
 
-/* Seconds of the fastest of `repeats` executions: other programs only add to it. *processor, where
- * given, becomes the least processor time, a steadier measure on a busy machine. */
-static double execute(run *r, attn_pass pass, int repeats, char description[256],
-                      double *processor) {
+static void execute(run *r, const attn_plan *plan, void *workspace, attn_pass pass) {
+  require(pass == ATTN_PASS_FORWARD ? attn_softmax_forward(plan, &r->args, workspace)
+                                    : attn_softmax_backward(plan, &r->args, workspace));
+}
+
+/* Executes once and, with samples, as often as they ask for. */
+static void sample(run *r, attn_pass pass, quiet_samples *samples, char description[256]) {
   attn_plan *plan;
   attn_plan_info info;
   attn_softmax_problem problem = r->problem;
@@ -80,18 +84,13 @@ static double execute(run *r, attn_pass pass, int repeats, char description[256]
   require(attn_plan_get_info(plan, &info));
   if (description) memcpy(description, info.description, 256);
   void *workspace = aligned_alloc(64, info.workspace_bytes / 64 * 64 + 64);
-  double fastest = INFINITY;
-  for (int i = 0; i < repeats + 1; ++i) { /* the first warms up */
-    double start = attn_seconds();
-    clock_t busy = clock();
-    require(pass == ATTN_PASS_FORWARD ? attn_softmax_forward(plan, &r->args, workspace)
-                                      : attn_softmax_backward(plan, &r->args, workspace));
-    if (i || !repeats) fastest = fmin(fastest, attn_seconds() - start);
-    if (i && processor) *processor = fmin(*processor, (double)(clock() - busy) / CLOCKS_PER_SEC);
+  execute(r, plan, workspace, pass); /* and warms up */
+  while (samples && quiet_begin(samples)) {
+    execute(r, plan, workspace, pass);
+    quiet_end(samples);
   }
   free(workspace);
   attn_plan_destroy(plan);
-  return fastest;
 }
 
 static double difference(const attn_tensor *a, const attn_tensor *b) {
@@ -123,8 +122,8 @@ static bool check(attn_softmax_problem problem) {
     require(attn_tensor_copy(tensor_of(&fast.args, i), tensor_of(&exact.args, i)));
   const attn_pass passes[] = {ATTN_PASS_FORWARD, ATTN_PASS_BACKWARD};
   for (int p = 0; p < 2; ++p) {
-    execute(&fast, passes[p], 0, NULL, NULL);
-    execute(&exact, passes[p], 0, NULL, NULL);
+    sample(&fast, passes[p], NULL, NULL);
+    sample(&exact, passes[p], NULL, NULL);
   }
   double worst = 0, tolerance = fast.problem.dtype == ATTN_BF16 ? 2e-2 : 5e-5;
   for (int i = 4; i < TENSORS; ++i) {
@@ -138,27 +137,28 @@ static bool check(attn_softmax_problem problem) {
   return false;
 }
 
-static bool measure(attn_dtype dtype, int64_t length, int64_t dim, double peak, double peak_f32) {
+static bool measure(attn_dtype dtype, int64_t length, int64_t heads, int64_t dim, int threads) {
   attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
   problem.dtype = dtype;
   problem.query_length = problem.key_length = length;
-  problem.heads = problem.kv_heads = 8;
+  problem.heads = problem.kv_heads = heads;
   problem.dim = problem.value_dim = dim;
   problem.causal = true;
   if (!check(problem)) return false;
   run r = make(problem);
   char description[256];
-  double flops = 4.0 * (double)dim * 0.5 * (double)length * (double)(length + 1) * 8;
-  int repeats = length > 4096 ? 5 : 9;
+  double flops = 4.0 * (double)dim * 0.5 * (double)length * (double)(length + 1) * (double)heads;
   for (int pass = ATTN_PASS_FORWARD; pass <= ATTN_PASS_BACKWARD; ++pass) {
-    double processor = INFINITY;
-    double time = execute(&r, (attn_pass)pass, repeats, description, &processor);
-    double rate = (pass == ATTN_PASS_BACKWARD ? 2.5 : 1) * flops / time;
-    printf("%-8s dim %3d length %6lld %-8s %9.3f ms %8.1f GFLOP/s  %5.1f %% of bf16, %5.1f %% of "
-           "f32; %6.1f GFLOP/s a processor second\n",
-           attn_dtype_name(dtype), (int)dim, (long long)length,
-           pass == ATTN_PASS_FORWARD ? "forward" : "backward", time * 1e3, rate * 1e-9,
-           100 * rate / peak, 100 * rate / peak_f32, rate * time / processor * 1e-9);
+    quiet_samples s = quiet_new(threads, 8);
+    sample(&r, (attn_pass)pass, &s, description);
+    double rate = (pass == ATTN_PASS_BACKWARD ? 2.5 : 1) * flops / s.fastest;
+    printf(
+        "%-8s dim %3d length %6lld %-8s %9.3f ms %7.1f GFLOP/s  %5.1f %% of %.0f bf16, %5.1f %% of "
+        "%.0f f32; %d samples\n",
+        attn_dtype_name(dtype), (int)dim, (long long)length,
+        pass == ATTN_PASS_FORWARD ? "forward" : "backward", s.fastest * 1e3, rate * 1e-9,
+        100 * rate / s.bf16_rate, s.bf16_rate * 1e-9, 100 * rate / s.f32_rate, s.f32_rate * 1e-9,
+        s.counted);
     fflush(stdout);
   }
   printf("  %s\n", description);
@@ -167,7 +167,7 @@ static bool measure(attn_dtype dtype, int64_t length, int64_t dim, double peak, 
 }
 
 /* One new token over a long cache, grouped heads: bound by reading the keys and values. */
-static bool measure_decode(attn_dtype dtype, int64_t keys, double bandwidth) {
+static void measure_decode(attn_dtype dtype, int64_t keys, int threads) {
   attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
   problem.dtype = dtype;
   problem.query_length = 1;
@@ -178,33 +178,30 @@ static bool measure_decode(attn_dtype dtype, int64_t keys, double bandwidth) {
   problem.causal = true;
   run r = make(problem);
   char description[256];
-  double processor = INFINITY;
-  double time = execute(&r, ATTN_PASS_FORWARD, 9, description, &processor);
+  quiet_samples s = quiet_new(threads, 8);
+  sample(&r, ATTN_PASS_FORWARD, &s, description);
   double bytes = 2.0 * (double)keys * 2 * 128 * (double)attn_dtype_size(dtype);
-  printf("%-8s decode, %lld keys: %.3f ms, %.1f GB/s, %.1f %% of copy bandwidth; %.1f GB/s a "
-         "processor second\n  %s\n",
-         attn_dtype_name(dtype), (long long)keys, time * 1e3, bytes / time * 1e-9,
-         100 * bytes / time / bandwidth, bytes / processor * 1e-9, description);
+  double bandwidth = attn_kernels_copy_bandwidth(threads);
+  printf("%-8s decode, %lld keys: %.3f ms, %.1f GB/s, %.1f %% of copy bandwidth\n  %s\n",
+         attn_dtype_name(dtype), (long long)keys, s.fastest * 1e3, bytes / s.fastest * 1e-9,
+         100 * bytes / s.fastest / bandwidth, description);
   destroy(&r);
-  return true;
 }
 
 int main(int count, char **arguments) {
   int64_t length = count > 1 ? atoll(arguments[1]) : 8192;
   int threads = count > 2 ? atoi(arguments[2]) : 2;
+  int64_t heads = count > 4 ? atoll(arguments[4]) : 8;
   require(attn_set_threads(threads));
-  double bf16 = attn_kernels_peak_bf16(threads), f32 = attn_kernels_peak_f32(threads);
-  double bandwidth = attn_kernels_copy_bandwidth(threads);
-  printf("%s, %d threads: products %.1f GFLOP/s in bfloat16, %.1f in float32; copies %.1f GB/s\n",
-         attn_kernel_path_name(attn_get_kernel_path()), threads, bf16 * 1e-9, f32 * 1e-9,
-         bandwidth * 1e-9);
+  printf("%s, %d threads, %d heads\n", attn_kernel_path_name(attn_get_kernel_path()), threads,
+         (int)heads);
   const attn_dtype dtypes[] = {ATTN_F32, ATTN_BF16};
   bool right = true;
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < 2 && right; ++i) {
     if (count > 3 && strcmp(arguments[3], attn_dtype_name(dtypes[i]))) continue;
     for (int64_t dim = 64; dim <= 128; dim += 64)
-      right = right && measure(dtypes[i], length, dim, bf16, f32);
-    right = right && measure_decode(dtypes[i], 65536, bandwidth);
+      right = right && measure(dtypes[i], length, heads, dim, threads);
+    measure_decode(dtypes[i], 65536, threads);
   }
   return right ? 0 : 1;
 }
