@@ -280,7 +280,8 @@ static void choose_backward(softmax_plan *plan) {
   plan->grad_step_keys = tile_keys(plan);
   plan->grad_rows =
       fast ? attn_min(256, attn_round_up(problem->query_length, 32)) : plan->grad_step_rows;
-  plan->grad_keys = fast ? 2 * plan->grad_step_keys : plan->grad_step_keys;
+  int64_t widest = attn_max(problem->dim, problem->value_dim);
+  plan->grad_keys = fast && widest <= 64 ? 256 : fast ? 512 : plan->grad_step_keys;
   plan->grad_keys = attn_min(plan->grad_keys, attn_round_up(problem->key_length, 32));
   plan->grad_step_keys = attn_min(plan->grad_step_keys, plan->grad_keys);
   int64_t blocks = attn_ceil_div(problem->key_length, plan->grad_keys);
