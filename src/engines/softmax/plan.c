@@ -273,20 +273,23 @@ static void finish_choices(softmax_plan *plan) {
 static void choose_backward(softmax_plan *plan) {
   const attn_softmax_problem *problem = &plan->problem;
   double pairs = (double)problem->batch * (double)problem->kv_heads;
-  /* With AMX the sums d_k and d_v, moved once for each tile, are what the caches feel: larger
-   * tiles. */
+  int64_t wanted = (int64_t)ceil(plan->base.threads / pairs); /* items of a pair */
+  /* With AMX the caches feel that each tile moves d_k and d_v, and each of its rows d_q: large
+   * tiles, as far as the second level holds them (measured: docs/performance-log.md). */
   bool fast = plan->work == WORK_BF16;
+  bool narrow = attn_max(problem->dim, problem->value_dim) <= 64;
   plan->grad_step_rows = fast || plan->work == WORK_F64 ? 32 : 64;
   plan->grad_step_keys = tile_keys(plan);
   plan->grad_rows =
       fast ? attn_min(256, attn_round_up(problem->query_length, 32)) : plan->grad_step_rows;
-  int64_t widest = attn_max(problem->dim, problem->value_dim);
-  plan->grad_keys = fast && widest <= 64 ? 256 : fast ? 512 : plan->grad_step_keys;
+  plan->grad_keys = !fast ? plan->grad_step_keys : narrow ? 256 : 512;
+  while (plan->grad_keys > plan->grad_step_keys &&
+         attn_ceil_div(problem->key_length, plan->grad_keys) < wanted)
+    plan->grad_keys /= 2;
   plan->grad_keys = attn_min(plan->grad_keys, attn_round_up(problem->key_length, 32));
   plan->grad_step_keys = attn_min(plan->grad_step_keys, plan->grad_keys);
-  int64_t blocks = attn_ceil_div(problem->key_length, plan->grad_keys);
   plan->grad_runs = plain_scores(plan);
-  plan->slots = attn_min(blocks, (int64_t)ceil(plan->base.threads / pairs));
+  plan->slots = attn_min(attn_ceil_div(problem->key_length, plan->grad_keys), wanted);
   plan->backward.at_once = 1;
   lay_out_backward(plan);
   plan->backward.at_once = choose_at_once(plan, plan->backward.pair + plan->backward.pair_queries +
