@@ -24,6 +24,8 @@ typedef struct attn_var {
   attn_tensor gradient; /* same shape and dtype as value; data is NULL until something flows in */
   bool needs_gradient;
   struct attn_var *root; /* of a view: the variable whose memory it shows, gradient included */
+  bool is_result;        /* of a recorded operation */
+  struct attn_columns *unwritten; /* of a root's gradient, as rows: what no view has written yet */
 } attn_var;
 
 /* How to go back through one operation. Operations put their own data behind it. */
