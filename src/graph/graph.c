@@ -239,6 +239,12 @@ static void complete_gradient(attn_graph *g, attn_var *root) {
   root->unwritten = NULL;
 }
 
+static bool any_unwritten(const attn_var *root, int64_t begin, int64_t end) {
+  for (const attn_columns *part = root->unwritten; part; part = part->next)
+    if (begin < part->end && end > part->begin) return true;
+  return false;
+}
+
 /* Takes the columns [begin, end) off the list, if all of them are on it. */
 static bool take_columns(attn_graph *g, attn_var *root, int64_t begin, int64_t end) {
   for (attn_columns **link = &root->unwritten; *link; link = &(*link)->next) {
@@ -273,7 +279,10 @@ static bool view_accumulates(attn_graph *g, attn_var *view, attn_var *root, bool
     if (!root->is_result) complete_gradient(g, root); /* nobody would do it later */
   }
   if (!root->unwritten) return true;
-  if (columns_of(view, root, &begin, &end) && take_columns(g, root, begin, end)) return false;
+  if (columns_of(view, root, &begin, &end)) {
+    if (!any_unwritten(root, begin, end)) return true;
+    if (take_columns(g, root, begin, end)) return false;
+  }
   complete_gradient(g, root);
   return true;
 }
