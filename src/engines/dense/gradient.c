@@ -1,15 +1,17 @@
 /* dW (+)= dY^T X by the tile kernels, for bfloat16: the gradient of a weight.
  *
  * The depth of this product is the tokens, by which neither operand is laid out, so both are
- * rearranged: X is packed as the right-hand matrix, dY transposed as the left-hand one. That is done
- * for a piece of the tokens at a time, and for dY by the thread that needs it just before it does,
- * so that both stay in the caches until the product. Each element of dW is summed by one thread
- * in the order of the tokens, so neither threads nor tasks change a bit. */
+ * rearranged: X is packed as the right-hand matrix, dY transposed as the left-hand one. That is
+ * done for a piece of the tokens at a time, and for dY by the thread that needs it just before it
+ * does, so that both stay in the caches until the product. Each element of dW is summed by one
+ * thread in the order of the tokens, so neither threads nor tasks change a bit. */
 #include "engines/dense/product.h"
 #include "kernels/kernels.h"
 
 enum {
-  PIECE_ROWS = 512, /* tokens: a task's rows of dY^T and two panels of X fit the L1 cache */
+  PIECE_ROWS = 512, /* tokens that are rearranged together */
+  PRODUCT_DEPTH =
+      256, /* tokens of a product: 32 rows of dY^T and two panels stay in the L1 cache */
   PACK_ROWS = 2 * ATTN_BF16_DEPTH,
   TASK_OUTPUTS = 64,
   LEAST_OUTPUTS = 32, /* of a task: two AMX tiles */
@@ -45,6 +47,13 @@ static const uint16_t *at(const attn_matrix *matrix, int64_t row, int64_t column
   return (const uint16_t *)matrix->data + row * matrix->stride[0] + column;
 }
 
+/* Asks for the sums that will be added to: all gradients together are larger than the L2 cache. */
+static void claim(const float *sums, int64_t stride, int64_t rows, int64_t columns) {
+  enum { LINE = 16 };
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; j += LINE) __builtin_prefetch(sums + i * stride + j, 1, 2);
+}
+
 /* One task of one piece, the tokens first .. first + depth - 1. */
 static void multiply_task(const attn_kernels *kernels, const attn_matrix *dy,
                           const uint16_t *packed, int64_t panel_stride, const attn_matrix *dw,
@@ -54,12 +63,15 @@ static void multiply_task(const attn_kernels *kernels, const attn_matrix *dy,
   int64_t output = task % c->down * c->outputs, input = task / c->down * c->inputs;
   int64_t outputs = min(dw->rows - output, c->outputs);
   int64_t inputs = min(dw->columns - input, c->inputs);
+  float *to = (float *)dw->data + output * dw->stride[0] + input;
+  claim(to, dw->stride[0], outputs, inputs);
   kernels->recurrent_transpose_bf16(left, PIECE_ROWS + GAP, at(dy, first, output), dy->stride[0],
                                     depth, outputs, attn_packed_depth_bf16(depth), NULL, 0);
-  float *to = (float *)dw->data + output * dw->stride[0] + input;
-  kernels->matmul_bf16(outputs, inputs, depth, left, PIECE_ROWS + GAP,
-                       packed + input / ATTN_PANEL * panel_stride, panel_stride, to,
-                       dw->stride[0], accumulate);
+  const uint16_t *right = packed + input / ATTN_PANEL * panel_stride;
+  for (int64_t start = 0; start < depth; start += PRODUCT_DEPTH)
+    kernels->matmul_bf16(outputs, inputs, min(depth - start, PRODUCT_DEPTH), left + start,
+                         PIECE_ROWS + GAP, right + start * ATTN_PANEL, panel_stride, to,
+                         dw->stride[0], accumulate || start > 0);
 }
 
 attn_status attn_gradient_by_tiles(const attn_matrix *dy, const attn_matrix *x,
@@ -70,8 +82,8 @@ attn_status attn_gradient_by_tiles(const attn_matrix *dy, const attn_matrix *x,
   int threads = attn_product_threads(dw->rows, dw->columns, tokens);
   cut c = choose_cut(dw->rows, dw->columns, threads);
   attn_arena_mark mark = attn_arena_get_mark(scratch);
-  uint16_t *packed = attn_arena_alloc(
-      scratch, (size_t)(attn_panels(x->columns) * panel_stride) * sizeof *packed);
+  uint16_t *packed =
+      attn_arena_alloc(scratch, (size_t)(attn_panels(x->columns) * panel_stride) * sizeof *packed);
   if (!packed) return ATTN_OUT_OF_MEMORY;
 #pragma omp parallel num_threads(threads)
   {
