@@ -2,8 +2,8 @@
  * instructions of AVX512-BF16: SiLU and identity as activation and gate, RMSNorm, sums. What is not
  * here goes to the portable kernels (rows.inc), which say what each computes.
  *
- * Sixteen numbers pass through registers from load to store, one loop a kernel. The conversions take
- * results below the least normal number as zero; sums, which also copy, round exactly. */
+ * Sixteen numbers pass through registers from load to store, one loop a kernel. The conversions
+ * take results below the least normal number as zero; sums, which also copy, round exactly. */
 #include "kernels/kernels.h"
 
 #include <immintrin.h>
@@ -45,8 +45,9 @@ static bool is_wide(attn_span span) {
   return span.data && span.dtype == ATTN_F32;
 }
 
-/* 1 / (1 + e^-x). The exponential errs by 3e-6, far below the rounding of the result; 14 bits of the
- * reciprocal become 28 by one step of Newton's method. Clamping keeps NaN (the second operand). */
+/* 1 / (1 + e^-x). The exponential errs by 3e-6, far below the rounding of the result; 14 bits of
+ * the reciprocal become 28 by one step of Newton's method. Clamping keeps NaN (the second operand).
+ */
 INLINE __m512 sigmoid(__m512 x) {
   __m512 one = _mm512_set1_ps(1), y = _mm512_sub_ps(_mm512_setzero_ps(), x);
   y = _mm512_min_ps(_mm512_set1_ps(87), _mm512_max_ps(_mm512_set1_ps(-87), y));
