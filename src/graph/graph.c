@@ -479,12 +479,6 @@ int64_t attn_row_stride(const attn_tensor *tensor) {
   return stride;
 }
 
-attn_span attn_row(const attn_tensor *tensor, int64_t row_stride, int64_t r) {
-  size_t size = attn_dtype_size(tensor->dtype);
-  return (attn_span){tensor->data ? (char *)tensor->data + r * row_stride * (int64_t)size : NULL,
-                     tensor->dtype};
-}
-
 attn_tensor attn_as_rows(attn_graph *graph, const attn_tensor *tensor) {
   int64_t width = tensor->rank ? tensor->shape[tensor->rank - 1] : 1;
   if (has_rows(tensor)) {

@@ -3,9 +3,9 @@
  *   loss = mean over the tokens of a micro-batch of -ln p(next token)
  *   G    = mean over the micro-batches of d loss / d masters
  *
- * A micro-batch goes forward and backward a few windows at a time, so that what one operation writes
- * is still in the caches when the next one reads it: a step is bound by memory otherwise. G is a sum
- * over tokens, so this changes nothing but its order.
+ * A micro-batch goes forward and backward a few windows at a time, so that what one operation
+ * writes is still in the caches when the next one reads it: a step is bound by memory otherwise. G
+ * is a sum over tokens, so this changes nothing but its order.
  *
  * Everything that the next step depends on is in attn_run_state and in the options: the data of
  * step s is a function of (seed, s), the learning rate of s. That is what makes a resumed run equal

@@ -106,8 +106,8 @@ static void check_norms(const trial *t, bool weighted) {
   row y = old, dx = make(t->x, 9), dx_old = dx, dw = make(ATTN_F32, 10), dw_old = dw;
   attn_span none = {0}, weight = weighted ? under_test(&w) : none;
   attn_span weight_exact = weighted ? exact(&w) : none;
-  double r = t->kernels->row_rms_norm(under_test(&y), under_test(&x), weight, t->n, (double)t->n,
-                                      1e-6);
+  double r =
+      t->kernels->row_rms_norm(under_test(&y), under_test(&x), weight, t->n, (double)t->n, 1e-6);
   double expected =
       t->reference->row_rms_norm(exact(&y), exact(&x), weight_exact, t->n, (double)t->n, 1e-6);
   assert_true(fabs(r - expected) <= 1e-6 * expected);
