@@ -3,8 +3,12 @@
 #include "base/status.h"
 
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
-enum { MAX_CHUNKS = 48 };
+/* A chunk of this many bytes is worth large pages: the kernel's are 2 MiB on x86-64. */
+enum { MAX_CHUNKS = 48, SMALL_PAGE = 4096, HUGE_CHUNK = 8 << 20 };
 
 typedef struct chunk {
   char *memory;
@@ -21,6 +25,20 @@ static size_t align_up(size_t size) {
   return (size + ATTN_ALIGNMENT - 1) / ATTN_ALIGNMENT * ATTN_ALIGNMENT;
 }
 
+/* Asks for large pages, which take a five-hundredth of the page faults and of the translations: the
+ * first touch of a training step's memory cost as much as the step. Only a wish; memory that is
+ * never touched still costs nothing. */
+static void prefer_large_pages(char *memory, size_t size) {
+#if defined(MADV_HUGEPAGE)
+  if (size < HUGE_CHUNK) return;
+  uintptr_t start = ((uintptr_t)memory + SMALL_PAGE - 1) / SMALL_PAGE * SMALL_PAGE;
+  uintptr_t end = ((uintptr_t)memory + size) / SMALL_PAGE * SMALL_PAGE;
+  madvise((void *)start, end - start, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)size;
+#endif
+}
+
 static bool add_chunk(attn_arena *arena, size_t size) {
   if (arena->count == MAX_CHUNKS) {
     attn_fail(ATTN_OUT_OF_MEMORY, "out of memory: an arena of %d chunks is full", MAX_CHUNKS);
@@ -28,6 +46,7 @@ static bool add_chunk(attn_arena *arena, size_t size) {
   }
   char *memory = attn_alloc(size);
   if (!memory) return false;
+  prefer_large_pages(memory, size);
   arena->chunks[arena->count++] = (chunk){.memory = memory, .size = size};
   return true;
 }

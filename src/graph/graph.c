@@ -12,6 +12,12 @@ typedef struct attn_free_buffer {
   size_t size;
 } attn_free_buffer;
 
+/* Columns of a root's gradient that hold nothing yet; a list. */
+typedef struct attn_columns {
+  struct attn_columns *next;
+  int64_t begin, end;
+} attn_columns;
+
 enum { FIRST_CHUNK = 1 << 20 };
 
 attn_status attn_graph_create(attn_dtype compute, attn_graph **graph) {
@@ -162,6 +168,7 @@ void *attn_graph_record(attn_graph *graph, size_t size, attn_var *output,
   node->output = output;
   node->previous = graph->last;
   graph->last = node;
+  output->is_result = true;
   return node;
 }
 
@@ -193,22 +200,110 @@ static attn_tensor same_view(const attn_var *view, const attn_var *root) {
   return gradient;
 }
 
+static int64_t width_of(const attn_tensor *tensor) {
+  return tensor->rank ? tensor->shape[tensor->rank - 1] : 1;
+}
+
+/* Whether a view shows whole columns of its root, all rows of them, and which. */
+static bool columns_of(const attn_var *view, const attn_var *root, int64_t *begin, int64_t *end) {
+  int64_t width = width_of(&root->value);
+  int64_t rows = attn_rows(&root->value), count = attn_tensor_count(&view->value);
+  if (rows == 0 || count == 0 || count % rows) return false;
+  ptrdiff_t bytes = (char *)view->value.data - (char *)root->value.data;
+  int64_t wanted = count / rows, inner = 1, outer = 1;
+  *begin = bytes / (ptrdiff_t)attn_dtype_size(root->value.dtype);
+  *end = *begin + wanted;
+  if (*end > width) return false;
+  if (wanted == width) return attn_tensor_is_contiguous(&view->value);
+  for (int i = view->value.rank - 1; i >= 0; --i) {
+    int64_t extent = view->value.shape[i], *walked = inner < wanted ? &inner : &outer;
+    if (extent == 1) continue;
+    if (view->value.stride[i] != (inner < wanted ? inner : width * outer)) return false;
+    *walked *= extent;
+  }
+  return inner == wanted && outer == rows;
+}
+
+/* Zeroes what no view has written. */
+static void complete_gradient(attn_graph *g, attn_var *root) {
+  const attn_tensor *gradient = &root->gradient;
+  int64_t rows = attn_rows(gradient), width = width_of(gradient);
+  size_t size = attn_dtype_size(gradient->dtype);
+  for (const attn_columns *part = root->unwritten; part; part = part->next) {
+    size_t bytes = (size_t)(part->end - part->begin) * size;
+#pragma omp parallel for num_threads(g->threads)                                                   \
+    schedule(static) if (rows * width > ATTN_SERIAL_ELEMENTS)
+    for (int64_t r = 0; r < rows; ++r)
+      memset((char *)gradient->data + (size_t)(r * width + part->begin) * size, 0, bytes);
+  }
+  root->unwritten = NULL;
+}
+
+static bool any_unwritten(const attn_var *root, int64_t begin, int64_t end) {
+  for (const attn_columns *part = root->unwritten; part; part = part->next)
+    if (begin < part->end && end > part->begin) return true;
+  return false;
+}
+
+/* Takes the columns [begin, end) off the list, if all of them are on it. */
+static bool take_columns(attn_graph *g, attn_var *root, int64_t begin, int64_t end) {
+  for (attn_columns **link = &root->unwritten; *link; link = &(*link)->next) {
+    attn_columns *part = *link;
+    if (begin < part->begin || end > part->end) continue;
+    if (begin == part->begin && end == part->end) {
+      *link = part->next;
+    } else if (begin == part->begin) {
+      part->begin = end;
+    } else if (end < part->end) {
+      attn_columns *rest = allocate(g, sizeof *rest);
+      if (!rest) return false;
+      *rest = (attn_columns){.next = part->next, .begin = end, .end = part->end};
+      part->next = rest;
+      part->end = begin;
+    } else {
+      part->end = begin;
+    }
+    return true;
+  }
+  return false;
+}
+
+/* Whether the view's part of the root's gradient holds something to add to. It does not when the
+ * view is the first to write these columns; nothing is zeroed for it then. */
+static bool view_accumulates(attn_graph *g, attn_var *view, attn_var *root, bool fresh) {
+  int64_t begin, end;
+  if (fresh) {
+    root->unwritten = allocate(g, sizeof *root->unwritten);
+    if (!root->unwritten) return true;
+    *root->unwritten = (attn_columns){.end = width_of(&root->value)};
+    if (!root->is_result) complete_gradient(g, root); /* nobody would do it later */
+  }
+  if (!root->unwritten) return true;
+  if (columns_of(view, root, &begin, &end)) {
+    if (!any_unwritten(root, begin, end)) return true;
+    if (take_columns(g, root, begin, end)) return false;
+  }
+  complete_gradient(g, root);
+  return true;
+}
+
 attn_tensor attn_gradient_of(attn_graph *graph, attn_var *x, bool *accumulate) {
   *accumulate = false;
   if (!x->needs_gradient) return (attn_tensor){0};
   attn_var *owner = x->root ? x->root : x;
-  *accumulate = owner->gradient.data != NULL;
-  if (!owner->gradient.data) {
+  bool fresh = !owner->gradient.data;
+  if (fresh) {
     owner->gradient = owner->value;
-    size_t size = gradient_bytes(&owner->value);
-    owner->gradient.data = take_buffer(graph, size);
+    owner->gradient.data = take_buffer(graph, gradient_bytes(&owner->value));
     if (!owner->gradient.data) return (attn_tensor){0};
-    if (x->root) { /* other parts of the root may never be written */
-      memset(owner->gradient.data, 0, size);
-      *accumulate = true;
-    }
   }
-  if (x->root) x->gradient = same_view(x, owner);
+  if (x->root) {
+    *accumulate = view_accumulates(graph, x, owner, fresh);
+    x->gradient = same_view(x, owner);
+  } else {
+    *accumulate = !fresh;
+    if (owner->unwritten) complete_gradient(graph, owner);
+  }
   return x->gradient;
 }
 
@@ -236,6 +331,10 @@ attn_tensor attn_gradient_rows(attn_graph *graph, attn_var *x, bool *accumulate)
   attn_tensor target = attn_gradient_of(graph, x, accumulate);
   if (!target.data) return target;
   if (!has_rows(&target)) {
+    if (!*accumulate) { /* what is added later needs something to be added to */
+      attn_status status = attn_tensor_fill(&target, 0);
+      if (status != ATTN_OK) attn_graph_error(graph, status);
+    }
     *accumulate = false;
     target = attn_graph_tensor(graph, target.dtype, target.rank, target.shape);
   }
@@ -263,6 +362,7 @@ static attn_status run_tape(attn_graph *g) {
     g->last = node->previous;
     if (output->root) return attn_fail(ATTN_INTERNAL, "graph: an operation returned a view");
     if (!output->gradient.data) continue; /* the loss does not depend on it */
+    if (output->unwritten) complete_gradient(g, output);
     attn_status status = node->backward(g, node);
     if (status == ATTN_OK) status = g->status;
     if (status != ATTN_OK) return status;
@@ -377,12 +477,6 @@ int64_t attn_row_stride(const attn_tensor *tensor) {
     extent *= tensor->shape[i];
   }
   return stride;
-}
-
-attn_span attn_row(const attn_tensor *tensor, int64_t row_stride, int64_t r) {
-  size_t size = attn_dtype_size(tensor->dtype);
-  return (attn_span){tensor->data ? (char *)tensor->data + r * row_stride * (int64_t)size : NULL,
-                     tensor->dtype};
 }
 
 attn_tensor attn_as_rows(attn_graph *graph, const attn_tensor *tensor) {

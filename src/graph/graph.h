@@ -24,6 +24,8 @@ typedef struct attn_var {
   attn_tensor gradient; /* same shape and dtype as value; data is NULL until something flows in */
   bool needs_gradient;
   struct attn_var *root; /* of a view: the variable whose memory it shows, gradient included */
+  bool is_result;        /* of a recorded operation */
+  struct attn_columns *unwritten; /* of a root's gradient, as rows: what no view has written yet */
 } attn_var;
 
 /* How to go back through one operation. Operations put their own data behind it. */
@@ -104,8 +106,13 @@ attn_var *attn_graph_checkpoint(attn_graph *graph,
 
 /* Rows: a tensor seen as `rows` rows of its innermost axis. */
 int64_t attn_rows(const attn_tensor *tensor);
-/* Row r of a tensor whose leading axes collapse to one stride (see attn_row_stride). */
-attn_span attn_row(const attn_tensor *tensor, int64_t row_stride, int64_t r);
+/* Row r of a tensor whose leading axes collapse to one stride (see attn_row_stride), of a dtype
+ * that the row kernels know. */
+static inline attn_span attn_row(const attn_tensor *tensor, int64_t row_stride, int64_t r) {
+  int64_t size = tensor->dtype == ATTN_BF16 ? 2 : tensor->dtype == ATTN_F32 ? 4 : 8;
+  return (attn_span){tensor->data ? (char *)tensor->data + r * row_stride * size : NULL,
+                     tensor->dtype};
+}
 /* The distance between rows in elements when all leading axes collapse, else -1. */
 int64_t attn_row_stride(const attn_tensor *tensor);
 /* tensor as [rows, innermost], or a contiguous copy from the arena if its strides forbid the view.

@@ -20,12 +20,18 @@ attn_status attn_angle_tables(attn_graph *graph, const double *theta, int64_t wi
   *sines = attn_graph_tensor(graph, graph->wide, 2, shape);
   if (!cosines->data || !sines->data) return graph->status;
   int64_t blocks = (count + RESYNC - 1) / RESYNC;
+  double *steps = attn_arena_alloc(graph->arena, 2 * (size_t)width * sizeof *steps);
+  if (!steps) return ATTN_OUT_OF_MEMORY;
+  for (int64_t j = 0; j < width; ++j) {
+    steps[2 * j] = cos(theta[j]);
+    steps[2 * j + 1] = sin(theta[j]);
+  }
 #pragma omp parallel for num_threads(graph->threads) schedule(static) if (count * width > 1 << 12)
   for (int64_t block = 0; block < blocks; ++block) {
     int64_t start = block * RESYNC, end = start + RESYNC < count ? start + RESYNC : count;
     for (int64_t j = 0; j < width; ++j) {
       double angle = (double)(first + start) * theta[j];
-      double c = cos(angle), s = sin(angle), step_c = cos(theta[j]), step_s = sin(theta[j]);
+      double c = cos(angle), s = sin(angle), step_c = steps[2 * j], step_s = steps[2 * j + 1];
       for (int64_t row = start; row < end; ++row) {
         write_row(cosines, row, j, c);
         write_row(sines, row, j, s);

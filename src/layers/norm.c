@@ -4,6 +4,7 @@
 #include "layers/layers.h"
 
 #include <float.h>
+#include <string.h>
 
 typedef struct norm_node {
   attn_node node;
@@ -48,7 +49,8 @@ static attn_status norm_backward(attn_graph *g, attn_node *node) {
   attn_tensor parts = {0};
   if (trains[0] || trains[1]) {
     parts = attn_graph_tensor(g, g->wide, 3, (int64_t[]){PARTS, 2, width});
-    if (parts.data) ATTN_TRY(attn_tensor_fill(&parts, 0));
+    if (parts.data)
+      memset(parts.data, 0, (size_t)(PARTS * 2 * width) * attn_dtype_size(parts.dtype));
   }
   if (g->status != ATTN_OK) return g->status;
 #pragma omp parallel for num_threads(g->threads)                                                   \

@@ -3,6 +3,10 @@
  *   loss = mean over the tokens of a micro-batch of -ln p(next token)
  *   G    = mean over the micro-batches of d loss / d masters
  *
+ * A micro-batch goes forward and backward a few windows at a time, so that what one operation
+ * writes is still in the caches when the next one reads it: a step is bound by memory otherwise. G
+ * is a sum over tokens, so this changes nothing but its order.
+ *
  * Everything that the next step depends on is in attn_run_state and in the options: the data of
  * step s is a function of (seed, s), the learning rate of s. That is what makes a resumed run equal
  * to an uninterrupted one. */
@@ -29,6 +33,7 @@ enum {
   BYTE_VALUES = 256,
   LINE_SIZE = 320,
   MESSAGE_SIZE = 512,
+  THREAD_TOKENS = 512, /* of each thread at a time: a layer's activations fit the L2 cache */
 };
 
 typedef struct run {
@@ -45,8 +50,9 @@ typedef struct run {
   attn_run_state state;
   attn_parameter **parameters; /* [parameter_count] */
   int32_t *windows;            /* [batch * accumulation, length + 1]: the text of one step */
-  int32_t *inputs, *targets;   /* [batch * length]: one micro-batch */
+  int32_t *inputs, *targets;   /* [piece * length] */
   char *checkpoint, *svg, *csv;
+  int64_t piece; /* windows that go forward and backward at a time */
   int64_t first_step, parameter_count;
   attn_progress speed; /* in tokens */
   double start;
@@ -184,9 +190,16 @@ static attn_status open_model(run *r) {
   return attn_optimiser_create(&adamw, r->parameters, r->model->parameter_count, &r->optimiser);
 }
 
+static int64_t choose_piece(const attn_training_options *o) {
+  int64_t windows = THREAD_TOKENS * (int64_t)attn_get_threads() / o->length;
+  if (windows < 1) windows = 1;
+  return windows < o->batch ? windows : o->batch;
+}
+
 static attn_status allocate(run *r) {
   const attn_training_options *o = &r->options;
-  size_t windows = (size_t)(o->batch * o->accumulation), rows = (size_t)(o->batch * o->length);
+  r->piece = choose_piece(o);
+  size_t windows = (size_t)(o->batch * o->accumulation), rows = (size_t)(r->piece * o->length);
   r->windows = attn_alloc_array(windows * (size_t)(o->length + 1), sizeof *r->windows);
   r->inputs = attn_alloc_array(rows, sizeof *r->inputs);
   r->targets = attn_alloc_array(rows, sizeof *r->targets);
@@ -308,8 +321,8 @@ static attn_status validate(run *r, double *mean) {
   int64_t places = size / (length + 1);
   int64_t windows = places < o->validation_windows ? places : o->validation_windows;
   double sum = 0;
-  for (int64_t first = 0; first < windows; first += o->batch) {
-    int64_t count = windows - first < o->batch ? windows - first : o->batch;
+  for (int64_t first = 0; first < windows; first += r->piece) {
+    int64_t count = windows - first < r->piece ? windows - first : r->piece;
     for (int64_t w = 0; w < count; ++w)
       ATTN_TRY(attn_corpus_read(r->corpus, ATTN_VALIDATION,
                                 (first + w) * places / windows * (length + 1), length + 1,
@@ -333,6 +346,22 @@ static bool asked_to_stop(run *r) {
   return r->stop;
 }
 
+/* Adds a micro-batch's share of the gradient and of *loss; stops when the loss is not finite. */
+static attn_status micro_batch(run *r, const int32_t *windows, double *loss) {
+  const attn_training_options *o = &r->options;
+  for (int64_t first = 0; first < o->batch; first += r->piece) {
+    int64_t count = o->batch - first < r->piece ? o->batch - first : r->piece;
+    double share = (double)count / (double)o->batch, part;
+    split_windows(r, windows + first * (o->length + 1), count, o->length);
+    attn_var *var;
+    ATTN_TRY(forward(r, count, o->length, true, &var, &part));
+    *loss += share * part / (double)o->accumulation;
+    if (!isfinite(*loss)) return ATTN_OK;
+    ATTN_TRY(attn_graph_backward(r->graph, var, share));
+  }
+  return ATTN_OK;
+}
+
 /* Sums the gradients of all micro-batches. *loss: their mean; not finite as soon as one of them is
  * not. Leaves early, with ATTN_INTERRUPTED, when the caller wants to stop. */
 static attn_status accumulate(run *r, double *loss) {
@@ -343,13 +372,8 @@ static attn_status accumulate(run *r, double *loss) {
   *loss = 0;
   for (int64_t m = 0; m < o->accumulation; ++m) {
     if (asked_to_stop(r)) return attn_fail(ATTN_INTERRUPTED, "training: stopped by the caller");
-    split_windows(r, r->windows + m * o->batch * (o->length + 1), o->batch, o->length);
-    attn_var *var;
-    double part;
-    ATTN_TRY(forward(r, o->batch, o->length, true, &var, &part));
-    *loss += part / (double)o->accumulation;
+    ATTN_TRY(micro_batch(r, r->windows + m * o->batch * (o->length + 1), loss));
     if (!isfinite(*loss)) return ATTN_OK;
-    ATTN_TRY(attn_graph_backward(r->graph, var, 1));
   }
   return ATTN_OK;
 }

@@ -312,6 +312,43 @@ static void accumulation_equals_a_larger_batch(void **state) {
   remove_place(&p);
 }
 
+/* A batch goes through a step in pieces, here of 1, 2 (and 1) and 3 windows: float64 differs by the
+ * order of sums only, and any pieces repeat to the bit. */
+static void pieces_equal_the_whole_batch(void **state) {
+  (void)state;
+  place p = make_place();
+  const char *text = p.text;
+  journal logs[4] = {0};
+  for (int i = 0; i < 4; ++i) {
+    attn_training_options o = small_options(&p, &text, 0);
+    const int threads[4] = {1, 2, 1, 1};
+    o.compute = ATTN_F64;
+    o.batch = 3;
+    o.length = i == 3 ? 300 : 200;
+    o.steps = 4;
+    assert_ok(attn_set_threads(threads[i]));
+    assert_ok(attn_train(&o, record, &logs[i], NULL));
+    clear_output(&p, 0);
+  }
+  /* The windows of 300 tokens, one at a time, against three times one by accumulation. */
+  journal parts = {0};
+  attn_training_options o = small_options(&p, &text, 1);
+  o.compute = ATTN_F64;
+  o.batch = 1;
+  o.accumulation = 3;
+  o.length = 300;
+  o.steps = 4;
+  assert_ok(attn_train(&o, record, &parts, NULL));
+  assert_ok(attn_set_threads(0));
+  for (int s = 0; s < 4; ++s) {
+    assert_true(fabs(logs[1].loss[s] - logs[0].loss[s]) < 1e-10);
+    assert_true(logs[2].loss[s] == logs[0].loss[s]);
+    assert_true(fabs(parts.loss[s] - logs[3].loss[s]) < 1e-10);
+  }
+  assert_true(logs[0].loss[0] != logs[0].loss[3]);
+  remove_place(&p);
+}
+
 /* -- What it writes -----------------------------------------------------------------------------
  */
 
@@ -640,6 +677,7 @@ int main(void) {
       cmocka_unit_test(flag_stops),
       cmocka_unit_test(checkpointing_changes_no_bit),
       cmocka_unit_test(accumulation_equals_a_larger_batch),
+      cmocka_unit_test(pieces_equal_the_whole_batch),
       cmocka_unit_test(writes_a_model_and_curves),
       cmocka_unit_test(continues_a_model),
       cmocka_unit_test(a_step_allocates_nothing),

@@ -116,7 +116,7 @@ static void check_product(const product *p, attn_arena *scratch) {
 static const int64_t shapes[][3] = {
     {1, 64, 64},  {2, 100, 33}, {3, 17, 129},   {4, 48, 31},    {5, 1, 1},
     {6, 33, 64},  {7, 65, 130}, {8, 16, 16},    {9, 64, 64},    {33, 100, 33},
-    {64, 1, 200}, {65, 130, 1}, {200, 96, 160}, {129, 257, 63},
+    {64, 1, 200}, {65, 130, 1}, {200, 96, 160}, {129, 257, 63}, {1057, 70, 97},
 };
 static const attn_dtype pairs[][2] = {
     {ATTN_F64, ATTN_F64}, {ATTN_F32, ATTN_F32}, {ATTN_BF16, ATTN_BF16}, {ATTN_BF16, ATTN_F32}};

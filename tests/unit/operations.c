@@ -331,6 +331,26 @@ static attn_var *checkpoint_view(trial *t) {
   return attn_graph_checkpoint(t->g, through_views, t, head_group(t, 2));
 }
 
+/* Views of a result: columns that overlap in part, that are seen twice and that nobody sees. */
+static attn_var *views_of_result(trial *t) {
+  attn_var *x = attn_op_scale(t->g, t->leaf[0], 0.5);
+  attn_var *a = attn_view_slice(t->g, x, 1, 1, 8), *b = attn_view_slice(t->g, x, 1, 5, 8);
+  attn_var *c = attn_view_slice(t->g, x, 1, 20, 8);
+  attn_var *y = attn_op_gate(t->g, ATTN_SILU, a, b);
+  return attn_op_add(t->g, y, attn_op_gate(t->g, ATTN_IDENTITY, c, c));
+}
+/* All of a result, reshaped, and parts of its rows. */
+static attn_var *row_views_of_result(trial *t) {
+  attn_var *x = attn_op_scale(t->g, t->leaf[0], 0.5);
+  attn_var *all = attn_view_reshape(t->g, x, 3, (int64_t[]){ROWS, HEADS, -1});
+  attn_var *halves[2];
+  for (int i = 0; i < 2; ++i) halves[i] = attn_view_slice(t->g, x, 0, i * ROWS / 2, ROWS / 2);
+  attn_var *y = attn_op_gate(t->g, ATTN_SILU, halves[0], halves[1]);
+  all = attn_op_activate(t->g, ATTN_SILU, all);
+  attn_var *top = attn_view_slice(t->g, all, 0, 2, ROWS / 2);
+  return attn_op_add(t->g, attn_view_reshape(t->g, top, 2, (int64_t[]){ROWS / 2, -1}), y);
+}
+
 /* engines -----------------------------------------------------------------------------------------
  */
 
@@ -459,6 +479,8 @@ static const operation_case cases[] = {
     UNARY(log_sigmoid),
     UNARY(exp),
     {.name = "activate_wide", .build = activate_wide, .leaf = X},
+    {.name = "views of a result", .build = views_of_result, .leaf = QKV},
+    {.name = "views of rows of a result", .build = row_views_of_result, .leaf = QKV},
     {.name = "activate a view", .build = activate_view, .leaf = QKV},
     {.name = "gate", .build = gate, .leaf = XX},
     {.name = "gate, mixed dtypes", .build = gate, .leaf = XX, .wide = 2},

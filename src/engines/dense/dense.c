@@ -523,11 +523,15 @@ static attn_status gradient_piece(const attn_matrix *dy, const attn_matrix *x, i
   return multiply(&a, &packed, dw, accumulate, scratch);
 }
 
+/* bfloat16 on AMX goes to our tiles: oneDNN's product is no faster there, and the rearrangement for
+ * it, through memory, costs as much again. */
 static attn_status weight_gradient(const attn_matrix *dy, const attn_matrix *x,
                                    const attn_matrix *dw, bool accumulate, attn_arena *scratch) {
   attn_packed packed;
   bool ours =
       plan_product(dy->columns, x->rows, x->columns, x->dtype, &packed) == &attn_product_panels;
+  if (x->dtype == ATTN_BF16 && (ours || attn_get_kernel_path() == ATTN_PATH_AMX))
+    return attn_gradient_by_tiles(dy, x, dw, accumulate, scratch);
   int64_t step = ours ? GRADIENT_ROWS : x->rows, gap = ours ? GRADIENT_GAP : 0;
   for (int64_t first = 0; first < x->rows; first += step) {
     int64_t count = min(x->rows - first, step);

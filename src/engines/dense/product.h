@@ -45,6 +45,11 @@ struct attn_product {
 int attn_product_threads(int64_t m, int64_t n, int64_t k);
 int attn_pass_threads(int64_t bytes);
 
+/* dW[outputs, inputs] (+)= dY[tokens, outputs]^T X[tokens, inputs]: bfloat16 into float32, by our
+ * tiles; rows may have gaps between them. */
+attn_status attn_gradient_by_tiles(const attn_matrix *dy, const attn_matrix *x,
+                                   const attn_matrix *dw, bool accumulate, attn_arena *scratch);
+
 extern const attn_product attn_product_panels; /* can do everything */
 extern const attn_product attn_product_onednn; /* float32 from AVX2 on, bfloat16 from AVX-512 on */
 

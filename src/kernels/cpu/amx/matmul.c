@@ -14,7 +14,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { TILE_ROWS = 16 };
+/* From this depth on there is time, and enough to gain, to ask for the next block's sums. */
+enum { TILE_ROWS = 16, DEEP = 128 };
 
 /* `top` rows in the tiles of the upper half of a block, `bottom` in those of the lower half. */
 static attn_tile_config ragged_tiles(int64_t top, int64_t bottom) {
@@ -105,8 +106,11 @@ static void multiply_rows(int64_t top, int64_t bottom, int64_t n, int64_t k, con
                           int64_t lda, const uint16_t *b, int64_t panel_stride, float *c,
                           int64_t ldc, bool accumulate) {
   int64_t j = 0;
-  for (; j + ATTN_PANEL < n; j += 2 * ATTN_PANEL, b += 2 * panel_stride)
+  for (; j + ATTN_PANEL < n; j += 2 * ATTN_PANEL, b += 2 * panel_stride) {
+    if (accumulate && k >= DEEP && j + 2 * ATTN_PANEL < n)
+      claim_rows(c + j + 2 * ATTN_PANEL, ldc, top + bottom, 2);
     multiply(2, top, bottom, k, a, lda, b, panel_stride, c + j, ldc, accumulate, n - j);
+  }
   if (j < n) multiply(1, top, bottom, k, a, lda, b, panel_stride, c + j, ldc, accumulate, n - j);
 }
 

@@ -82,25 +82,31 @@ void attn_avx512_pack_f32(float *packed, int64_t panel_stride, const float *sour
   }
 }
 
+/* Rows are read from end to end, which prefetchers follow; their panels are written side by side.
+ */
+static void pack_pairs(uint16_t *packed, int64_t panel_stride, const uint16_t *source, int64_t k,
+                       int64_t n, int64_t stride_k) {
+  int64_t depth = attn_packed_depth_bf16(k);
+  for (int64_t r = 0; r < depth; r += 2, source += 2 * stride_k)
+    for (int64_t c = 0; c < n; c += ATTN_PANEL) {
+      __mmask16 mask = (__mmask16)low_bits(at_most(n - c, ATTN_PANEL));
+      __mmask16 even_mask = r < k ? mask : 0, odd_mask = r + 1 < k ? mask : 0;
+      __m256i even = _mm256_maskz_loadu_epi16(even_mask, source + c);
+      __m256i odd = _mm256_maskz_loadu_epi16(odd_mask, source + stride_k + c);
+      __m512i pairs = _mm512_or_si512(_mm512_cvtepu16_epi32(even),
+                                      _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+      _mm512_storeu_si512(packed + c / ATTN_PANEL * panel_stride + r * ATTN_PANEL, pairs);
+    }
+}
+
 void attn_avx512_pack_bf16(uint16_t *packed, int64_t panel_stride, const uint16_t *source,
                            int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
-  int64_t depth = attn_packed_depth_bf16(k);
-  for (int64_t p = 0; p < attn_panels(n); ++p) {
-    uint16_t *target = packed + p * panel_stride;
-    const uint16_t *from = source + p * ATTN_PANEL * stride_n;
-    int64_t columns = at_most(n - p * ATTN_PANEL, ATTN_PANEL);
-    if (stride_n != 1) {
-      pack_transpose(target, from, depth / 2, stride_n, columns, k);
-      continue;
-    }
-    __mmask16 mask = (__mmask16)low_bits(columns);
-    for (int64_t r = 0; r < depth; r += 2) {
-      __mmask16 even_mask = r < k ? mask : 0, odd_mask = r + 1 < k ? mask : 0;
-      const uint16_t *row = from + r * stride_k;
-      __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(even_mask, row));
-      __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd_mask, row + stride_k));
-      _mm512_storeu_si512(target + r * ATTN_PANEL,
-                          _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-    }
+  if (stride_n == 1) {
+    pack_pairs(packed, panel_stride, source, k, n, stride_k);
+    return;
   }
+  for (int64_t p = 0; p < attn_panels(n); ++p)
+    pack_transpose(packed + p * panel_stride, source + p * ATTN_PANEL * stride_n,
+                   attn_packed_depth_bf16(k) / 2, stride_n, at_most(n - p * ATTN_PANEL, ATTN_PANEL),
+                   k);
 }
