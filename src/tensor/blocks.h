@@ -58,4 +58,15 @@ typedef struct attn_block_format {
  * can be checked and described; fewer can be converted. */
 const attn_block_format *attn_block_get_format(attn_block_type type);
 
+/* `count` elements, a multiple of the block's, to float32. `source` needs no alignment.
+ * F64, F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K; else ATTN_UNSUPPORTED. */
+attn_status attn_blocks_to_f32(attn_block_type type, const void *source, float *target,
+                               int64_t count);
+
+/* The way back for F16, BF16, Q8_0 and Q4_0; else ATTN_UNSUPPORTED. Rounds as ggml does, so that
+ * finite numbers give its bytes: to nearest even for F16 and BF16, to nearest away from zero for
+ * Q8_0, to nearest upwards for Q4_0. In quantised blocks NaN becomes 0. */
+attn_status attn_blocks_from_f32(attn_block_type type, const float *source, void *target,
+                                 int64_t count);
+
 #endif

@@ -8,6 +8,7 @@
 #include "base/random.h"
 #include "files/gguf.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -200,6 +201,103 @@ static void shapes_are_row_major(void **state) {
   assert_non_null(strstr(attn_error_message(), "shape.four"));
   assert_null(t);
   attn_gguf_close(file);
+}
+
+/* -- Blocks -- */
+
+static const attn_block_type converted[] = {
+    ATTN_BLOCK_F32,  ATTN_BLOCK_F16,  ATTN_BLOCK_BF16, ATTN_BLOCK_F64,  ATTN_BLOCK_Q8_0,
+    ATTN_BLOCK_Q4_0, ATTN_BLOCK_Q4_1, ATTN_BLOCK_Q5_0, ATTN_BLOCK_Q5_1, ATTN_BLOCK_Q2_K,
+    ATTN_BLOCK_Q3_K, ATTN_BLOCK_Q4_K, ATTN_BLOCK_Q5_K, ATTN_BLOCK_Q6_K,
+};
+
+static const attn_gguf_tensor *find(const attn_gguf *file, const char *prefix,
+                                    attn_block_type type) {
+  const attn_gguf_tensor *tensor;
+  char name[64];
+  snprintf(name, sizeof name, "%s.%s", prefix, attn_block_get_format(type)->name);
+  assert_ok(attn_gguf_find(file, name, &tensor));
+  return tensor;
+}
+
+/* To the bit: every product is exact in float32, so that both round once. */
+static void blocks_have_the_reference_values(void **state) {
+  (void)state;
+  attn_gguf *file = open_fixture();
+  for (size_t i = 0; i < sizeof converted / sizeof *converted; ++i) {
+    const attn_gguf_tensor *blocks = find(file, "blocks", converted[i]);
+    const attn_gguf_tensor *values = find(file, "values", converted[i]);
+    assert_int_equal(blocks->type, converted[i]);
+    assert_int_equal(values->type, ATTN_BLOCK_F32);
+    assert_int_equal(blocks->count, values->count);
+    size_t size = (size_t)blocks->count * sizeof(float);
+    float *x = malloc(size);
+    unsigned char *odd = malloc(blocks->bytes + 1); /* an address that no load likes */
+    assert_non_null(x);
+    assert_non_null(odd);
+    memcpy(odd + 1, blocks->data, blocks->bytes);
+    assert_ok(attn_blocks_to_f32(blocks->type, odd + 1, x, blocks->count));
+    for (int64_t e = 0; e < blocks->count; ++e)
+      if (memcmp(&x[e], (const float *)values->data + e, sizeof *x) != 0)
+        fail_msg("%s, element %lld: %.9g, expected %.9g", blocks->name, (long long)e, (double)x[e],
+                 (double)((const float *)values->data)[e]);
+    free(odd);
+    free(x);
+  }
+  attn_gguf_close(file);
+}
+
+static void rounding_is_that_of_the_reference(void **state) {
+  (void)state;
+  static const attn_block_type rounded[] = {ATTN_BLOCK_F16, ATTN_BLOCK_BF16, ATTN_BLOCK_Q8_0,
+                                            ATTN_BLOCK_Q4_0};
+  attn_gguf *file = open_fixture();
+  const attn_gguf_tensor *source;
+  assert_ok(attn_gguf_find(file, "source", &source));
+  for (size_t i = 0; i < sizeof rounded / sizeof *rounded; ++i) {
+    const attn_gguf_tensor *expected = find(file, "rounded", rounded[i]);
+    unsigned char *blocks = malloc(expected->bytes);
+    assert_non_null(blocks);
+    assert_ok(attn_blocks_from_f32(rounded[i], source->data, blocks, source->count));
+    assert_memory_equal(blocks, expected->data, expected->bytes);
+    free(blocks);
+  }
+  attn_gguf_close(file);
+}
+
+/* Numbers for which the reference does not say what it does. */
+static void blocks_of_extreme_numbers(void **state) {
+  (void)state;
+  enum { ELEMENTS = 32 };
+  static const attn_block_type packed[] = {ATTN_BLOCK_Q8_0, ATTN_BLOCK_Q4_0};
+  const float extremes[] = {NAN, INFINITY, -INFINITY, 1e38f, -1e-45f, 1e-40f};
+  for (size_t i = 0; i < sizeof packed / sizeof *packed; ++i)
+    for (size_t e = 0; e < sizeof extremes / sizeof *extremes; ++e) {
+      float x[ELEMENTS] = {1, -1, 0.5f}, back[ELEMENTS];
+      unsigned char block[ELEMENTS + 2];
+      x[7] = extremes[e];
+      if (fabsf(x[7]) < 1) memset(x, 0, 3 * sizeof *x); /* the largest of its block */
+      assert_ok(attn_blocks_from_f32(packed[i], x, block, ELEMENTS));
+      assert_ok(attn_blocks_to_f32(packed[i], block, back, ELEMENTS));
+      if (isnan(x[7])) assert_true(back[7] == 0 && fabsf(back[0] - 1) < 0.1f);
+      if (fabsf(x[7]) < 1) assert_true(back[7] == 0);
+    }
+}
+
+static void conversions_that_are_refused(void **state) {
+  (void)state;
+  float x[256] = {0};
+  unsigned char block[512] = {0};
+  assert_int_equal(attn_blocks_to_f32(ATTN_BLOCK_Q4_0, block, x, 31), ATTN_INVALID_SHAPE);
+  assert_non_null(strstr(attn_error_message(), "31 elements are not whole blocks of Q4_0 (32)"));
+  assert_int_equal(attn_blocks_to_f32(ATTN_BLOCK_Q4_0, block, x, -32), ATTN_INVALID_SHAPE);
+  assert_int_equal(attn_blocks_to_f32(ATTN_BLOCK_IQ2_S, block, x, 256), ATTN_UNSUPPORTED);
+  assert_non_null(strstr(attn_error_message(), "IQ2_S"));
+  assert_int_equal(attn_blocks_to_f32((attn_block_type)4, block, x, 32), ATTN_INVALID_ARGUMENT);
+  assert_int_equal(attn_blocks_from_f32(ATTN_BLOCK_Q6_K, x, block, 256), ATTN_UNSUPPORTED);
+  assert_int_equal(attn_blocks_from_f32(ATTN_BLOCK_Q8_0, x, block, 33), ATTN_INVALID_SHAPE);
+  assert_int_equal(attn_blocks_from_f32(ATTN_BLOCK_TYPES, x, block, 32), ATTN_INVALID_ARGUMENT);
+  assert_ok(attn_blocks_to_f32(ATTN_BLOCK_Q4_0, NULL, NULL, 0));
 }
 
 /* -- Malformed files, made by hand -- */
@@ -652,6 +750,10 @@ int main(void) {
       cmocka_unit_test(arrays),
       cmocka_unit_test(getters_name_what_they_found),
       cmocka_unit_test(shapes_are_row_major),
+      cmocka_unit_test(blocks_have_the_reference_values),
+      cmocka_unit_test(rounding_is_that_of_the_reference),
+      cmocka_unit_test(blocks_of_extreme_numbers),
+      cmocka_unit_test(conversions_that_are_refused),
       cmocka_unit_test(malformed_starts),
       cmocka_unit_test(malformed_keys),
       cmocka_unit_test(malformed_arrays),
