@@ -1,5 +1,5 @@
 /* attn info: what a model is made of, and what a context costs. */
-#include "cli/cli.h"
+#include "cli/info.h"
 #include "base/memory.h"
 #include "base/progress.h"
 #include "base/io.h"
@@ -112,8 +112,10 @@ static void print_text(const subject *s) {
 
 static int run(const attn_command *command, void *options, const attn_words *words) {
   const info_options *o = options;
+  const char *given = words->count ? words->items[0] : NULL;
+  if (given && attn_is_gguf(given)) return attn_info_gguf(command, given, o->json);
   subject s = {0};
-  attn_status status = open_subject(&s, words->count ? words->items[0] : NULL, o->dtype);
+  attn_status status = open_subject(&s, given, o->dtype);
   int code = ATTN_EXIT_OK;
   if (status != ATTN_OK)
     code = attn_report(command, status);
@@ -144,9 +146,11 @@ const attn_command attn_command_info = {
         "Describes a model: its configuration, parameters and dtypes, the mixer of each layer, the "
         "state that decoding keeps, and what contexts of 1K, 32K and 1M tokens need. Without "
         "MODEL, "
-        "the small model that comes with attn.",
+        "the small model that comes with attn. MODEL may also be a GGUF file: then its metadata "
+        "and how its tensors are stored.",
     .examples = "attn info\tthe model that comes with attn\n"
-                "attn info runs/mine --json\tone's own, for programs",
+                "attn info runs/mine --json\tone's own, for programs\n"
+                "attn info model.gguf\ta GGUF file",
     .options = table,
     .option_count = ATTN_COUNT(table),
     .defaults = &defaults,
