@@ -1,10 +1,10 @@
 /* Times exact attention. Each shape is first checked on fresh random inputs, with poisoned outputs,
  * against the float64 engine on a shortened problem; then it prints the rates and, of the rate of
- * the path's matrix products measured between the samples (quiet.h), the fraction.
+ * the path's matrix products measured between the samples (samples.h), the fraction.
  *
  *   bench_softmax_speed [length [threads [float32|bfloat16 [heads]]]] */
 #include "attn/attn.h"
-#include "quiet.h"
+#include "samples.h"
 #include "base/random.h"
 #include "engines/plan.h"
 #include "kernels/peak.h"
@@ -74,8 +74,8 @@ static void execute(run *r, const attn_plan *plan, void *workspace, attn_pass pa
                                     : attn_softmax_backward(plan, &r->args, workspace));
 }
 
-/* Executes once and, with samples, as often as they ask for. */
-static void sample(run *r, attn_pass pass, quiet_samples *samples, char description[256]) {
+/* Executes once and, with samples s, as often as they ask for. */
+static void sample(run *r, attn_pass pass, samples *s, char description[256]) {
   attn_plan *plan;
   attn_plan_info info;
   attn_softmax_problem problem = r->problem;
@@ -85,9 +85,9 @@ static void sample(run *r, attn_pass pass, quiet_samples *samples, char descript
   if (description) memcpy(description, info.description, 256);
   void *workspace = aligned_alloc(64, info.workspace_bytes / 64 * 64 + 64);
   execute(r, plan, workspace, pass); /* and warms up */
-  while (samples && quiet_begin(samples)) {
+  while (s && samples_begin(s)) {
     execute(r, plan, workspace, pass);
-    quiet_end(samples);
+    samples_end(s);
   }
   free(workspace);
   attn_plan_destroy(plan);
@@ -149,7 +149,7 @@ static bool measure(attn_dtype dtype, int64_t length, int64_t heads, int64_t dim
   char description[256];
   double flops = 4.0 * (double)dim * 0.5 * (double)length * (double)(length + 1) * (double)heads;
   for (int pass = ATTN_PASS_FORWARD; pass <= ATTN_PASS_BACKWARD; ++pass) {
-    quiet_samples s = quiet_new(threads, 8);
+    samples s = samples_new(threads, 8);
     sample(&r, (attn_pass)pass, &s, description);
     double rate = (pass == ATTN_PASS_BACKWARD ? 2.5 : 1) * flops / s.fastest;
     printf(
@@ -178,7 +178,7 @@ static void measure_decode(attn_dtype dtype, int64_t keys, int threads) {
   problem.causal = true;
   run r = make(problem);
   char description[256];
-  quiet_samples s = quiet_new(threads, 8);
+  samples s = samples_new(threads, 8);
   sample(&r, ATTN_PASS_FORWARD, &s, description);
   double bytes = 2.0 * (double)keys * 2 * 128 * (double)attn_dtype_size(dtype);
   double bandwidth = attn_kernels_copy_bandwidth(threads);

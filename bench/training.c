@@ -3,8 +3,10 @@
  *   bench_training [--config FILE] [--steps N] [--batch N] [--length N] [--accumulation N]
  *                  [--compute DTYPE] [--checkpoint-activations] [--data FILE]
  *
- * FLOP are counted as 6 x parameters x tokens. */
+ * FLOP are counted as 6 x parameters x tokens. The last line is of the fastest step during which
+ * the processors were left alone, and of the raw rate in the same moments (samples.h). */
 #include "attn/training.h"
+#include "samples.h"
 #include "base/memory.h"
 #include "base/io.h"
 
@@ -13,10 +15,15 @@
 #include <string.h>
 #include <unistd.h>
 
-static bool print_step(void *context, const attn_training_progress *progress) {
-  (void)context;
+/* The first steps warm up. */
+enum { WARM_UP = 2 };
+
+static bool after_step(void *context, const attn_training_progress *progress) {
+  samples *s = context;
+  if (progress->step > WARM_UP) samples_end(s);
   if (progress->step % 10 == 0 || progress->step == progress->steps) printf("%s\n", progress->line);
   fflush(stdout);
+  if (progress->step >= WARM_UP) samples_begin(s);
   return true;
 }
 
@@ -81,12 +88,20 @@ int main(int argc, char **argv) {
   options.data = &data;
   options.data_count = 1;
   options.output = directory;
+  samples s = samples_new(attn_get_threads(), (int)options.steps);
   attn_training_result result;
-  attn_status status = attn_train(&options, print_step, NULL, &result);
+  attn_status status = attn_train(&options, after_step, &s, &result);
   if (status != ATTN_OK) return fail(attn_error_message());
   printf("%lld parameters, %.1f s, %.0f tokens/s, %.3f TFLOP/s, peak %.0f MiB, loss %.3f\n",
          (long long)result.parameters, result.seconds, result.tokens_per_second,
          1e-12 * result.flop_per_second, (double)result.peak_bytes / (1 << 20), result.loss);
+  double tokens = (double)(options.batch * options.length * options.accumulation) / s.fastest;
+  double flops = 6 * (double)result.parameters * tokens;
+  if (s.counted)
+    printf("left alone: %.0f tokens/s, %.3f TFLOP/s, %.1f %% of %.2f TFLOP/s bf16; %d steps\n",
+           tokens, 1e-12 * flops, 100 * flops / s.bf16_rate, 1e-12 * s.bf16_rate, s.counted);
+  else
+    printf("the processors were never left alone for a step\n");
   attn_free(config);
   const char *const files[] = {"text",     "training.safetensors", "model.safetensors",
                                "loss.svg", "config.json",          "loss.csv"};

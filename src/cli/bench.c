@@ -12,7 +12,7 @@ typedef struct bench_options {
   int64_t batch, heads, kv_heads, dim, threads;
   double budget, seconds;
   int path, plan;
-  bool layer, demo, json, explain;
+  bool layer, quiet, demo, json, explain;
   const char *svg, *html;
 } bench_options;
 
@@ -123,11 +123,15 @@ static double expected_seconds(const bench_series *s, int64_t length) {
   return s->seconds * ratio * (quadratic ? ratio : 1);
 }
 
-/* limits = old * limits + weight * rates of arithmetic measured now. */
-static void add_rates(attn_bench_limits *limits, double old, double weight) {
-  int threads = attn_get_threads();
-  limits->bf16_flops = old * limits->bf16_flops + weight * attn_kernels_peak_bf16(threads);
-  limits->f32_flops = old * limits->f32_flops + weight * attn_kernels_peak_f32(threads);
+/* The rates of arithmetic around a row: the mean of before and after; of moments in which nobody
+ * disturbs, the better. */
+static attn_bench_limits around(const attn_bench_limits *before, const attn_bench_limits *after,
+                                bool quiet) {
+  attn_bench_limits l = *after;
+  if (quiet) return l; /* never less than before: attn_bench_measure_rates */
+  l.bf16_flops = 0.5 * (before->bf16_flops + after->bf16_flops);
+  l.f32_flops = 0.5 * (before->f32_flops + after->f32_flops);
+  return l;
 }
 
 static attn_status measure_row(bencher *b, bench_series *s, int64_t length, int rows_left) {
@@ -140,16 +144,19 @@ static attn_status measure_row(bencher *b, bench_series *s, int64_t length, int 
   }
   attn_bench_row *row = &b->report.rows[b->report.count];
   s->c.length = length;
-  double share = fmin(b->options->seconds, fmax(least, left / rows_left / 2));
-  attn_status (*measure)(const attn_bench_case *, const attn_bench_limits *, double,
-                         attn_bench_row *) =
+  bool quiet = b->options->quiet;
+  attn_bench_effort effort = {fmin(b->options->seconds, fmax(least, left / rows_left / 2)), quiet};
+  attn_status (*measure)(const attn_bench_case *, const attn_bench_limits *,
+                         const attn_bench_effort *, attn_bench_row *) =
       b->options->layer ? attn_bench_measure_layer : attn_bench_measure;
   /* Processors change their clock: the limit is taken where the row is. */
-  attn_bench_limits beside = b->report.limits;
-  add_rates(&beside, 0, 0.5);
-  ATTN_TRY(measure(&s->c, &b->report.limits, share, row));
-  add_rates(&beside, 1, 0.5);
-  attn_bench_rate(row, &beside);
+  attn_bench_limits before = b->report.limits, after;
+  attn_bench_measure_rates(&before, quiet);
+  ATTN_TRY(measure(&s->c, &before, &effort, row));
+  after = before;
+  attn_bench_measure_rates(&after, quiet);
+  attn_bench_limits limits = around(&before, &after, quiet);
+  attn_bench_rate(row, &limits);
   s->seconds = row->seconds;
   s->length = length;
   ++b->report.count;
@@ -180,9 +187,8 @@ static attn_status measure(bencher *b) {
   }
   b->report.layer = o->layer;
   int threads = attn_get_threads();
-  b->report.limits = (attn_bench_limits){.bf16_flops = attn_kernels_peak_bf16(threads),
-                                         .f32_flops = attn_kernels_peak_f32(threads),
-                                         .copy_bytes = attn_kernels_copy_bandwidth(threads)};
+  b->report.limits.copy_bytes = attn_kernels_copy_bandwidth(threads);
+  attn_bench_measure_rates(&b->report.limits, o->quiet);
   if (b->report.limits.copy_bytes <= 0) return ATTN_OUT_OF_MEMORY;
   if (!o->json) attn_bench_print_heading(&b->report);
   ATTN_TRY(measure_rows(b));
@@ -280,6 +286,10 @@ static const attn_option table[] = {
      AT(threads), 0, 4096, NULL},
     {"layer", 0, ATTN_OPTION_FLAG, NULL, "The whole layer: norm, projections, gates and operator.",
      AT(layer), 0, 0, NULL},
+    {"quiet", 0, ATTN_OPTION_FLAG, NULL,
+     "On a machine that others share: run on its quietest processors, bound there, and let only "
+     "executions count during which they were left alone. Takes longer.",
+     AT(quiet), 0, 0, NULL},
     {"demo", 0, ATTN_OPTION_FLAG, NULL, "Say what the chart shows.", AT(demo), 0, 0, NULL},
     {"json", 0, ATTN_OPTION_FLAG, NULL, "Print a JSON object.", AT(json), 0, 0, NULL},
     {"svg", 0, ATTN_OPTION_TEXT, "FILE", "Write the chart.", AT(svg), 0, 0, NULL},

@@ -1,5 +1,6 @@
 /* attn bench, in parts: what is measured (bench_operators.c), checking and timing
- * (bench_measure.c; of whole layers bench_layer.c), reports (bench_report.c). */
+ * (bench_measure.c; of whole layers bench_layer.c; both with bench_timer.c), reports
+ * (bench_report.c). */
 #ifndef ATTN_CLI_BENCH_H
 #define ATTN_CLI_BENCH_H
 
@@ -91,29 +92,56 @@ typedef struct attn_bench_limits {
   double copy_bytes;            /* per second, read plus written */
 } attn_bench_limits;
 
+/* Sets both rates of arithmetic. quiet: of moments in which nobody disturbs, and never less than
+ * they are. */
+void attn_bench_measure_rates(attn_bench_limits *limits, bool quiet);
+
 /* Measuring -------------------------------------------------------------------------------------
  */
 
 typedef struct attn_bench_row {
   attn_bench_case c;
-  double seconds;  /* the median */
-  int64_t repeats; /* timed executions */
-  double error;    /* relative to float64 */
-  double extra;    /* bytes beside inputs and outputs */
-  double tokens;   /* per second */
+  double seconds;    /* the median; the fastest where all were disturbed */
+  int64_t repeats;   /* timed executions */
+  int64_t disturbed; /* executions that did not count */
+  double error;      /* relative to float64 */
+  double extra;      /* bytes beside inputs and outputs */
+  double tokens;     /* per second */
   double flops, bytes;
   double peak;             /* operations a second that the dtype allowed, measured beside it */
   double of_peak, of_copy; /* fractions of the limits; NaN where there is none */
   char plan[256];
 } attn_bench_row;
 
-/* Checks and times one case in about `seconds`; ATTN_INTERNAL when the result is wrong. */
+enum { ATTN_BENCH_MOST_TIMES = 2000 };
+
+/* Usage: with .seconds to spend, while (attn_bench_timer_begin(&t)) { execute; ..._end(&t); } */
+typedef struct attn_bench_timer {
+  double seconds;
+  bool quiet; /* an execution counts when the processors are left alone before and after it */
+  bool alone;
+  int count, disturbed;
+  double begun, start, busy, fastest_disturbed;
+  double times[ATTN_BENCH_MOST_TIMES];
+} attn_bench_timer;
+
+bool attn_bench_timer_begin(attn_bench_timer *t);
+void attn_bench_timer_end(attn_bench_timer *t);
+/* Sets seconds, repeats and disturbed; ATTN_INTERRUPTED when nothing was executed. */
+attn_status attn_bench_timer_result(attn_bench_timer *t, attn_bench_row *row);
+
+typedef struct attn_bench_effort {
+  double seconds; /* for the timed executions, about */
+  bool quiet;
+} attn_bench_effort;
+
+/* Checks and times one case; ATTN_INTERNAL when the result is wrong. */
 attn_status attn_bench_measure(const attn_bench_case *c, const attn_bench_limits *limits,
-                               double seconds, attn_bench_row *row);
+                               const attn_bench_effort *effort, attn_bench_row *row);
 
 /* The same for a whole layer (bench_layer.c). */
 attn_status attn_bench_measure_layer(const attn_bench_case *c, const attn_bench_limits *limits,
-                                     double seconds, attn_bench_row *row);
+                                     const attn_bench_effort *effort, attn_bench_row *row);
 /* Fills in what follows from time, operations and bytes. */
 void attn_bench_rate(attn_bench_row *row, const attn_bench_limits *limits);
 

@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHECKED_TOKENS = 128, MOST_REPEATS = 2000, SEED = 1 };
+enum { CHECKED_TOKENS = 128, SEED = 1 };
 
 /* Errors relative to float64: the operator's rounding (see bench_measure.c) and that of the
  * projections before and behind it, whose weights and results are rounded too. */
@@ -87,7 +87,8 @@ static attn_status create_state(layer *l) {
   const attn_layer_config *config = &l->model->config.layers[0];
   attn_state_part parts[ATTN_STATE_PARTS];
   int count = config->mixer->state(&config->options, l->c.dtype, parts);
-  return attn_state_create(parts, count, l->c.length + MOST_REPEATS + 1, 1, NULL, &l->state);
+  return attn_state_create(parts, count, l->c.length + ATTN_BENCH_MOST_TIMES + 1, 1, NULL,
+                           &l->state);
 }
 
 static attn_status fill_layer(layer *l) {
@@ -141,17 +142,15 @@ static attn_status backward(layer *l) {
   return attn_graph_backward(l->graph, loss, 1);
 }
 
-/* One execution of the pass; *seconds is of its own work. */
-static attn_status execute(layer *l, double *seconds) {
-  bool is_backward = l->c.pass == ATTN_BENCH_BACKWARD;
-  double start = attn_now();
-  ATTN_TRY(forward(l, l->c.pass == ATTN_BENCH_STEP ? 1 : l->rows, is_backward));
-  if (is_backward) {
-    start = attn_now();
-    ATTN_TRY(backward(l));
-  }
-  *seconds = attn_now() - start;
-  return ATTN_OK;
+/* What an execution needs first: a backward pass the forward one. */
+static attn_status get_ready(layer *l) {
+  return l->c.pass == ATTN_BENCH_BACKWARD ? forward(l, l->rows, true) : ATTN_OK;
+}
+
+/* One execution of the pass. */
+static attn_status execute(layer *l) {
+  if (l->c.pass == ATTN_BENCH_BACKWARD) return backward(l);
+  return forward(l, l->c.pass == ATTN_BENCH_STEP ? 1 : l->rows, false);
 }
 
 static const attn_tensor *result(const layer *l) {
@@ -191,10 +190,10 @@ static attn_status compare(const layer *got, const layer *expected, double *erro
 }
 
 static attn_status run_small(const attn_bench_case *c, layer *l) {
-  double seconds;
   ATTN_TRY(create(c, l));
   attn_status status = prefill(l);
-  if (status == ATTN_OK) status = execute(l, &seconds);
+  if (status == ATTN_OK) status = get_ready(l);
+  if (status == ATTN_OK) status = execute(l);
   if (status != ATTN_OK) destroy(l);
   return status;
 }
@@ -285,34 +284,27 @@ static attn_status count_work(const layer *l, double before, attn_bench_row *row
   return ATTN_OK;
 }
 
-static int ascending(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
-static attn_status time_layer(layer *l, double seconds, attn_bench_row *row) {
-  double times[MOST_REPEATS], begun, before = 0;
-  int64_t n = 0;
+static attn_status time_layer(layer *l, const attn_bench_effort *effort, attn_bench_row *row) {
+  attn_bench_timer timer = {.seconds = effort->seconds, .quiet = effort->quiet};
+  double before = 0;
   if (l->c.pass == ATTN_BENCH_BACKWARD) ATTN_TRY(forward(l, l->rows, false));
   ATTN_TRY(prefill(l));
   if (l->c.pass != ATTN_BENCH_FORWARD) before = engine_flops(l);
-  ATTN_TRY(execute(l, &times[0])); /* warms up */
+  ATTN_TRY(get_ready(l));
+  ATTN_TRY(execute(l)); /* warms up */
   ATTN_TRY(check_finite(l));
   ATTN_TRY(count_work(l, before, row));
-  begun = attn_now();
-  while (n < MOST_REPEATS - 1 && (n == 0 || attn_now() - begun < seconds) && !attn_interrupted) {
-    ATTN_TRY(execute(l, &times[n]));
-    ++n;
+  for (;;) {
+    ATTN_TRY(get_ready(l));
+    if (!attn_bench_timer_begin(&timer)) break;
+    ATTN_TRY(execute(l));
+    attn_bench_timer_end(&timer);
   }
-  if (!n) return attn_fail(ATTN_INTERRUPTED, "interrupted");
-  qsort(times, (size_t)n, sizeof *times, ascending);
-  row->seconds = n % 2 ? times[n / 2] : (times[n / 2 - 1] + times[n / 2]) / 2;
-  row->repeats = n;
-  return ATTN_OK;
+  return attn_bench_timer_result(&timer, row);
 }
 
 attn_status attn_bench_measure_layer(const attn_bench_case *c, const attn_bench_limits *limits,
-                                     double seconds, attn_bench_row *row) {
+                                     const attn_bench_effort *effort, attn_bench_row *row) {
   layer l;
   *row = (attn_bench_row){.c = *c};
   if (c->pass == ATTN_BENCH_STEP && c->batch > 1)
@@ -322,7 +314,7 @@ attn_status attn_bench_measure_layer(const attn_bench_case *c, const attn_bench_
   ATTN_TRY(create(c, &l));
   size_t before = attn_memory_get_stats().live_bytes;
   attn_memory_reset_peak();
-  attn_status status = time_layer(&l, seconds, row);
+  attn_status status = time_layer(&l, effort, row);
   row->extra = (double)(attn_memory_get_stats().peak_bytes - before);
   destroy(&l);
   attn_bench_rate(row, limits);

@@ -9,7 +9,6 @@
 #include "base/memory.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -17,7 +16,6 @@ enum {
   CHECKED_TOKENS = 128,
   CHECKED_KEYS = 1 << 17, /* of a softmax step: beyond, float64 copies of them would be too large */
   MOST_SETS = 1024,
-  MOST_REPEATS = 2000,
 };
 
 /* Norm of the error over the norm of the result. bfloat16: unit roundoff 2^-9 in each operand and
@@ -205,30 +203,19 @@ static attn_status copy_set(const attn_bench_set *from, attn_bench_set *to) {
   return ATTN_OK;
 }
 
-static int ascending(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 static attn_status time_runs(const attn_bench_case *c, const attn_bench_ready *ready,
-                             attn_bench_set *sets, int64_t count, double seconds,
+                             attn_bench_set *sets, int64_t count, const attn_bench_effort *effort,
                              attn_bench_row *row) {
-  double times[MOST_REPEATS], begun = attn_now();
-  int64_t n = 0;
+  attn_bench_timer timer = {.seconds = effort->seconds, .quiet = effort->quiet};
   size_t before = attn_memory_get_stats().live_bytes;
   attn_memory_reset_peak();
-  while (n < MOST_REPEATS && (n == 0 || attn_now() - begun < seconds) && !attn_interrupted) {
-    double start = attn_now();
-    /* the first set was warmed by the check: begin with the next */
-    ATTN_TRY(attn_bench_run(c, ready, &sets[(n + 1) % count], true));
-    times[n++] = attn_now() - start;
+  /* the first set was warmed by the check: begin with the next */
+  for (int64_t n = 1; attn_bench_timer_begin(&timer); ++n) {
+    ATTN_TRY(attn_bench_run(c, ready, &sets[n % count], true));
+    attn_bench_timer_end(&timer);
   }
-  if (!n) return attn_fail(ATTN_INTERRUPTED, "interrupted");
   row->extra = (double)(ready->workspace_bytes + attn_memory_get_stats().peak_bytes - before);
-  qsort(times, (size_t)n, sizeof *times, ascending);
-  row->seconds = n % 2 ? times[n / 2] : (times[n / 2 - 1] + times[n / 2]) / 2;
-  row->repeats = n;
-  return ATTN_OK;
+  return attn_bench_timer_result(&timer, row);
 }
 
 static attn_status prepare_sets(const attn_bench_case *c, const attn_bench_ready *ready,
@@ -242,14 +229,14 @@ static attn_status prepare_sets(const attn_bench_case *c, const attn_bench_ready
 }
 
 static attn_status measure_on(const attn_bench_case *c, const attn_bench_ready *ready,
-                              double seconds, attn_bench_row *row) {
+                              const attn_bench_effort *effort, attn_bench_row *row) {
   int64_t count = choose_sets(c);
   attn_bench_set *sets = attn_alloc_array((size_t)count, sizeof *sets);
   attn_status status = sets ? ATTN_OK : ATTN_OUT_OF_MEMORY;
   for (int64_t i = 0; i < count && status == ATTN_OK; ++i)
     status = attn_bench_set_create(c, &sets[i]);
   if (status == ATTN_OK) status = prepare_sets(c, ready, sets, count, &row->error);
-  if (status == ATTN_OK) status = time_runs(c, ready, sets, count, seconds, row);
+  if (status == ATTN_OK) status = time_runs(c, ready, sets, count, effort, row);
   for (int64_t i = 0; sets && i < count; ++i) attn_bench_set_destroy(&sets[i]);
   attn_free(sets);
   return status;
@@ -272,7 +259,7 @@ void attn_bench_rate(attn_bench_row *row, const attn_bench_limits *limits) {
 }
 
 attn_status attn_bench_measure(const attn_bench_case *c, const attn_bench_limits *limits,
-                               double seconds, attn_bench_row *row) {
+                               const attn_bench_effort *effort, attn_bench_row *row) {
   attn_bench_ready ready;
   *row = (attn_bench_row){.c = *c};
   ATTN_TRY(attn_bench_prepare(c, &ready));
@@ -281,7 +268,7 @@ attn_status attn_bench_measure(const attn_bench_case *c, const attn_bench_limits
     status = check_fewer(c, &row->error);
   if (status == ATTN_OK) {
     double error = row->error;
-    status = measure_on(c, &ready, seconds, row);
+    status = measure_on(c, &ready, effort, row);
     row->error = fmax(row->error, error);
   }
   row->flops = ready.info.flops;

@@ -61,6 +61,10 @@ void attn_bench_print_row(const attn_bench_row *r, bool explain) {
          format_time(r->seconds, time), attn_format_count(r->tokens, tokens, sizeof tokens),
          attn_format_bytes(r->extra, memory, sizeof memory), r->flops / r->seconds / 1e12,
          format_percent(r->of_peak, peak), format_percent(r->of_copy, copy));
+  if (r->disturbed)
+    printf("  %s; %lld executions were disturbed\n",
+           r->repeats ? "counted while quiet" : "never quiet: the fastest",
+           (long long)r->disturbed);
   if (explain) printf("  plan: %s\n", r->plan);
   fflush(stdout);
 }
@@ -70,17 +74,17 @@ void attn_bench_print_row(const attn_bench_row *r, bool explain) {
 
 static json_t *row_json(const attn_bench_row *r) {
   return json_pack(
-      "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, "
-      "s:o, s:s}",
+      "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, "
+      "s:o, s:o, s:s}",
       "mixer", r->c.op->name, "pass", attn_bench_passes[r->c.pass], "dtype",
       attn_dtype_name(r->c.dtype), "batch", (json_int_t)r->c.batch, "length",
       (json_int_t)r->c.length, "heads", (json_int_t)r->c.heads, "kv_heads",
       (json_int_t)(r->c.op->recurrent ? r->c.heads : r->c.kv_heads), "dim", (json_int_t)r->c.dim,
-      "seconds", attn_json_real(r->seconds), "repeats", (json_int_t)r->repeats, "tokens_per_second",
-      attn_json_real(r->tokens), "extra_bytes", attn_json_real(r->extra), "flop",
-      attn_json_real(r->flops), "bytes", attn_json_real(r->bytes), "flop_per_second",
-      attn_json_real(r->flops / r->seconds), "peak_flop_per_second", attn_json_real(r->peak),
-      "fraction_of_peak", attn_json_real(r->of_peak), "fraction_of_copy",
+      "seconds", attn_json_real(r->seconds), "repeats", (json_int_t)r->repeats, "disturbed",
+      (json_int_t)r->disturbed, "tokens_per_second", attn_json_real(r->tokens), "extra_bytes",
+      attn_json_real(r->extra), "flop", attn_json_real(r->flops), "bytes", attn_json_real(r->bytes),
+      "flop_per_second", attn_json_real(r->flops / r->seconds), "peak_flop_per_second",
+      attn_json_real(r->peak), "fraction_of_peak", attn_json_real(r->of_peak), "fraction_of_copy",
       attn_json_real(r->of_copy), "error", attn_json_real(r->error), "plan", r->plan);
 }
 
