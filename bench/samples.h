@@ -23,7 +23,7 @@ static inline samples samples_new(int threads, int wanted) {
 
 static inline bool samples_begin(samples *s) {
   if (s->counted >= s->wanted || s->tries-- <= 0) return false;
-  s->alone = attn_quiet_find(s->threads);
+  s->alone = attn_quiet_or_move(s->threads);
   s->start = attn_seconds();
   return true;
 }

@@ -121,7 +121,7 @@ typedef struct attn_bench_timer {
   bool quiet; /* an execution counts when the processors are left alone before and after it */
   bool alone;
   int count, disturbed;
-  double begun, start, busy, fastest_disturbed;
+  double begun, start, last, busy, fastest_disturbed;
   double times[ATTN_BENCH_MOST_TIMES];
 } attn_bench_timer;
 

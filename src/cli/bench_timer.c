@@ -13,7 +13,7 @@ static int ascending(const void *a, const void *b) {
 }
 
 /* Waiting for quiet makes a row longer, but not without end. */
-static const double patience = 15;
+static const double patience = 25;
 
 static bool expired(const attn_bench_timer *t) {
   double spent = attn_now() - t->begun;
@@ -23,17 +23,26 @@ static bool expired(const attn_bench_timer *t) {
   return tried && spent >= t->seconds;
 }
 
+/* Filling cold caches takes some tenths of a millisecond: after a move a short execution only warms
+ * them, and a long one does not mind. */
+static const double long_execution = 0.02;
+
+static bool left_alone(const attn_bench_timer *t) {
+  int threads = attn_get_threads();
+  return attn_quiet_or_move(threads) || (t->last > long_execution && attn_quiet_now(threads));
+}
+
 bool attn_bench_timer_begin(attn_bench_timer *t) {
   if (!t->begun) t->begun = attn_now();
   if (expired(t)) return false;
-  bool alone = !t->quiet || attn_quiet_find(attn_get_threads());
-  t->alone = alone;
+  t->alone = !t->quiet || left_alone(t);
   t->start = attn_now();
   return true;
 }
 
 void attn_bench_timer_end(attn_bench_timer *t) {
   double taken = attn_now() - t->start;
+  t->last = taken;
   if (t->quiet && !(t->alone && attn_quiet_now(attn_get_threads()))) {
     if (!t->disturbed++ || taken < t->fastest_disturbed) t->fastest_disturbed = taken;
     return;
@@ -60,7 +69,7 @@ static double limit(double (*measure)(int threads), bool quiet, double known) {
   int threads = attn_get_threads();
   if (!quiet) return measure(threads);
   for (int i = 0; i < tries && !attn_interrupted; ++i) {
-    bool alone = attn_quiet_find(threads);
+    bool alone = attn_quiet_or_move(threads);
     double rate = measure(threads);
     known = fmax(known, rate);
     if (alone && attn_quiet_now(threads)) break;

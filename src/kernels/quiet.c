@@ -82,8 +82,8 @@ void attn_quiet_move(int threads) {
 }
 #endif
 
-bool attn_quiet_find(int threads) {
-  if (attn_quiet_now(threads)) return true;
-  attn_quiet_move(threads);
-  return attn_quiet_now(threads);
+bool attn_quiet_or_move(int threads) {
+  bool quiet = attn_quiet_now(threads);
+  if (!quiet) attn_quiet_move(threads);
+  return quiet;
 }

@@ -15,7 +15,8 @@ bool attn_quiet_now(int threads);
 /* Moves the threads to the quietest processors that the program was started with, one to each, and
  * leaves them bound there. Nothing on systems that cannot bind threads. */
 void attn_quiet_move(int threads);
-/* True at once when quiet; else moves, and says whether it is quiet there. */
-bool attn_quiet_find(int threads);
+/* Whether it is quiet; else moves. Before a sample: what runs after a move finds cold caches and
+ * must not count either. */
+bool attn_quiet_or_move(int threads);
 
 #endif
