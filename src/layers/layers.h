@@ -20,10 +20,22 @@ attn_var *attn_layer_layer_norm(attn_graph *graph, attn_var *x, attn_var *weight
                                 double epsilon);
 
 /* rotary.c: rotary position embedding (arXiv 2104.09864) of x [rows, heads, dim]. The first
- * rotary_dim channels turn in pairs (j, j + rotary_dim / 2) by position * base^(-2j / rotary_dim).
- */
+ * rotary_dim channels turn in pairs (j, j + rotary_dim / 2) by position * theta_j. */
+typedef enum attn_rope_scaling {
+  ATTN_ROPE_PLAIN = 0, /* theta_j = base^(-2j / rotary_dim) */
+  ATTN_ROPE_LINEAR,    /* theta_j / factor: position interpolation (arXiv 2306.15595) */
+  /* Llama 3.1 (arXiv 2407.21783): theta_j as it is where a turn takes fewer tokens than
+   * original_length / high_factor, theta_j / factor where it takes more than original_length /
+   * low_factor, between them a mean weighted by turns in original_length. */
+  ATTN_ROPE_LLAMA3,
+} attn_rope_scaling;
+typedef struct attn_rope {
+  double base;
+  attn_rope_scaling scaling;
+  double factor, low_factor, high_factor, original_length;
+} attn_rope;
 attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *layout,
-                            int64_t rotary_dim, double base);
+                            int64_t rotary_dim, const attn_rope *rope);
 
 /* lrpe.c: linearised relative position encoding as TransNormerLLM uses it (arXiv 2307.09270,
  * 2307.14995): x [rows, heads, dim] -> [x cos(n theta), x sin(n theta)] [rows, heads, 2 dim], n the

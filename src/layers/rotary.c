@@ -1,5 +1,5 @@
 /* y[j] = x[j] cos(n t_j) - x[j + h] sin(n t_j),  y[j + h] = x[j + h] cos(n t_j) + x[j] sin(n t_j),
- * h = rotary_dim / 2, t_j = base^(-j / h). The backward turns the other way. */
+ * h = rotary_dim / 2, t_j = base^(-j / h), perhaps stretched. The backward turns the other way. */
 #include "graph/operations.h"
 #include "layers/angles.h"
 #include "layers/layers.h"
@@ -60,8 +60,17 @@ static attn_status rotary_backward(attn_graph *g, attn_node *node) {
   return ATTN_OK;
 }
 
+static double stretched(const attn_rope *rope, double theta) {
+  if (rope->scaling == ATTN_ROPE_PLAIN) return theta;
+  if (rope->scaling == ATTN_ROPE_LINEAR) return theta / rope->factor;
+  double turns = rope->original_length * theta / (2 * acos(-1)); /* in the length trained on */
+  double kept = (turns - rope->low_factor) / (rope->high_factor - rope->low_factor);
+  kept = fmin(fmax(kept, 0), 1);
+  return (1 - kept) * theta / rope->factor + kept * theta;
+}
+
 attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *layout,
-                            int64_t rotary_dim, double base) {
+                            int64_t rotary_dim, const attn_rope *rope) {
   if (!x) return NULL;
   char text[128];
   if (x->value.rank != 3 || x->value.shape[0] != layout->rows || x->value.stride[2] != 1 ||
@@ -70,13 +79,14 @@ attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *l
         graph, ATTN_INVALID_SHAPE,
         "rotary: x is %s, expected [%lld, heads, dim >= %lld (even, contiguous)]",
         attn_shape_text(&x->value, text), (long long)layout->rows, (long long)rotary_dim);
-  if (!(base > 0) || base > DBL_MAX)
+  if (!(rope->base > 0) || rope->base > DBL_MAX)
     return attn_graph_fail(graph, ATTN_INVALID_ARGUMENT, "rotary: the base is %g, expected > 0",
-                           base);
+                           rope->base);
   int64_t half = rotary_dim / 2;
   double *theta = attn_arena_alloc(graph->arena, (size_t)half * sizeof *theta);
   if (!theta) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
-  for (int64_t j = 0; j < half; ++j) theta[j] = pow(base, -(double)j / (double)half);
+  for (int64_t j = 0; j < half; ++j)
+    theta[j] = stretched(rope, pow(rope->base, -(double)j / (double)half));
   attn_tensor cosines, sines;
   attn_status status =
       attn_angle_tables(graph, theta, half, layout->position, layout->length, &cosines, &sines);

@@ -10,6 +10,7 @@
 #include "attn/mixer.h"
 #include "graph/graph.h"
 #include "graph/layout.h"
+#include "layers/layers.h"
 #include "mixers/shared/state.h"
 
 enum { ATTN_MIXER_PARAMETERS = 16 };
@@ -29,8 +30,11 @@ typedef struct attn_mixer_options {
   int64_t value_dim;  /* of a value head */
   int64_t window;     /* softmax: keys at most window - 1 tokens back are seen; 0: all */
   int64_t rotary_dim; /* channels that rotary embedding turns; -1: none */
-  double rope_base;   /* of rotary embedding */
+  attn_rope rope;     /* of rotary embedding */
   double soft_cap;    /* softmax: of the logits; 0: none */
+  bool bias;          /* softmax: q, k and v have biases */
+  bool output_bias;   /* softmax: and o has */
+  bool qk_norm;       /* softmax: RMSNorm of every query and key head, before the rotation */
   bool lrpe;          /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;
   int64_t convolution;   /* taps of short convolutions */

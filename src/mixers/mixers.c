@@ -120,7 +120,7 @@ static const struct {
   const char *name;
   size_t offset;
 } numbers[] = {
-    {"rope_theta", offsetof(attn_mixer_options, rope_base)},
+    {"rope_theta", offsetof(attn_mixer_options, rope.base)},
     {"soft_cap", offsetof(attn_mixer_options, soft_cap)},
     {"norm_eps", offsetof(attn_mixer_options, norm_epsilon)},
 };

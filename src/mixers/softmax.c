@@ -1,6 +1,7 @@
 /* Exact softmax attention, multi-head, grouped or multi-query, whole or windowed.
  *
- *   q, k, v = x Wq^T, x Wk^T, x Wv^T;  q, k turned by position (rotary, optional)
+ *   q, k, v = x Wq^T, x Wk^T, x Wv^T (with biases, optional)
+ *   q, k normalised by head (Qwen3, optional), then turned by position (rotary, optional)
  *   o_i = sum_j softmax_j(q_i . k_j / sqrt(dim)) v_j over i - window < j <= i;  y = o Wo^T
  *
  * FlashAttention (arXiv 2205.14135) is how it is computed; GQA: 2305.13245; rotary: 2104.09864;
@@ -10,7 +11,7 @@
 #include "layers/layers.h"
 #include "mixers/mixer.h"
 
-enum { Q, K, V, O };
+enum { Q, K, V, O, Q_BIAS, K_BIAS, V_BIAS, O_BIAS, Q_NORM, K_NORM }; /* if there: see place */
 enum { KV }; /* the state: a row a token, its keys and then its values */
 
 static attn_status configure(attn_mixer_options *o) {
@@ -22,18 +23,40 @@ static attn_status configure(attn_mixer_options *o) {
                      "softmax: rotary_dim %lld is not even and at most "
                      "head_dim %lld",
                      (long long)o->rotary_dim, (long long)o->dim);
-  if (o->rope_base == 0) o->rope_base = 10000;
-  if (!(o->rope_base > 1))
-    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: rope_theta %g is not above 1", o->rope_base);
+  if (o->rope.base == 0) o->rope.base = 10000;
+  if (!(o->rope.base > 1))
+    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: rope_theta %g is not above 1", o->rope.base);
   return ATTN_OK;
 }
 
+/* Where parameter `which` stands among those that there are; -1: absent. */
+static int place(const attn_mixer_options *o, int which) {
+  int output_bias = Q_BIAS + (o->bias ? 3 : 0), norms = output_bias + (o->output_bias ? 1 : 0);
+  if (which <= O) return which;
+  if (which < O_BIAS) return o->bias ? which : -1;
+  if (which == O_BIAS) return o->output_bias ? output_bias : -1;
+  return o->qk_norm ? norms + which - Q_NORM : -1;
+}
+
 static int parameters(const attn_mixer_options *o, attn_parameter_shape *shapes) {
-  shapes[Q] = attn_matrix("q_proj.weight", o->heads * o->dim, o->hidden);
-  shapes[K] = attn_matrix("k_proj.weight", o->kv_heads * o->dim, o->hidden);
-  shapes[V] = attn_matrix("v_proj.weight", o->kv_heads * o->value_dim, o->hidden);
-  shapes[O] = attn_matrix("o_proj.weight", o->hidden, o->heads * o->value_dim);
-  return 4;
+  int64_t queries = o->heads * o->dim, keys = o->kv_heads * o->dim;
+  int64_t values = o->kv_heads * o->value_dim;
+  const attn_parameter_shape all[] = {
+      [Q] = attn_matrix("q_proj.weight", queries, o->hidden),
+      [K] = attn_matrix("k_proj.weight", keys, o->hidden),
+      [V] = attn_matrix("v_proj.weight", values, o->hidden),
+      [O] = attn_matrix("o_proj.weight", o->hidden, o->heads * o->value_dim),
+      [Q_BIAS] = attn_vector("q_proj.bias", queries, ATTN_INIT_CONSTANT, 0),
+      [K_BIAS] = attn_vector("k_proj.bias", keys, ATTN_INIT_CONSTANT, 0),
+      [V_BIAS] = attn_vector("v_proj.bias", values, ATTN_INIT_CONSTANT, 0),
+      [O_BIAS] = attn_vector("o_proj.bias", o->hidden, ATTN_INIT_CONSTANT, 0),
+      [Q_NORM] = attn_vector("q_norm.weight", o->dim, ATTN_INIT_CONSTANT, 1),
+      [K_NORM] = attn_vector("k_norm.weight", o->dim, ATTN_INIT_CONSTANT, 1),
+  };
+  int count = 0;
+  for (int i = Q; i <= K_NORM; ++i)
+    if (place(o, i) >= 0) shapes[count++] = all[i];
+  return count;
 }
 
 static int state(const attn_mixer_options *o, attn_dtype compute, attn_state_part *parts) {
@@ -102,15 +125,30 @@ static attn_var *attend(attn_graph *g, const attn_mixer_call *call, attn_softmax
                          attn_as_sequences(g, layout, k), attn_as_sequences(g, layout, v));
 }
 
+/* x W^T + b */
+static attn_var *project(attn_graph *g, const attn_mixer_call *call, attn_var *x, int weight,
+                         int bias) {
+  attn_var *y = attn_op_linear(g, x, call->parameters[weight]);
+  int at = place(call->options, bias);
+  return at < 0 ? y : attn_op_add_bias(g, y, attn_mixer_parameter(g, call, at));
+}
+
+/* Queries or keys [rows, heads, dim], normalised and turned. */
+static attn_var *position(attn_graph *g, const attn_mixer_call *call, attn_var *x, int norm) {
+  const attn_mixer_options *o = call->options;
+  int at = place(o, norm);
+  if (at >= 0) x = attn_layer_rms_norm(g, x, attn_mixer_parameter(g, call, at), o->norm_epsilon);
+  if (o->rotary_dim > 0) x = attn_layer_rotary(g, x, &call->layout, o->rotary_dim, &o->rope);
+  return x;
+}
+
 static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
   const attn_mixer_options *o = call->options;
-  attn_var *q = attn_split_heads(g, attn_op_linear(g, x, call->parameters[Q]), o->heads);
-  attn_var *k = attn_split_heads(g, attn_op_linear(g, x, call->parameters[K]), o->kv_heads);
-  attn_var *v = attn_split_heads(g, attn_op_linear(g, x, call->parameters[V]), o->kv_heads);
-  if (o->rotary_dim > 0) {
-    q = attn_layer_rotary(g, q, &call->layout, o->rotary_dim, o->rope_base);
-    k = attn_layer_rotary(g, k, &call->layout, o->rotary_dim, o->rope_base);
-  }
+  attn_var *q = attn_split_heads(g, project(g, call, x, Q, Q_BIAS), o->heads);
+  attn_var *k = attn_split_heads(g, project(g, call, x, K, K_BIAS), o->kv_heads);
+  attn_var *v = attn_split_heads(g, project(g, call, x, V, V_BIAS), o->kv_heads);
+  q = position(g, call, q, Q_NORM);
+  k = position(g, call, k, K_NORM);
   if (!q || !k || !v) return NULL;
   attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
   problem.causal = true;
@@ -118,7 +156,7 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   if (o->window) problem.window_left = o->window - 1;
   attn_var *out = call->state ? attend_with_state(g, call, problem, q, k, v)
                               : attend(g, call, problem, q, k, v);
-  return attn_op_linear(g, attn_join_heads(g, &call->layout, out), call->parameters[O]);
+  return project(g, call, attn_join_heads(g, &call->layout, out), O, O_BIAS);
 }
 
 const attn_mixer attn_mixer_softmax = {

@@ -96,7 +96,7 @@ static attn_status read_options(const json_t *json, attn_mixer_options *o) {
   ATTN_TRY(integer(json, "rotary_dim", NULL, ATTN_OPTIONAL, -1, 256, &o->rotary_dim));
   ATTN_TRY(integer(json, "conv_size", NULL, ATTN_OPTIONAL, 1, 16, &o->convolution));
   ATTN_TRY(integer(json, "gate_rank", NULL, ATTN_OPTIONAL, 1, most_hidden, &o->gate_rank));
-  ATTN_TRY(attn_json_double(json, "rope_theta", ATTN_OPTIONAL, 1, 1e12, &o->rope_base));
+  ATTN_TRY(attn_json_double(json, "rope_theta", ATTN_OPTIONAL, 1, 1e12, &o->rope.base));
   ATTN_TRY(attn_json_double(json, "soft_cap", ATTN_OPTIONAL, 0, 1e6, &o->soft_cap));
   ATTN_TRY(attn_json_choice(json, "decay_schedule", ATTN_OPTIONAL, schedule_names, 2, &schedule));
   o->schedule = (attn_decay_schedule)schedule;

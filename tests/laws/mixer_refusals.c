@@ -17,7 +17,7 @@ static const size_t integers[] = {FIELD(hidden), FIELD(heads),      FIELD(kv_hea
                                   FIELD(dim),    FIELD(value_dim),  FIELD(window),
                                   FIELD(layer),  FIELD(rotary_dim), FIELD(convolution),
                                   FIELD(layers), FIELD(gate_rank)};
-static const size_t numbers[] = {FIELD(rope_base), FIELD(soft_cap), FIELD(norm_epsilon)};
+static const size_t numbers[] = {FIELD(rope.base), FIELD(soft_cap), FIELD(norm_epsilon)};
 enum { INTEGERS = sizeof integers / sizeof *integers, NUMBERS = sizeof numbers / sizeof *numbers };
 
 static void set_integer(attn_mixer_options *o, int field, int64_t value) {
@@ -129,7 +129,7 @@ static void test_inconsistent_options(void **state) {
       {"softmax", "odd rotation", {.hidden = 32, .heads = 2, .rotary_dim = 5}},
       {"softmax", "odd rotation", {.hidden = 32, .heads = 2, .rotary_dim = 1}},
       {"softmax", "wide rotation", {.hidden = 32, .heads = 2, .rotary_dim = 18}},
-      {"softmax", "base", {.hidden = 32, .heads = 2, .rope_base = 1}},
+      {"softmax", "base", {.hidden = 32, .heads = 2, .rope.base = 1}},
       {"lightning", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2, .layers = 2}},
       {"lightning", "values", {.hidden = 32, .heads = 4, .value_dim = 4, .layers = 2}},
       {"lightning", "layer", {.hidden = 32, .heads = 4, .layer = 2, .layers = 2}},

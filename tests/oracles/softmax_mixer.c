@@ -3,14 +3,41 @@
  *   o_i = sum_j softmax_j(cap(q_i . k_j / sqrt(dim))) v_j over i - window < j <= i,  y = o Wo^T
  *   cap(s) = c tanh(s / c);  query head h reads key head h / (heads / kv_heads)
  *
+ * q, k, v and y may have biases; q and k heads may be normalised, x / sqrt(mean(x^2) + epsilon) w.
+ *
  * Rotary positions (arXiv 2104.09864) turn the pair of channels (j, j + r / 2) of token n by
- * n base^(-2j / r), r = rotary_dim; the channels from r on stay. */
+ * n t_j, t_j = base^(-2j / r), r = rotary_dim; the channels from r on stay. Llama 3.1 (arXiv
+ * 2407.21783): the wavelength L_j = 2 pi / t_j; t_j stays where L_j < original / high, is divided
+ * by the factor where L_j > original / low, and between is (1 - s) t_j / factor + s t_j with s =
+ * (original / L_j - low) / (high - low). */
 #include "oracles/mixers.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-enum { Q, K, V, O };
+enum { Q, K, V, O, FIRST_OPTIONAL };
+
+static double speed(const attn_rope *rope, double theta) {
+  double length = 2 * acos(-1) / theta, original = rope->original_length;
+  if (rope->scaling == ATTN_ROPE_LINEAR) return theta / rope->factor;
+  if (rope->scaling == ATTN_ROPE_PLAIN || length < original / rope->high_factor) return theta;
+  if (length > original / rope->low_factor) return theta / rope->factor;
+  double s = (original / length - rope->low_factor) / (rope->high_factor - rope->low_factor);
+  return (1 - s) * theta / rope->factor + s * theta;
+}
+
+static void add_bias(int64_t rows, int64_t width, double *x, const double *bias) {
+  for (int64_t i = 0; i < rows * width; ++i) x[i] += bias[i % width];
+}
+
+static void normalise(const attn_mixer_options *o, int64_t heads, double *x, const double *w) {
+  for (int64_t h = 0; h < heads; ++h, x += o->dim) {
+    double sum = 0;
+    for (int64_t c = 0; c < o->dim; ++c) sum += x[c] * x[c];
+    double factor = 1 / sqrt(sum / (double)o->dim + o->norm_epsilon);
+    for (int64_t c = 0; c < o->dim; ++c) x[c] *= factor * w[c];
+  }
+}
 
 static void rotate(const attn_mixer_options *o, int64_t rows, int64_t heads, double *x) {
   int64_t half = o->rotary_dim / 2;
@@ -18,7 +45,8 @@ static void rotate(const attn_mixer_options *o, int64_t rows, int64_t heads, dou
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t j = 0; j < half; ++j) {
         double *pair = x + (n * heads + h) * o->dim + j;
-        double angle = (double)n * pow(o->rope_base, -2.0 * (double)j / (double)o->rotary_dim);
+        double theta = pow(o->rope.base, -2.0 * (double)j / (double)o->rotary_dim);
+        double angle = (double)n * speed(&o->rope, theta);
         double a = pair[0], b = pair[half];
         pair[0] = a * cos(angle) - b * sin(angle);
         pair[half] = b * cos(angle) + a * sin(angle);
@@ -41,6 +69,17 @@ void oracle_softmax_mixer(const attn_mixer_options *o, int64_t rows, const doubl
   double *v = oracle_linear(rows, values, o->hidden, x, p[V]);
   double *out = calloc((size_t)(rows * width + 1), sizeof *out);
   double *weights = malloc((size_t)(rows + 1) * sizeof *weights);
+  const double *const *next = p + FIRST_OPTIONAL, *out_bias = NULL;
+  if (o->bias) {
+    add_bias(rows, o->heads * o->dim, q, *next++);
+    add_bias(rows, keys, k, *next++);
+    add_bias(rows, values, v, *next++);
+  }
+  if (o->output_bias) out_bias = *next++;
+  if (o->qk_norm) {
+    normalise(o, rows * o->heads, q, *next++);
+    normalise(o, rows * o->kv_heads, k, *next++);
+  }
   if (o->rotary_dim > 0) {
     rotate(o, rows, o->heads, q);
     rotate(o, rows, o->kv_heads, k);
@@ -60,6 +99,7 @@ void oracle_softmax_mixer(const attn_mixer_options *o, int64_t rows, const doubl
               weights[j] / total * v[j * values + shared * o->value_dim + c];
     }
   double *result = oracle_linear(rows, o->hidden, width, out, p[O]);
+  if (out_bias) add_bias(rows, o->hidden, result, out_bias);
   for (int64_t i = 0; i < rows * o->hidden; ++i) y[i] = result[i];
   free(q), free(k), free(v), free(out), free(weights), free(result);
 }

@@ -79,7 +79,8 @@ static void misuse_is_an_error(void **state) {
   assert_failed(g, attn_layer_rms_norm(g, A, B, 1e-5), ATTN_INVALID_SHAPE, "weight");
   assert_failed(g, attn_layer_rms_norm(g, A, NULL, NAN), ATTN_INVALID_ARGUMENT, "epsilon");
   assert_failed(g, attn_layer_rms_norm(g, A, NULL, -1), ATTN_INVALID_ARGUMENT, "epsilon");
-  assert_failed(g, attn_layer_rotary(g, A, &layout, 2, 1e4), ATTN_INVALID_SHAPE, "[4, 6]");
+  assert_failed(g, attn_layer_rotary(g, A, &layout, 2, &(attn_rope){.base = 1e4}),
+                ATTN_INVALID_SHAPE, "[4, 6]");
   assert_failed(g, attn_layer_lrpe(g, A, B, &layout), ATTN_INVALID_SHAPE, "[4, 6]");
   assert_failed(g, attn_layer_short_convolution(g, A, B, &layout, NULL), ATTN_INVALID_SHAPE,
                 "[4, 6]");
@@ -93,9 +94,12 @@ static void misuse_is_an_error(void **state) {
                 ATTN_INVALID_SHAPE, "[rows >= 1, 5]");
   attn_tensor cube = normal_tensor(ATTN_F32, 3, (int64_t[]){4, 2, 3}, 5);
 #define CUBE attn_graph_leaf(g, &cube)
-  assert_failed(g, attn_layer_rotary(g, CUBE, &layout, 3, 1e4), ATTN_INVALID_SHAPE, "even");
-  assert_failed(g, attn_layer_rotary(g, CUBE, &layout, 4, 1e4), ATTN_INVALID_SHAPE, "4 (even");
-  assert_failed(g, attn_layer_rotary(g, CUBE, &layout, 2, INFINITY), ATTN_INVALID_ARGUMENT, "base");
+  assert_failed(g, attn_layer_rotary(g, CUBE, &layout, 3, &(attn_rope){.base = 1e4}),
+                ATTN_INVALID_SHAPE, "even");
+  assert_failed(g, attn_layer_rotary(g, CUBE, &layout, 4, &(attn_rope){.base = 1e4}),
+                ATTN_INVALID_SHAPE, "4 (even");
+  assert_failed(g, attn_layer_rotary(g, CUBE, &layout, 2, &(attn_rope){.base = INFINITY}),
+                ATTN_INVALID_ARGUMENT, "base");
   assert_int_equal(attn_graph_create(ATTN_F16, &(attn_graph *){0}), ATTN_UNSUPPORTED);
   attn_tensor_destroy(&cube);
   attn_tensor_destroy(&a);
@@ -118,7 +122,8 @@ static void the_first_error_stays(void **state) {
   x = attn_op_gate(g, ATTN_SILU, x, attn_op_activate_wide(g, ATTN_EXP, x));
   x = attn_op_linear_add(g, x, attn_op_linear(g, attn_op_linear_wide(g, x, &w), &w), &w);
   x = attn_layer_rms_norm(g, attn_layer_l2_norm(g, x), NULL, 1e-5);
-  x = attn_layer_rotary(g, attn_view_reshape(g, x, 1, (int64_t[]){-1}), &layout, 2, 10);
+  x = attn_layer_rotary(g, attn_view_reshape(g, x, 1, (int64_t[]){-1}), &layout, 2,
+                        &(attn_rope){.base = 10});
   x = attn_layer_lrpe(g, attn_view_slice(g, x, 0, 0, 1), x, &layout);
   x = attn_layer_short_convolution(g, attn_op_cast(g, x, ATTN_F32), x, &layout, NULL);
   x = attn_layer_gated_feed_forward(g, ATTN_SILU, attn_op_add_bias(g, x, x), &w, &w, &w);
@@ -208,7 +213,8 @@ static attn_var *model_block(attn_graph *g, void *context, attn_var *x) {
   inner =
       attn_layer_short_convolution(g, inner, attn_graph_parameter(g, &m->taps), &m->layout, NULL);
   int64_t heads[3] = {m->layout.rows, MODEL_HEADS, MODEL_WIDTH / MODEL_HEADS};
-  inner = attn_layer_rotary(g, attn_view_reshape(g, inner, 3, heads), &m->layout, 8, 1e4);
+  inner = attn_layer_rotary(g, attn_view_reshape(g, inner, 3, heads), &m->layout, 8,
+                            &(attn_rope){.base = 1e4});
   inner = attn_layer_lrpe(g, inner, attn_graph_parameter(g, &m->theta), &m->layout);
   inner = attn_view_reshape(g, inner, 2, (int64_t[]){m->layout.rows, 2 * MODEL_WIDTH});
   attn_var *half = inner ? attn_view_slice(g, inner, 1, 0, MODEL_WIDTH) : NULL;
@@ -304,7 +310,8 @@ static attn_var *without_products(attn_graph *g, model *m, attn_var *x) {
   x = attn_op_add_bias(g, x, attn_graph_parameter(g, &m->norm));
   x = attn_layer_short_convolution(g, x, attn_graph_parameter(g, &m->taps), &m->layout, NULL);
   int64_t heads[3] = {m->layout.rows, MODEL_HEADS, MODEL_WIDTH / MODEL_HEADS};
-  x = attn_layer_rotary(g, attn_view_reshape(g, x, 3, heads), &m->layout, 8, 1e4);
+  x = attn_layer_rotary(g, attn_view_reshape(g, x, 3, heads), &m->layout, 8,
+                        &(attn_rope){.base = 1e4});
   return attn_layer_lrpe(g, x, attn_graph_parameter(g, &m->theta), &m->layout);
 }
 
@@ -543,7 +550,7 @@ apply_rotation(attn_var *(*apply)(attn_graph *, attn_var *, const attn_layout *,
 static attn_var *apply_rotary(attn_graph *g, attn_var *x, const attn_layout *layout,
                               attn_parameter *theta) {
   (void)theta;
-  return attn_layer_rotary(g, x, layout, x->value.shape[2], 1e4);
+  return attn_layer_rotary(g, x, layout, x->value.shape[2], &(attn_rope){.base = 1e4});
 }
 static attn_var *apply_lrpe(attn_graph *g, attn_var *x, const attn_layout *layout,
                             attn_parameter *theta) {

@@ -190,21 +190,21 @@ static const double packed_positions[ROWS] = {0, 1, 2, 0, 1, 2, 3, 4};
 
 static attn_var *rotary_equal(trial *t) {
   attn_layout layout = equal();
-  return attn_layer_rotary(t->g, t->leaf[0], &layout, DIM - 2, 100);
+  return attn_layer_rotary(t->g, t->leaf[0], &layout, DIM - 2, &(attn_rope){.base = 100});
 }
 static void rotary_equal_oracle(double *y, double *const input[]) {
   oracle_rotary(y, input[0], equal_positions, ROWS, HEADS, DIM, DIM - 2, 100);
 }
 static attn_var *rotary_packed(trial *t) {
   attn_layout layout = packed();
-  return attn_layer_rotary(t->g, t->leaf[0], &layout, DIM, 1e4);
+  return attn_layer_rotary(t->g, t->leaf[0], &layout, DIM, &(attn_rope){.base = 1e4});
 }
 static void rotary_packed_oracle(double *y, double *const input[]) {
   oracle_rotary(y, input[0], packed_positions, ROWS, HEADS, DIM, DIM, 1e4);
 }
 static attn_var *rotary_view(trial *t) {
   attn_layout layout = packed();
-  return attn_layer_rotary(t->g, head_group(t, 6), &layout, DIM, 1e4);
+  return attn_layer_rotary(t->g, head_group(t, 6), &layout, DIM, &(attn_rope){.base = 1e4});
 }
 static attn_var *lrpe_equal(trial *t) {
   attn_layout layout = equal();
