@@ -1,4 +1,5 @@
-/* Model configurations: a Hugging Face style config.json. docs/configuration.md lists the keys. */
+/* Model configurations: a Hugging Face style config.json, read by the family that its model_type
+ * names (families/). docs/configuration.md lists the keys. */
 #ifndef ATTN_MODELS_CONFIG_H
 #define ATTN_MODELS_CONFIG_H
 
@@ -6,6 +7,16 @@
 #include "mixers/mixer.h"
 
 #include <jansson.h>
+
+/* Bounds that keep every product of sizes within int64 and a hostile file from being believed. */
+enum {
+  ATTN_MOST_LAYERS = 4096,
+  ATTN_MOST_HIDDEN = 1 << 20,
+  ATTN_MOST_WIDTH = 1 << 22,
+  ATTN_MOST_VOCABULARY = 1 << 24
+};
+
+typedef struct attn_family attn_family;
 
 typedef enum attn_norm { ATTN_NORM_RMS = 0, ATTN_NORM_SRMS, ATTN_NORM_LAYER } attn_norm;
 
@@ -17,6 +28,7 @@ typedef struct attn_layer_config {
 typedef struct attn_model_config {
   json_t *json; /* as read: what is written again */
   char type[64];
+  const attn_family *family;
   int64_t vocabulary, hidden, layer_count;
   attn_layer_config *layers;
   attn_feed_forward feed_forward;
@@ -30,6 +42,8 @@ typedef struct attn_model_config {
 /* ATTN_BAD_FORMAT names the key. `origin` stands in messages. */
 attn_status attn_model_config_parse(const char *text, size_t size, const char *origin,
                                     attn_model_config *config);
+/* The same of an object, whose reference is taken even on an error. */
+attn_status attn_model_config_read(json_t *json, const char *origin, attn_model_config *config);
 void attn_model_config_free(attn_model_config *config);
 
 #endif

@@ -1,4 +1,4 @@
-/* Making, loading and saving models. */
+/* Making and saving models; load.c loads them. */
 #include "models/model.h"
 #include "base/memory.h"
 #include "base/random.h"
@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { NAME_SIZE = 160, MOST_CONFIG_BYTES = 1 << 20 };
+enum { NAME_SIZE = 160 };
 
 /* The list of parameters ------------------------------------------------------------------------
  */
@@ -30,10 +30,13 @@ static attn_parameter *add(inventory *list, const char *prefix, attn_parameter_s
   char name[NAME_SIZE];
   snprintf(name, sizeof name, "%s%s", prefix, shape.name);
   attn_parameter *parameter = &list->model->parameters[index];
-  parameter->name = shape.name = attn_strdup(name);
+  shape.name = attn_strdup(name);
+  attn_family_checkpoint_name(list->model->config.family, shape.name ? shape.name : "", name,
+                              sizeof name);
+  parameter->name = attn_strdup(name);
   parameter->decay = shape.decay;
   list->model->shapes[index] = shape;
-  list->failed |= !parameter->name;
+  list->failed |= !parameter->name || !shape.name;
   return parameter;
 }
 
@@ -85,7 +88,9 @@ static attn_status list_parameters(attn_model *model) {
   model->parameters = attn_alloc_array((size_t)list.count, sizeof *model->parameters);
   model->shapes = attn_alloc_array((size_t)list.count, sizeof *model->shapes);
   model->layers = attn_alloc_array((size_t)model->config.layer_count, sizeof *model->layers);
-  if (!model->parameters || !model->shapes || !model->layers) return ATTN_OUT_OF_MEMORY;
+  model->borrowed = attn_alloc_array((size_t)list.count, sizeof *model->borrowed);
+  if (!model->parameters || !model->shapes || !model->layers || !model->borrowed)
+    return ATTN_OUT_OF_MEMORY;
   list = (inventory){.model = model};
   take_inventory(&list);
   return list.failed ? ATTN_OUT_OF_MEMORY : ATTN_OK;
@@ -129,41 +134,8 @@ static attn_status initialise(attn_model *model, uint64_t seed) {
   return ATTN_OK;
 }
 
-static bool owns_value(const attn_model *model, const attn_parameter *parameter) {
-  if (!model->file || !parameter->value.data) return true;
-  attn_tensor stored;
-  return attn_safetensors_find(model->file, parameter->name, &stored) != ATTN_OK ||
-         stored.data != parameter->value.data;
-}
-
-/* Takes one tensor of the file: as it lies there, or converted when no kernel reads its dtype. */
-static attn_status bind(attn_model *model, int64_t index) {
-  const attn_parameter_shape *shape = &model->shapes[index];
-  attn_parameter *parameter = &model->parameters[index];
-  attn_tensor stored, shaped;
-  int64_t expected = shape->rank == 2 ? shape->shape[0] * shape->shape[1] : shape->shape[0];
-  ATTN_TRY(attn_safetensors_find(model->file, parameter->name, &stored));
-  /* extents of 1 may differ: a depthwise convolution is stored as [channels, 1, taps] */
-  if (attn_tensor_count(&stored) != expected || stored.shape[0] != shape->shape[0])
-    return attn_fail(ATTN_BAD_FORMAT, "%s has %lld elements in %lld rows, expected %lld in %lld",
-                     parameter->name, (long long)attn_tensor_count(&stored),
-                     (long long)(stored.rank ? stored.shape[0] : 1), (long long)expected,
-                     (long long)shape->shape[0]);
-  ATTN_TRY(attn_tensor_reshape(&stored, shape->rank, shape->shape, &shaped));
-  if (stored.dtype == ATTN_F32 || stored.dtype == ATTN_BF16 || stored.dtype == ATTN_F64) {
-    parameter->value = shaped;
-    return ATTN_OK;
-  }
-  if (stored.dtype != ATTN_F16)
-    return attn_fail(ATTN_UNSUPPORTED,
-                     "%s is %s; weights are float64, float32, bfloat16 or float16", parameter->name,
-                     attn_dtype_name(stored.dtype));
-  ATTN_TRY(attn_tensor_create(ATTN_F32, shape->rank, shape->shape, &parameter->value));
-  return attn_tensor_copy(&shaped, &parameter->value);
-}
-
 /* Matrices that rows are multiplied by get their compute form. */
-static attn_status make_weights(attn_model *model) {
+attn_status attn_model_make_weights(attn_model *model) {
   for (int64_t i = 0; i < model->parameter_count; ++i) {
     const attn_parameter_shape *shape = &model->shapes[i];
     if (!shape->product) continue;
@@ -184,7 +156,7 @@ attn_status attn_model_make_trainable(attn_model *model) {
   attn_dtype dtype = model->compute == ATTN_F64 ? ATTN_F64 : ATTN_F32;
   for (int64_t i = 0; i < model->parameter_count; ++i) {
     attn_parameter *p = &model->parameters[i];
-    if (!owns_value(model, p) || p->value.dtype != dtype) {
+    if (model->borrowed[i] || p->value.dtype != dtype) {
       attn_tensor master;
       ATTN_TRY(attn_tensor_create(dtype, p->value.rank, p->value.shape, &master));
       attn_status status = attn_tensor_copy(&p->value, &master);
@@ -192,8 +164,9 @@ attn_status attn_model_make_trainable(attn_model *model) {
         attn_tensor_destroy(&master);
         return status;
       }
-      if (owns_value(model, p)) attn_tensor_destroy(&p->value);
+      if (!model->borrowed[i]) attn_tensor_destroy(&p->value);
       p->value = master;
+      model->borrowed[i] = false;
     }
     if (!p->gradient.data)
       ATTN_TRY(attn_tensor_create(dtype, p->value.rank, p->value.shape, &p->gradient));
@@ -206,70 +179,55 @@ attn_status attn_model_make_trainable(attn_model *model) {
 
 void attn_model_destroy(attn_model *model) {
   if (!model) return;
-  for (int64_t i = 0; model->parameters && i < model->parameter_count; ++i) {
+  bool listed = model->parameters && model->shapes && model->borrowed;
+  for (int64_t i = 0; listed && i < model->parameter_count; ++i) {
     attn_parameter *p = &model->parameters[i];
     attn_weight_destroy(p->weight);
     attn_tensor_destroy(&p->gradient);
-    if (owns_value(model, p)) attn_tensor_destroy(&p->value);
+    if (!model->borrowed[i]) attn_tensor_destroy(&p->value);
     attn_free((void *)(uintptr_t)p->name);
+    attn_free((void *)(uintptr_t)model->shapes[i].name);
   }
   attn_free(model->parameters);
   attn_free(model->shapes);
   attn_free(model->layers);
-  attn_safetensors_close(model->file);
+  attn_free(model->borrowed);
+  attn_source_close(&model->source);
   attn_model_config_free(&model->config);
   attn_free(model);
 }
 
-static attn_status start(const char *text, size_t size, const char *origin, attn_dtype compute,
-                         attn_model *model) {
-  if (compute != ATTN_BF16 && compute != ATTN_F32 && compute != ATTN_F64)
-    return attn_fail(ATTN_UNSUPPORTED, "models compute in bfloat16, float32 or float64, not %s",
-                     attn_dtype_name(compute));
+attn_status attn_model_check_compute(attn_dtype compute) {
+  if (compute == ATTN_BF16 || compute == ATTN_F32 || compute == ATTN_F64) return ATTN_OK;
+  return attn_fail(ATTN_UNSUPPORTED, "models compute in bfloat16, float32 or float64, not %s",
+                   attn_dtype_name(compute));
+}
+
+attn_status attn_model_start(json_t *config, const char *origin, attn_dtype compute,
+                             attn_model *model) {
   model->compute = compute;
-  ATTN_TRY(attn_model_config_parse(text, size, origin, &model->config));
+  ATTN_TRY(attn_model_config_read(config, origin, &model->config));
   return list_parameters(model);
 }
 
-static attn_status finish(attn_status status, attn_model *made, attn_model **model) {
+attn_status attn_model_create(const char *config, uint64_t seed, attn_dtype compute,
+                              attn_model **model) {
+  json_t *json;
+  ATTN_TRY(attn_model_check_compute(compute));
+  ATTN_TRY(attn_json_parse(config, strlen(config), "configuration", &json));
+  attn_model *made = attn_alloc_zero(sizeof *made);
+  if (!made) {
+    json_decref(json);
+    return ATTN_OUT_OF_MEMORY;
+  }
+  attn_status status = attn_model_start(json, "configuration", compute, made);
+  if (status == ATTN_OK) status = initialise(made, seed);
+  if (status == ATTN_OK) status = attn_model_make_weights(made);
   if (status == ATTN_OK)
     *model = made;
   else
     attn_model_destroy(made);
   return status;
-}
-
-attn_status attn_model_create(const char *config, uint64_t seed, attn_dtype compute,
-                              attn_model **model) {
-  attn_model *made = attn_alloc_zero(sizeof *made);
-  if (!made) return ATTN_OUT_OF_MEMORY;
-  attn_status status = start(config, strlen(config), "configuration", compute, made);
-  if (status == ATTN_OK) status = initialise(made, seed);
-  if (status == ATTN_OK) status = make_weights(made);
-  return finish(status, made, model);
-}
-
-static attn_status load(const char *directory, attn_dtype compute, attn_model *model) {
-  char *text = NULL, *path = attn_path_join(directory, "config.json");
-  size_t size = 0;
-  if (!path) return ATTN_OUT_OF_MEMORY;
-  attn_status status = attn_file_read(path, MOST_CONFIG_BYTES, &text, &size);
-  if (status == ATTN_OK) status = start(text, size, path, compute, model);
-  attn_free(text);
-  attn_free(path);
-  ATTN_TRY(status);
-  ATTN_TRY(attn_safetensors_open(directory, &model->file));
-  for (int64_t i = 0; i < model->parameter_count; ++i) {
-    status = bind(model, i);
-    if (status != ATTN_OK) return attn_fail_in(status, "%s", directory);
-  }
-  return make_weights(model);
-}
-
-attn_status attn_model_load(const char *directory, attn_dtype compute, attn_model **model) {
-  attn_model *made = attn_alloc_zero(sizeof *made);
-  if (!made) return ATTN_OUT_OF_MEMORY;
-  return finish(load(directory, compute, made), made, model);
 }
 
 /* A copy of every parameter in `dtype`, freed by the caller up to *made. */

@@ -8,8 +8,7 @@
 #define ATTN_MODELS_MODEL_H
 
 #include "attn/model.h"
-#include "files/safetensors.h"
-#include "models/config.h"
+#include "models/source.h"
 
 typedef struct attn_layer_parameters {
   attn_parameter *token_norm[2]; /* weight, bias; NULL where the norm has none */
@@ -21,14 +20,23 @@ typedef struct attn_layer_parameters {
 struct attn_model {
   attn_model_config config;
   attn_dtype compute;
-  attn_safetensors *file; /* that parameters may point into; NULL without */
+  attn_source source; /* that parameters may point into; empty without */
   int64_t parameter_count;
   attn_parameter *parameters;
-  attn_parameter_shape *shapes;     /* of each, with the full name */
+  attn_parameter_shape
+      *shapes;    /* of each, with the host's full name; parameters have the family's */
+  bool *borrowed; /* whose values lie in the source */
   attn_parameter *embedding, *head; /* the same one when tied */
   attn_parameter *final_norm[2];
   attn_layer_parameters *layers;
 };
+
+/* Making one (model.c), step by step: the configuration, whose reference is taken, and the list of
+ * parameters; then, when all have values, what products need. */
+attn_status attn_model_check_compute(attn_dtype compute);
+attn_status attn_model_start(json_t *config, const char *origin, attn_dtype compute,
+                             attn_model *model);
+attn_status attn_model_make_weights(attn_model *model);
 
 /* Training: turns every parameter into a float32 (float64 for float64) master of its own with a
  * zeroed gradient. */

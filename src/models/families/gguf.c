@@ -1,0 +1,100 @@
+/* The metadata of a GGUF file as the config.json that the same model has elsewhere, so that one
+ * reader knows each family. Keys below the architecture ("llama.block_count"): gguf.md of ggml. */
+#include "base/status.h"
+#include "models/families/family.h"
+
+#include <stdio.h>
+#include <string.h>
+
+typedef enum kind { INTEGER, REAL } kind;
+
+typedef struct field {
+  const char *gguf, *config;
+  kind kind;
+  attn_json_need need;
+} field;
+
+static const field fields[] = {
+    {"embedding_length", "hidden_size", INTEGER, ATTN_REQUIRED},
+    {"block_count", "num_hidden_layers", INTEGER, ATTN_REQUIRED},
+    {"feed_forward_length", "intermediate_size", INTEGER, ATTN_REQUIRED},
+    {"attention.head_count", "num_attention_heads", INTEGER, ATTN_REQUIRED},
+    {"attention.head_count_kv", "num_key_value_heads", INTEGER, ATTN_OPTIONAL},
+    {"attention.key_length", "head_dim", INTEGER, ATTN_OPTIONAL},
+    {"attention.sliding_window", "sliding_window", INTEGER, ATTN_OPTIONAL},
+    {"attention.layer_norm_rms_epsilon", "rms_norm_eps", REAL, ATTN_OPTIONAL},
+    {"rope.freq_base", "rope_theta", REAL, ATTN_OPTIONAL},
+    {"context_length", "max_position_embeddings", INTEGER, ATTN_OPTIONAL},
+};
+
+enum { KEY_SIZE = 160 };
+
+static attn_status copy_field(const attn_gguf *file, const char *architecture, const field *f,
+                              json_t *config) {
+  char key[KEY_SIZE];
+  snprintf(key, sizeof key, "%s.%s", architecture, f->gguf);
+  int64_t integer = -1;
+  double real = -1;
+  if (f->kind == INTEGER)
+    ATTN_TRY(attn_gguf_int(file, key, f->need, 0, INT32_MAX, &integer));
+  else
+    ATTN_TRY(attn_gguf_double(file, key, f->need, 0, 1e12, &real));
+  if (f->kind == INTEGER && integer >= 0)
+    json_object_set_new(config, f->config, json_integer(integer));
+  if (f->kind == REAL && real >= 0) json_object_set_new(config, f->config, json_real(real));
+  return ATTN_OK;
+}
+
+static attn_status copy_rope_scaling(const attn_gguf *file, const char *architecture,
+                                     json_t *config) {
+  char key[KEY_SIZE];
+  attn_gguf_text type = {0};
+  double factor = 1;
+  const attn_gguf_tensor *factors;
+  snprintf(key, sizeof key, "%s.rope.scaling.type", architecture);
+  ATTN_TRY(attn_gguf_string(file, key, ATTN_OPTIONAL, &type));
+  snprintf(key, sizeof key, "%s.rope.scaling.factor", architecture);
+  ATTN_TRY(attn_gguf_double(file, key, ATTN_OPTIONAL, 1, 1e6, &factor));
+  if (attn_gguf_find(file, "rope_freqs.weight", &factors) == ATTN_OK)
+    return attn_fail(ATTN_UNSUPPORTED,
+                     "rope_freqs.weight: rotary factors in a tensor are not read");
+  bool none = type.size == 0 || (type.size == 4 && memcmp(type.data, "none", 4) == 0);
+  if (none) return ATTN_OK;
+  json_object_set_new(config, "rope_scaling",
+                      json_pack("{s:s%, s:f}", "type", type.data, type.size, "factor", factor));
+  return ATTN_OK;
+}
+
+/* The vocabulary is as long as the table of embeddings, whose rows come last in GGUF's order. */
+static attn_status copy_vocabulary(const attn_gguf *file, json_t *config) {
+  const attn_gguf_tensor *table, *head;
+  ATTN_TRY(attn_gguf_find(file, "token_embd.weight", &table));
+  json_object_set_new(config, "vocab_size", json_integer(table->shape[0]));
+  bool tied = attn_gguf_find(file, "output.weight", &head) != ATTN_OK;
+  json_object_set_new(config, "tie_word_embeddings", json_boolean(tied));
+  return ATTN_OK;
+}
+
+static attn_status copy_all(const attn_gguf *file, const char *architecture, json_t *config) {
+  for (size_t i = 0; i < sizeof fields / sizeof *fields; ++i)
+    ATTN_TRY(copy_field(file, architecture, &fields[i], config));
+  ATTN_TRY(copy_rope_scaling(file, architecture, config));
+  return copy_vocabulary(file, config);
+}
+
+attn_status attn_family_config_from_gguf(const attn_gguf *file, json_t **config) {
+  attn_gguf_text name = {0};
+  char architecture[64];
+  const attn_family *family;
+  ATTN_TRY(attn_gguf_string(file, "general.architecture", ATTN_REQUIRED, &name));
+  snprintf(architecture, sizeof architecture, "%.*s", (int)name.size, name.data);
+  ATTN_TRY(attn_family_find_architecture(architecture, &family));
+  json_t *made = json_pack("{s:s}", "model_type", family->types[0]);
+  if (!made) return attn_fail(ATTN_OUT_OF_MEMORY, "out of memory");
+  attn_status status = copy_all(file, architecture, made);
+  if (status == ATTN_OK)
+    *config = made;
+  else
+    json_decref(made);
+  return status;
+}

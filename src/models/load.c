@@ -1,0 +1,110 @@
+/* Loading a model: its parameters take their values from the tensors of a source. */
+#include "base/memory.h"
+#include "base/status.h"
+#include "models/model.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Checks ----------------------------------------------------------------------------------------*/
+
+/* Extents of 1 may differ: a depthwise convolution is stored as [channels, 1, taps]. */
+static attn_status check_shape(const attn_parameter_shape *shape, const attn_stored *stored) {
+  int64_t expected = shape->rank == 2 ? shape->shape[0] * shape->shape[1] : shape->shape[0];
+  int64_t rows = stored->rank ? stored->shape[0] : 1;
+  if (stored->count == expected && rows == shape->shape[0]) return ATTN_OK;
+  return attn_fail(ATTN_BAD_FORMAT, "%s has %lld elements in %lld rows, expected %lld in %lld",
+                   shape->name, (long long)stored->count, (long long)rows, (long long)expected,
+                   (long long)shape->shape[0]);
+}
+
+/* Values ----------------------------------------------------------------------------------------*/
+
+/* Queries and keys of some families are stored in GGUF with the channels of a head that turn
+ * together side by side: which row of the file is row r of ours. `dim`: rows of a head; 0: the
+ * same.
+ */
+static int64_t source_row(int64_t r, int64_t dim) {
+  if (dim < 2) return r;
+  int64_t head = r / dim, in_head = r % dim, half = dim / 2;
+  return head * dim + in_head % half * 2 + in_head / half;
+}
+
+static int64_t reordered_dim(const attn_model *model, const attn_parameter_shape *shape) {
+  static const char prefix[] = "model.layers.";
+  if (!model->source.gguf || !model->config.family->gguf_pairs_together) return 0;
+  if (!strstr(shape->name, ".q_proj.") && !strstr(shape->name, ".k_proj.")) return 0;
+  long layer = strtol(shape->name + sizeof prefix - 1, NULL, 10);
+  return model->config.layers[layer].options.dim;
+}
+
+/* A copy in `dtype`, row by row through float32 where blocks have to be read. */
+static attn_status convert(const attn_parameter_shape *shape, const attn_stored *stored,
+                           int64_t dim, attn_dtype dtype, attn_tensor *value) {
+  int64_t rows = shape->shape[0], columns = stored->count / rows;
+  const attn_block_format *format = attn_block_get_format(stored->type);
+  int64_t size = stored->in_blocks ? columns / format->elements * format->bytes
+                                   : columns * (int64_t)attn_dtype_size(stored->dtype);
+  float *wide = attn_alloc_array((size_t)columns, sizeof *wide);
+  attn_status status =
+      wide ? attn_tensor_create(dtype, shape->rank, shape->shape, value) : ATTN_OUT_OF_MEMORY;
+  for (int64_t r = 0; r < rows && status == ATTN_OK; ++r) {
+    char *from = (char *)(uintptr_t)stored->data + source_row(r, dim) * size;
+    char *to = (char *)value->data + r * columns * (int64_t)attn_dtype_size(dtype);
+    attn_tensor source, target;
+    if (stored->in_blocks) status = attn_blocks_to_f32(stored->type, from, wide, columns);
+    if (status == ATTN_OK)
+      status = attn_tensor_wrap(stored->in_blocks ? (void *)wide : from,
+                                stored->in_blocks ? ATTN_F32 : stored->dtype, 1, &columns, &source);
+    if (status == ATTN_OK) status = attn_tensor_wrap(to, dtype, 1, &columns, &target);
+    if (status == ATTN_OK) status = attn_tensor_copy(&source, &target);
+  }
+  attn_free(wide);
+  if (status != ATTN_OK && value->data) attn_tensor_destroy(value);
+  return status;
+}
+
+/* Takes one tensor of the source: as it lies there, or converted when no kernel reads its dtype. */
+static attn_status bind(attn_model *model, int64_t index) {
+  const attn_parameter_shape *shape = &model->shapes[index];
+  attn_tensor *value = &model->parameters[index].value;
+  attn_stored stored;
+  ATTN_TRY(attn_source_find(&model->source, model->config.family, shape->name, &stored));
+  ATTN_TRY(check_shape(shape, &stored));
+  int64_t dim = reordered_dim(model, shape);
+  if (stored.in_blocks) {
+    bool wide = !shape->product || model->compute != ATTN_BF16;
+    return convert(shape, &stored, dim, wide ? ATTN_F32 : ATTN_BF16, value);
+  }
+  if (stored.dtype == ATTN_F16) return convert(shape, &stored, dim, ATTN_F32, value);
+  if (stored.dtype != ATTN_F32 && stored.dtype != ATTN_BF16 && stored.dtype != ATTN_F64)
+    return attn_fail(ATTN_UNSUPPORTED,
+                     "%s is %s; weights are float64, float32, bfloat16 or float16", shape->name,
+                     attn_dtype_name(stored.dtype));
+  if (dim) return convert(shape, &stored, dim, stored.dtype, value);
+  model->borrowed[index] = true;
+  return attn_tensor_wrap((void *)(uintptr_t)stored.data, stored.dtype, shape->rank, shape->shape,
+                          value);
+}
+
+static attn_status load(const char *path, attn_dtype compute, attn_model *model) {
+  ATTN_TRY(attn_source_open(path, &model->source));
+  ATTN_TRY(attn_model_start(json_incref(model->source.config), path, compute, model));
+  for (int64_t i = 0; i < model->parameter_count; ++i) {
+    attn_status status = bind(model, i);
+    if (status != ATTN_OK) return attn_fail_in(status, "%s", path);
+  }
+  return attn_model_make_weights(model);
+}
+
+attn_status attn_model_load(const char *path, attn_dtype compute, attn_model **model) {
+  ATTN_TRY(attn_model_check_compute(compute));
+  attn_model *made = attn_alloc_zero(sizeof *made);
+  if (!made) return ATTN_OUT_OF_MEMORY;
+  attn_status status = load(path, compute, made);
+  if (status == ATTN_OK)
+    *model = made;
+  else
+    attn_model_destroy(made);
+  return status;
+}

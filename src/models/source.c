@@ -1,0 +1,83 @@
+#include "models/source.h"
+#include "base/io.h"
+#include "base/memory.h"
+#include "base/status.h"
+#include "files/json.h"
+
+#include <string.h>
+
+static bool is_gguf(const char *path) {
+  return attn_path_has_suffix(path, ".gguf") && !attn_path_is_directory(path);
+}
+
+static attn_status open_directory(attn_source *source) {
+  char *path = attn_path_join(source->path, "config.json");
+  if (!path) return ATTN_OUT_OF_MEMORY;
+  attn_status status = attn_json_load(path, &source->config);
+  attn_free(path);
+  ATTN_TRY(status);
+  return attn_safetensors_open(source->path, &source->safetensors);
+}
+
+static attn_status open_gguf(attn_source *source) {
+  ATTN_TRY(attn_gguf_open(source->path, &source->gguf));
+  attn_status status = attn_family_config_from_gguf(source->gguf, &source->config);
+  return status == ATTN_OK ? ATTN_OK : attn_fail_in(status, "%s", source->path);
+}
+
+attn_status attn_source_open(const char *path, attn_source *source) {
+  *source = (attn_source){.path = attn_strdup(path)};
+  if (!source->path) return ATTN_OUT_OF_MEMORY;
+  attn_status status = is_gguf(path) ? open_gguf(source) : open_directory(source);
+  if (status != ATTN_OK) attn_source_close(source);
+  return status;
+}
+
+void attn_source_close(attn_source *source) {
+  attn_safetensors_close(source->safetensors);
+  attn_gguf_close(source->gguf);
+  json_decref(source->config);
+  attn_free(source->path);
+  *source = (attn_source){0};
+}
+
+static bool plain_dtype(attn_block_type type, attn_dtype *dtype) {
+  switch (type) {
+  case ATTN_BLOCK_F32: *dtype = ATTN_F32; return true;
+  case ATTN_BLOCK_F16: *dtype = ATTN_F16; return true;
+  case ATTN_BLOCK_BF16: *dtype = ATTN_BF16; return true;
+  case ATTN_BLOCK_F64: *dtype = ATTN_F64; return true;
+  default: return false;
+  }
+}
+
+enum { NAME_SIZE = 192 };
+
+static attn_status find_in_gguf(const attn_gguf *file, const attn_family *family, const char *host,
+                                attn_stored *stored) {
+  char name[NAME_SIZE];
+  const attn_gguf_tensor *tensor;
+  if (!attn_family_gguf_name(family, host, name, sizeof name))
+    return attn_fail(ATTN_UNSUPPORTED, "%s has no name in GGUF files", host);
+  ATTN_TRY(attn_gguf_find(file, name, &tensor));
+  *stored = (attn_stored){
+      .rank = tensor->rank, .count = tensor->count, .type = tensor->type, .data = tensor->data};
+  memcpy(stored->shape, tensor->shape, sizeof tensor->shape);
+  stored->in_blocks = !plain_dtype(tensor->type, &stored->dtype);
+  return ATTN_OK;
+}
+
+attn_status attn_source_find(const attn_source *source, const attn_family *family, const char *host,
+                             attn_stored *stored) {
+  if (source->gguf) return find_in_gguf(source->gguf, family, host, stored);
+  char name[NAME_SIZE];
+  attn_tensor tensor;
+  attn_family_checkpoint_name(family, host, name, sizeof name);
+  ATTN_TRY(attn_safetensors_find(source->safetensors, name, &tensor));
+  *stored = (attn_stored){.rank = tensor.rank,
+                          .count = attn_tensor_count(&tensor),
+                          .dtype = tensor.dtype,
+                          .data = tensor.data};
+  memcpy(stored->shape, tensor.shape, sizeof tensor.shape);
+  return ATTN_OK;
+}

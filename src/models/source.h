@@ -1,0 +1,36 @@
+/* Where a model comes from: a directory with config.json and safetensors, or a GGUF file. */
+#ifndef ATTN_MODELS_SOURCE_H
+#define ATTN_MODELS_SOURCE_H
+
+#include "files/gguf.h"
+#include "files/safetensors.h"
+#include "models/families/family.h"
+
+/* One of both files is there. */
+typedef struct attn_source {
+  char *path;     /* as given */
+  json_t *config; /* of a GGUF file as its family's config.json would have it */
+  attn_safetensors *safetensors;
+  attn_gguf *gguf;
+} attn_source;
+
+/* ATTN_NOT_FOUND, ATTN_BAD_FORMAT, ATTN_UNSUPPORTED. */
+attn_status attn_source_open(const char *path, attn_source *source);
+void attn_source_close(attn_source *source); /* ends what was borrowed from it */
+
+/* A tensor of the source, borrowed. */
+typedef struct attn_stored {
+  int rank;
+  int64_t shape[ATTN_MAX_RANK];
+  int64_t count;
+  attn_dtype dtype;     /* of plain numbers */
+  attn_block_type type; /* of GGUF's tensors, with plain numbers too */
+  bool in_blocks;       /* quantised: there is no dtype */
+  const void *data;
+} attn_stored;
+
+/* By the host's name of a parameter. */
+attn_status attn_source_find(const attn_source *source, const attn_family *family, const char *host,
+                             attn_stored *stored);
+
+#endif
