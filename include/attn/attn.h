@@ -5,6 +5,7 @@
 #include "attn/base.h"
 #include "attn/mixer.h"
 #include "attn/model.h"
+#include "attn/text.h"
 #include "attn/plan.h"
 #include "attn/recurrent.h"
 #include "attn/sampling.h"

@@ -178,14 +178,14 @@ char *attn_find_model(const char *given) {
   if (!attn_path_exists(given)) {
     attn_fail(ATTN_NOT_FOUND,
               "there is no model %s: expected a directory with config.json and "
-              "model.safetensors",
+              "model.safetensors, or a .gguf file",
               given);
     return NULL;
   }
-  if (!attn_path_is_directory(given)) {
+  if (!attn_path_is_directory(given) && !attn_path_has_suffix(given, ".gguf")) {
     attn_fail(ATTN_NOT_FOUND,
               "%s is a file: expected the directory of a model, with config.json "
-              "and model.safetensors",
+              "and model.safetensors, or a .gguf file",
               given);
     return NULL;
   }

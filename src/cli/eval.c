@@ -1,8 +1,8 @@
 /* attn eval: how well a model predicts a text.
  *
- *   perplexity = exp(mean of -ln p(token)),   bits per byte = mean of -log2 p(token)
+ *   perplexity = exp(mean of -ln p(token)),   bits per byte = sum of -log2 p(token) / bytes
  *
- * per token, which is a byte. */
+ * per token of the model; bits per byte count the bytes of the text. */
 #include "cli/cli.h"
 #include "base/memory.h"
 #include "base/progress.h"
@@ -21,32 +21,65 @@ typedef struct evaluation {
   char *path;
   attn_model *model;
   int32_t *tokens;
-  int64_t count, counted;
+  int64_t count, counted, bytes;
   double loss, seconds;
 } evaluation;
 
-static attn_status read_text(const eval_options *o, evaluation *e) {
+static double bits_per_byte(const evaluation *e) {
+  return e->loss * (double)e->counted / log(2) / (double)e->bytes;
+}
+
+/* The whole text: the corpus gives its bytes as numbers. */
+static attn_status read_text(const eval_options *o, attn_text *text) {
   attn_corpus *corpus;
+  enum { PIECE = 4096 };
+  int32_t numbers[PIECE];
   ATTN_TRY(attn_corpus_open(o->data.items, o->data.count, 0, &corpus));
-  e->count = attn_corpus_size(corpus, ATTN_TRAINING);
-  if (o->limit && e->count > o->limit) e->count = o->limit;
+  int64_t size = attn_corpus_size(corpus, ATTN_TRAINING);
   attn_status status = ATTN_OK;
-  if (e->count < 2)
-    status = attn_fail(ATTN_INVALID_ARGUMENT, "%s has %lld bytes, expected at least 2",
-                       o->data.items[0], (long long)e->count);
-  if (status == ATTN_OK) {
-    e->tokens = attn_alloc_array((size_t)e->count, sizeof *e->tokens);
-    status = e->tokens ? attn_corpus_read(corpus, ATTN_TRAINING, 0, e->count, e->tokens)
-                       : ATTN_OUT_OF_MEMORY;
+  for (int64_t first = 0; first < size && status == ATTN_OK; first += PIECE) {
+    int64_t count = size - first < PIECE ? size - first : PIECE;
+    char bytes[PIECE];
+    status = attn_corpus_read(corpus, ATTN_TRAINING, first, count, numbers);
+    for (int64_t i = 0; status == ATTN_OK && i < count; ++i) bytes[i] = (char)numbers[i];
+    if (status == ATTN_OK) attn_text_add(text, bytes, (size_t)count);
   }
   attn_corpus_close(corpus);
-  return status;
+  return status == ATTN_OK && text->failed ? ATTN_OUT_OF_MEMORY : status;
+}
+
+/* Bytes that the counted tokens stand for: all but the first token. */
+static attn_status count_bytes(evaluation *e) {
+  size_t size = 0;
+  ATTN_TRY(attn_model_decode(e->model, e->tokens + 1, e->count - 1, 0, NULL, 0, &size));
+  e->bytes = size ? (int64_t)size : 1;
+  return ATTN_OK;
+}
+
+static attn_status encode_text(const eval_options *o, evaluation *e) {
+  attn_text text = {0};
+  attn_status status = read_text(o, &text);
+  const char *data = text.length ? text.data : "";
+  if (status == ATTN_OK)
+    status = attn_model_encode(e->model, data, text.length, ATTN_ENCODE_ENDS, NULL, 0, &e->count);
+  if (status == ATTN_OK && e->count < 2)
+    status = attn_fail(ATTN_INVALID_ARGUMENT, "%s has %lld tokens, expected at least 2",
+                       o->data.items[0], (long long)e->count);
+  if (status == ATTN_OK) e->tokens = attn_alloc_array((size_t)e->count, sizeof *e->tokens);
+  if (status == ATTN_OK && !e->tokens) status = ATTN_OUT_OF_MEMORY;
+  if (status == ATTN_OK)
+    status = attn_model_encode(e->model, data, text.length, ATTN_ENCODE_ENDS, e->tokens, e->count,
+                               &e->count);
+  attn_text_free(&text);
+  ATTN_TRY(status);
+  if (o->limit && e->count > o->limit) e->count = o->limit;
+  return count_bytes(e);
 }
 
 static attn_status evaluate(const eval_options *o, const char *model, evaluation *e) {
   ATTN_TRY(attn_set_threads((int)o->threads));
   ATTN_TRY(attn_open_model(model, o->dtype, &e->model, &e->path));
-  ATTN_TRY(read_text(o, e));
+  ATTN_TRY(encode_text(o, e));
   double start = attn_now();
   ATTN_TRY(attn_model_evaluate(e->model, e->tokens, e->count, o->window, o->overlap, &e->loss,
                                &e->counted));
@@ -61,7 +94,7 @@ static void print_text(const eval_options *o, const evaluation *e, double rate) 
          attn_format_count((double)e->counted, count, sizeof count), (long long)o->window,
          (long long)o->overlap);
   printf("perplexity      %.4f for each token\n", exp(e->loss));
-  printf("bits per byte   %.4f\n", e->loss / log(2));
+  printf("bits per byte   %.4f\n", bits_per_byte(e));
   printf("speed           %s tokens/s\n", attn_format_count(rate, speed, sizeof speed));
 }
 
@@ -69,7 +102,7 @@ static json_t *to_json(const eval_options *o, const evaluation *e, double rate) 
   return json_pack("{s:s, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "model", e->path, "tokens",
                    (json_int_t)e->counted, "window", (json_int_t)o->window, "overlap",
                    (json_int_t)o->overlap, "loss", attn_json_real(e->loss), "perplexity",
-                   attn_json_real(exp(e->loss)), "bits_per_byte", attn_json_real(e->loss / log(2)),
+                   attn_json_real(exp(e->loss)), "bits_per_byte", attn_json_real(bits_per_byte(e)),
                    "seconds", attn_json_real(e->seconds), "tokens_per_second",
                    attn_json_real(rate));
 }
@@ -122,8 +155,8 @@ const attn_command attn_command_eval = {
     .summary = "measure how well a model predicts a text",
     .usage = "[MODEL]",
     .description =
-        "Prints the perplexity of a text for each token, which is a byte, the bits per byte, and "
-        "the speed. The text is cut into windows that each start afresh, but for --overlap tokens "
+        "Prints the perplexity of a text for each token, the bits per byte, and the speed. The "
+        "text is cut into windows that each start afresh, but for --overlap tokens "
         "of context. Without MODEL, the small model that comes with attn.",
     .examples = "attn eval runs/mine --data book.txt\tone's own model\n"
                 "attn eval runs/mine --data book.txt --window 4K --overlap 1K\twith more context",

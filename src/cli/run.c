@@ -1,4 +1,4 @@
-/* attn run: a model continues a text. Tokens are bytes. */
+/* attn run: a model continues a text. */
 #include "cli/cli.h"
 #include "cli/utf8.h"
 #include "base/memory.h"
@@ -20,11 +20,12 @@ typedef struct run_options {
   uint64_t seed;
   attn_dtype dtype;
   const char *save_session, *load_session;
-  bool echo, json, stats, explain;
+  bool ignore_end, echo, json, stats, explain;
 } run_options;
 
 enum {
-  BYTES = 256,        /* the vocabulary of a model of bytes */
+  BYTES = 256,        /* the vocabulary of a model without a tokenizer */
+  USUAL_TOKEN = 256,  /* bytes at most */
   FEED_TOKENS = 4096, /* of a prompt between two looks at Ctrl-C */
   MOST_PROMPT = 1 << 30,
   RESTORED_ROOM =
@@ -32,14 +33,16 @@ enum {
 };
 
 /* Why the text ended. */
-static const char *const stops[] = {"length", "context", "interrupted"};
-enum { STOP_LENGTH, STOP_CONTEXT, STOP_INTERRUPTED };
+static const char *const stops[] = {"length", "context", "interrupted", "end"};
+enum { STOP_LENGTH, STOP_CONTEXT, STOP_INTERRUPTED, STOP_END };
 
 typedef struct runner {
   const attn_command *command;
   const run_options *options;
   char *prompt;
   size_t prompt_size;
+  int32_t *tokens; /* of the prompt */
+  int64_t token_count;
   char *model_path;
   attn_model *model;
   attn_session *session;
@@ -81,13 +84,25 @@ static attn_status read_prompt(runner *r) {
   return has_input ? read_stdin(&r->prompt, &r->prompt_size) : ATTN_OK;
 }
 
+/* A text that goes on does not begin again. */
+static attn_status encode_prompt(runner *r) {
+  unsigned flags = ATTN_ENCODE_SPECIAL | (r->options->load_session ? 0 : ATTN_ENCODE_ENDS);
+  const char *text = r->prompt ? r->prompt : "";
+  ATTN_TRY(attn_model_encode(r->model, text, r->prompt_size, flags, NULL, 0, &r->token_count));
+  r->tokens = attn_alloc_array((size_t)r->token_count + 1, sizeof *r->tokens);
+  if (!r->tokens) return ATTN_OUT_OF_MEMORY;
+  return attn_model_encode(r->model, text, r->prompt_size, flags, r->tokens, r->token_count,
+                           &r->token_count);
+}
+
 /* A model needs something to go on from: without a prompt, an empty line. */
 static attn_status complete_prompt(runner *r) {
-  if (r->prompt_size || attn_session_position(r->session)) return ATTN_OK;
+  if (r->token_count || attn_session_position(r->session)) return ATTN_OK;
   attn_free(r->prompt);
+  attn_free(r->tokens);
   r->prompt = attn_strdup("\n");
   r->prompt_size = 1;
-  return r->prompt ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+  return r->prompt ? encode_prompt(r) : ATTN_OUT_OF_MEMORY;
 }
 
 /* The session -----------------------------------------------------------------------------------
@@ -96,7 +111,8 @@ static attn_status complete_prompt(runner *r) {
 static attn_status create_session(runner *r) {
   const run_options *o = r->options;
   attn_session_options options = ATTN_SESSION_OPTIONS_INIT;
-  int64_t needed = (int64_t)r->prompt_size + 1 + o->tokens;
+  ATTN_TRY(encode_prompt(r));
+  int64_t needed = r->token_count + 1 + o->tokens;
   options.forks = 1;
   options.checkpoints = 0; /* a run never goes back */
   options.max_tokens = o->max_context    ? o->max_context
@@ -111,12 +127,11 @@ static attn_status open_model(runner *r, const char *given) {
   attn_model_info info;
   ATTN_TRY(attn_open_model(given, r->options->dtype, &r->model, &r->model_path));
   ATTN_TRY(attn_model_get_info(r->model, &info));
-  if (info.vocabulary > BYTES)
-    return attn_fail(ATTN_UNSUPPORTED,
-                     "%s has a vocabulary of %lld tokens; attn run writes text with models of "
-                     "bytes (vocab_size at most %d)",
-                     r->model_path, (long long)info.vocabulary, BYTES);
-  return ATTN_OK;
+  if (r->model->text.tokenizer || info.vocabulary <= BYTES) return ATTN_OK;
+  return attn_fail(ATTN_UNSUPPORTED,
+                   "%s has a vocabulary of %lld tokens and no tokenizer.json; without one tokens "
+                   "are bytes (vocab_size at most %d)",
+                   r->model_path, (long long)info.vocabulary, BYTES);
 }
 
 /* Text ------------------------------------------------------------------------------------------
@@ -135,23 +150,35 @@ static attn_status write_pending(runner *r) {
   return ATTN_OK;
 }
 
-static attn_status write_byte(runner *r, int32_t token) {
-  attn_utf8_push(&r->utf8, (unsigned char)token, &r->pending);
+static attn_status write_bytes(runner *r, const char *bytes, size_t size) {
+  for (size_t i = 0; i < size; ++i) attn_utf8_push(&r->utf8, (unsigned char)bytes[i], &r->pending);
   return write_pending(r);
 }
 
+static attn_status write_token(runner *r, int32_t token) {
+  char some[USUAL_TOKEN], *bytes = some;
+  size_t size = 0;
+  const unsigned flags = ATTN_DECODE_SKIP_SPECIAL;
+  ATTN_TRY(attn_model_decode(r->model, &token, 1, flags, some, sizeof some, &size));
+  if (size > sizeof some) {
+    bytes = attn_alloc(size);
+    if (!bytes) return ATTN_OUT_OF_MEMORY;
+    ATTN_TRY(attn_model_decode(r->model, &token, 1, flags, bytes, size, &size));
+  }
+  attn_status status = write_bytes(r, bytes, size);
+  if (bytes != some) attn_free(bytes);
+  return status;
+}
+
 static attn_status feed_prompt(runner *r) {
-  int32_t tokens[FEED_TOKENS];
   double start = attn_now();
-  for (size_t first = 0; first < r->prompt_size && !attn_interrupted; first += FEED_TOKENS) {
-    size_t count = r->prompt_size - first < FEED_TOKENS ? r->prompt_size - first : FEED_TOKENS;
-    for (size_t i = 0; i < count; ++i) tokens[i] = (unsigned char)r->prompt[first + i];
-    ATTN_TRY(attn_session_feed(r->session, tokens, (int64_t)count));
+  for (int64_t first = 0; first < r->token_count && !attn_interrupted; first += FEED_TOKENS) {
+    int64_t count = r->token_count - first < FEED_TOKENS ? r->token_count - first : FEED_TOKENS;
+    ATTN_TRY(attn_session_feed(r->session, r->tokens + first, count));
   }
   r->prompt_seconds = attn_now() - start;
-  for (size_t i = 0; r->options->echo && !r->options->json && i < r->prompt_size; ++i)
-    ATTN_TRY(write_byte(r, (unsigned char)r->prompt[i]));
-  return ATTN_OK;
+  bool echo = r->options->echo && !r->options->json;
+  return echo ? write_bytes(r, r->prompt, r->prompt_size) : ATTN_OK;
 }
 
 static int64_t room(const runner *r) {
@@ -169,7 +196,11 @@ static attn_status generate(runner *r) {
       break;
     }
     status = attn_session_sample(r->session, &r->sampling, &token);
-    if (status == ATTN_OK) status = write_byte(r, token);
+    if (status == ATTN_OK && attn_model_is_end(r->model, token) && !r->options->ignore_end) {
+      r->stop = STOP_END;
+      break;
+    }
+    if (status == ATTN_OK) status = write_token(r, token);
     if (status == ATTN_OK) status = attn_session_feed(r->session, &token, 1);
     r->generated += status == ATTN_OK;
   }
@@ -191,18 +222,19 @@ static double rate(double count, double seconds) {
 static void print_stats(const runner *r) {
   char prompt[ATTN_FORMAT_SIZE], text[ATTN_FORMAT_SIZE], state[ATTN_FORMAT_SIZE],
       peak[ATTN_FORMAT_SIZE];
-  double prompt_rate = rate((double)r->prompt_size, r->prompt_seconds);
+  double prompt_rate = rate((double)r->token_count, r->prompt_seconds);
   double text_rate = rate((double)r->generated, r->text_seconds);
   fflush(stdout);
-  fprintf(stderr,
-          "%sprompt: %zu tokens, %s tokens/s; text: %lld tokens, %s tokens/s; state %s, memory %s, "
-          "seed %llu\n",
-          r->options->json || attn_is_terminal(stdout) ? "" : "\n", r->prompt_size,
-          attn_format_count(prompt_rate, prompt, sizeof prompt), (long long)r->generated,
-          attn_format_count(text_rate, text, sizeof text),
-          attn_format_bytes((double)attn_session_state_bytes(r->session), state, sizeof state),
-          attn_format_bytes((double)attn_memory_get_stats().peak_bytes, peak, sizeof peak),
-          (unsigned long long)r->sampling.seed);
+  fprintf(
+      stderr,
+      "%sprompt: %lld tokens, %s tokens/s; text: %lld tokens, %s tokens/s; state %s, memory %s, "
+      "seed %llu\n",
+      r->options->json || attn_is_terminal(stdout) ? "" : "\n", (long long)r->token_count,
+      attn_format_count(prompt_rate, prompt, sizeof prompt), (long long)r->generated,
+      attn_format_count(text_rate, text, sizeof text),
+      attn_format_bytes((double)attn_session_state_bytes(r->session), state, sizeof state),
+      attn_format_bytes((double)attn_memory_get_stats().peak_bytes, peak, sizeof peak),
+      (unsigned long long)r->sampling.seed);
 }
 
 static void print_plan(void *context, const attn_plan_info *info) {
@@ -228,9 +260,9 @@ static int print_json(const runner *r) {
   json_t *json = json_pack(
       "{s:s, s:o, s:o, s:s, s:I, s:I, s:I, s:o, s:o, s:I, s:I}", "model", r->model_path, "prompt",
       prompt_json(r), "text", json_stringn(r->text.length ? r->text.data : "", r->text.length),
-      "stopped", stops[r->stop], "prompt_tokens", (json_int_t)r->prompt_size, "tokens",
+      "stopped", stops[r->stop], "prompt_tokens", (json_int_t)r->token_count, "tokens",
       (json_int_t)r->generated, "position", (json_int_t)attn_session_position(r->session),
-      "prompt_tokens_per_second", attn_json_real(rate((double)r->prompt_size, r->prompt_seconds)),
+      "prompt_tokens_per_second", attn_json_real(rate((double)r->token_count, r->prompt_seconds)),
       "tokens_per_second", attn_json_real(rate((double)r->generated, r->text_seconds)),
       "state_bytes", (json_int_t)attn_session_state_bytes(r->session), "seed",
       (json_int_t)r->sampling.seed);
@@ -297,6 +329,7 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   attn_text_free(&r.pending);
   attn_text_free(&r.text);
   attn_free(r.model_path);
+  attn_free(r.tokens);
   attn_free(r.prompt);
   return code;
 }
@@ -336,6 +369,8 @@ static const attn_option table[] = {
      "The same seed gives the same text; 0: a new one each "
      "time.",
      AT(seed), 0, 0, NULL},
+    {"ignore-end", 0, ATTN_OPTION_FLAG, NULL, "Go on after a token that ends the text.",
+     AT(ignore_end), 0, 0, NULL},
     {"echo", 'e', ATTN_OPTION_FLAG, NULL, "Print the prompt before its continuation.", AT(echo), 0,
      0, NULL},
     {"save-session", 0, ATTN_OPTION_TEXT, "FILE",
@@ -368,10 +403,12 @@ const attn_command attn_command_run = {
     .usage = "[MODEL]",
     .description =
         "Continues the prompt and prints the text as it is sampled. MODEL is a directory with "
-        "config.json and model.safetensors; without it, the small model that comes with attn. The "
-        "prompt is --prompt, --prompt-file, or standard input when that is not a terminal; without "
-        "any, the model starts from an empty line.\n\nTokens are bytes: incomplete or invalid "
-        "UTF-8 is printed as U+FFFD. Ctrl-C ends the text, and a session is still saved.",
+        "config.json, model.safetensors and tokenizer.json, or a .gguf file; without it, the small "
+        "model that comes with attn. The prompt is --prompt, --prompt-file, or standard input when "
+        "that is not a terminal; without any, the model starts from an empty line. Special tokens "
+        "may be written in it (\"<|im_start|>\").\n\nThe text ends with the model's end of text. "
+        "Without a tokenizer, tokens are bytes. Incomplete or invalid UTF-8 is printed as U+FFFD. "
+        "Ctrl-C ends the text, and a session is still saved.",
     .examples =
         "attn run --prompt \"In the beginning\"\tthe model that comes with attn\n"
         "attn run runs/mine -n 1000 -t 0.7 --seed 1 < story.txt\tone's own model, a repeatable "

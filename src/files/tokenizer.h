@@ -14,7 +14,7 @@
 #ifndef ATTN_FILES_TOKENIZER_H
 #define ATTN_FILES_TOKENIZER_H
 
-#include "attn/base.h"
+#include "attn/text.h"
 #include "base/text.h"
 
 typedef struct attn_tokenizer attn_tokenizer;
@@ -68,30 +68,17 @@ typedef struct attn_tokens {
 } attn_tokens;
 void attn_tokens_free(attn_tokens *tokens);
 
-enum {
-  /* Special (control) tokens written in the text become their ids. Without this they are text like
-   * any other, which is what untrusted text needs. Added tokens that are not special are always
-   * found. */
-  ATTN_ENCODE_SPECIAL = 1,
-  /* Adds what the tokenizer puts around a text: BOS, EOS, [CLS], [SEP]. */
-  ATTN_ENCODE_ENDS = 2
-};
-
-/* Appends the ids of `size` bytes of text. After an error the count is what it was.
+/* `flags`: see attn/text.h. Added tokens that are not special are always found.
+ *
+ * Appends the ids of `size` bytes of text. After an error the count is what it was.
  * ATTN_UNSUPPORTED when a pattern of the tokenizer takes more steps on this text than is sane. */
 attn_status attn_tokenizer_encode(const attn_tokenizer *tokenizer, const char *text, size_t size,
                                   unsigned flags, attn_tokens *tokens);
 
-enum {
-  ATTN_DECODE_SKIP_SPECIAL = 1, /* special tokens give nothing */
-  /* The ids begin a text: the space that encoding put in front of it is dropped. */
-  ATTN_DECODE_START = 2
-};
-
-/* Appends the bytes of `count` ids. A token may end inside a UTF-8 sequence, which the next ones
- * complete: bytes are passed on as they are, and a part that stays incomplete is the caller's to
- * show (src/cli/utf8.h). So a stream is decoded by calls with one id, the first with
- * ATTN_DECODE_START. ATTN_INVALID_ARGUMENT for an id that is no token. */
+/* Appends the bytes of `count` ids (flags: attn/text.h). A token may end inside a UTF-8 sequence,
+ * which the next ones complete: bytes are passed on as they are, and a part that stays incomplete
+ * is the caller's to show (src/cli/utf8.h). So a stream is decoded by calls with one id, the first
+ * with ATTN_DECODE_START. ATTN_INVALID_ARGUMENT for an id that is no token. */
 attn_status attn_tokenizer_decode(const attn_tokenizer *tokenizer, const int32_t *ids, size_t count,
                                   unsigned flags, attn_text *text);
 

@@ -94,7 +94,9 @@ static attn_status load(const char *path, attn_dtype compute, attn_model *model)
     attn_status status = bind(model, i);
     if (status != ATTN_OK) return attn_fail_in(status, "%s", path);
   }
-  return attn_model_make_weights(model);
+  ATTN_TRY(attn_model_make_weights(model));
+  attn_status status = attn_model_text_load(&model->source, &model->text);
+  return status == ATTN_OK ? ATTN_OK : attn_fail_in(status, "%s", path);
 }
 
 attn_status attn_model_load(const char *path, attn_dtype compute, attn_model **model) {

@@ -192,6 +192,7 @@ void attn_model_destroy(attn_model *model) {
   attn_free(model->shapes);
   attn_free(model->layers);
   attn_free(model->borrowed);
+  attn_model_text_free(&model->text);
   attn_source_close(&model->source);
   attn_model_config_free(&model->config);
   attn_free(model);

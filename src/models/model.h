@@ -9,6 +9,7 @@
 
 #include "attn/model.h"
 #include "models/source.h"
+#include "models/text.h"
 
 typedef struct attn_layer_parameters {
   attn_parameter *token_norm[2]; /* weight, bias; NULL where the norm has none */
@@ -21,6 +22,7 @@ struct attn_model {
   attn_model_config config;
   attn_dtype compute;
   attn_source source; /* that parameters may point into; empty without */
+  attn_model_text text;
   int64_t parameter_count;
   attn_parameter *parameters;
   attn_parameter_shape

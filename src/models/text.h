@@ -1,0 +1,39 @@
+/* A model's text: loaded from the same source as its weights. */
+#ifndef ATTN_MODELS_TEXT_H
+#define ATTN_MODELS_TEXT_H
+
+#include "attn/text.h"
+#include "files/tokenizer.h"
+#include "models/source.h"
+
+enum { ATTN_MOST_ENDS = 16 };
+
+typedef enum attn_chat_format {
+  ATTN_CHAT_NONE = 0, /* no template */
+  ATTN_CHAT_UNKNOWN,  /* one that is not recognised */
+  ATTN_CHAT_CHATML,
+  ATTN_CHAT_LLAMA3,
+  ATTN_CHAT_GEMMA,
+  ATTN_CHAT_MISTRAL,
+  ATTN_CHAT_ZEPHYR,
+  ATTN_CHAT_PHI3,
+  ATTN_CHAT_FORMATS
+} attn_chat_format;
+
+typedef struct attn_model_text {
+  attn_tokenizer *tokenizer; /* NULL: bytes */
+  int end_count;
+  int32_t ends[ATTN_MOST_ENDS];
+  attn_chat_format chat;
+  char *system; /* what the template says when a chat has no system message; NULL: nothing */
+} attn_model_text;
+
+attn_status attn_model_text_load(const attn_source *source, attn_model_text *text);
+void attn_model_text_free(attn_model_text *text);
+
+/* chat.c: which template it is, and its own system message. */
+attn_status attn_chat_recognise(const char *template, size_t size, attn_model_text *text);
+attn_status attn_chat_encode(const attn_model_text *text, const attn_message *messages, int count,
+                             attn_tokens *tokens);
+
+#endif
