@@ -74,4 +74,4 @@ help: ## This list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
 WERROR ?= OFF
-.PHONY: all test demo docs bench install format format-check lint sanitize clang clean help
+.PHONY: all test demo demo-smollm2 docs bench install format format-check lint sanitize clang clean help

@@ -3,15 +3,25 @@
 #define ATTN_GRAPH_PARAMETER_H
 
 #include "attn/tensor.h"
+#include "tensor/blocks.h"
 
 struct attn_weight;
 
 typedef struct attn_parameter {
   const char *name;
-  attn_tensor value;    /* the master: as in the model file, or float32 (float64) when training */
+  attn_tensor value;  /* the master: as in the model file, or float32 (float64) when training */
+  const void *blocks; /* instead, of a matrix: quantised rows, as GGUF has them (then value has a
+                       * shape and no data); for inference only */
+  attn_block_type block_type;
   attn_tensor gradient; /* float32 (float64), summed by backward; data is NULL at inference */
   bool decay;           /* whether weight decay applies (matrices: yes; norms and biases: no) */
   struct attn_weight *weight; /* of a matrix: its compute form, packed for products; else NULL */
 } attn_parameter;
+
+/* Row r of a matrix as float32, from whichever form it has. */
+attn_status attn_parameter_row(const attn_parameter *parameter, int64_t r, float *row);
+/* A new tensor with all the values in `dtype`. */
+attn_status attn_parameter_copy(const attn_parameter *parameter, attn_dtype dtype,
+                                attn_tensor *copy);
 
 #endif

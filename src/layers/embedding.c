@@ -26,13 +26,35 @@ static attn_status embedding_backward(attn_graph *g, attn_node *node) {
   return ATTN_OK;
 }
 
+/* From a quantised table, which has no gradient: unpacked row by row. */
+static bool look_up_blocks(attn_graph *g, const attn_parameter *table, const int32_t *tokens,
+                           int64_t rows, double factor, const attn_tensor *value) {
+  int64_t width = table->value.shape[1];
+  attn_arena_mark mark = attn_arena_get_mark(g->arena);
+  attn_tensor row = attn_graph_tensor(g, ATTN_F32, 1, &width);
+  for (int64_t r = 0; r < rows && row.data; ++r) {
+    attn_status status = attn_parameter_row(table, tokens[r], row.data);
+    if (status != ATTN_OK) {
+      attn_graph_error(g, status);
+      return false;
+    }
+    g->kernels->row_add(attn_row(value, width, r), factor, attn_row(&row, width, 0), 0,
+                        (attn_span){0}, width);
+  }
+  attn_arena_release(g->arena, mark);
+  return row.data != NULL;
+}
+
 attn_var *attn_layer_embedding(attn_graph *graph, attn_parameter *table, const int32_t *tokens,
                                int64_t rows, double factor) {
   if (table->value.rank != 2)
     return attn_graph_fail(graph, ATTN_INVALID_SHAPE, "embedding: the table has rank %d, not 2",
                            table->value.rank);
-  attn_var *rows_of = attn_graph_parameter(graph, table); /* checks what the table holds */
-  if (!rows_of) return NULL;
+  attn_var *rows_of = NULL;
+  if (!table->blocks) {
+    rows_of = attn_graph_parameter(graph, table); /* checks what the table holds */
+    if (!rows_of) return NULL;
+  }
   int64_t vocabulary = table->value.shape[0], width = table->value.shape[1];
   for (int64_t r = 0; r < rows; ++r)
     if (tokens[r] < 0 || tokens[r] >= vocabulary)
@@ -40,6 +62,10 @@ attn_var *attn_layer_embedding(attn_graph *graph, attn_parameter *table, const i
                              tokens[r], (long long)r, (long long)vocabulary - 1);
   attn_tensor value = attn_graph_tensor(graph, graph->wide, 2, (int64_t[]){rows, width});
   if (!value.data) return NULL;
+  if (table->blocks)
+    return look_up_blocks(graph, table, tokens, rows, factor, &value)
+               ? attn_graph_result(graph, value, 0, NULL)
+               : NULL;
 #pragma omp parallel for num_threads(graph->threads)                                               \
     schedule(static) if (rows * width > ATTN_SERIAL_ELEMENTS)
   for (int64_t r = 0; r < rows; ++r)

@@ -38,30 +38,54 @@ static int64_t reordered_dim(const attn_model *model, const attn_parameter_shape
   return model->config.layers[layer].options.dim;
 }
 
-/* A copy in `dtype`, row by row through float32 where blocks have to be read. */
+/* A copy in `dtype`, row by row. */
 static attn_status convert(const attn_parameter_shape *shape, const attn_stored *stored,
                            int64_t dim, attn_dtype dtype, attn_tensor *value) {
   int64_t rows = shape->shape[0], columns = stored->count / rows;
-  const attn_block_format *format = attn_block_get_format(stored->type);
-  int64_t size = stored->in_blocks ? columns / format->elements * format->bytes
-                                   : columns * (int64_t)attn_dtype_size(stored->dtype);
-  float *wide = attn_alloc_array((size_t)columns, sizeof *wide);
-  attn_status status =
-      wide ? attn_tensor_create(dtype, shape->rank, shape->shape, value) : ATTN_OUT_OF_MEMORY;
+  ATTN_TRY(attn_tensor_create(dtype, shape->rank, shape->shape, value));
+  if (stored->in_blocks) /* a vector: one row */
+    return attn_blocks_to_f32(stored->type, stored->data, value->data, stored->count);
+  attn_status status = ATTN_OK;
   for (int64_t r = 0; r < rows && status == ATTN_OK; ++r) {
-    char *from = (char *)(uintptr_t)stored->data + source_row(r, dim) * size;
-    char *to = (char *)value->data + r * columns * (int64_t)attn_dtype_size(dtype);
-    attn_tensor source, target;
-    if (stored->in_blocks) status = attn_blocks_to_f32(stored->type, from, wide, columns);
+    int64_t size = columns * (int64_t)attn_dtype_size(stored->dtype);
+    attn_tensor from, to;
+    status = attn_tensor_wrap((char *)(uintptr_t)stored->data + source_row(r, dim) * size,
+                              stored->dtype, 1, &columns, &from);
     if (status == ATTN_OK)
-      status = attn_tensor_wrap(stored->in_blocks ? (void *)wide : from,
-                                stored->in_blocks ? ATTN_F32 : stored->dtype, 1, &columns, &source);
-    if (status == ATTN_OK) status = attn_tensor_wrap(to, dtype, 1, &columns, &target);
-    if (status == ATTN_OK) status = attn_tensor_copy(&source, &target);
+      status = attn_tensor_wrap((char *)value->data + r * columns * (int64_t)attn_dtype_size(dtype),
+                                dtype, 1, &columns, &to);
+    if (status == ATTN_OK) status = attn_tensor_copy(&from, &to);
   }
-  attn_free(wide);
-  if (status != ATTN_OK && value->data) attn_tensor_destroy(value);
   return status;
+}
+
+/* Rows of blocks in our order, for as long as the model lives. */
+static attn_status reorder_blocks(const attn_parameter_shape *shape, const attn_stored *stored,
+                                  int64_t dim, void **copy) {
+  const attn_block_format *format = attn_block_get_format(stored->type);
+  size_t row = (size_t)(shape->shape[1] / format->elements * format->bytes);
+  char *rows = attn_alloc_array((size_t)shape->shape[0], row);
+  if (!rows) return ATTN_OUT_OF_MEMORY;
+  for (int64_t r = 0; r < shape->shape[0]; ++r)
+    memcpy(rows + (size_t)r * row, (const char *)stored->data + (size_t)source_row(r, dim) * row,
+           row);
+  *copy = rows;
+  return ATTN_OK;
+}
+
+/* A matrix stays in its blocks, which products and look-ups read in place. */
+static attn_status bind_blocks(attn_model *model, int64_t index, const attn_stored *stored,
+                               int64_t dim) {
+  const attn_parameter_shape *shape = &model->shapes[index];
+  attn_parameter *parameter = &model->parameters[index];
+  if (shape->rank != 2) return convert(shape, stored, dim, ATTN_F32, &parameter->value);
+  void *copy = NULL;
+  ATTN_TRY(attn_blocks_to_f32(stored->type, stored->data, NULL, 0)); /* whether that can be done */
+  if (dim) ATTN_TRY(reorder_blocks(shape, stored, dim, &copy));
+  parameter->blocks = copy ? copy : stored->data;
+  parameter->block_type = stored->type;
+  model->borrowed[index] = !copy;
+  return attn_tensor_wrap(NULL, ATTN_F32, shape->rank, shape->shape, &parameter->value);
 }
 
 /* Takes one tensor of the source: as it lies there, or converted when no kernel reads its dtype. */
@@ -72,10 +96,7 @@ static attn_status bind(attn_model *model, int64_t index) {
   ATTN_TRY(attn_source_find(&model->source, model->config.family, shape->name, &stored));
   ATTN_TRY(check_shape(shape, &stored));
   int64_t dim = reordered_dim(model, shape);
-  if (stored.in_blocks) {
-    bool wide = !shape->product || model->compute != ATTN_BF16;
-    return convert(shape, &stored, dim, wide ? ATTN_F32 : ATTN_BF16, value);
-  }
+  if (stored.in_blocks) return bind_blocks(model, index, &stored, dim);
   if (stored.dtype == ATTN_F16) return convert(shape, &stored, dim, ATTN_F32, value);
   if (stored.dtype != ATTN_F32 && stored.dtype != ATTN_BF16 && stored.dtype != ATTN_F64)
     return attn_fail(ATTN_UNSUPPORTED,

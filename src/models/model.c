@@ -145,26 +145,34 @@ attn_status attn_model_make_weights(attn_model *model) {
   return attn_model_refresh(model);
 }
 
+static attn_status set_weight(attn_parameter *p) {
+  return p->blocks ? attn_weight_set_blocks(p->weight, p->block_type, p->blocks)
+                   : attn_weight_set(p->weight, &p->value);
+}
+
 attn_status attn_model_refresh(attn_model *model) {
   for (int64_t i = 0; i < model->parameter_count; ++i)
-    if (model->parameters[i].weight)
-      ATTN_TRY(attn_weight_set(model->parameters[i].weight, &model->parameters[i].value));
+    if (model->parameters[i].weight) ATTN_TRY(set_weight(&model->parameters[i]));
   return ATTN_OK;
+}
+
+static void free_values(attn_model *model, int64_t index) {
+  attn_parameter *p = &model->parameters[index];
+  if (!model->borrowed[index]) {
+    if (p->blocks) attn_free((void *)(uintptr_t)p->blocks);
+    attn_tensor_destroy(&p->value);
+  }
+  p->blocks = NULL;
 }
 
 attn_status attn_model_make_trainable(attn_model *model) {
   attn_dtype dtype = model->compute == ATTN_F64 ? ATTN_F64 : ATTN_F32;
   for (int64_t i = 0; i < model->parameter_count; ++i) {
     attn_parameter *p = &model->parameters[i];
-    if (model->borrowed[i] || p->value.dtype != dtype) {
+    if (model->borrowed[i] || p->blocks || p->value.dtype != dtype) {
       attn_tensor master;
-      ATTN_TRY(attn_tensor_create(dtype, p->value.rank, p->value.shape, &master));
-      attn_status status = attn_tensor_copy(&p->value, &master);
-      if (status != ATTN_OK) {
-        attn_tensor_destroy(&master);
-        return status;
-      }
-      if (!model->borrowed[i]) attn_tensor_destroy(&p->value);
+      ATTN_TRY(attn_parameter_copy(p, dtype, &master));
+      free_values(model, i);
       p->value = master;
       model->borrowed[i] = false;
     }
@@ -184,7 +192,7 @@ void attn_model_destroy(attn_model *model) {
     attn_parameter *p = &model->parameters[i];
     attn_weight_destroy(p->weight);
     attn_tensor_destroy(&p->gradient);
-    if (!model->borrowed[i]) attn_tensor_destroy(&p->value);
+    free_values(model, i);
     attn_free((void *)(uintptr_t)p->name);
     attn_free((void *)(uintptr_t)model->shapes[i].name);
   }
@@ -238,12 +246,7 @@ static attn_status convert(const attn_model *model, attn_dtype dtype, attn_named
     const attn_parameter *p = &model->parameters[*made];
     attn_named_tensor *t = &tensors[*made];
     t->name = p->name;
-    ATTN_TRY(attn_tensor_create(dtype, p->value.rank, p->value.shape, &t->tensor));
-    attn_status status = attn_tensor_copy(&p->value, &t->tensor);
-    if (status != ATTN_OK) {
-      attn_tensor_destroy(&t->tensor);
-      return status;
-    }
+    ATTN_TRY(attn_parameter_copy(p, dtype, &t->tensor));
   }
   return ATTN_OK;
 }
@@ -300,7 +303,10 @@ attn_status attn_model_get_info(const attn_model *model, attn_model_info *info) 
     const attn_tensor *value = &model->parameters[i].value;
     int64_t count = attn_tensor_count(value);
     info->parameters += count;
-    info->weight_bytes += count * (int64_t)attn_dtype_size(value->dtype);
+    const attn_parameter *p = &model->parameters[i];
+    const attn_block_format *format = attn_block_get_format(p->block_type);
+    info->weight_bytes += p->blocks ? count / format->elements * format->bytes
+                                    : count * (int64_t)attn_dtype_size(value->dtype);
     if (count > largest) {
       largest = count;
       info->stored = value->dtype;

@@ -16,6 +16,7 @@
 
 #include "attn/tensor.h"
 #include "base/memory.h"
+#include "tensor/blocks.h"
 
 typedef struct attn_weight attn_weight;
 
@@ -31,8 +32,15 @@ void attn_weight_destroy(attn_weight *weight);
  * memory that they have. Not to be called while another thread uses the weight. */
 attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w);
 
-/* The row-major [outputs, inputs] values in the compute dtype; data is NULL before the first set.
- */
+/* New values from blocks, [outputs, inputs] as GGUF stores them: rows of whole blocks, one after
+ * the other. Borrowed: the caller keeps them alive. They are read in place, in slices that are
+ * unpacked for one product and forgotten; nothing as large as the weight is kept. For inference:
+ * there is no backward. ATTN_INVALID_SHAPE when inputs is no multiple of the block's elements;
+ * ATTN_UNSUPPORTED for types that cannot be unpacked (tensor/blocks.h). */
+attn_status attn_weight_set_blocks(attn_weight *weight, attn_block_type type, const void *blocks);
+
+/* The row-major [outputs, inputs] values in the compute dtype; data is NULL before the first set,
+ * and of blocks. */
 attn_tensor attn_weight_values(const attn_weight *weight);
 
 /* Heap bytes that the weight owns: a converted copy, packed forms. */

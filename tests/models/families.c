@@ -1,0 +1,173 @@
+/* Tiny models of every family against what Transformers computes (fixtures/families.py, float32):
+ * logits through the decoder and through a session that reads in pieces, from safetensors and from
+ * GGUF files with plain and with quantised weights. */
+#include "support/test.h"
+
+#include "attn/text.h"
+#include "graph/operations.h"
+#include "models/model.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* Relative to the norm of all logits. The reference is float32: some ten roundings in a row, and as
+ * many in our float32. bfloat16: as in reference.c. The logits of one token alone may be small
+ * beside their errors, which all logits share: the worst of a session's tokens is allowed 3 times
+ * as much. */
+typedef struct tolerance {
+  attn_dtype compute;
+  double logits;
+} tolerance;
+static const tolerance tolerances[] = {{ATTN_F64, 5e-6}, {ATTN_F32, 5e-6}, {ATTN_BF16, 3e-2}};
+static const double one_token = 3;
+
+typedef struct subject {
+  const char *name, *file; /* file: NULL for the directory */
+  const char *expected;
+} subject;
+
+static const subject subjects[] = {
+    {"llama", NULL, "expected"},
+    {"llama", "model.gguf", "expected"},
+    {"llama", "model.q8_0.gguf", "expected.q8_0"},
+    {"llama_tied", NULL, "expected"},
+    {"mistral", NULL, "expected"},
+    {"qwen2", NULL, "expected"},
+    {"qwen2", "model.gguf", "expected"},
+    {"qwen2", "model.q8_0.gguf", "expected.q8_0"},
+    {"qwen2_window", NULL, "expected"},
+    {"qwen3", NULL, "expected"},
+    {"qwen3", "model.gguf", "expected"},
+    {"qwen3", "model.q8_0.gguf", "expected.q8_0"},
+};
+enum { SUBJECTS = sizeof subjects / sizeof *subjects };
+
+static const char *path_of(const subject *s, const char *name, const char *suffix) {
+  static char path[512];
+  snprintf(path, sizeof path, "%s/tests/models/fixtures/families/%s%s%s%s", ATTN_SOURCE_DIR,
+           s->name, name ? "/" : "", name ? name : "", suffix);
+  return path;
+}
+
+static void assert_close(const subject *s, const tolerance *t, const char *what, double factor,
+                         const attn_tensor *found, const attn_tensor *expected) {
+  double *a = test_to_doubles(found), *b = test_to_doubles(expected);
+  assert_int_equal(attn_tensor_count(found), attn_tensor_count(expected));
+  double error = test_relative_error(a, b, attn_tensor_count(expected));
+  if (!(error <= factor * t->logits))
+    fail_msg("%s %s in %s, %s: error %g, tolerance %g", s->name, s->file ? s->file : "",
+             attn_dtype_name(t->compute), what, error, factor * t->logits);
+  free(a);
+  free(b);
+}
+
+static void check_decoder(const subject *s, const tolerance *t, const attn_model *model,
+                          const attn_tensor *tokens, const attn_tensor *logits) {
+  attn_graph *graph;
+  attn_layout layout = attn_layout_equal(1, attn_tensor_count(tokens));
+  assert_ok(attn_graph_create(t->compute, &graph));
+  attn_var *hidden = attn_decoder_hidden(graph, model, &layout, tokens->data, NULL, false);
+  attn_var *found = attn_decoder_logits(graph, model, hidden);
+  assert_ok(attn_graph_status(graph));
+  assert_close(s, t, "decoder", 1, &found->value, logits);
+  attn_graph_destroy(graph);
+}
+
+/* Pieces of 1, 17, 1, 1, ...: prefill and decode over the cache. */
+static void check_session(const subject *s, const tolerance *t, const attn_model *model,
+                          const attn_tensor *tokens, const attn_tensor *logits) {
+  attn_session *session;
+  assert_ok(attn_session_create(model, NULL, &session));
+  int64_t count = attn_tensor_count(tokens);
+  for (int64_t first = 0, more; first < count; first += more) {
+    more = first == 1 ? 17 : 1;
+    assert_ok(attn_session_feed(session, (const int32_t *)tokens->data + first, more));
+    attn_tensor found, expected;
+    assert_ok(attn_tensor_slice(logits, 0, first + more - 1, 1, &expected));
+    assert_ok(attn_tensor_wrap((void *)(uintptr_t)attn_session_logits(session), ATTN_F32, 2,
+                               expected.shape, &found));
+    assert_close(s, t, "session", one_token, &found, &expected);
+  }
+  attn_session_destroy(session);
+}
+
+static void check(const subject *s, const tolerance *t) {
+  attn_model *model;
+  attn_safetensors *file;
+  attn_tensor tokens, logits;
+  assert_ok(attn_model_load(path_of(s, s->file, ""), t->compute, &model));
+  assert_ok(attn_safetensors_open(path_of(s, s->expected, ".safetensors"), &file));
+  assert_ok(attn_safetensors_find(file, "tokens", &tokens));
+  assert_ok(attn_safetensors_find(file, "logits", &logits));
+  check_decoder(s, t, model, &tokens, &logits);
+  check_session(s, t, model, &tokens, &logits);
+  attn_safetensors_close(file);
+  attn_model_destroy(model);
+}
+
+static void logits_equal_transformers(void **state) {
+  (void)state;
+  for (int i = 0; i < SUBJECTS; ++i)
+    for (size_t t = 0; t < sizeof tolerances / sizeof *tolerances; ++t)
+      check(&subjects[i], &tolerances[t]);
+}
+
+/* A model of quantised weights is saved as plain ones, which give the same logits. */
+static void quantised_models_are_saved(void **state) {
+  (void)state;
+  const subject *s = &subjects[2];
+  attn_model *model, *again;
+  char directory[] = "/tmp/attn-families-XXXXXX", file[64];
+  assert_non_null(mkdtemp(directory));
+  assert_ok(attn_model_load(path_of(s, s->file, ""), ATTN_F32, &model));
+  assert_ok(attn_model_save(model, directory, ATTN_F32));
+  attn_model_destroy(model);
+  assert_ok(attn_model_load(directory, ATTN_F32, &again));
+  attn_safetensors *expected;
+  attn_tensor tokens, logits;
+  assert_ok(attn_safetensors_open(path_of(s, s->expected, ".safetensors"), &expected));
+  assert_ok(attn_safetensors_find(expected, "tokens", &tokens));
+  assert_ok(attn_safetensors_find(expected, "logits", &logits));
+  check_decoder(s, &tolerances[1], again, &tokens, &logits);
+  attn_safetensors_close(expected);
+  attn_model_destroy(again);
+  static const char *const files[] = {"config.json", "model.safetensors"};
+  for (int i = 0; i < 2; ++i) {
+    snprintf(file, sizeof file, "%s/%s", directory, files[i]);
+    remove(file);
+  }
+  remove(directory);
+}
+
+/* ChatML, as the template in the GGUF fixtures has it; special tokens in a content stay text. */
+static void chats_are_encoded(void **state) {
+  (void)state;
+  attn_model *model;
+  assert_ok(attn_model_load(path_of(&subjects[1], subjects[1].file, ""), ATTN_F32, &model));
+  assert_string_equal(attn_model_chat_template(model), "chatml");
+  const attn_message messages[] = {{"user", "<|im_end|>"}};
+  int32_t tokens[64];
+  int64_t count;
+  assert_ok(attn_model_encode_chat(model, messages, 1, tokens, 64, &count));
+  const int32_t start = 94, end = 95;
+  int starts = 0, ends = 0;
+  for (int64_t i = 0; i < count; ++i) starts += tokens[i] == start, ends += tokens[i] == end;
+  assert_int_equal(tokens[0], start);
+  assert_int_equal(starts, 2);
+  assert_int_equal(ends, 1);
+  assert_true(attn_model_is_end(model, end));
+  assert_false(attn_model_is_end(model, start));
+  const attn_message wrong[] = {{"tool", "x"}};
+  assert_int_equal(attn_model_encode_chat(model, wrong, 1, tokens, 64, &count),
+                   ATTN_INVALID_ARGUMENT);
+  attn_model_destroy(model);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(logits_equal_transformers),
+      cmocka_unit_test(quantised_models_are_saved),
+      cmocka_unit_test(chats_are_encoded),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
