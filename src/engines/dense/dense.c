@@ -1,9 +1,9 @@
 #include "engines/dense/dense.h"
 #include "base/status.h"
+#include "engines/dense/blocks.h"
 #include "engines/dense/product.h"
 #include "kernels/kernels.h"
 
-#include <omp.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -29,11 +29,10 @@ struct attn_weight {
   attn_matrix values; /* borrowed, or in `owned` */
   void *owned;
   size_t owned_bytes;
-  pthread_mutex_t lock; /* held while a form is made */
-  const void *blocks;   /* instead of values; borrowed */
-  attn_block_type block_type;
-  form forward;  /* of W^T [inputs, outputs] */
-  form backward; /* of W [outputs, inputs] */
+  pthread_mutex_t lock;     /* held while a form is made */
+  attn_block_matrix blocks; /* instead of values */
+  form forward;             /* of W^T [inputs, outputs] */
+  form backward;            /* of W [outputs, inputs] */
 };
 
 attn_status attn_weight_create(int64_t outputs, int64_t inputs, attn_dtype compute,
@@ -180,7 +179,7 @@ attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w) {
                      w ? w->rank : 0, (long long)weight->outputs, (long long)weight->inputs);
   if (!w->data) return attn_fail(ATTN_INVALID_ARGUMENT, "weight: w has no data");
   if (w->device.kind != ATTN_CPU) return attn_fail(ATTN_UNSUPPORTED, "weight: w is not on the CPU");
-  weight->blocks = NULL;
+  weight->blocks.data = NULL;
   atomic_store(&weight->forward.ready, NULL);
   atomic_store(&weight->backward.ready, NULL);
   if (w->dtype != weight->dtype || (w->stride[1] != 1 && weight->inputs > 1))
@@ -200,8 +199,8 @@ attn_status attn_weight_set_blocks(attn_weight *weight, attn_block_type type, co
   atomic_store(&weight->forward.ready, NULL);
   atomic_store(&weight->backward.ready, NULL);
   weight->values = (attn_matrix){0};
-  weight->blocks = blocks;
-  weight->block_type = type;
+  weight->blocks = (attn_block_matrix){
+      .data = blocks, .type = type, .rows = weight->outputs, .columns = weight->inputs};
   return ATTN_OK;
 }
 
@@ -347,7 +346,7 @@ static void split_outputs(const matvec *work) {
 static attn_status check_weight(const attn_weight *weight, const attn_arena *scratch) {
   if (!weight || !scratch)
     return attn_fail(ATTN_INVALID_ARGUMENT, "dense: %s is NULL", weight ? "scratch" : "weight");
-  if (!weight->values.data && !weight->blocks)
+  if (!weight->values.data && !weight->blocks.data)
     return attn_fail(ATTN_INVALID_ARGUMENT, "dense: the weight has no values yet");
   return ATTN_OK;
 }
@@ -357,82 +356,6 @@ static attn_status many_rows(attn_weight *weight, form *form, const attn_matrix 
                              attn_arena *scratch) {
   ATTN_TRY(need_form(weight, form, b));
   return multiply(a, &form->packed, c, accumulate, scratch);
-}
-
-/* --- Blocks: unpacked slice by slice ---------------------------------------------------------- */
-
-enum {
-  SLICE_BYTES = 2 << 20, /* of unpacked values that a product takes at once: they stay in caches */
-  SLICE_ROWS = 64,       /* at least */
-  MATVEC_SLICE = 16,     /* outputs that a thread unpacks at once for few rows */
-};
-
-static int64_t block_bytes(const attn_weight *weight, int64_t outputs) {
-  const attn_block_format *format = attn_block_get_format(weight->block_type);
-  return outputs * (weight->inputs / format->elements) * format->bytes;
-}
-
-/* Row `output` of W in `dtype`; `wide` has room for a row of float32. */
-static void unpack_row(const attn_weight *weight, int64_t output, attn_dtype dtype, void *target,
-                       float *wide) {
-  const char *source = (const char *)weight->blocks + block_bytes(weight, output);
-  float *to = dtype == ATTN_F32 ? target : wide;
-  attn_blocks_to_f32(weight->block_type, source, to, weight->inputs);
-  if (dtype == ATTN_BF16) attn_kernels_get()->f32_to_bf16(target, wide, weight->inputs);
-  for (int64_t i = 0; dtype == ATTN_F64 && i < weight->inputs; ++i) ((double *)target)[i] = wide[i];
-}
-
-/* Buffers of one row or of some rows for each thread. */
-static void *for_threads(int64_t elements, size_t size, int threads, attn_arena *scratch) {
-  return attn_arena_alloc(scratch, (size_t)elements * size * (size_t)threads);
-}
-
-typedef struct unpacked_part {
-  const attn_weight *weight;
-  const matvec *work;
-  char *rows; /* MATVEC_SLICE of them, of this thread */
-  float *wide;
-} unpacked_part;
-
-static void few_rows_part(const unpacked_part *part, int64_t first, int64_t count) {
-  const attn_weight *weight = part->weight;
-  attn_dtype dtype = weight->dtype == ATTN_F64 ? ATTN_F64 : ATTN_F32;
-  int64_t row_bytes = weight->inputs * (int64_t)attn_dtype_size(dtype);
-  for (int64_t o = 0; o < count; ++o)
-    unpack_row(weight, first + o, dtype, part->rows + o * row_bytes, part->wide);
-  attn_matrix w = {.data = part->rows,
-                   .dtype = dtype,
-                   .rows = count,
-                   .columns = weight->inputs,
-                   .stride = {weight->inputs, 1}};
-  attn_matrix y = *part->work->y;
-  y.data = (char *)y.data + first * (int64_t)attn_dtype_size(dtype);
-  matvec slice = {.x = part->work->x, .w = &w, .y = &y, .kernels = part->work->kernels};
-  if (dtype == ATTN_F64)
-    matvec_f64(&slice, 0, count);
-  else
-    matvec_f32(&slice, 0, count);
-}
-
-static attn_status split_block_outputs(const attn_weight *weight, const matvec *work,
-                                       attn_arena *scratch) {
-  int64_t outputs = weight->outputs, inputs = weight->inputs;
-  int64_t useful = block_bytes(weight, outputs) / (MATVEC_BYTES_PER_THREAD / 4) + 1;
-  int threads = (int)min(attn_get_threads(), useful);
-  size_t size = weight->dtype == ATTN_F64 ? sizeof(double) : sizeof(float);
-  char *rows = for_threads(MATVEC_SLICE * inputs, size, threads, scratch);
-  float *wide = for_threads(inputs, sizeof *wide, threads, scratch);
-  if (!rows || !wide) return ATTN_OUT_OF_MEMORY;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    int64_t thread = omp_get_thread_num();
-    unpacked_part part = {weight, work, rows + (size_t)(thread * MATVEC_SLICE * inputs) * size,
-                          wide + thread * inputs};
-#pragma omp for schedule(static)
-    for (int64_t first = 0; first < outputs; first += MATVEC_SLICE)
-      few_rows_part(&part, first, min(MATVEC_SLICE, outputs - first));
-  }
-  return ATTN_OK;
 }
 
 /* y (+)= sums, where the product could not go straight into y. */
@@ -470,39 +393,33 @@ static attn_status few_rows(const attn_weight *weight, const attn_matrix *x, con
     if (!sums.data) return ATTN_OUT_OF_MEMORY;
     work.y = &sums;
   }
-  if (weight->blocks)
-    ATTN_TRY(split_block_outputs(weight, &work, scratch));
+  if (weight->blocks.data)
+    ATTN_TRY(attn_blocks_few_rows(&weight->blocks, weight->dtype, work.x, work.y, scratch));
   else
     split_outputs(&work);
   if (!direct) put_sums(&sums, y, accumulate);
   return ATTN_OK;
 }
 
-/* Outputs first .. first + count - 1 of many rows. */
+/* --- Blocks: unpacked slice by slice, for one product ----------------------------------------- */
+
+enum {
+  SLICE_BYTES = 1 << 20, /* of unpacked values: they stay in the second-level caches */
+  SLICE_ROWS = 64,       /* at least */
+};
+
+/* Outputs first .. first + count - 1. */
 static attn_status multiply_slice(const attn_weight *weight, int64_t first, int64_t count,
                                   const attn_matrix *a, const attn_matrix *c, bool accumulate,
                                   attn_arena *scratch) {
-  int64_t inputs = weight->inputs;
-  size_t size = attn_dtype_size(weight->dtype);
-  int threads = attn_pass_threads(count * inputs * (int64_t)size);
-  char *values = attn_arena_alloc(scratch, (size_t)(count * inputs) * size);
-  float *wide = for_threads(inputs, sizeof *wide, threads, scratch);
-  if (!values || !wide) return ATTN_OUT_OF_MEMORY;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t o = 0; o < count; ++o)
-    unpack_row(weight, first + o, weight->dtype, values + (size_t)(o * inputs) * size,
-               wide + omp_get_thread_num() * inputs);
-  attn_matrix b = {.data = values,
-                   .dtype = weight->dtype,
-                   .rows = inputs,
-                   .columns = count,
-                   .stride = {1, inputs}};
+  attn_matrix values;
   attn_packed packed;
-  const attn_product *product = plan_product(a->rows, inputs, count, weight->dtype, &packed);
+  ATTN_TRY(attn_blocks_unpack(&weight->blocks, weight->dtype, first, count, &values, scratch));
+  attn_matrix b = transposed(&values), part = *c;
+  const attn_product *product = plan_product(a->rows, b.rows, b.columns, b.dtype, &packed);
   packed.data = attn_arena_alloc(scratch, packed.bytes);
   if (!packed.data) return ATTN_OUT_OF_MEMORY;
   ATTN_TRY(product->pack(&packed, &b));
-  attn_matrix part = *c;
   part.data = (char *)c->data + first * (int64_t)attn_dtype_size(c->dtype);
   part.columns = count;
   return multiply(a, &packed, &part, accumulate, scratch);
@@ -511,7 +428,7 @@ static attn_status multiply_slice(const attn_weight *weight, int64_t first, int6
 static attn_status many_rows_of_blocks(const attn_weight *weight, const attn_matrix *a,
                                        const attn_matrix *c, bool accumulate, attn_arena *scratch) {
   int64_t row_bytes = weight->inputs * (int64_t)attn_dtype_size(weight->dtype);
-  int64_t slice = SLICE_BYTES / row_bytes / SLICE_ROWS * SLICE_ROWS;
+  int64_t slice = SLICE_BYTES * attn_get_threads() / row_bytes / SLICE_ROWS * SLICE_ROWS;
   if (slice < SLICE_ROWS) slice = SLICE_ROWS;
   for (int64_t first = 0; first < weight->outputs; first += slice) {
     attn_arena_mark mark = attn_arena_get_mark(scratch);
@@ -525,7 +442,7 @@ static attn_status many_rows_of_blocks(const attn_weight *weight, const attn_mat
 static attn_status forward(attn_weight *weight, const attn_matrix *a, const attn_matrix *c,
                            bool accumulate, attn_arena *scratch) {
   if (a->rows <= ATTN_MATVEC_ROWS) return few_rows(weight, a, c, accumulate, scratch);
-  if (weight->blocks) return many_rows_of_blocks(weight, a, c, accumulate, scratch);
+  if (weight->blocks.data) return many_rows_of_blocks(weight, a, c, accumulate, scratch);
   attn_matrix b = transposed(&weight->values);
   return many_rows(weight, &weight->forward, &b, a, c, accumulate, scratch);
 }
@@ -548,7 +465,7 @@ attn_status attn_dense_forward(attn_weight *weight, const attn_tensor *x, const 
 attn_status attn_dense_backward_input(attn_weight *weight, const attn_tensor *dy,
                                       const attn_tensor *dx, bool accumulate, attn_arena *scratch) {
   ATTN_TRY(check_weight(weight, scratch));
-  if (weight->blocks)
+  if (weight->blocks.data)
     return attn_fail(ATTN_UNSUPPORTED, "dense: there is no backward through quantised weights");
   ATTN_TRY(check("dy", dy, -1, weight->outputs));
   ATTN_TRY(check("dx", dx, dy->shape[0], weight->inputs));
