@@ -41,17 +41,33 @@ static attn_var *block(attn_graph *g, void *context, attn_var *x) {
   return attn_op_add(g, x, feed_forward(g, config, p->feed_forward, inner));
 }
 
+/* Without a tape a layer's inside is of no use once its result is there: the result moves to `kept`
+ * and the rest of the memory since `mark` is free again. */
+static attn_var *keep_result(attn_graph *g, attn_arena_mark mark, const attn_tensor *kept,
+                             attn_var *x) {
+  if (!x) return NULL;
+  attn_add_tensor(g, kept, &x->value, 1, false);
+  attn_arena_release(g->arena, mark);
+  return attn_graph_input(g, kept);
+}
+
 attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
                               const int32_t *tokens, attn_state *const *states, bool checkpoint) {
   const attn_model_config *config = &model->config;
   attn_var *x =
       attn_layer_embedding(graph, model->embedding, tokens, layout->rows, config->embedding_scale);
+  if (!x) return NULL;
+  attn_tensor kept[2] = {{0}};
+  for (int i = 0; i < 2 && !graph->recording; ++i)
+    kept[i] = attn_graph_tensor_like(graph, x->value.dtype, &x->value);
+  attn_arena_mark mark = attn_arena_get_mark(graph->arena);
   for (int64_t l = 0; l < config->layer_count && x; ++l) {
     block_context *context = attn_arena_alloc(graph->arena, sizeof *context);
     if (!context) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
     *context = (block_context){
         .model = model, .layer = l, .layout = *layout, .state = states ? states[l] : NULL};
     x = checkpoint ? attn_graph_checkpoint(graph, block, context, x) : block(graph, context, x);
+    if (!graph->recording) x = keep_result(graph, mark, &kept[l % 2], x);
   }
   return norm(graph, config, model->final_norm, x);
 }

@@ -1,4 +1,5 @@
 #include "engines/dense/dense.h"
+#include "base/cpu.h"
 #include "base/status.h"
 #include "engines/dense/blocks.h"
 #include "engines/dense/product.h"
@@ -408,13 +409,13 @@ enum {
   SLICE_ROWS = 64,       /* at least */
 };
 
-/* Outputs first .. first + count - 1. */
+/* Outputs first .. first + count - 1, computed in the dtype of a. */
 static attn_status multiply_slice(const attn_weight *weight, int64_t first, int64_t count,
                                   const attn_matrix *a, const attn_matrix *c, bool accumulate,
                                   attn_arena *scratch) {
   attn_matrix values;
   attn_packed packed;
-  ATTN_TRY(attn_blocks_unpack(&weight->blocks, weight->dtype, first, count, &values, scratch));
+  ATTN_TRY(attn_blocks_unpack(&weight->blocks, a->dtype, first, count, &values, scratch));
   attn_matrix b = transposed(&values), part = *c;
   const attn_product *product = plan_product(a->rows, b.rows, b.columns, b.dtype, &packed);
   packed.data = attn_arena_alloc(scratch, packed.bytes);
@@ -425,9 +426,9 @@ static attn_status multiply_slice(const attn_weight *weight, int64_t first, int6
   return multiply(a, &packed, &part, accumulate, scratch);
 }
 
-static attn_status many_rows_of_blocks(const attn_weight *weight, const attn_matrix *a,
-                                       const attn_matrix *c, bool accumulate, attn_arena *scratch) {
-  int64_t row_bytes = weight->inputs * (int64_t)attn_dtype_size(weight->dtype);
+static attn_status multiply_slices(const attn_weight *weight, const attn_matrix *a,
+                                   const attn_matrix *c, bool accumulate, attn_arena *scratch) {
+  int64_t row_bytes = weight->inputs * (int64_t)attn_dtype_size(a->dtype);
   int64_t slice = SLICE_BYTES * attn_get_threads() / row_bytes / SLICE_ROWS * SLICE_ROWS;
   if (slice < SLICE_ROWS) slice = SLICE_ROWS;
   for (int64_t first = 0; first < weight->outputs; first += slice) {
@@ -436,6 +437,38 @@ static attn_status many_rows_of_blocks(const attn_weight *weight, const attn_mat
                             scratch));
     attn_arena_release(scratch, mark);
   }
+  return ATTN_OK;
+}
+
+/* Whether processors of this path multiply float32 faster than bfloat16, which they have to widen.
+ */
+static bool prefers_float32(void) {
+  attn_kernel_path path = attn_get_kernel_path();
+  return path == ATTN_PATH_AVX2 || (path == ATTN_PATH_AVX512 && !attn_cpu_get()->avx512_bf16);
+}
+
+static void convert_rows(const attn_matrix *from, const attn_matrix *to) {
+  const attn_kernels *kernels = attn_kernels_get();
+  int threads = attn_pass_threads(from->rows * from->columns * (int64_t)sizeof(float));
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < from->rows; ++i)
+    if (to->dtype == ATTN_F32)
+      kernels->bf16_to_f32(row_of(to, i), row_of(from, i), from->columns);
+    else
+      kernels->f32_to_bf16(row_of(to, i), row_of(from, i), from->columns);
+}
+
+static attn_status many_rows_of_blocks(const attn_weight *weight, const attn_matrix *a,
+                                       const attn_matrix *c, bool accumulate, attn_arena *scratch) {
+  if (a->dtype != ATTN_BF16 || !prefers_float32())
+    return multiply_slices(weight, a, c, accumulate, scratch);
+  attn_matrix wide_a = gapless_matrix(a, ATTN_F32, scratch), wide_c = *c;
+  if (c->dtype == ATTN_BF16) wide_c = gapless_matrix(c, ATTN_F32, scratch);
+  if (!wide_a.data || !wide_c.data) return ATTN_OUT_OF_MEMORY;
+  convert_rows(a, &wide_a);
+  if (accumulate && c->dtype == ATTN_BF16) convert_rows(c, &wide_c);
+  ATTN_TRY(multiply_slices(weight, &wide_a, &wide_c, accumulate, scratch));
+  if (c->dtype == ATTN_BF16) convert_rows(&wide_c, c);
   return ATTN_OK;
 }
 
