@@ -235,16 +235,27 @@ static void choose_tiles(softmax_plan *plan) {
   plan->block_rows = attn_min(plan->block_rows, problem->query_length * plan->fold);
 }
 
-/* Without enough pairs and tiles for the threads, the keys are split (FlashDecoding). */
+/* How much of the threads' time `items` of equal length fill. */
+static double fill(double items, double threads) {
+  return items / (threads * ceil(items / threads));
+}
+
+/* Without enough pairs and tiles for the threads, the keys are split (FlashDecoding); a single tile
+ * of rows, as a decode step has, also where the items do not come out even. */
 static int64_t choose_splits(const softmax_plan *plan) {
   const attn_softmax_problem *problem = &plan->problem;
   if (problem->splits) return problem->splits;
   double items = count_items(plan);
   int64_t blocks = attn_ceil_div(problem->key_length, plan->block_keys);
   enum { BLOCKS_A_PART = 4 }; /* fewer would not pay for the merge */
-  if (items >= plan->base.threads || plan->base.threads == 1) return 1;
-  int64_t wanted = (int64_t)ceil(2.0 * plan->base.threads / items);
-  return attn_max(1, attn_min(wanted, blocks / BLOCKS_A_PART));
+  double threads = plan->base.threads, wanted = 1;
+  const double well = 0.9, many = 8; /* items a thread: then nothing needs to come out even */
+  bool single = problem->query_length * plan->fold <= plan->block_rows;
+  if (items < threads)
+    wanted = ceil(2 * threads / items);
+  else if (single && items < many * threads)
+    while (fill(items * wanted, threads) < well && wanted < threads) ++wanted;
+  return attn_max(1, attn_min((int64_t)wanted, blocks / BLOCKS_A_PART));
 }
 
 /* Pairs whose packed matrices are held at once: enough for all threads, but a bounded amount. */

@@ -21,6 +21,11 @@ static inline float sum(vector a) {
   half = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
+static inline void store_sums(float *y, const vector sums[4]) {
+  vector low = _mm256_hadd_ps(sums[0], sums[1]), high = _mm256_hadd_ps(sums[2], sums[3]);
+  vector both = _mm256_hadd_ps(low, high);
+  _mm_storeu_ps(y, _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1)));
+}
 static inline vector load_f32(const float *x) {
   return _mm256_loadu_ps(x);
 }

@@ -18,6 +18,14 @@ static inline vector multiply_add(vector a, vector b, vector sum) {
 static inline float sum(vector a) {
   return _mm512_reduce_add_ps(a);
 }
+static inline void store_sums(float *y, const vector sums[4]) {
+  __m256 half[4];
+  for (int i = 0; i < 4; ++i)
+    half[i] = _mm256_add_ps(_mm512_castps512_ps256(sums[i]), _mm512_extractf32x8_ps(sums[i], 1));
+  __m256 low = _mm256_hadd_ps(half[0], half[1]), high = _mm256_hadd_ps(half[2], half[3]);
+  __m256 both = _mm256_hadd_ps(low, high);
+  _mm_storeu_ps(y, _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1)));
+}
 static inline vector load_f32(const float *x) {
   return _mm512_loadu_ps(x);
 }
