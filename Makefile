@@ -63,15 +63,21 @@ sanitize: ## Run the unit tests under AddressSanitizer and UBSan
 	@$(call build_in,build-sanitize,-DATTN_SANITIZE=ON -DATTN_WERROR=$(WERROR))
 	@cd build-sanitize && ctest --output-on-failure --progress -j 1 -L unit
 
+fuzz: ## Let libFuzzer look for bytes that crash a reader, FUZZ_SECONDS for each (Clang 14)
+	@scripts/dependencies build fuzz
+	@$(call build_in,build-fuzz,-DCMAKE_C_COMPILER=clang-14 -DATTN_SANITIZE=ON -DATTN_FUZZ=ON)
+	@scripts/fuzz build-fuzz $(FUZZ_SECONDS)
+
 clang: ## Build with Clang 14, warnings as errors
 	@scripts/dependencies build clang
 	@$(call build_in,build-clang,-DCMAKE_C_COMPILER=clang-14 -DATTN_WERROR=ON)
 
 clean: ## Remove what was built
-	@rm -rf $(BUILD) build-sanitize build-clang
+	@rm -rf $(BUILD) build-sanitize build-clang build-fuzz
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
 WERROR ?= OFF
-.PHONY: all test demo demo-smollm2 docs bench install format format-check lint sanitize clang clean help
+FUZZ_SECONDS ?= 30
+.PHONY: all test demo demo-smollm2 docs bench install format format-check lint sanitize fuzz clang clean help
