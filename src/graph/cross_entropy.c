@@ -9,6 +9,7 @@
 #include "engines/dense/dense.h"
 #include "graph/operations.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { CHUNK_LOGITS = 1 << 22 }; /* logits a chunk holds at most: 16 MiB of float32 */
@@ -31,14 +32,25 @@ static attn_status cross_entropy_backward(attn_graph *g, attn_node *node) {
   return g->status;
 }
 
+void attn_cap_tensor(attn_graph *g, const attn_tensor *x, double cap) {
+  int64_t count = attn_tensor_count(x);
+#pragma omp parallel for num_threads(g->threads) schedule(static) if (count > ATTN_SERIAL_ELEMENTS)
+  for (int64_t i = 0; i < count; ++i)
+    if (x->dtype == ATTN_F64)
+      ((double *)x->data)[i] = cap * tanh(((double *)x->data)[i] / cap);
+    else
+      ((float *)x->data)[i] = (float)cap * tanhf(((float *)x->data)[i] / (float)cap);
+}
+
 /* One chunk of rows: adds its loss to *sum, leaves its gradients in dx and dw where present. */
-static attn_status chunk(attn_graph *g, attn_parameter *w, const attn_tensor *x,
+static attn_status chunk(attn_graph *g, attn_parameter *w, const attn_tensor *x, double cap,
                          const int32_t *targets, double weight, const attn_tensor *dx,
                          const attn_tensor *dw, bool first, double *row_loss, double *sum) {
   int64_t rows = x->shape[0], vocabulary = w->value.shape[0];
   attn_tensor logits = attn_graph_tensor(g, g->wide, 2, (int64_t[]){rows, vocabulary});
   if (!logits.data) return g->status;
   ATTN_TRY(attn_dense_forward(w->weight, x, &logits, false, g->arena));
+  if (cap > 0) attn_cap_tensor(g, &logits, cap);
   const attn_kernels *kernels = g->kernels;
 #pragma omp parallel for num_threads(g->threads)                                                   \
     schedule(static) if (rows * vocabulary > ATTN_SERIAL_ELEMENTS)
@@ -64,8 +76,11 @@ static attn_status chunk(attn_graph *g, attn_parameter *w, const attn_tensor *x,
 }
 
 attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_parameter *w,
-                                       const int32_t *targets) {
+                                       double cap, const int32_t *targets) {
   if (!x) return NULL;
+  if (cap > 0 && graph->recording)
+    return attn_graph_fail(graph, ATTN_UNSUPPORTED,
+                           "cross_entropy: capped logits have no gradient yet");
   if (!w->weight || w->value.rank != 2)
     return attn_graph_fail(graph, ATTN_INVALID_SHAPE, "cross_entropy: %s is not a matrix",
                            w->name ? w->name : "the head");
@@ -107,7 +122,7 @@ attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_para
     if (status == ATTN_OK) status = attn_tensor_slice(&rows_x, 0, start, length, &part_x);
     if (status == ATTN_OK && dx.data) status = attn_tensor_slice(&dx, 0, start, length, &part_dx);
     if (status == ATTN_OK)
-      status = chunk(graph, w, &part_x, targets + start, weight, &part_dx, &dw, start == 0,
+      status = chunk(graph, w, &part_x, cap, targets + start, weight, &part_dx, &dw, start == 0,
                      row_loss, &sum);
     if (status != ATTN_OK) return attn_graph_error(graph, status);
     attn_arena_release(graph->arena, mark);

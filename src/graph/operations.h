@@ -35,9 +35,12 @@ attn_var *attn_op_linear_add(attn_graph *graph, attn_var *residual, attn_var *x,
 /* cross_entropy.c --------------------------------------------------------------------------------
  * The mean of -log softmax(x w^T)[target] over the rows whose target is >= 0: the vocabulary head
  * fused with the loss, by chunks of rows, so that only one chunk of logits ever exists. x
- * [rows, inputs], w [vocabulary, inputs], targets [rows]. The result has one element, wide. */
+ * [rows, inputs], w [vocabulary, inputs], targets [rows]. cap > 0: of cap tanh(x w^T / cap), not
+ * while recording. The result has one element, wide. */
 attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_parameter *w,
-                                       const int32_t *targets);
+                                       double cap, const int32_t *targets);
+/* x = cap tanh(x / cap), in place: a contiguous tensor of the wide dtype, nothing recorded. */
+void attn_cap_tensor(attn_graph *graph, const attn_tensor *x, double cap);
 
 /* attention.c ------------------------------------------------------------------------------------
  * The engines on the tape. The caller fills in the problem's options and, in args, what is not a

@@ -26,6 +26,7 @@ typedef enum attn_activation {
   ATTN_SOFTPLUS,    /* log(1 + exp(x)) */
   ATTN_LOG_SIGMOID, /* -softplus(-x) */
   ATTN_EXP,
+  ATTN_GELU_TANH, /* x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (arXiv 1606.08415) */
 } attn_activation;
 
 #define ATTN_ROWS_KERNELS(K)                                                                       \

@@ -59,6 +59,7 @@ attn_var *attn_layer_embedding(attn_graph *graph, attn_parameter *table, const i
 typedef enum attn_feed_forward {
   ATTN_SWIGLU = 0, /* (silu(x W1^T) (.) (x W2^T)) W3^T   (arXiv 2002.05202) */
   ATTN_SGLU,       /* ((x W1^T) (.) (x W2^T)) W3^T       (arXiv 2307.14995) */
+  ATTN_GEGLU,      /* (gelu_tanh(x W1^T) (.) (x W2^T)) W3^T (arXiv 2002.05202) */
   ATTN_GELU_MLP,   /* gelu(x W1^T + b1) W2^T + b2; biases optional */
 } attn_feed_forward;
 attn_var *attn_layer_gated_feed_forward(attn_graph *graph, attn_activation f, attn_var *x,

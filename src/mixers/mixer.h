@@ -32,6 +32,7 @@ typedef struct attn_mixer_options {
   int64_t rotary_dim; /* channels that rotary embedding turns; -1: none */
   attn_rope rope;     /* of rotary embedding */
   double soft_cap;    /* softmax: of the logits; 0: none */
+  double scale;       /* softmax: of the logits; 0: 1 / sqrt(dim) */
   bool bias;          /* softmax: q, k and v have biases */
   bool output_bias;   /* softmax: and o has */
   bool qk_norm;       /* softmax: RMSNorm of every query and key head, before the rotation */

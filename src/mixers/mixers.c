@@ -122,6 +122,7 @@ static const struct {
 } numbers[] = {
     {"rope_theta", offsetof(attn_mixer_options, rope.base)},
     {"soft_cap", offsetof(attn_mixer_options, soft_cap)},
+    {"scale", offsetof(attn_mixer_options, scale)},
     {"norm_eps", offsetof(attn_mixer_options, norm_epsilon)},
 };
 

@@ -2,7 +2,7 @@
  *
  *   q, k, v = x Wq^T, x Wk^T, x Wv^T (with biases, optional)
  *   q, k normalised by head (Qwen3, optional), then turned by position (rotary, optional)
- *   o_i = sum_j softmax_j(q_i . k_j / sqrt(dim)) v_j over i - window < j <= i;  y = o Wo^T
+ *   o_i = sum_j softmax_j(scale q_i . k_j) v_j over i - window < j <= i;  y = o Wo^T
  *
  * FlashAttention (arXiv 2205.14135) is how it is computed; GQA: 2305.13245; rotary: 2104.09864;
  * sliding window as in Longformer (2004.05150) and Mistral (2310.06825). */
@@ -153,6 +153,7 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
   problem.causal = true;
   problem.soft_cap = o->soft_cap;
+  problem.scale = o->scale;
   if (o->window) problem.window_left = o->window - 1;
   attn_var *out = call->state ? attend_with_state(g, call, problem, q, k, v)
                               : attend(g, call, problem, q, k, v);

@@ -35,6 +35,9 @@ typedef struct attn_model_config {
   int64_t feed_forward_width;
   attn_norm norm;
   double norm_epsilon;
+  bool norm_offset;       /* norms multiply by 1 + weight (Gemma) */
+  bool sandwich;          /* what a mixer or feed-forward gives is normalised before it is added */
+  double logit_cap;       /* c tanh(z / c) on the logits; 0: none */
   bool tied;              /* the head is the embedding table */
   double embedding_scale; /* 1, or sqrt(hidden) */
 } attn_model_config;

@@ -15,6 +15,7 @@ static attn_var *feed_forward(attn_graph *g, const attn_model_config *config,
   switch (config->feed_forward) {
   case ATTN_SWIGLU: return attn_layer_gated_feed_forward(g, ATTN_SILU, x, p[0], p[1], p[2]);
   case ATTN_SGLU: return attn_layer_gated_feed_forward(g, ATTN_IDENTITY, x, p[0], p[1], p[2]);
+  case ATTN_GEGLU: return attn_layer_gated_feed_forward(g, ATTN_GELU_TANH, x, p[0], p[1], p[2]);
   case ATTN_GELU_MLP: return attn_layer_mlp(g, ATTN_GELU, x, p[0], NULL, p[1], NULL);
   }
   return NULL;
@@ -35,10 +36,12 @@ static attn_var *block(attn_graph *g, void *context, attn_var *x) {
   const attn_layer_config *layer = &config->layers[c->layer];
   attn_mixer_call call = {
       .options = &layer->options, .parameters = p->mixer, .layout = c->layout, .state = c->state};
-  x = attn_op_add(g, x,
-                  attn_mixer_apply(g, layer->mixer, &call, norm(g, config, p->token_norm, x)));
-  attn_var *inner = norm(g, config, p->channel_norm, x);
-  return attn_op_add(g, x, feed_forward(g, config, p->feed_forward, inner));
+  attn_var *mixed = attn_mixer_apply(g, layer->mixer, &call, norm(g, config, p->token_norm, x));
+  if (config->sandwich) mixed = norm(g, config, p->token_after, mixed);
+  x = attn_op_add(g, x, mixed);
+  attn_var *fed = feed_forward(g, config, p->feed_forward, norm(g, config, p->channel_norm, x));
+  if (config->sandwich) fed = norm(g, config, p->channel_after, fed);
+  return attn_op_add(g, x, fed);
 }
 
 /* Without a tape a layer's inside is of no use once its result is there: the result moves to `kept`
@@ -75,9 +78,14 @@ attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const 
 attn_var *attn_decoder_loss(attn_graph *graph, const attn_model *model, const attn_layout *layout,
                             const int32_t *tokens, const int32_t *targets, bool checkpoint) {
   attn_var *hidden = attn_decoder_hidden(graph, model, layout, tokens, NULL, checkpoint);
-  return attn_op_linear_cross_entropy(graph, hidden, model->head, targets);
+  return attn_op_linear_cross_entropy(graph, hidden, model->head, model->config.logit_cap, targets);
 }
 
 attn_var *attn_decoder_logits(attn_graph *graph, const attn_model *model, attn_var *hidden) {
-  return attn_op_linear_wide(graph, hidden, model->head);
+  attn_var *logits = attn_op_linear_wide(graph, hidden, model->head);
+  double cap = model->config.logit_cap;
+  if (logits && cap > 0 && graph->recording)
+    return attn_graph_fail(graph, ATTN_UNSUPPORTED, "capped logits have no gradient yet");
+  if (logits && cap > 0) attn_cap_tensor(graph, &logits->value, cap);
+  return logits;
 }

@@ -97,6 +97,11 @@ static attn_status bind(attn_model *model, int64_t index) {
   ATTN_TRY(check_shape(shape, &stored));
   int64_t dim = reordered_dim(model, shape);
   if (stored.in_blocks) return bind_blocks(model, index, &stored, dim);
+  if (attn_model_norm_offset(model, index) && model->source.safetensors) {
+    ATTN_TRY(convert(shape, &stored, 0, ATTN_F32, value));
+    for (int64_t i = 0; i < stored.count; ++i) ((float *)value->data)[i] += 1;
+    return ATTN_OK;
+  }
   if (stored.dtype == ATTN_F16) return convert(shape, &stored, dim, ATTN_F32, value);
   if (stored.dtype != ATTN_F32 && stored.dtype != ATTN_BF16 && stored.dtype != ATTN_F64)
     return attn_fail(ATTN_UNSUPPORTED,

@@ -67,6 +67,11 @@ static void add_layer(inventory *list, int64_t l) {
   for (int64_t i = 0; i < down; ++i)
     p->feed_forward[i] = add(list, prefix, attn_matrix(names[i], width, c->hidden));
   p->feed_forward[down] = add(list, prefix, attn_matrix(names[down], c->hidden, width));
+  if (!c->sandwich) return;
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.token_after.", (long long)l);
+  add_norm(list, prefix, p->token_after);
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_after.", (long long)l);
+  add_norm(list, prefix, p->channel_after);
 }
 
 static void take_inventory(inventory *list) {
@@ -185,6 +190,11 @@ attn_status attn_model_make_trainable(attn_model *model) {
 /* Public ----------------------------------------------------------------------------------------
  */
 
+bool attn_model_norm_offset(const attn_model *model, int64_t index) {
+  const attn_parameter_shape *shape = &model->shapes[index];
+  return model->config.norm_offset && shape->rank == 1 && strstr(shape->name, ".weight");
+}
+
 void attn_model_destroy(attn_model *model) {
   if (!model) return;
   bool listed = model->parameters && model->shapes && model->borrowed;
@@ -239,6 +249,17 @@ attn_status attn_model_create(const char *config, uint64_t seed, attn_dtype comp
   return status;
 }
 
+/* The weight of a norm as files have it; the 1 goes before anything is rounded. */
+static attn_status copy_without_one(const attn_parameter *p, attn_dtype dtype, attn_tensor *copy) {
+  attn_tensor wide;
+  ATTN_TRY(attn_parameter_copy(p, ATTN_F64, &wide));
+  for (int64_t i = 0; i < wide.shape[0]; ++i) ((double *)wide.data)[i] -= 1;
+  attn_status status = attn_tensor_create(dtype, wide.rank, wide.shape, copy);
+  if (status == ATTN_OK) status = attn_tensor_copy(&wide, copy);
+  attn_tensor_destroy(&wide);
+  return status;
+}
+
 /* A copy of every parameter in `dtype`, freed by the caller up to *made. */
 static attn_status convert(const attn_model *model, attn_dtype dtype, attn_named_tensor *tensors,
                            int64_t *made) {
@@ -246,7 +267,9 @@ static attn_status convert(const attn_model *model, attn_dtype dtype, attn_named
     const attn_parameter *p = &model->parameters[*made];
     attn_named_tensor *t = &tensors[*made];
     t->name = p->name;
-    ATTN_TRY(attn_parameter_copy(p, dtype, &t->tensor));
+    bool offset = attn_model_norm_offset(model, *made);
+    ATTN_TRY(offset ? copy_without_one(p, dtype, &t->tensor)
+                    : attn_parameter_copy(p, dtype, &t->tensor));
   }
   return ATTN_OK;
 }

@@ -3,6 +3,8 @@
  *   x = scale * E[token]
  *   x = x + mixer(norm(x));  x = x + feed_forward(norm(x))     for each layer
  *   logits = norm(x) W^T
+ *
+ * Sandwich norms (Gemma 2) also normalise what mixer and feed-forward give; logits may be capped.
  */
 #ifndef ATTN_MODELS_MODEL_H
 #define ATTN_MODELS_MODEL_H
@@ -15,7 +17,8 @@ typedef struct attn_layer_parameters {
   attn_parameter *token_norm[2]; /* weight, bias; NULL where the norm has none */
   attn_parameter *mixer[ATTN_MIXER_PARAMETERS];
   attn_parameter *channel_norm[2];
-  attn_parameter *feed_forward[3]; /* gate, up, down; of an MLP: up, down */
+  attn_parameter *feed_forward[3];                   /* gate, up, down; of an MLP: up, down */
+  attn_parameter *token_after[2], *channel_after[2]; /* sandwich norms */
 } attn_layer_parameters;
 
 struct attn_model {
@@ -39,6 +42,9 @@ attn_status attn_model_check_compute(attn_dtype compute);
 attn_status attn_model_start(json_t *config, const char *origin, attn_dtype compute,
                              attn_model *model);
 attn_status attn_model_make_weights(attn_model *model);
+/* Whether parameter `index` is the weight of a norm that safetensors store without the 1 that is
+ * added to it: here, and in GGUF files, it has it. */
+bool attn_model_norm_offset(const attn_model *model, int64_t index);
 
 /* Training: turns every parameter into a float32 (float64 for float64) master of its own with a
  * zeroed gradient. */

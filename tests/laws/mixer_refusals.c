@@ -17,7 +17,8 @@ static const size_t integers[] = {FIELD(hidden), FIELD(heads),      FIELD(kv_hea
                                   FIELD(dim),    FIELD(value_dim),  FIELD(window),
                                   FIELD(layer),  FIELD(rotary_dim), FIELD(convolution),
                                   FIELD(layers), FIELD(gate_rank)};
-static const size_t numbers[] = {FIELD(rope.base), FIELD(soft_cap), FIELD(norm_epsilon)};
+static const size_t numbers[] = {FIELD(rope.base), FIELD(soft_cap), FIELD(scale),
+                                 FIELD(norm_epsilon)};
 enum { INTEGERS = sizeof integers / sizeof *integers, NUMBERS = sizeof numbers / sizeof *numbers };
 
 static void set_integer(attn_mixer_options *o, int field, int64_t value) {

@@ -39,6 +39,7 @@ static const subject subjects[] = {
     {"qwen3", NULL, "expected"},
     {"qwen3", "model.gguf", "expected"},
     {"qwen3", "model.q8_0.gguf", "expected.q8_0"},
+    {"gemma2", NULL, "expected"},
 };
 enum { SUBJECTS = sizeof subjects / sizeof *subjects };
 

@@ -29,6 +29,18 @@ static double normal_below(double x) {
 static double gelu(double x) {
   return x * normal_below(x);
 }
+/* (1 + tanh(u)) / 2 = e^(2u) / (1 + e^(2u)), which keeps its digits where tanh is near -1. */
+static double tanh_gate(double x) {
+  double e = exp(2 * sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x));
+  return isinf(e) ? 1 : e / (1 + e);
+}
+static double gelu_tanh(double x) {
+  return x * tanh_gate(x);
+}
+static double gelu_tanh_slope(double x) {
+  double s = tanh_gate(x);
+  return s + 2 * x * s * (1 - s) * sqrt(2 / acos(-1)) * (1 + 3 * 0.044715 * x * x);
+}
 static double gelu_slope(double x) {
   return normal_below(x) + x * exp(-x * x / 2) / sqrt(2 * acos(-1));
 }
@@ -56,6 +68,7 @@ static const struct {
     {"silu", silu, silu_slope},
     {"sigmoid", sigmoid, sigmoid_slope},
     {"gelu", gelu, gelu_slope},
+    {"gelu_tanh", gelu_tanh, gelu_tanh_slope},
     {"relu", relu, step},
     {"softplus", softplus, sigmoid},
     {"log_sigmoid", log_sigmoid, log_sigmoid_slope},

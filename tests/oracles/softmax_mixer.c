@@ -1,6 +1,6 @@
 /* Softmax attention, the whole row of scores at once:
  *
- *   o_i = sum_j softmax_j(cap(q_i . k_j / sqrt(dim))) v_j over i - window < j <= i,  y = o Wo^T
+ *   o_i = sum_j softmax_j(cap(scale q_i . k_j)) v_j over i - window < j <= i,  y = o Wo^T
  *   cap(s) = c tanh(s / c);  query head h reads key head h / (heads / kv_heads)
  *
  * q, k, v and y may have biases; q and k heads may be normalised, x / sqrt(mean(x^2) + epsilon) w.
@@ -56,7 +56,7 @@ static void rotate(const attn_mixer_options *o, int64_t rows, int64_t heads, dou
 static double score(const attn_mixer_options *o, const double *q, const double *k) {
   double s = 0;
   for (int64_t c = 0; c < o->dim; ++c) s += q[c] * k[c];
-  s /= sqrt((double)o->dim);
+  s *= o->scale > 0 ? o->scale : 1 / sqrt((double)o->dim);
   return o->soft_cap > 0 ? o->soft_cap * tanh(s / o->soft_cap) : s;
 }
 

@@ -43,6 +43,7 @@ static const test_case cases[] = {
                .high_factor = 4,
                .original_length = 64}}},
     {"softmax", "soft cap", {.hidden = 32, .heads = 2, .soft_cap = 1.5}},
+    {"softmax", "scale", {.hidden = 32, .heads = 2, .scale = 0.7}},
     {"softmax",
      "everything",
      {.hidden = 36,

@@ -88,9 +88,9 @@ static void misuse_is_an_error(void **state) {
                 "token 3 at 1");
   assert_failed(g, attn_layer_embedding(g, &w, (int32_t[]){-1}, 1, 1), ATTN_INVALID_ARGUMENT,
                 "token -1 at 0");
-  assert_failed(g, attn_op_linear_cross_entropy(g, B, &w, (int32_t[]){0, 1, 3, 0}),
+  assert_failed(g, attn_op_linear_cross_entropy(g, B, &w, 0, (int32_t[]){0, 1, 3, 0}),
                 ATTN_INVALID_ARGUMENT, "target 3 of row 2");
-  assert_failed(g, attn_op_linear_cross_entropy(g, A, &w, (int32_t[]){0, 1, 2, 0}),
+  assert_failed(g, attn_op_linear_cross_entropy(g, A, &w, 0, (int32_t[]){0, 1, 2, 0}),
                 ATTN_INVALID_SHAPE, "[rows >= 1, 5]");
   attn_tensor cube = normal_tensor(ATTN_F32, 3, (int64_t[]){4, 2, 3}, 5);
 #define CUBE attn_graph_leaf(g, &cube)
@@ -128,7 +128,7 @@ static void the_first_error_stays(void **state) {
   x = attn_layer_short_convolution(g, attn_op_cast(g, x, ATTN_F32), x, &layout, NULL);
   x = attn_layer_gated_feed_forward(g, ATTN_SILU, attn_op_add_bias(g, x, x), &w, &w, &w);
   x = attn_layer_layer_norm(g, attn_layer_mlp(g, ATTN_GELU, x, &w, NULL, &w, NULL), x, x, 1);
-  x = attn_op_linear_cross_entropy(g, x, &w, (int32_t[]){0});
+  x = attn_op_linear_cross_entropy(g, x, &w, 0, (int32_t[]){0});
   assert_null(x);
   assert_null(attn_layer_embedding(g, &w, (int32_t[]){77}, 1, 1)); /* a second error */
   assert_int_equal(attn_graph_status(g), ATTN_INVALID_SHAPE);
@@ -227,7 +227,7 @@ static attn_var *model_loss(attn_graph *g, model *m, const int32_t *tokens) {
   x = model_block(g, m, x);
   x = attn_graph_checkpoint(g, model_block, m, x);
   x = attn_layer_layer_norm(g, x, NULL, NULL, 1e-5);
-  return attn_op_linear_cross_entropy(g, x, &m->table, tokens);
+  return attn_op_linear_cross_entropy(g, x, &m->table, 0, tokens);
 }
 
 enum { MODEL_ROWS = 600 };
@@ -466,7 +466,7 @@ static void cross_entropy_by_chunks(void **state) {
     assert_ok(attn_tensor_fill(&w.gradient, 0));
     attn_graph *g = graph_of(ATTN_F32);
     attn_var *leaf = attn_graph_leaf(g, &x);
-    attn_var *loss = attn_op_linear_cross_entropy(g, leaf, &w, targets);
+    attn_var *loss = attn_op_linear_cross_entropy(g, leaf, &w, 0, targets);
     assert_ok(attn_graph_status(g));
     assert_ok(attn_graph_backward(g, loss, 3));
     double got = attn_tensor_get(&loss->value, (int64_t[]){0});
@@ -497,7 +497,7 @@ static void all_targets_ignored(void **state) {
   ((float *)x.data)[0] = INFINITY; /* what an ignored row holds does not matter */
   attn_graph *g = graph_of(ATTN_F32);
   attn_var *leaf = attn_graph_leaf(g, &x);
-  attn_var *loss = attn_op_linear_cross_entropy(g, leaf, &w, (int32_t[]){-1, -1});
+  attn_var *loss = attn_op_linear_cross_entropy(g, leaf, &w, 0, (int32_t[]){-1, -1});
   assert_ok(attn_graph_backward(g, loss, 1));
   assert_true(attn_tensor_get(&loss->value, (int64_t[]){0}) == 0);
   for (int64_t i = 0; i < 6; ++i)
@@ -514,7 +514,7 @@ static size_t loss_memory(int64_t rows) {
   size_t before = attn_memory_get_stats().live_bytes;
   attn_memory_reset_peak();
   attn_graph *g = graph_of(ATTN_F32);
-  attn_var *loss = attn_op_linear_cross_entropy(g, attn_graph_leaf(g, &x), &w, targets);
+  attn_var *loss = attn_op_linear_cross_entropy(g, attn_graph_leaf(g, &x), &w, 0, targets);
   assert_ok(attn_graph_backward(g, loss, 1));
   size_t peak = attn_memory_get_stats().peak_bytes - before;
   attn_graph_destroy(g);

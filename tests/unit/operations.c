@@ -66,6 +66,7 @@ ACTIVATION(identity, ATTN_IDENTITY)
 ACTIVATION(silu, ATTN_SILU)
 ACTIVATION(sigmoid, ATTN_SIGMOID)
 ACTIVATION(gelu, ATTN_GELU)
+ACTIVATION(gelu_tanh, ATTN_GELU_TANH)
 ACTIVATION(relu, ATTN_RELU)
 ACTIVATION(softplus, ATTN_SOFTPLUS)
 ACTIVATION(log_sigmoid, ATTN_LOG_SIGMOID)
@@ -136,7 +137,7 @@ static attn_var *linear_twice(trial *t) { /* one weight, used by two layers */
 }
 
 static attn_var *cross_entropy(trial *t) {
-  return attn_op_linear_cross_entropy(t->g, t->leaf[0], &t->parameter[0], targets);
+  return attn_op_linear_cross_entropy(t->g, t->leaf[0], &t->parameter[0], 0, targets);
 }
 static void cross_entropy_oracle(double *y, double *const input[]) {
   double dx[ROWS * WIDTH], dw[VOCABULARY * WIDTH];
@@ -273,7 +274,7 @@ static void embedding_oracle(double *y, double *const input[]) {
 static attn_var *tied(trial *t) {
   attn_var *x = attn_layer_embedding(t->g, &t->parameter[0], tokens, ROWS, 1);
   x = attn_layer_rms_norm(t->g, x, attn_graph_parameter(t->g, &t->parameter[1]), 1e-5);
-  return attn_op_linear_cross_entropy(t->g, x, &t->parameter[0], targets);
+  return attn_op_linear_cross_entropy(t->g, x, &t->parameter[0], 0, targets);
 }
 
 static attn_var *swiglu(trial *t) {
@@ -474,6 +475,7 @@ static const operation_case cases[] = {
     UNARY(silu),
     UNARY(sigmoid),
     UNARY(gelu),
+    UNARY(gelu_tanh),
     UNARY(relu),
     UNARY(softplus),
     UNARY(log_sigmoid),

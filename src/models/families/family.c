@@ -8,10 +8,11 @@
 #include <string.h>
 
 extern const attn_family attn_family_native, attn_family_llama, attn_family_qwen2,
-    attn_family_qwen3;
+    attn_family_qwen3, attn_family_gemma2;
 
 static const attn_family *const table[] = {&attn_family_native, &attn_family_llama,
-                                           &attn_family_qwen2, &attn_family_qwen3};
+                                           &attn_family_qwen2, &attn_family_qwen3,
+                                           &attn_family_gemma2};
 
 enum { COUNT = sizeof table / sizeof *table };
 

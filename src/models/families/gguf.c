@@ -22,6 +22,8 @@ static const field fields[] = {
     {"attention.head_count_kv", "num_key_value_heads", INTEGER, ATTN_OPTIONAL},
     {"attention.key_length", "head_dim", INTEGER, ATTN_OPTIONAL},
     {"attention.sliding_window", "sliding_window", INTEGER, ATTN_OPTIONAL},
+    {"attn_logit_softcapping", "attn_logit_softcapping", REAL, ATTN_OPTIONAL},
+    {"final_logit_softcapping", "final_logit_softcapping", REAL, ATTN_OPTIONAL},
     {"attention.layer_norm_rms_epsilon", "rms_norm_eps", REAL, ATTN_OPTIONAL},
     {"rope.freq_base", "rope_theta", REAL, ATTN_OPTIONAL},
     {"context_length", "max_position_embeddings", INTEGER, ATTN_OPTIONAL},

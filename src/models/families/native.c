@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-static const char *const feed_forward_names[] = {"swiglu", "sglu", "gelu"};
+static const char *const feed_forward_names[] = {"swiglu", "sglu", "geglu", "gelu"};
 static const char *const norm_names[] = {"rms", "srms", "layer"};
 static const char *const schedule_names[] = {"code", "paper"};
 
@@ -124,7 +124,7 @@ static attn_status configure(const json_t *json, attn_model_config *c) {
   int feed_forward = transnormer ? ATTN_SGLU : ATTN_SWIGLU;
   int norm = transnormer ? ATTN_NORM_SRMS : ATTN_NORM_RMS;
   ATTN_TRY(
-      attn_json_choice(json, "feed_forward", ATTN_OPTIONAL, feed_forward_names, 3, &feed_forward));
+      attn_json_choice(json, "feed_forward", ATTN_OPTIONAL, feed_forward_names, 4, &feed_forward));
   ATTN_TRY(attn_json_choice(json, "norm", ATTN_OPTIONAL, norm_names, 3, &norm));
   c->feed_forward = (attn_feed_forward)feed_forward;
   c->norm = (attn_norm)norm;
