@@ -25,7 +25,8 @@ typedef struct form {
 struct attn_weight {
   int64_t outputs, inputs;
   attn_dtype dtype;
-  attn_matrix values; /* borrowed, or in `owned` */
+  attn_matrix values;       /* borrowed, or in `owned`; no data where there are blocks */
+  attn_block_matrix blocks; /* borrowed; no data where there are values */
   void *owned;
   size_t owned_bytes;
   pthread_mutex_t lock; /* held while a form is made */
@@ -165,6 +166,7 @@ static attn_status keep_converted(attn_weight *weight, const attn_tensor *w) {
     ATTN_TRY(attn_tensor_copy(w, &copy));
   }
   weight->values = matrix_of(&copy);
+  weight->blocks.data = NULL;
   return ATTN_OK;
 }
 
@@ -182,6 +184,34 @@ attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w) {
   if (w->dtype != weight->dtype || (w->stride[1] != 1 && weight->inputs > 1))
     return keep_converted(weight, w);
   weight->values = matrix_of(w);
+  weight->blocks.data = NULL;
+  return ATTN_OK;
+}
+
+static void drop_form(form *form) {
+  attn_free(form->packed.data);
+  form->packed.data = NULL;
+  form->capacity = 0;
+  atomic_store(&form->ready, NULL);
+}
+
+attn_status attn_weight_set_blocks(attn_weight *weight, attn_block_type type, const void *blocks) {
+  if (!weight) return attn_fail(ATTN_INVALID_ARGUMENT, "weight: NULL");
+  if (!blocks) return attn_fail(ATTN_INVALID_ARGUMENT, "weight: blocks is NULL");
+  float none;
+  ATTN_TRY(attn_blocks_to_f32(type, blocks, &none, 0)); /* whether the type can be converted */
+  const attn_block_format *format = attn_block_get_format(type);
+  if (weight->inputs % format->elements != 0)
+    return attn_fail(ATTN_INVALID_SHAPE, "weight: %lld inputs are not whole blocks of %s (%d)",
+                     (long long)weight->inputs, format->name, format->elements);
+  drop_form(&weight->forward);
+  drop_form(&weight->backward);
+  attn_free(weight->owned);
+  weight->owned = NULL;
+  weight->owned_bytes = 0;
+  weight->values = (attn_matrix){0};
+  weight->blocks = (attn_block_matrix){
+      .type = type, .data = blocks, .outputs = weight->outputs, .inputs = weight->inputs};
   return ATTN_OK;
 }
 
@@ -340,9 +370,9 @@ static void put_sums(const attn_matrix *sums, const attn_matrix *y, bool accumul
     }
 }
 
-static attn_status few_rows(const attn_matrix *x, const attn_matrix *w, const attn_matrix *y,
+static attn_status few_rows(const attn_matrix *x, const attn_weight *weight, const attn_matrix *y,
                             bool accumulate, attn_arena *scratch) {
-  matvec work = {.x = x, .w = w, .y = y, .kernels = attn_kernels_get()};
+  matvec work = {.x = x, .w = &weight->values, .y = y, .kernels = attn_kernels_get()};
   attn_matrix widened, sums;
   if (x->dtype == ATTN_BF16) {
     widened = gapless_matrix(x, ATTN_F32, scratch);
@@ -357,7 +387,10 @@ static attn_status few_rows(const attn_matrix *x, const attn_matrix *w, const at
     if (!sums.data) return ATTN_OUT_OF_MEMORY;
     work.y = &sums;
   }
-  split_outputs(&work);
+  if (weight->blocks.data)
+    ATTN_TRY(attn_blocks_matvec(&weight->blocks, work.x, work.y, scratch));
+  else
+    split_outputs(&work);
   if (!direct) put_sums(&sums, y, accumulate);
   return ATTN_OK;
 }
@@ -367,7 +400,7 @@ static attn_status few_rows(const attn_matrix *x, const attn_matrix *w, const at
 static attn_status check_weight(const attn_weight *weight, const attn_arena *scratch) {
   if (!weight || !scratch)
     return attn_fail(ATTN_INVALID_ARGUMENT, "dense: %s is NULL", weight ? "scratch" : "weight");
-  if (!weight->values.data)
+  if (!weight->values.data && !weight->blocks.data)
     return attn_fail(ATTN_INVALID_ARGUMENT, "dense: the weight has no values yet");
   return ATTN_OK;
 }
@@ -389,9 +422,13 @@ attn_status attn_dense_forward(attn_weight *weight, const attn_tensor *x, const 
   if (x->shape[0] == 0) return ATTN_OK;
   attn_matrix a = matrix_of(x), c = matrix_of(y), b = transposed(&weight->values);
   attn_arena_mark mark = attn_arena_get_mark(scratch);
-  attn_status status = x->shape[0] <= ATTN_MATVEC_ROWS
-                           ? few_rows(&a, &weight->values, &c, accumulate, scratch)
-                           : many_rows(weight, &weight->forward, &b, &a, &c, accumulate, scratch);
+  attn_status status;
+  if (x->shape[0] <= ATTN_MATVEC_ROWS)
+    status = few_rows(&a, weight, &c, accumulate, scratch);
+  else if (weight->blocks.data)
+    status = attn_blocks_forward(&weight->blocks, &a, &c, accumulate, scratch);
+  else
+    status = many_rows(weight, &weight->forward, &b, &a, &c, accumulate, scratch);
   attn_arena_release(scratch, mark);
   return status;
 }
@@ -407,7 +444,9 @@ attn_status attn_dense_backward_input(attn_weight *weight, const attn_tensor *dy
   attn_matrix a = matrix_of(dy), c = matrix_of(dx);
   attn_arena_mark mark = attn_arena_get_mark(scratch);
   attn_status status =
-      many_rows(weight, &weight->backward, &weight->values, &a, &c, accumulate, scratch);
+      weight->blocks.data
+          ? attn_blocks_backward_input(&weight->blocks, &a, &c, accumulate, scratch)
+          : many_rows(weight, &weight->backward, &weight->values, &a, &c, accumulate, scratch);
   attn_arena_release(scratch, mark);
   return status;
 }

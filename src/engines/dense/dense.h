@@ -16,6 +16,7 @@
 
 #include "attn/tensor.h"
 #include "base/memory.h"
+#include "tensor/blocks.h"
 
 typedef struct attn_weight attn_weight;
 
@@ -31,8 +32,16 @@ void attn_weight_destroy(attn_weight *weight);
  * memory that they have. Not to be called while another thread uses the weight. */
 attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w);
 
-/* The row-major [outputs, inputs] values in the compute dtype; data is NULL before the first set.
- */
+/* New values from blocks: [outputs, inputs] as a GGUF file has them, rows of whole blocks one after
+ * the other, at any alignment. Borrowed: the caller keeps `blocks` alive. Replaces values set
+ * before and frees their packed forms; owns nothing itself, products dequantise a few rows at a
+ * time into `scratch`. The values are those of attn_blocks_to_f32, rounded to the compute dtype in
+ * products of many rows. ATTN_INVALID_SHAPE when inputs is not a multiple of the block's elements;
+ * ATTN_UNSUPPORTED for types that cannot be converted, ATTN_INVALID_ARGUMENT for unknown ones. */
+attn_status attn_weight_set_blocks(attn_weight *weight, attn_block_type type, const void *blocks);
+
+/* The row-major [outputs, inputs] values in the compute dtype; data is NULL before the first set,
+ * and for blocks. */
 attn_tensor attn_weight_values(const attn_weight *weight);
 
 /* Heap bytes that the weight owns: a converted copy, packed forms. */
