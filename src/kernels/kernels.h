@@ -1,9 +1,10 @@
 /* The kernel table: everything machine-specific, one slot a kernel.
  *
- * Each family has a header with the list of its kernels: matmul.h, convert.h, matvec.h, rows.h,
- * softmax.h, recurrent.h. Kernel `x` of path `p` is the function attn_p_x in src/kernels/cpu/p/.
- * `generic` has all of them, in portable C; the other paths have some, and a slot that a path lacks
- * is filled from the next slower path. See docs/kernels.md for how to add one. */
+ * Each family has a header with the list of its kernels: matmul.h, convert.h, matvec.h, blocks.h,
+ * rows.h, softmax.h, recurrent.h. Kernel `x` of path `p` is the function attn_p_x in
+ * src/kernels/cpu/p/. `generic` has all of them, in portable C; the other paths have some, and a
+ * slot that a path lacks is filled from the next slower path. See docs/kernels.md for how to add
+ * one. */
 #ifndef ATTN_KERNELS_KERNELS_H
 #define ATTN_KERNELS_KERNELS_H
 
@@ -12,6 +13,7 @@
 #include "kernels/convert.h"
 #include "kernels/matmul.h"
 #include "kernels/matvec.h"
+#include "kernels/blocks.h"
 #include "kernels/rows.h"
 #include "kernels/softmax.h"
 #include "kernels/recurrent.h"
@@ -21,6 +23,7 @@
   ATTN_CONVERT_KERNELS(K)                                                                          \
   ATTN_MATMUL_KERNELS(K)                                                                           \
   ATTN_MATVEC_KERNELS(K)                                                                           \
+  ATTN_BLOCKS_KERNELS(K)                                                                           \
   ATTN_ROWS_KERNELS(K)                                                                             \
   ATTN_SOFTMAX_KERNELS(K)                                                                          \
   ATTN_RECURRENT_KERNELS(K)

@@ -20,8 +20,11 @@ enum {
   /* The gradient's group: columns are a multiple of every block. */
   GROUP_INPUTS = 256,
   PIECE_OUTPUTS = 128,
-  MATVEC_ELEMENTS_PER_THREAD = 32 << 10, /* a decode step's thread is worth waking for these */
-  MATVEC_GRAIN = 16,                     /* outputs: a cache line of float32 has one writer */
+  /* A decode step's thread is worth waking (some microseconds) for this much of W, dequantised or
+   * in place. */
+  MATVEC_ELEMENTS_PER_THREAD = 16 << 10,
+  ROUNDED_ELEMENTS_PER_THREAD = 96 << 10,
+  MATVEC_GRAIN = 16, /* outputs: a cache line of float32 has one writer */
 };
 
 static int64_t min(int64_t a, int64_t b) {
@@ -122,12 +125,6 @@ static void pack(const attn_kernels *kernels, const workspace *space, attn_dtype
                        stride_k, stride_n);
 }
 
-/* Scratch for one workspace a thread; at most `threads`, fewer when there are fewer tasks. */
-static void *workspaces(const group_size *size, attn_dtype dtype, int threads,
-                        attn_arena *scratch) {
-  return attn_arena_alloc(scratch, (size_t)threads * workspace_bytes(size, dtype));
-}
-
 /* Of B[k, n], in panels. */
 static attn_packed panels_of(const workspace *space, int64_t k, int64_t n, attn_dtype dtype) {
   attn_packed packed;
@@ -183,7 +180,7 @@ attn_status attn_blocks_forward(const attn_block_matrix *w, const attn_matrix *x
   group_size size = {.values = ATTN_PANEL * PIECE_STRIDE,
                      .packed = packed_depth(w->inputs, x->dtype) * step};
   size_t bytes = workspace_bytes(&size, x->dtype);
-  char *memory = workspaces(&size, x->dtype, threads, scratch);
+  char *memory = attn_arena_alloc(scratch, (size_t)threads * bytes);
   if (!memory) return ATTN_OUT_OF_MEMORY;
   const attn_kernels *kernels = attn_kernels_get();
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -245,7 +242,7 @@ attn_status attn_blocks_backward_input(const attn_block_matrix *w, const attn_ma
                      .packed = PIECE_OUTPUTS * GROUP_INPUTS,
                      .sums = dx->dtype == ATTN_BF16 ? dx->rows * GROUP_INPUTS : 0};
   size_t bytes = workspace_bytes(&size, dy->dtype);
-  char *memory = workspaces(&size, dy->dtype, threads, scratch);
+  char *memory = attn_arena_alloc(scratch, (size_t)threads * bytes);
   if (!memory) return ATTN_OUT_OF_MEMORY;
   const attn_kernels *kernels = attn_kernels_get();
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -267,12 +264,29 @@ attn_status attn_blocks_backward_input(const attn_block_matrix *w, const attn_ma
 
 /* --- Few rows --------------------------------------------------------------------------------- */
 
-/* x, y and W of a decode step, and a thread's share of the outputs. */
+/* A product with blocks in place; NULL for types that have none. */
+typedef void matvec_blocks(int64_t rows, int64_t outputs, int64_t inputs, const attn_rounded *x,
+                           const void *w, float *y, int64_t ldy);
+
+static matvec_blocks *find_matvec(const attn_kernels *kernels, attn_block_type type) {
+  switch (type) {
+#define CASE(name, TYPE)                                                                           \
+  case ATTN_BLOCK_##TYPE: return kernels->matvec_##name;
+    ATTN_BLOCKS_TYPES(CASE)
+#undef CASE
+  default: return NULL;
+  }
+}
+
+/* x, y and W of a decode step. */
 typedef struct matvec {
   const attn_kernels *kernels;
   const attn_block_matrix *w;
   const attn_matrix *x, *y;
-  float *values; /* one dequantised row a thread */
+  matvec_blocks *in_place; /* of the rounded x; NULL: rows are dequantised */
+  attn_rounded rounded;
+  float *values; /* a dequantised row for each thread */
+  int64_t stride;
 } matvec;
 
 static void dot_f64(const matvec *work, int64_t output, const float *w) {
@@ -284,35 +298,62 @@ static void dot_f64(const matvec *work, int64_t output, const float *w) {
   }
 }
 
-/* Outputs first .. first + count, one dequantised row after the other. */
-static void multiply_rows(const matvec *work, int64_t first, int64_t count, float *values) {
-  int64_t inputs = work->w->inputs;
+/* Outputs first .. first + count, by thread t. */
+static void multiply_outputs(const matvec *work, int64_t first, int64_t count, int64_t t) {
+  int64_t rows = work->x->rows, inputs = work->w->inputs;
+  if (work->in_place) {
+    work->in_place(rows, count, inputs, &work->rounded, block_of(work->w, first, 0),
+                   element_of(work->y, 0, first), work->y->stride[0]);
+    return;
+  }
+  float *values = work->values + t * work->stride;
   for (int64_t o = first; o < first + count; ++o) {
     read_row(work->kernels, work->w, o, 0, inputs, values);
     if (work->x->dtype == ATTN_F64)
       dot_f64(work, o, values);
     else
-      work->kernels->matvec_f32(work->x->rows, 1, inputs, work->x->data, work->x->stride[0], values,
-                                inputs, element_of(work->y, 0, o), work->y->stride[0]);
+      work->kernels->matvec_f32(rows, 1, inputs, work->x->data, work->x->stride[0], values, inputs,
+                                element_of(work->y, 0, o), work->y->stride[0]);
   }
 }
 
+static attn_status round_rows(matvec *work, attn_arena *scratch) {
+  int64_t rows = work->x->rows, inputs = work->w->inputs, blocks = inputs / ATTN_ROUNDED_BLOCK;
+  int8_t *q = attn_arena_alloc(scratch, (size_t)(rows * inputs));
+  float *scale = attn_arena_alloc(scratch, (size_t)(2 * rows * blocks) * sizeof *scale);
+  if (!q || !scale) return ATTN_OUT_OF_MEMORY;
+  float *sum = scale + rows * blocks;
+  for (int64_t r = 0; r < rows; ++r)
+    work->kernels->round_blocks(q + r * inputs, scale + r * blocks, sum + r * blocks,
+                                element_of(work->x, r, 0), inputs);
+  work->rounded = (attn_rounded){.q = q, .scale = scale, .sum = sum, .ld = inputs};
+  return ATTN_OK;
+}
+
+static attn_status prepare_rows(matvec *work, int64_t threads, attn_arena *scratch) {
+  if (work->in_place) return round_rows(work, scratch);
+  work->stride = round_up(work->w->inputs, MATVEC_GRAIN);
+  work->values = attn_arena_alloc(scratch, (size_t)(threads * work->stride) * sizeof(float));
+  return work->values ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+}
+
 attn_status attn_blocks_matvec(const attn_block_matrix *w, const attn_matrix *x,
-                               const attn_matrix *y, attn_arena *scratch) {
-  int64_t useful = w->outputs * w->inputs / MATVEC_ELEMENTS_PER_THREAD;
-  int64_t threads = min(attn_get_threads(), useful < 1 ? 1 : useful);
-  int64_t share = round_up((w->outputs + threads - 1) / threads, MATVEC_GRAIN);
-  int64_t stride = round_up(w->inputs, MATVEC_GRAIN);
-  float *values = attn_arena_alloc(scratch, (size_t)(threads * stride) * sizeof *values);
-  if (!values) return ATTN_OUT_OF_MEMORY;
+                               const attn_matrix *y, bool round, attn_arena *scratch) {
   matvec work = {.kernels = attn_kernels_get(), .w = w, .x = x, .y = y};
+  if (round) work.in_place = find_matvec(work.kernels, w->type);
+  int64_t useful = w->outputs * w->inputs /
+                   (work.in_place ? ROUNDED_ELEMENTS_PER_THREAD : MATVEC_ELEMENTS_PER_THREAD);
+  int64_t threads = min(attn_get_threads(), useful < 1 ? 1 : useful), outputs = w->outputs;
+  ATTN_TRY(prepare_rows(&work, threads, scratch));
   if (threads == 1) {
-    multiply_rows(&work, 0, w->outputs, values);
+    multiply_outputs(&work, 0, outputs, 0);
     return ATTN_OK;
   }
+  int64_t share = round_up((outputs + threads - 1) / threads, MATVEC_GRAIN);
 #pragma omp parallel for num_threads((int)threads) schedule(static)
-  for (int64_t t = 0; t < threads; ++t)
-    multiply_rows(&work, min(t * share, w->outputs),
-                  min(share, w->outputs - min(t * share, w->outputs)), values + t * stride);
+  for (int64_t t = 0; t < threads; ++t) {
+    int64_t first = min(t * share, outputs);
+    multiply_outputs(&work, first, min(share, outputs - first), t);
+  }
   return ATTN_OK;
 }

@@ -388,7 +388,7 @@ static attn_status few_rows(const attn_matrix *x, const attn_weight *weight, con
     work.y = &sums;
   }
   if (weight->blocks.data)
-    ATTN_TRY(attn_blocks_matvec(&weight->blocks, work.x, work.y, scratch));
+    ATTN_TRY(attn_blocks_matvec(&weight->blocks, work.x, work.y, x->dtype == ATTN_BF16, scratch));
   else
     split_outputs(&work);
   if (!direct) put_sums(&sums, y, accumulate);

@@ -67,9 +67,10 @@ attn_status attn_blocks_forward(const attn_block_matrix *w, const attn_matrix *x
 /* dX (+)= dY W in the same way. */
 attn_status attn_blocks_backward_input(const attn_block_matrix *w, const attn_matrix *dy,
                                        const attn_matrix *dx, bool accumulate, attn_arena *scratch);
-/* Y = X W^T for up to ATTN_MATVEC_ROWS rows: x and y are float32, or float64 both. */
+/* Y = X W^T for up to ATTN_MATVEC_ROWS rows: x and y are float32, or float64 both. With `round`, x
+ * may be rounded to 8 bits (kernels/blocks.h). */
 attn_status attn_blocks_matvec(const attn_block_matrix *w, const attn_matrix *x,
-                               const attn_matrix *y, attn_arena *scratch);
+                               const attn_matrix *y, bool round, attn_arena *scratch);
 
 /* dW[outputs, inputs] (+)= dY[tokens, outputs]^T X[tokens, inputs]: bfloat16 into float32, by our
  * tiles; rows may have gaps between them. */
