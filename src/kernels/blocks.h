@@ -23,10 +23,13 @@ typedef struct attn_rounded {
   int64_t ld;
 } attn_rounded;
 
-/* X(name, TYPE): kernel matvec_<name> for blocks of ATTN_BLOCK_<TYPE>. */
+/* X(name, TYPE): kernels for blocks of ATTN_BLOCK_<TYPE>, matvec_<name> and <name>_to_f32, and only
+ * the latter. */
 #define ATTN_BLOCKS_TYPES(X)                                                                       \
   X(q4_0, Q4_0)                                                                                    \
   X(q4_1, Q4_1) X(q5_0, Q5_0) X(q5_1, Q5_1) X(q8_0, Q8_0) X(q4_k, Q4_K) X(q5_k, Q5_K) X(q6_k, Q6_K)
+
+#define ATTN_BLOCKS_TYPES_TO_F32(X) X(q2_k, Q2_K) X(q3_k, Q3_K)
 
 #define ATTN_BLOCKS_KERNELS(K)                                                                     \
   /* One row of an attn_rounded; count is a multiple of ATTN_ROUNDED_BLOCK */                      \
@@ -38,7 +41,18 @@ typedef struct attn_rounded {
   K(void, matvec_q8_0, ATTN_BLOCKS_PARAMETERS)                                                     \
   K(void, matvec_q4_k, ATTN_BLOCKS_PARAMETERS)                                                     \
   K(void, matvec_q5_k, ATTN_BLOCKS_PARAMETERS)                                                     \
-  K(void, matvec_q6_k, ATTN_BLOCKS_PARAMETERS)
+  K(void, matvec_q6_k, ATTN_BLOCKS_PARAMETERS)                                                     \
+  /* attn_blocks_to_f32, bit for bit; count is a multiple of the block's elements */               \
+  K(void, q4_0_to_f32, (float *x, const void *blocks, int64_t count))                              \
+  K(void, q4_1_to_f32, (float *x, const void *blocks, int64_t count))                              \
+  K(void, q5_0_to_f32, (float *x, const void *blocks, int64_t count))                              \
+  K(void, q5_1_to_f32, (float *x, const void *blocks, int64_t count))                              \
+  K(void, q8_0_to_f32, (float *x, const void *blocks, int64_t count))                              \
+  K(void, q2_k_to_f32, (float *x, const void *blocks, int64_t count))                              \
+  K(void, q3_k_to_f32, (float *x, const void *blocks, int64_t count))                              \
+  K(void, q4_k_to_f32, (float *x, const void *blocks, int64_t count))                              \
+  K(void, q5_k_to_f32, (float *x, const void *blocks, int64_t count))                              \
+  K(void, q6_k_to_f32, (float *x, const void *blocks, int64_t count))
 #define ATTN_BLOCKS_PARAMETERS                                                                     \
   (int64_t rows, int64_t outputs, int64_t inputs, const attn_rounded *x, const void *w, float *y,  \
    int64_t ldy)

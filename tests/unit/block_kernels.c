@@ -203,10 +203,74 @@ static void products_equal_straight_loops(void **state) {
   free(x);
 }
 
+/* --- To float32 ------------------------------------------------------------------------------- */
+
+typedef struct expansion {
+  attn_block_type type;
+  void (*run)(float *x, const void *blocks, int64_t count);
+  int scales, place[2];
+} expansion;
+
+/* As integers, so that zeros have their signs and NaN equals NaN. */
+static void check_expansion(const expansion *e, const int8_t *bytes) {
+  enum { BLOCKS = 40, GUARD = 0x5a };
+  const attn_block_format *format = attn_block_get_format(e->type);
+  int64_t count = BLOCKS * (int64_t)format->elements;
+  size_t size = (size_t)(BLOCKS * format->bytes);
+  float *want = malloc((size_t)count * sizeof *want),
+        *got = malloc(((size_t)count + 1) * sizeof *got);
+  char *blocks = malloc(size); /* of this size: nothing may be read behind it */
+  memcpy(blocks, bytes, size);
+  for (int b = 0; b < BLOCKS; ++b)
+    for (int s = 0; s < e->scales; ++s)
+      blocks[b * format->bytes + e->place[s] + 1] &= (char)0xbf; /* below 2: neither inf nor NaN */
+  assert_ok(attn_blocks_to_f32(e->type, blocks, want, count));
+  memset(got, GUARD, ((size_t)count + 1) * sizeof *got);
+  e->run(got, blocks, count);
+  for (int64_t i = 0; i < count; ++i)
+    if (memcmp(&want[i], &got[i], sizeof *got) != 0)
+      fail_msg("%s: element %lld of block %lld is %a, not %a", format->name,
+               (long long)(i % format->elements), (long long)(i / format->elements), (double)got[i],
+               (double)want[i]);
+  assert_int_equal(((char *)(got + count))[0], GUARD);
+  free(want);
+  free(got);
+  free(blocks);
+}
+
+static void expansions_on_a_path(void *context) {
+  const attn_kernels *kernels = attn_kernels_get();
+  const expansion all[] = {
+      {ATTN_BLOCK_Q4_0, kernels->q4_0_to_f32, 1, {0}},
+      {ATTN_BLOCK_Q4_1, kernels->q4_1_to_f32, 2, {0, 2}},
+      {ATTN_BLOCK_Q5_0, kernels->q5_0_to_f32, 1, {0}},
+      {ATTN_BLOCK_Q5_1, kernels->q5_1_to_f32, 2, {0, 2}},
+      {ATTN_BLOCK_Q8_0, kernels->q8_0_to_f32, 1, {0}},
+      {ATTN_BLOCK_Q2_K, kernels->q2_k_to_f32, 2, {80, 82}},
+      {ATTN_BLOCK_Q3_K, kernels->q3_k_to_f32, 1, {108}},
+      {ATTN_BLOCK_Q4_K, kernels->q4_k_to_f32, 2, {0, 2}},
+      {ATTN_BLOCK_Q5_K, kernels->q5_k_to_f32, 2, {0, 2}},
+      {ATTN_BLOCK_Q6_K, kernels->q6_k_to_f32, 1, {208}},
+  };
+  for (size_t i = 0; i < sizeof all / sizeof *all; ++i) check_expansion(&all[i], context);
+}
+
+static void expansions_equal_the_definition(void **state) {
+  (void)state;
+  enum { BYTES = 40 * 210 };
+  static int8_t bytes[BYTES];
+  attn_random random = {.seed = 8};
+  for (int round = 0; round < 20; ++round) {
+    for (int i = 0; i < BYTES; ++i) bytes[i] = (int8_t)attn_random_u32(&random);
+    test_on_every_path(expansions_on_a_path, bytes);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(activations_round_to_8_bits),
       cmocka_unit_test(products_equal_straight_loops),
+      cmocka_unit_test(expansions_equal_the_definition),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

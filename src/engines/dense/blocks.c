@@ -51,12 +51,27 @@ static void read_row(const attn_kernels *kernels, const attn_block_matrix *w, in
                      int64_t first, int64_t count, float *target) {
   const void *source = block_of(w, output, first);
   bool aligned = (uintptr_t)source % sizeof(uint16_t) == 0; /* the kernels want what a file has */
-  if (w->type == ATTN_BLOCK_F16 && aligned)
-    kernels->f16_to_f32(target, source, count);
-  else if (w->type == ATTN_BLOCK_BF16 && aligned)
-    kernels->bf16_to_f32(target, source, count);
-  else
-    (void)attn_blocks_to_f32(w->type, source, target, count); /* cannot fail: checked by set */
+  switch (w->type) {
+#define CASE(name, TYPE)                                                                           \
+  case ATTN_BLOCK_##TYPE: kernels->name##_to_f32(target, source, count); return;
+    ATTN_BLOCKS_TYPES(CASE)
+    ATTN_BLOCKS_TYPES_TO_F32(CASE)
+#undef CASE
+  case ATTN_BLOCK_F16:
+    if (aligned) {
+      kernels->f16_to_f32(target, source, count);
+      return;
+    }
+    break;
+  case ATTN_BLOCK_BF16:
+    if (aligned) {
+      kernels->bf16_to_f32(target, source, count);
+      return;
+    }
+    break;
+  default: break;
+  }
+  (void)attn_blocks_to_f32(w->type, source, target, count); /* cannot fail: checked by set */
 }
 
 /* --- Groups ----------------------------------------------------------------------------------- */

@@ -9,3 +9,4 @@ static inline __m256i dot(__m256i p, __m256i q) {
 }
 
 #include "kernels/cpu/blocks_matvec.inc"
+#include "kernels/cpu/blocks_to_f32.inc"

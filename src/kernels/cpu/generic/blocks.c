@@ -31,3 +31,10 @@ static void multiply(attn_block_type type, int64_t rows, int64_t outputs, int64_
     multiply(ATTN_BLOCK_##type, rows, outputs, inputs, x, w, y, ldy);                              \
   }
 ATTN_BLOCKS_TYPES(DEFINE)
+
+#define DEFINE_TO_F32(name, type)                                                                  \
+  void attn_generic_##name##_to_f32(float *x, const void *blocks, int64_t count) {                 \
+    (void)attn_blocks_to_f32(ATTN_BLOCK_##type, blocks, x, count); /* cannot fail */               \
+  }
+ATTN_BLOCKS_TYPES(DEFINE_TO_F32)
+ATTN_BLOCKS_TYPES_TO_F32(DEFINE_TO_F32)
