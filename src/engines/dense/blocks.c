@@ -3,7 +3,7 @@
  * place: memory holds the blocks and one such group for each thread.
  *
  * Threads share out columns of the result, so that each element is summed by one thread in one
- * order. The values of W are those of attn_blocks_to_f32, rounded to the compute dtype. */
+ * order. The values of W are those of attn_blocks_to_f32, rounded at most to the compute dtype. */
 #include "engines/dense/product.h"
 #include "base/status.h"
 #include "kernels/kernels.h"
@@ -22,7 +22,7 @@ enum {
   PIECE_OUTPUTS = 128,
   /* A decode step's thread is worth waking (some microseconds) for this much of W, dequantised or
    * in place. */
-  MATVEC_ELEMENTS_PER_THREAD = 16 << 10,
+  MATVEC_ELEMENTS_PER_THREAD = 32 << 10,
   ROUNDED_ELEMENTS_PER_THREAD = 96 << 10,
   MATVEC_GRAIN = 16, /* outputs: a cache line of float32 has one writer */
 };
@@ -148,6 +148,25 @@ static attn_packed panels_of(const workspace *space, int64_t k, int64_t n, attn_
   return packed;
 }
 
+/* X or dY as the product takes it. Without AMX the float32 tiles are faster than those of bfloat16
+ * (docs/performance-log.md), and W, which is dequantised to float32, need not be rounded. */
+static attn_status prepare_left(const attn_matrix *x, attn_matrix *left, attn_arena *scratch) {
+  if (x->dtype != ATTN_BF16 || attn_get_kernel_path() == ATTN_PATH_AMX)
+    return attn_panels_pad_depth(x, left, scratch);
+  const attn_kernels *kernels = attn_kernels_get();
+  int64_t rows = x->rows, columns = x->columns, bytes = rows * columns * (int64_t)sizeof(float);
+  *left = (attn_matrix){.data = attn_arena_alloc(scratch, (size_t)bytes),
+                        .dtype = ATTN_F32,
+                        .rows = rows,
+                        .columns = columns,
+                        .stride = {columns, 1}};
+  if (!left->data) return ATTN_OUT_OF_MEMORY;
+#pragma omp parallel for num_threads(attn_pass_threads(bytes)) schedule(static)
+  for (int64_t r = 0; r < rows; ++r)
+    kernels->bf16_to_f32(element_of(left, r, 0), element_of(x, r, 0), columns);
+  return ATTN_OK;
+}
+
 /* --- Y (+)= X W^T ----------------------------------------------------------------------------- */
 
 static int64_t packed_depth(int64_t k, attn_dtype dtype) {
@@ -187,24 +206,25 @@ static int64_t group_outputs(int64_t outputs, int threads) {
 attn_status attn_blocks_forward(const attn_block_matrix *w, const attn_matrix *x,
                                 const attn_matrix *y, bool accumulate, attn_arena *scratch) {
   attn_matrix a;
-  ATTN_TRY(attn_panels_pad_depth(x, &a, scratch));
+  ATTN_TRY(prepare_left(x, &a, scratch));
+  attn_dtype dtype = a.dtype;
   int threads = attn_product_threads(x->rows, w->outputs, w->inputs);
   int64_t step = group_outputs(w->outputs, threads);
   int64_t groups = (w->outputs + step - 1) / step;
   threads = (int)min(threads, groups);
   group_size size = {.values = ATTN_PANEL * PIECE_STRIDE,
-                     .packed = packed_depth(w->inputs, x->dtype) * step};
-  size_t bytes = workspace_bytes(&size, x->dtype);
+                     .packed = packed_depth(w->inputs, dtype) * step};
+  size_t bytes = workspace_bytes(&size, dtype);
   char *memory = attn_arena_alloc(scratch, (size_t)threads * bytes);
   if (!memory) return ATTN_OUT_OF_MEMORY;
   const attn_kernels *kernels = attn_kernels_get();
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int t = 0; t < threads; ++t) {
-    workspace space = workspace_at(memory + (size_t)t * bytes, &size, x->dtype);
+    workspace space = workspace_at(memory + (size_t)t * bytes, &size, dtype);
     kernels->begin();
     for (int64_t g = t; g < groups; g += threads) {
       int64_t first = g * step, outputs = min(w->outputs - first, step);
-      attn_packed packed = read_outputs(kernels, w, first, outputs, x->dtype, &space);
+      attn_packed packed = read_outputs(kernels, w, first, outputs, dtype, &space);
       attn_matrix c = columns_of(y, first, outputs);
       attn_panels_multiply_here(&a, &packed, &c, accumulate);
     }
@@ -250,19 +270,20 @@ attn_status attn_blocks_backward_input(const attn_block_matrix *w, const attn_ma
                                        const attn_matrix *dx, bool accumulate,
                                        attn_arena *scratch) {
   attn_matrix a;
-  ATTN_TRY(attn_panels_pad_depth(dy, &a, scratch));
+  ATTN_TRY(prepare_left(dy, &a, scratch));
+  attn_dtype dtype = a.dtype;
   int64_t groups = (w->inputs + GROUP_INPUTS - 1) / GROUP_INPUTS;
   int threads = (int)min(attn_product_threads(dy->rows, w->inputs, w->outputs), groups);
   group_size size = {.values = PIECE_OUTPUTS * GROUP_INPUTS,
                      .packed = PIECE_OUTPUTS * GROUP_INPUTS,
                      .sums = dx->dtype == ATTN_BF16 ? dx->rows * GROUP_INPUTS : 0};
-  size_t bytes = workspace_bytes(&size, dy->dtype);
+  size_t bytes = workspace_bytes(&size, dtype);
   char *memory = attn_arena_alloc(scratch, (size_t)threads * bytes);
   if (!memory) return ATTN_OUT_OF_MEMORY;
   const attn_kernels *kernels = attn_kernels_get();
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int t = 0; t < threads; ++t) {
-    workspace space = workspace_at(memory + (size_t)t * bytes, &size, dy->dtype);
+    workspace space = workspace_at(memory + (size_t)t * bytes, &size, dtype);
     kernels->begin();
     for (int64_t g = t; g < groups; g += threads) {
       int64_t first = g * GROUP_INPUTS, inputs = min(w->inputs - first, GROUP_INPUTS);

@@ -35,9 +35,10 @@ attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w);
 /* New values from blocks: [outputs, inputs] as a GGUF file has them, rows of whole blocks one after
  * the other, at any alignment. Borrowed: the caller keeps `blocks` alive. Replaces values set
  * before and frees their packed forms; owns nothing itself, products dequantise a few rows at a
- * time into `scratch`. The values are those of attn_blocks_to_f32, rounded to the compute dtype in
- * products of many rows. ATTN_INVALID_SHAPE when inputs is not a multiple of the block's elements;
- * ATTN_UNSUPPORTED for types that cannot be converted, ATTN_INVALID_ARGUMENT for unknown ones. */
+ * time into `scratch`. The values are those of attn_blocks_to_f32; bfloat16 products may round them
+ * to bfloat16 (many rows) or activations to 8 bits, 32 to a scale (up to ATTN_MATVEC_ROWS rows).
+ * ATTN_INVALID_SHAPE when inputs is not a multiple of the block's elements; ATTN_UNSUPPORTED for
+ * types that cannot be converted, ATTN_INVALID_ARGUMENT for unknown ones. */
 attn_status attn_weight_set_blocks(attn_weight *weight, attn_block_type type, const void *blocks);
 
 /* The row-major [outputs, inputs] values in the compute dtype; data is NULL before the first set,

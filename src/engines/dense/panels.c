@@ -115,7 +115,7 @@ static void multiply_into(const attn_kernels *kernels, const attn_matrix *a,
                           bool accumulate) {
   int64_t ldc = c->stride[0];
   void *to = (char *)c->data + (size_t)(p->row * ldc + p->column) * attn_dtype_size(c->dtype);
-  if (packed->dtype == ATTN_BF16 && c->dtype == ATTN_BF16)
+  if (c->dtype == ATTN_BF16)
     multiply_part_rounded(kernels, a, packed, p, to, ldc, accumulate);
   else
     multiply_part(kernels, a, packed, p, to, ldc, accumulate);

@@ -50,7 +50,8 @@ int attn_pass_threads(int64_t bytes);
  * that A with other columns becomes a copy in `scratch`, padded with zeros. */
 attn_status attn_panels_pad_depth(const attn_matrix *a, attn_matrix *padded, attn_arena *scratch);
 /* The product of attn_product_panels in the calling thread alone, between the kernels' begin and
- * end: for B that comes a few panels at a time. A from attn_panels_pad_depth. */
+ * end: for B that comes a few panels at a time. A from attn_panels_pad_depth. C may be bfloat16
+ * with float32 operands, too. */
 void attn_panels_multiply_here(const attn_matrix *a, const attn_packed *packed,
                                const attn_matrix *c, bool accumulate);
 
@@ -61,7 +62,8 @@ typedef struct attn_block_matrix {
   int64_t outputs, inputs;
 } attn_block_matrix;
 
-/* Y (+)= X W^T, with W dequantised a group of outputs at a time to the dtype of X. */
+/* Y (+)= X W^T, with W dequantised a group of outputs at a time to the dtype of X, or for bfloat16
+ * without AMX to float32, to which X is then widened. */
 attn_status attn_blocks_forward(const attn_block_matrix *w, const attn_matrix *x,
                                 const attn_matrix *y, bool accumulate, attn_arena *scratch);
 /* dX (+)= dY W in the same way. */
