@@ -6,7 +6,8 @@
  *
  * with W [outputs, inputs], row-major as model files store it. W is repacked once for the many-row
  * products (panels.h, onednn.h); up to ATTN_MATVEC_ROWS rows read W as it is (kernels/matvec.h),
- * because there every weight is used only a few times and memory sets the speed.
+ * because there every weight is used only a few times and memory sets the speed. Quantised weights
+ * are read as they are by both.
  *
  * The tensors here are matrices (rank 2) on the CPU whose innermost dimension is contiguous; the
  * row stride is free (at least the row's length, for outputs). Sums are float32, or float64 for
@@ -55,8 +56,8 @@ size_t attn_weight_bytes(const attn_weight *weight);
  *
  * Any number of threads may use one weight at the same time, each with its own scratch. Forward
  * with rows <= ATTN_MATVEC_ROWS, the decode step, takes no lock and allocates nothing once
- * `scratch` has room for its rows in float32. Not to be called from inside an OpenMP parallel
- * region. */
+ * `scratch` has room for its rows in float32 and, with blocks, for a row of W for each thread. Not
+ * to be called from inside an OpenMP parallel region. */
 attn_status attn_dense_forward(attn_weight *weight, const attn_tensor *x, const attn_tensor *y,
                                bool accumulate, attn_arena *scratch);
 attn_status attn_dense_backward_input(attn_weight *weight, const attn_tensor *dy,
