@@ -1,5 +1,6 @@
 /* Times the dense products at a transformer's shapes: TFLOP/s for many rows, GB/s of weights for
- * few. Usage: bench_dense [bfloat16|float32] [rows outputs inputs] */
+ * few. Usage: bench_dense [bfloat16|float32|<block type>] [rows outputs inputs [compute dtype]]
+ * With a block type (q4_0, q8_0, q4_k, ...): forward only, by weights in such blocks. */
 #include "attn/attn.h"
 #include "engines/dense/dense.h"
 #include "engines/plan.h"
@@ -7,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 enum { REPEATS = 7, MAX_COPIES = 64 };
 
@@ -109,11 +111,76 @@ static void measure(attn_dtype dtype, int64_t rows, int64_t outputs, int64_t inp
   attn_arena_destroy(s.scratch);
 }
 
+/* Any bytes are blocks, but their scales should be ordinary numbers: 0x2c in each byte makes a
+ * float16 of 0.065. */
+static void *some_blocks(const attn_block_format *format, int64_t outputs, int64_t inputs) {
+  size_t bytes = (size_t)(outputs * inputs / format->elements * format->bytes);
+  void *blocks = attn_alloc(bytes);
+  if (blocks) memset(blocks, 0x2c, bytes);
+  return blocks;
+}
+
+static void measure_blocks(attn_block_type type, attn_dtype compute, int64_t rows, int64_t outputs,
+                           int64_t inputs) {
+  const attn_block_format *format = attn_block_get_format(type);
+  setting s = {.dtype = compute, .rows = rows, .outputs = outputs, .inputs = inputs, .copies = 1};
+  int64_t bytes = outputs * inputs / format->elements * format->bytes;
+  bool few = rows <= ATTN_MATVEC_ROWS;
+  while (few && s.copies < MAX_COPIES && s.copies * bytes < (int64_t)600 << 20) ++s.copies;
+  s.x = random_matrix(compute, rows, inputs);
+  s.y = random_matrix(compute, rows, outputs);
+  s.scratch = attn_arena_create(0);
+  void *w[MAX_COPIES];
+  for (int i = 0; i < s.copies; ++i) {
+    w[i] = some_blocks(format, outputs, inputs);
+    stop_on(attn_weight_create(outputs, inputs, compute, &s.weight[i]));
+    stop_on(attn_weight_set_blocks(s.weight[i], type, w[i]));
+  }
+  double seconds = time_of(forward, &s, s.copies);
+  double flops = 2.0 * (double)rows * (double)outputs * (double)inputs;
+  printf("%-5s %-8s rows %5lld  %5lld x %5lld  %9.1f us  %6.2f GB/s of weights  %7.1f GFLOP/s\n",
+         format->name, attn_dtype_name(compute), (long long)rows, (long long)outputs,
+         (long long)inputs, seconds * 1e6, (double)bytes / seconds * 1e-9, flops / seconds * 1e-9);
+  attn_tensor_destroy(&s.x);
+  attn_tensor_destroy(&s.y);
+  for (int i = 0; i < s.copies; ++i) {
+    attn_weight_destroy(s.weight[i]);
+    attn_free(w[i]);
+  }
+  attn_arena_destroy(s.scratch);
+}
+
+static bool find_block_type(const char *name, attn_block_type *type) {
+  for (int t = 0; t < ATTN_BLOCK_TYPES; ++t) {
+    const attn_block_format *format = attn_block_get_format((attn_block_type)t);
+    *type = (attn_block_type)t;
+    if (format && strcasecmp(name, format->name) == 0) return true;
+  }
+  return false;
+}
+
+static int measure_block_type(attn_block_type type, int count, char **arguments) {
+  attn_dtype compute = ATTN_BF16;
+  if (count > 5) stop_on(attn_dtype_parse(arguments[5], &compute));
+  if (count > 4) {
+    measure_blocks(type, compute, atoll(arguments[2]), atoll(arguments[3]), atoll(arguments[4]));
+    return 0;
+  }
+  static const int64_t widths[][2] = {{1536, 768}, {4096, 4096}}, rows[] = {1, 4, 8, 64, 512};
+  for (size_t r = 0; r < sizeof rows / sizeof *rows; ++r)
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; ++i)
+      measure_blocks(type, compute, rows[r], widths[i][0], widths[i][1]);
+  return 0;
+}
+
 int main(int count, char **arguments) {
   attn_dtype dtype = ATTN_BF16;
-  if (count > 1) stop_on(attn_dtype_parse(arguments[1], &dtype));
+  attn_block_type type;
+  bool blocks = count > 1 && find_block_type(arguments[1], &type);
+  if (count > 1 && !blocks) stop_on(attn_dtype_parse(arguments[1], &dtype));
   printf("%s, %d threads, kernels %s\n", attn_cpu_description(), attn_get_threads(),
          attn_kernel_path_name(attn_get_kernel_path()));
+  if (blocks) return measure_block_type(type, count, arguments);
   if (count > 4) {
     measure(dtype, atoll(arguments[2]), atoll(arguments[3]), atoll(arguments[4]));
     return 0;

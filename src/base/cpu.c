@@ -52,6 +52,7 @@ static void detect_features(void) {
   cpu.avx2 = ymm && bit(b, 5) && fma && f16c;
   cpu.avx512 = cpu.avx2 && zmm && bit(b, 16) && bit(b, 30) && bit(b, 31) && bit(b, 17);
   cpu.avx512_fp16 = cpu.avx512 && bit(d, 23);
+  cpu.avx512_vnni = cpu.avx512 && bit(c, 11);
   bool amx = tiles && bit(d, 22) && bit(d, 24) && bit(c, 1); /* and AVX512-VBMI */
 #if defined(ATTN_EMULATE_AMX)
   amx = bit(c, 1);
@@ -82,9 +83,9 @@ static void detect(void) {
   cpu.l1d_bytes = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
   cpu.l2_bytes = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20);
   cpu.l3_bytes = cache_bytes(_SC_LEVEL3_CACHE_SIZE, 8 << 20);
-  snprintf(description, sizeof description, "%s, L1d %zu KiB, L2 %zu KiB, L3 %zu KiB%s%s%s%s%s",
+  snprintf(description, sizeof description, "%s, L1d %zu KiB, L2 %zu KiB, L3 %zu KiB%s%s%s%s%s%s",
            cpu.name, cpu.l1d_bytes >> 10, cpu.l2_bytes >> 10, cpu.l3_bytes >> 10,
-           cpu.avx2 ? ", AVX2" : "", cpu.avx512 ? ", AVX-512" : "",
+           cpu.avx2 ? ", AVX2" : "", cpu.avx512 ? ", AVX-512" : "", cpu.avx512_vnni ? ", VNNI" : "",
            cpu.avx512_bf16 ? ", AVX512-BF16" : "", cpu.avx512_fp16 ? ", AVX512-FP16" : "",
            cpu.amx_bf16 ? ", AMX-BF16" : "");
 }

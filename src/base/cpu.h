@@ -9,6 +9,7 @@ typedef struct attn_cpu {
   bool avx2;        /* AVX2, FMA and F16C, enabled by the system */
   bool avx512;      /* F, BW, VL and DQ */
   bool avx512_bf16; /* VDPBF16PS and VCVTNE2PS2BF16 */
+  bool avx512_vnni; /* VPDPBUSD */
   bool avx512_fp16;
   bool amx_bf16; /* AMX-TILE and AMX-BF16, and the system has granted tile data */
   size_t l1d_bytes, l2_bytes, l3_bytes;

@@ -42,6 +42,7 @@ static void build_tables(void) {
   }
   if (cpu->avx512) {
     overlay(&table, &attn_kernels_avx512);
+    if (cpu->avx512_vnni) overlay(&table, &attn_kernels_avx512vnni);
     if (cpu->avx512_bf16) overlay(&table, &attn_kernels_avx512bf16);
     tables[ATTN_PATH_AVX512] = table;
     available[ATTN_PATH_AVX512] = true;

@@ -10,10 +10,10 @@
 
 #include "attn/base.h"
 #include "attn/tensor.h"
-#include "kernels/blocks.h"
 #include "kernels/convert.h"
 #include "kernels/matmul.h"
 #include "kernels/matvec.h"
+#include "kernels/blocks.h"
 #include "kernels/rows.h"
 #include "kernels/softmax.h"
 #include "kernels/recurrent.h"
@@ -47,19 +47,22 @@ const attn_kernels *attn_kernels_of(attn_kernel_path path);
 #define ATTN_DECLARE_AVX2(result, name, parameters)    result attn_avx2_##name parameters;
 #define ATTN_DECLARE_AVX512(result, name, parameters)  result attn_avx512_##name parameters;
 #define ATTN_DECLARE_BF16(result, name, parameters)    result attn_avx512bf16_##name parameters;
+#define ATTN_DECLARE_VNNI(result, name, parameters)    result attn_avx512vnni_##name parameters;
 #define ATTN_DECLARE_AMX(result, name, parameters)     result attn_amx_##name parameters;
 ATTN_KERNEL_LIST(ATTN_DECLARE_GENERIC)
 ATTN_KERNEL_LIST(ATTN_DECLARE_AVX2)
 ATTN_KERNEL_LIST(ATTN_DECLARE_AVX512)
 ATTN_KERNEL_LIST(ATTN_DECLARE_BF16)
+ATTN_KERNEL_LIST(ATTN_DECLARE_VNNI)
 ATTN_KERNEL_LIST(ATTN_DECLARE_AMX)
 
-/* The paths' own, incomplete tables (src/kernels/cpu/<path>/table.c). avx512bf16 is not a path of
- * its own: its kernels go into the avx512 and amx paths of machines that have the instructions. */
+/* The paths' own, incomplete tables (src/kernels/cpu/<path>/table.c). avx512vnni and avx512bf16
+ * are not paths of their own: their kernels go into the avx512 and amx paths of machines that have
+ * the instructions. */
 extern const attn_kernels attn_kernels_generic;
 #if defined(__x86_64__)
-extern const attn_kernels attn_kernels_avx2, attn_kernels_avx512, attn_kernels_avx512bf16,
-    attn_kernels_amx;
+extern const attn_kernels attn_kernels_avx2, attn_kernels_avx512, attn_kernels_avx512vnni,
+    attn_kernels_avx512bf16, attn_kernels_amx;
 #endif
 
 #endif

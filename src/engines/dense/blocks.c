@@ -1,156 +1,395 @@
-#include "engines/dense/blocks.h"
+/* Dense products with quantised weights, which stay as a GGUF file has them. W is dequantised a few
+ * panels at a time into the caches of the thread that multiplies them, and the next ones take their
+ * place: memory holds the blocks and one such group for each thread.
+ *
+ * Threads share out columns of the result, so that each element is summed by one thread in one
+ * order. The values of W are those of attn_blocks_to_f32, rounded at most to the compute dtype. */
+#include "engines/dense/product.h"
 #include "base/status.h"
 #include "kernels/kernels.h"
 
-#include <omp.h>
 #include <string.h>
 
 enum {
-  BYTES_PER_THREAD = 32 << 10, /* of blocks: what a decode step's thread is worth waking for */
-  GRAIN = 16, /* outputs: one cache line of float32 results is written by one thread */
+  /* Outputs whose rows of W a thread holds dequantised. More read X fewer times; 64 rows of some
+   * thousand bfloat16 are half of an L2 cache. */
+  GROUP_OUTPUTS = 4 * ATTN_PANEL,
+  PIECE_INPUTS = 512, /* of a panel on its way: a multiple of every block and of ATTN_BF16_DEPTH */
+  /* Rows a power of two apart would fall on the same lines of the L1 cache. */
+  PIECE_STRIDE = PIECE_INPUTS + 16,
+  /* The gradient's group: columns are a multiple of every block. */
+  GROUP_INPUTS = 256,
+  PIECE_OUTPUTS = 128,
+  /* A decode step's thread is worth waking (some microseconds) for this much of W, dequantised or
+   * in place. */
+  MATVEC_ELEMENTS_PER_THREAD = 32 << 10,
+  ROUNDED_ELEMENTS_PER_THREAD = 96 << 10,
+  MATVEC_GRAIN = 16, /* outputs: a cache line of float32 has one writer */
 };
 
 static int64_t min(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
-static int64_t row_bytes(const attn_block_matrix *w) {
+static int64_t round_up(int64_t a, int64_t multiple) {
+  return (a + multiple - 1) / multiple * multiple;
+}
+
+static void *element_of(const attn_matrix *matrix, int64_t row, int64_t column) {
+  int64_t place = row * matrix->stride[0] + column;
+  return (char *)matrix->data + place * (int64_t)attn_dtype_size(matrix->dtype);
+}
+
+static const void *block_of(const attn_block_matrix *w, int64_t output, int64_t input) {
   const attn_block_format *format = attn_block_get_format(w->type);
-  return w->columns / format->elements * format->bytes;
+  int64_t place = (output * w->inputs + input) / format->elements;
+  return (const char *)w->data + place * format->bytes;
 }
 
-static const char *row_at(const attn_block_matrix *w, int64_t row) {
-  return (const char *)w->data + row * row_bytes(w);
-}
-
-/* Unpacking --------------------------------------------------------------------------------------
- */
-
-static void unpack_f32(const attn_kernels *kernels, const attn_block_matrix *w, int64_t row,
-                       float *x) {
-  const char *from = row_at(w, row);
+/* W[output][first .. first + count], `first` and `count` whole blocks. */
+static void read_row(const attn_kernels *kernels, const attn_block_matrix *w, int64_t output,
+                     int64_t first, int64_t count, float *target) {
+  const void *source = block_of(w, output, first);
+  bool aligned = (uintptr_t)source % sizeof(uint16_t) == 0; /* the kernels want what a file has */
   switch (w->type) {
-  case ATTN_BLOCK_Q4_0: kernels->unpack_q4_0(from, x, w->columns); return;
-  case ATTN_BLOCK_Q4_1: kernels->unpack_q4_1(from, x, w->columns); return;
-  case ATTN_BLOCK_Q8_0: kernels->unpack_q8_0(from, x, w->columns); return;
-  default: attn_blocks_to_f32(w->type, from, x, w->columns);
+#define CASE(name, TYPE)                                                                           \
+  case ATTN_BLOCK_##TYPE: kernels->name##_to_f32(target, source, count); return;
+    ATTN_BLOCKS_TYPES(CASE)
+    ATTN_BLOCKS_TYPES_TO_F32(CASE)
+#undef CASE
+  case ATTN_BLOCK_F16:
+    if (aligned) {
+      kernels->f16_to_f32(target, source, count);
+      return;
+    }
+    break;
+  case ATTN_BLOCK_BF16:
+    if (aligned) {
+      kernels->bf16_to_f32(target, source, count);
+      return;
+    }
+    break;
+  default: break;
+  }
+  (void)attn_blocks_to_f32(w->type, source, target, count); /* cannot fail: checked by set */
+}
+
+/* --- Groups ----------------------------------------------------------------------------------- */
+
+/* What a thread works with, in its part of the scratch memory. */
+typedef struct workspace {
+  float *values;   /* dequantised, row-major */
+  void *converted; /* the same in the compute dtype; `values` itself for float32 */
+  void *packed;    /* panels */
+  float *sums;     /* of a result that is rounded to bfloat16, where they take several steps */
+} workspace;
+
+/* Elements of the above. */
+typedef struct group_size {
+  int64_t values, packed, sums;
+} group_size;
+
+static size_t workspace_bytes(const group_size *size, attn_dtype dtype) {
+  int64_t element = (int64_t)attn_dtype_size(dtype);
+  int64_t converted = dtype == ATTN_F32 ? 0 : size->values * element;
+  return (size_t)(round_up(size->values * 4, ATTN_ALIGNMENT) + round_up(converted, ATTN_ALIGNMENT) +
+                  round_up(size->packed * element, ATTN_ALIGNMENT) +
+                  round_up(size->sums * 4, ATTN_ALIGNMENT));
+}
+
+static workspace workspace_at(void *memory, const group_size *size, attn_dtype dtype) {
+  int64_t element = (int64_t)attn_dtype_size(dtype);
+  char *next = memory;
+  workspace space = {.values = (float *)next, .converted = next};
+  next += round_up(size->values * 4, ATTN_ALIGNMENT);
+  if (dtype != ATTN_F32) {
+    space.converted = next;
+    next += round_up(size->values * element, ATTN_ALIGNMENT);
+  }
+  space.packed = next;
+  next += round_up(size->packed * element, ATTN_ALIGNMENT);
+  space.sums = (float *)next;
+  return space;
+}
+
+/* Dequantises count outputs x inputs of W into rows `stride` apart, in dtype. */
+static void convert(const attn_kernels *kernels, const attn_block_matrix *w, int64_t output,
+                    int64_t outputs, int64_t input, int64_t inputs, int64_t stride,
+                    attn_dtype dtype, const workspace *space) {
+  for (int64_t o = 0; o < outputs; ++o) {
+    float *values = space->values + o * stride;
+    read_row(kernels, w, output + o, input, inputs, values);
+    if (dtype == ATTN_BF16)
+      kernels->f32_to_bf16((uint16_t *)space->converted + o * stride, values, inputs);
+    for (int64_t i = 0; dtype == ATTN_F64 && i < inputs; ++i)
+      ((double *)space->converted)[o * stride + i] = (double)values[i];
   }
 }
 
-/* `wide` has room for a row of float32. */
-static void unpack_row(const attn_kernels *kernels, const attn_block_matrix *w, int64_t row,
-                       attn_dtype dtype, void *target, float *wide) {
-  unpack_f32(kernels, w, row, dtype == ATTN_F32 ? target : wide);
-  if (dtype == ATTN_BF16) kernels->f32_to_bf16(target, wide, w->columns);
-  for (int64_t i = 0; dtype == ATTN_F64 && i < w->columns; ++i) ((double *)target)[i] = wide[i];
+/* Packs `converted` as B[k, n], one of whose strides is 1, from element `to` of the panels on. */
+static void pack(const attn_kernels *kernels, const workspace *space, attn_dtype dtype, int64_t to,
+                 int64_t panel_stride, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
+  if (dtype == ATTN_F64)
+    kernels->pack_f64((double *)space->packed + to, panel_stride, space->converted, k, n, stride_k,
+                      stride_n);
+  else if (dtype == ATTN_F32)
+    kernels->pack_f32((float *)space->packed + to, panel_stride, space->converted, k, n, stride_k,
+                      stride_n);
+  else
+    kernels->pack_bf16((uint16_t *)space->packed + to, panel_stride, space->converted, k, n,
+                       stride_k, stride_n);
 }
 
-attn_status attn_blocks_unpack(const attn_block_matrix *w, attn_dtype dtype, int64_t first,
-                               int64_t count, attn_matrix *values, attn_arena *scratch) {
+/* Of B[k, n], in panels. */
+static attn_packed panels_of(const workspace *space, int64_t k, int64_t n, attn_dtype dtype) {
+  attn_packed packed;
+  attn_product_panels.plan(1, k, n, dtype, &packed);
+  packed.data = space->packed;
+  return packed;
+}
+
+/* X or dY as the product takes it. Without AMX the float32 tiles are faster than those of bfloat16
+ * (docs/performance-log.md), and W, which is dequantised to float32, need not be rounded. */
+static attn_status prepare_left(const attn_matrix *x, attn_matrix *left, attn_arena *scratch) {
+  if (x->dtype != ATTN_BF16 || attn_get_kernel_path() == ATTN_PATH_AMX)
+    return attn_panels_pad_depth(x, left, scratch);
   const attn_kernels *kernels = attn_kernels_get();
-  int64_t size = (int64_t)attn_dtype_size(dtype), columns = w->columns;
-  int threads = attn_pass_threads(count * columns * size);
-  char *data = attn_arena_alloc(scratch, (size_t)(count * columns * size));
-  float *wide = attn_arena_alloc(scratch, (size_t)(threads * columns) * sizeof *wide);
-  if (!data || !wide) return ATTN_OUT_OF_MEMORY;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t r = 0; r < count; ++r)
-    unpack_row(kernels, w, first + r, dtype, data + r * columns * size,
-               wide + omp_get_thread_num() * columns);
-  *values = (attn_matrix){
-      .data = data, .dtype = dtype, .rows = count, .columns = columns, .stride = {columns, 1}};
+  int64_t rows = x->rows, columns = x->columns, bytes = rows * columns * (int64_t)sizeof(float);
+  *left = (attn_matrix){.data = attn_arena_alloc(scratch, (size_t)bytes),
+                        .dtype = ATTN_F32,
+                        .rows = rows,
+                        .columns = columns,
+                        .stride = {columns, 1}};
+  if (!left->data) return ATTN_OUT_OF_MEMORY;
+#pragma omp parallel for num_threads(attn_pass_threads(bytes)) schedule(static)
+  for (int64_t r = 0; r < rows; ++r)
+    kernels->bf16_to_f32(element_of(left, r, 0), element_of(x, r, 0), columns);
   return ATTN_OK;
 }
 
-/* A few rows -------------------------------------------------------------------------------------
- */
+/* --- Y (+)= X W^T ----------------------------------------------------------------------------- */
 
-/* One product, its outputs shared among threads. */
-typedef struct few_rows {
+static int64_t packed_depth(int64_t k, attn_dtype dtype) {
+  return dtype == ATTN_BF16 ? attn_packed_depth_bf16(k) : k;
+}
+
+/* The rows first .. first + outputs of W as panels of W^T [inputs, outputs]. */
+static attn_packed read_outputs(const attn_kernels *kernels, const attn_block_matrix *w,
+                                int64_t first, int64_t outputs, attn_dtype dtype,
+                                const workspace *space) {
+  int64_t panel_stride = packed_depth(w->inputs, dtype) * ATTN_PANEL;
+  for (int64_t o = 0; o < outputs; o += ATTN_PANEL)
+    for (int64_t i = 0; i < w->inputs; i += PIECE_INPUTS) {
+      int64_t columns = min(outputs - o, ATTN_PANEL), depth = min(w->inputs - i, PIECE_INPUTS);
+      convert(kernels, w, first + o, columns, i, depth, PIECE_STRIDE, dtype, space);
+      pack(kernels, space, dtype, o / ATTN_PANEL * panel_stride + i * ATTN_PANEL, panel_stride,
+           depth, columns, 1, PIECE_STRIDE);
+    }
+  return panels_of(space, w->inputs, outputs, dtype);
+}
+
+/* The columns of Y that a group gives. */
+static attn_matrix columns_of(const attn_matrix *matrix, int64_t first, int64_t count) {
+  attn_matrix columns = *matrix;
+  columns.data = element_of(matrix, 0, first);
+  columns.columns = count;
+  return columns;
+}
+
+/* Outputs of a group: fewer where there would not be one for each thread. */
+static int64_t group_outputs(int64_t outputs, int threads) {
+  int64_t group = GROUP_OUTPUTS;
+  while (group > ATTN_PANEL && outputs < group * threads) group /= 2;
+  return group;
+}
+
+attn_status attn_blocks_forward(const attn_block_matrix *w, const attn_matrix *x,
+                                const attn_matrix *y, bool accumulate, attn_arena *scratch) {
+  attn_matrix a;
+  ATTN_TRY(prepare_left(x, &a, scratch));
+  attn_dtype dtype = a.dtype;
+  int threads = attn_product_threads(x->rows, w->outputs, w->inputs);
+  int64_t step = group_outputs(w->outputs, threads);
+  int64_t groups = (w->outputs + step - 1) / step;
+  threads = (int)min(threads, groups);
+  group_size size = {.values = ATTN_PANEL * PIECE_STRIDE,
+                     .packed = packed_depth(w->inputs, dtype) * step};
+  size_t bytes = workspace_bytes(&size, dtype);
+  char *memory = attn_arena_alloc(scratch, (size_t)threads * bytes);
+  if (!memory) return ATTN_OUT_OF_MEMORY;
+  const attn_kernels *kernels = attn_kernels_get();
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int t = 0; t < threads; ++t) {
+    workspace space = workspace_at(memory + (size_t)t * bytes, &size, dtype);
+    kernels->begin();
+    for (int64_t g = t; g < groups; g += threads) {
+      int64_t first = g * step, outputs = min(w->outputs - first, step);
+      attn_packed packed = read_outputs(kernels, w, first, outputs, dtype, &space);
+      attn_matrix c = columns_of(y, first, outputs);
+      attn_panels_multiply_here(&a, &packed, &c, accumulate);
+    }
+    kernels->end();
+  }
+  return ATTN_OK;
+}
+
+/* --- dX (+)= dY W ----------------------------------------------------------------------------- */
+
+/* dX's columns first .. first + inputs into c: over pieces of the outputs, which are the depth. */
+static void multiply_inputs(const attn_kernels *kernels, const attn_block_matrix *w,
+                            const attn_matrix *dy, int64_t first, int64_t inputs,
+                            const attn_matrix *c, bool accumulate, const workspace *space) {
+  for (int64_t o = 0; o < w->outputs; o += PIECE_OUTPUTS) {
+    int64_t depth = min(w->outputs - o, PIECE_OUTPUTS);
+    int64_t panel_stride = packed_depth(depth, dy->dtype) * ATTN_PANEL;
+    convert(kernels, w, o, depth, first, inputs, GROUP_INPUTS, dy->dtype, space);
+    pack(kernels, space, dy->dtype, 0, panel_stride, depth, inputs, GROUP_INPUTS, 1);
+    attn_packed packed = panels_of(space, depth, inputs, dy->dtype);
+    attn_matrix a = columns_of(dy, o, depth);
+    attn_panels_multiply_here(&a, &packed, c, accumulate || o > 0);
+  }
+}
+
+/* The same into bfloat16, which is rounded once, after all pieces. */
+static void multiply_inputs_rounded(const attn_kernels *kernels, const attn_block_matrix *w,
+                                    const attn_matrix *dy, int64_t first, int64_t inputs,
+                                    const attn_matrix *c, bool accumulate, const workspace *space) {
+  attn_matrix sums = {.data = space->sums,
+                      .dtype = ATTN_F32,
+                      .rows = c->rows,
+                      .columns = inputs,
+                      .stride = {GROUP_INPUTS, 1}};
+  for (int64_t r = 0; accumulate && r < c->rows; ++r)
+    kernels->bf16_to_f32(element_of(&sums, r, 0), element_of(c, r, 0), inputs);
+  multiply_inputs(kernels, w, dy, first, inputs, &sums, accumulate, space);
+  for (int64_t r = 0; r < c->rows; ++r)
+    kernels->f32_to_bf16(element_of(c, r, 0), element_of(&sums, r, 0), inputs);
+}
+
+attn_status attn_blocks_backward_input(const attn_block_matrix *w, const attn_matrix *dy,
+                                       const attn_matrix *dx, bool accumulate,
+                                       attn_arena *scratch) {
+  attn_matrix a;
+  ATTN_TRY(prepare_left(dy, &a, scratch));
+  attn_dtype dtype = a.dtype;
+  int64_t groups = (w->inputs + GROUP_INPUTS - 1) / GROUP_INPUTS;
+  int threads = (int)min(attn_product_threads(dy->rows, w->inputs, w->outputs), groups);
+  group_size size = {.values = PIECE_OUTPUTS * GROUP_INPUTS,
+                     .packed = PIECE_OUTPUTS * GROUP_INPUTS,
+                     .sums = dx->dtype == ATTN_BF16 ? dx->rows * GROUP_INPUTS : 0};
+  size_t bytes = workspace_bytes(&size, dtype);
+  char *memory = attn_arena_alloc(scratch, (size_t)threads * bytes);
+  if (!memory) return ATTN_OUT_OF_MEMORY;
+  const attn_kernels *kernels = attn_kernels_get();
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int t = 0; t < threads; ++t) {
+    workspace space = workspace_at(memory + (size_t)t * bytes, &size, dtype);
+    kernels->begin();
+    for (int64_t g = t; g < groups; g += threads) {
+      int64_t first = g * GROUP_INPUTS, inputs = min(w->inputs - first, GROUP_INPUTS);
+      attn_matrix c = columns_of(dx, first, inputs);
+      if (c.dtype == ATTN_BF16)
+        multiply_inputs_rounded(kernels, w, &a, first, inputs, &c, accumulate, &space);
+      else
+        multiply_inputs(kernels, w, &a, first, inputs, &c, accumulate, &space);
+    }
+    kernels->end();
+  }
+  return ATTN_OK;
+}
+
+/* --- Few rows --------------------------------------------------------------------------------- */
+
+/* A product with blocks in place; NULL for types that have none. */
+typedef void matvec_blocks(int64_t rows, int64_t outputs, int64_t inputs, const attn_rounded *x,
+                           const void *w, float *y, int64_t ldy);
+
+static matvec_blocks *find_matvec(const attn_kernels *kernels, attn_block_type type) {
+  switch (type) {
+#define CASE(name, TYPE)                                                                           \
+  case ATTN_BLOCK_##TYPE: return kernels->matvec_##name;
+    ATTN_BLOCKS_TYPES(CASE)
+#undef CASE
+  default: return NULL;
+  }
+}
+
+/* x, y and W of a decode step. */
+typedef struct matvec {
   const attn_kernels *kernels;
   const attn_block_matrix *w;
   const attn_matrix *x, *y;
-  int8_t *q; /* x in 8 bits; NULL: it stays as it is */
-  float *scale, *sum;
-  char *rows; /* for each thread GRAIN unpacked rows */
-  float *wide;
-} few_rows;
+  matvec_blocks *in_place; /* of the rounded x; NULL: rows are dequantised */
+  attn_rounded rounded;
+  float *values; /* a dequantised row for each thread */
+  int64_t stride;
+} matvec;
 
-static void multiply_rounded(const few_rows *f, int64_t first, int64_t count) {
-  float *y = (float *)f->y->data + first;
-  const void *w = row_at(f->w, first);
-  int64_t rows = f->x->rows, inputs = f->w->columns, ldy = f->y->stride[0];
-  switch (f->w->type) {
-  case ATTN_BLOCK_Q4_0:
-    f->kernels->matvec_q4_0(rows, count, inputs, f->q, f->scale, f->sum, w, y, ldy);
-    return;
-  case ATTN_BLOCK_Q4_1:
-    f->kernels->matvec_q4_1(rows, count, inputs, f->q, f->scale, f->sum, w, y, ldy);
-    return;
-  default: f->kernels->matvec_q8_0(rows, count, inputs, f->q, f->scale, f->sum, w, y, ldy);
+static void dot_f64(const matvec *work, int64_t output, const float *w) {
+  for (int64_t r = 0; r < work->x->rows; ++r) {
+    const double *x = element_of(work->x, r, 0);
+    double sum = 0;
+    for (int64_t i = 0; i < work->w->inputs; ++i) sum += x[i] * (double)w[i];
+    *(double *)element_of(work->y, r, output) = sum;
   }
 }
 
-static bool has_rounded_product(attn_block_type type) {
-  return type == ATTN_BLOCK_Q4_0 || type == ATTN_BLOCK_Q4_1 || type == ATTN_BLOCK_Q8_0;
+/* Outputs first .. first + count, by thread t. */
+static void multiply_outputs(const matvec *work, int64_t first, int64_t count, int64_t t) {
+  int64_t rows = work->x->rows, inputs = work->w->inputs;
+  if (work->in_place) {
+    work->in_place(rows, count, inputs, &work->rounded, block_of(work->w, first, 0),
+                   element_of(work->y, 0, first), work->y->stride[0]);
+    return;
+  }
+  float *values = work->values + t * work->stride;
+  for (int64_t o = first; o < first + count; ++o) {
+    read_row(work->kernels, work->w, o, 0, inputs, values);
+    if (work->x->dtype == ATTN_F64)
+      dot_f64(work, o, values);
+    else
+      work->kernels->matvec_f32(rows, 1, inputs, work->x->data, work->x->stride[0], values, inputs,
+                                element_of(work->y, 0, o), work->y->stride[0]);
+  }
 }
 
-static void multiply_f64(const few_rows *f, const double *w, int64_t first, int64_t count) {
-  int64_t inputs = f->w->columns;
-  for (int64_t o = 0; o < count; ++o)
-    for (int64_t r = 0; r < f->x->rows; ++r) {
-      const double *x = (const double *)f->x->data + r * f->x->stride[0];
-      double sum = 0;
-      for (int64_t i = 0; i < inputs; ++i) sum += x[i] * w[o * inputs + i];
-      ((double *)f->y->data)[r * f->y->stride[0] + first + o] = sum;
-    }
-}
-
-static void multiply_unpacked(const few_rows *f, int64_t first, int64_t count) {
-  int64_t inputs = f->w->columns, thread = omp_get_thread_num();
-  attn_dtype dtype = f->x->dtype;
-  int64_t size = (int64_t)attn_dtype_size(dtype);
-  char *rows = f->rows + thread * GRAIN * inputs * size;
-  for (int64_t o = 0; o < count; ++o)
-    unpack_row(f->kernels, f->w, first + o, dtype, rows + o * inputs * size,
-               f->wide + thread * inputs);
-  if (dtype == ATTN_F64)
-    multiply_f64(f, (const double *)rows, first, count);
-  else
-    f->kernels->matvec_f32(f->x->rows, count, inputs, f->x->data, f->x->stride[0],
-                           (const float *)rows, inputs, (float *)f->y->data + first,
-                           f->y->stride[0]);
-}
-
-static attn_status round_rows(few_rows *f, attn_arena *scratch) {
-  int64_t rows = f->x->rows, inputs = f->w->columns, blocks = inputs / ATTN_BLOCK_ELEMENTS;
-  f->q = attn_arena_alloc(scratch, (size_t)(rows * inputs));
-  f->scale = attn_arena_alloc(scratch, (size_t)(rows * blocks) * sizeof *f->scale);
-  f->sum = attn_arena_alloc(scratch, (size_t)(rows * blocks) * sizeof *f->sum);
-  if (!f->q || !f->scale || !f->sum) return ATTN_OUT_OF_MEMORY;
+static attn_status round_rows(matvec *work, attn_arena *scratch) {
+  int64_t rows = work->x->rows, inputs = work->w->inputs, blocks = inputs / ATTN_ROUNDED_BLOCK;
+  int8_t *q = attn_arena_alloc(scratch, (size_t)(rows * inputs));
+  float *scale = attn_arena_alloc(scratch, (size_t)(2 * rows * blocks) * sizeof *scale);
+  if (!q || !scale) return ATTN_OUT_OF_MEMORY;
+  float *sum = scale + rows * blocks;
   for (int64_t r = 0; r < rows; ++r)
-    f->kernels->round_to_8_bits((const float *)f->x->data + r * f->x->stride[0], inputs,
-                                f->q + r * inputs, f->scale + r * blocks, f->sum + r * blocks);
+    work->kernels->round_blocks(q + r * inputs, scale + r * blocks, sum + r * blocks,
+                                element_of(work->x, r, 0), inputs);
+  work->rounded = (attn_rounded){.q = q, .scale = scale, .sum = sum, .ld = inputs};
   return ATTN_OK;
 }
 
-static attn_status make_room(few_rows *f, int threads, attn_arena *scratch) {
-  size_t elements = (size_t)f->w->columns * (size_t)threads;
-  f->rows = attn_arena_alloc(scratch, GRAIN * elements * attn_dtype_size(f->x->dtype));
-  f->wide = attn_arena_alloc(scratch, elements * sizeof *f->wide);
-  return f->rows && f->wide ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+static attn_status prepare_rows(matvec *work, int64_t threads, attn_arena *scratch) {
+  if (work->in_place) return round_rows(work, scratch);
+  work->stride = round_up(work->w->inputs, MATVEC_GRAIN);
+  work->values = attn_arena_alloc(scratch, (size_t)(threads * work->stride) * sizeof(float));
+  return work->values ? ATTN_OK : ATTN_OUT_OF_MEMORY;
 }
 
-attn_status attn_blocks_few_rows(const attn_block_matrix *w, attn_dtype compute,
-                                 const attn_matrix *x, const attn_matrix *y, attn_arena *scratch) {
-  few_rows f = {.kernels = attn_kernels_get(), .w = w, .x = x, .y = y};
-  int threads = (int)min(attn_get_threads(), w->rows * row_bytes(w) / BYTES_PER_THREAD + 1);
-  bool rounded = compute == ATTN_BF16 && has_rounded_product(w->type);
-  ATTN_TRY(rounded ? round_rows(&f, scratch) : make_room(&f, threads, scratch));
-  int64_t share = rounded ? (w->rows + threads - 1) / threads : GRAIN;
-  share = (share + GRAIN - 1) / GRAIN * GRAIN;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t first = 0; first < w->rows; first += share)
-    (rounded ? multiply_rounded : multiply_unpacked)(&f, first, min(share, w->rows - first));
+attn_status attn_blocks_matvec(const attn_block_matrix *w, const attn_matrix *x,
+                               const attn_matrix *y, bool round, attn_arena *scratch) {
+  matvec work = {.kernels = attn_kernels_get(), .w = w, .x = x, .y = y};
+  if (round) work.in_place = find_matvec(work.kernels, w->type);
+  int64_t useful = w->outputs * w->inputs /
+                   (work.in_place ? ROUNDED_ELEMENTS_PER_THREAD : MATVEC_ELEMENTS_PER_THREAD);
+  int64_t threads = min(attn_get_threads(), useful < 1 ? 1 : useful), outputs = w->outputs;
+  ATTN_TRY(prepare_rows(&work, threads, scratch));
+  if (threads == 1) {
+    multiply_outputs(&work, 0, outputs, 0);
+    return ATTN_OK;
+  }
+  int64_t share = round_up((outputs + threads - 1) / threads, MATVEC_GRAIN);
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+  for (int64_t t = 0; t < threads; ++t) {
+    int64_t first = min(t * share, outputs);
+    multiply_outputs(&work, first, min(share, outputs - first), t);
+  }
   return ATTN_OK;
 }

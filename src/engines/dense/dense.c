@@ -1,7 +1,5 @@
 #include "engines/dense/dense.h"
-#include "base/cpu.h"
 #include "base/status.h"
-#include "engines/dense/blocks.h"
 #include "engines/dense/product.h"
 #include "kernels/kernels.h"
 
@@ -27,13 +25,13 @@ typedef struct form {
 struct attn_weight {
   int64_t outputs, inputs;
   attn_dtype dtype;
-  attn_matrix values; /* borrowed, or in `owned` */
+  attn_matrix values;       /* borrowed, or in `owned`; no data where there are blocks */
+  attn_block_matrix blocks; /* borrowed; no data where there are values */
   void *owned;
   size_t owned_bytes;
-  pthread_mutex_t lock;     /* held while a form is made */
-  attn_block_matrix blocks; /* instead of values */
-  form forward;             /* of W^T [inputs, outputs] */
-  form backward;            /* of W [outputs, inputs] */
+  pthread_mutex_t lock; /* held while a form is made */
+  form forward;         /* of W^T [inputs, outputs] */
+  form backward;        /* of W [outputs, inputs] */
 };
 
 attn_status attn_weight_create(int64_t outputs, int64_t inputs, attn_dtype compute,
@@ -168,6 +166,7 @@ static attn_status keep_converted(attn_weight *weight, const attn_tensor *w) {
     ATTN_TRY(attn_tensor_copy(w, &copy));
   }
   weight->values = matrix_of(&copy);
+  weight->blocks.data = NULL;
   return ATTN_OK;
 }
 
@@ -180,28 +179,39 @@ attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w) {
                      w ? w->rank : 0, (long long)weight->outputs, (long long)weight->inputs);
   if (!w->data) return attn_fail(ATTN_INVALID_ARGUMENT, "weight: w has no data");
   if (w->device.kind != ATTN_CPU) return attn_fail(ATTN_UNSUPPORTED, "weight: w is not on the CPU");
-  weight->blocks.data = NULL;
   atomic_store(&weight->forward.ready, NULL);
   atomic_store(&weight->backward.ready, NULL);
   if (w->dtype != weight->dtype || (w->stride[1] != 1 && weight->inputs > 1))
     return keep_converted(weight, w);
   weight->values = matrix_of(w);
+  weight->blocks.data = NULL;
   return ATTN_OK;
 }
 
+static void drop_form(form *form) {
+  attn_free(form->packed.data);
+  form->packed.data = NULL;
+  form->capacity = 0;
+  atomic_store(&form->ready, NULL);
+}
+
 attn_status attn_weight_set_blocks(attn_weight *weight, attn_block_type type, const void *blocks) {
-  if (!weight || !blocks)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "weight: %s is NULL", weight ? "blocks" : "weight");
+  if (!weight) return attn_fail(ATTN_INVALID_ARGUMENT, "weight: NULL");
+  if (!blocks) return attn_fail(ATTN_INVALID_ARGUMENT, "weight: blocks is NULL");
+  float none;
+  ATTN_TRY(attn_blocks_to_f32(type, blocks, &none, 0)); /* whether the type can be converted */
   const attn_block_format *format = attn_block_get_format(type);
-  ATTN_TRY(attn_blocks_to_f32(type, blocks, NULL, 0)); /* whether it can be unpacked */
-  if (weight->inputs % format->elements)
-    return attn_fail(ATTN_INVALID_SHAPE, "weight: %lld inputs are no whole blocks of %d (%s)",
-                     (long long)weight->inputs, format->elements, format->name);
-  atomic_store(&weight->forward.ready, NULL);
-  atomic_store(&weight->backward.ready, NULL);
+  if (weight->inputs % format->elements != 0)
+    return attn_fail(ATTN_INVALID_SHAPE, "weight: %lld inputs are not whole blocks of %s (%d)",
+                     (long long)weight->inputs, format->name, format->elements);
+  drop_form(&weight->forward);
+  drop_form(&weight->backward);
+  attn_free(weight->owned);
+  weight->owned = NULL;
+  weight->owned_bytes = 0;
   weight->values = (attn_matrix){0};
   weight->blocks = (attn_block_matrix){
-      .data = blocks, .type = type, .rows = weight->outputs, .columns = weight->inputs};
+      .type = type, .data = blocks, .outputs = weight->outputs, .inputs = weight->inputs};
   return ATTN_OK;
 }
 
@@ -342,23 +352,6 @@ static void split_outputs(const matvec *work) {
     body(work, first, min(share, outputs - first));
 }
 
-/* --- The three products ----------------------------------------------------------------------- */
-
-static attn_status check_weight(const attn_weight *weight, const attn_arena *scratch) {
-  if (!weight || !scratch)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "dense: %s is NULL", weight ? "scratch" : "weight");
-  if (!weight->values.data && !weight->blocks.data)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "dense: the weight has no values yet");
-  return ATTN_OK;
-}
-
-static attn_status many_rows(attn_weight *weight, form *form, const attn_matrix *b,
-                             const attn_matrix *a, const attn_matrix *c, bool accumulate,
-                             attn_arena *scratch) {
-  ATTN_TRY(need_form(weight, form, b));
-  return multiply(a, &form->packed, c, accumulate, scratch);
-}
-
 /* y (+)= sums, where the product could not go straight into y. */
 static void put_sums(const attn_matrix *sums, const attn_matrix *y, bool accumulate) {
   for (int64_t r = 0; r < y->rows; ++r)
@@ -377,7 +370,7 @@ static void put_sums(const attn_matrix *sums, const attn_matrix *y, bool accumul
     }
 }
 
-static attn_status few_rows(const attn_weight *weight, const attn_matrix *x, const attn_matrix *y,
+static attn_status few_rows(const attn_matrix *x, const attn_weight *weight, const attn_matrix *y,
                             bool accumulate, attn_arena *scratch) {
   matvec work = {.x = x, .w = &weight->values, .y = y, .kernels = attn_kernels_get()};
   attn_matrix widened, sums;
@@ -395,89 +388,28 @@ static attn_status few_rows(const attn_weight *weight, const attn_matrix *x, con
     work.y = &sums;
   }
   if (weight->blocks.data)
-    ATTN_TRY(attn_blocks_few_rows(&weight->blocks, weight->dtype, work.x, work.y, scratch));
+    ATTN_TRY(attn_blocks_matvec(&weight->blocks, work.x, work.y, x->dtype == ATTN_BF16, scratch));
   else
     split_outputs(&work);
   if (!direct) put_sums(&sums, y, accumulate);
   return ATTN_OK;
 }
 
-/* --- Blocks: unpacked slice by slice, for one product ----------------------------------------- */
+/* --- The three products ----------------------------------------------------------------------- */
 
-enum {
-  SLICE_BYTES = 1 << 20, /* of unpacked values: they stay in the second-level caches */
-  SLICE_ROWS = 64,       /* at least */
-};
-
-/* Outputs first .. first + count - 1, computed in the dtype of a. */
-static attn_status multiply_slice(const attn_weight *weight, int64_t first, int64_t count,
-                                  const attn_matrix *a, const attn_matrix *c, bool accumulate,
-                                  attn_arena *scratch) {
-  attn_matrix values;
-  attn_packed packed;
-  ATTN_TRY(attn_blocks_unpack(&weight->blocks, a->dtype, first, count, &values, scratch));
-  attn_matrix b = transposed(&values), part = *c;
-  const attn_product *product = plan_product(a->rows, b.rows, b.columns, b.dtype, &packed);
-  packed.data = attn_arena_alloc(scratch, packed.bytes);
-  if (!packed.data) return ATTN_OUT_OF_MEMORY;
-  ATTN_TRY(product->pack(&packed, &b));
-  part.data = (char *)c->data + first * (int64_t)attn_dtype_size(c->dtype);
-  part.columns = count;
-  return multiply(a, &packed, &part, accumulate, scratch);
-}
-
-static attn_status multiply_slices(const attn_weight *weight, const attn_matrix *a,
-                                   const attn_matrix *c, bool accumulate, attn_arena *scratch) {
-  int64_t row_bytes = weight->inputs * (int64_t)attn_dtype_size(a->dtype);
-  int64_t slice = SLICE_BYTES * attn_get_threads() / row_bytes / SLICE_ROWS * SLICE_ROWS;
-  if (slice < SLICE_ROWS) slice = SLICE_ROWS;
-  for (int64_t first = 0; first < weight->outputs; first += slice) {
-    attn_arena_mark mark = attn_arena_get_mark(scratch);
-    ATTN_TRY(multiply_slice(weight, first, min(slice, weight->outputs - first), a, c, accumulate,
-                            scratch));
-    attn_arena_release(scratch, mark);
-  }
+static attn_status check_weight(const attn_weight *weight, const attn_arena *scratch) {
+  if (!weight || !scratch)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "dense: %s is NULL", weight ? "scratch" : "weight");
+  if (!weight->values.data && !weight->blocks.data)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "dense: the weight has no values yet");
   return ATTN_OK;
 }
 
-/* Whether processors of this path multiply float32 faster than bfloat16, which they have to widen.
- */
-static bool prefers_float32(void) {
-  attn_kernel_path path = attn_get_kernel_path();
-  return path == ATTN_PATH_AVX2 || (path == ATTN_PATH_AVX512 && !attn_cpu_get()->avx512_bf16);
-}
-
-static void convert_rows(const attn_matrix *from, const attn_matrix *to) {
-  const attn_kernels *kernels = attn_kernels_get();
-  int threads = attn_pass_threads(from->rows * from->columns * (int64_t)sizeof(float));
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < from->rows; ++i)
-    if (to->dtype == ATTN_F32)
-      kernels->bf16_to_f32(row_of(to, i), row_of(from, i), from->columns);
-    else
-      kernels->f32_to_bf16(row_of(to, i), row_of(from, i), from->columns);
-}
-
-static attn_status many_rows_of_blocks(const attn_weight *weight, const attn_matrix *a,
-                                       const attn_matrix *c, bool accumulate, attn_arena *scratch) {
-  if (a->dtype != ATTN_BF16 || !prefers_float32())
-    return multiply_slices(weight, a, c, accumulate, scratch);
-  attn_matrix wide_a = gapless_matrix(a, ATTN_F32, scratch), wide_c = *c;
-  if (c->dtype == ATTN_BF16) wide_c = gapless_matrix(c, ATTN_F32, scratch);
-  if (!wide_a.data || !wide_c.data) return ATTN_OUT_OF_MEMORY;
-  convert_rows(a, &wide_a);
-  if (accumulate && c->dtype == ATTN_BF16) convert_rows(c, &wide_c);
-  ATTN_TRY(multiply_slices(weight, &wide_a, &wide_c, accumulate, scratch));
-  if (c->dtype == ATTN_BF16) convert_rows(&wide_c, c);
-  return ATTN_OK;
-}
-
-static attn_status forward(attn_weight *weight, const attn_matrix *a, const attn_matrix *c,
-                           bool accumulate, attn_arena *scratch) {
-  if (a->rows <= ATTN_MATVEC_ROWS) return few_rows(weight, a, c, accumulate, scratch);
-  if (weight->blocks.data) return many_rows_of_blocks(weight, a, c, accumulate, scratch);
-  attn_matrix b = transposed(&weight->values);
-  return many_rows(weight, &weight->forward, &b, a, c, accumulate, scratch);
+static attn_status many_rows(attn_weight *weight, form *form, const attn_matrix *b,
+                             const attn_matrix *a, const attn_matrix *c, bool accumulate,
+                             attn_arena *scratch) {
+  ATTN_TRY(need_form(weight, form, b));
+  return multiply(a, &form->packed, c, accumulate, scratch);
 }
 
 attn_status attn_dense_forward(attn_weight *weight, const attn_tensor *x, const attn_tensor *y,
@@ -488,9 +420,15 @@ attn_status attn_dense_forward(attn_weight *weight, const attn_tensor *x, const 
   ATTN_TRY(check_dtype("x", x, weight->dtype, weight->dtype));
   ATTN_TRY(check_result("y", y, weight->dtype));
   if (x->shape[0] == 0) return ATTN_OK;
-  attn_matrix a = matrix_of(x), c = matrix_of(y);
+  attn_matrix a = matrix_of(x), c = matrix_of(y), b = transposed(&weight->values);
   attn_arena_mark mark = attn_arena_get_mark(scratch);
-  attn_status status = forward(weight, &a, &c, accumulate, scratch);
+  attn_status status;
+  if (x->shape[0] <= ATTN_MATVEC_ROWS)
+    status = few_rows(&a, weight, &c, accumulate, scratch);
+  else if (weight->blocks.data)
+    status = attn_blocks_forward(&weight->blocks, &a, &c, accumulate, scratch);
+  else
+    status = many_rows(weight, &weight->forward, &b, &a, &c, accumulate, scratch);
   attn_arena_release(scratch, mark);
   return status;
 }
@@ -498,8 +436,6 @@ attn_status attn_dense_forward(attn_weight *weight, const attn_tensor *x, const 
 attn_status attn_dense_backward_input(attn_weight *weight, const attn_tensor *dy,
                                       const attn_tensor *dx, bool accumulate, attn_arena *scratch) {
   ATTN_TRY(check_weight(weight, scratch));
-  if (weight->blocks.data)
-    return attn_fail(ATTN_UNSUPPORTED, "dense: there is no backward through quantised weights");
   ATTN_TRY(check("dy", dy, -1, weight->outputs));
   ATTN_TRY(check("dx", dx, dy->shape[0], weight->inputs));
   ATTN_TRY(check_dtype("dy", dy, weight->dtype, weight->dtype));
@@ -508,7 +444,9 @@ attn_status attn_dense_backward_input(attn_weight *weight, const attn_tensor *dy
   attn_matrix a = matrix_of(dy), c = matrix_of(dx);
   attn_arena_mark mark = attn_arena_get_mark(scratch);
   attn_status status =
-      many_rows(weight, &weight->backward, &weight->values, &a, &c, accumulate, scratch);
+      weight->blocks.data
+          ? attn_blocks_backward_input(&weight->blocks, &a, &c, accumulate, scratch)
+          : many_rows(weight, &weight->backward, &weight->values, &a, &c, accumulate, scratch);
   attn_arena_release(scratch, mark);
   return status;
 }

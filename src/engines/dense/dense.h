@@ -6,7 +6,8 @@
  *
  * with W [outputs, inputs], row-major as model files store it. W is repacked once for the many-row
  * products (panels.h, onednn.h); up to ATTN_MATVEC_ROWS rows read W as it is (kernels/matvec.h),
- * because there every weight is used only a few times and memory sets the speed.
+ * because there every weight is used only a few times and memory sets the speed. Quantised weights
+ * are read as they are by both.
  *
  * The tensors here are matrices (rank 2) on the CPU whose innermost dimension is contiguous; the
  * row stride is free (at least the row's length, for outputs). Sums are float32, or float64 for
@@ -32,15 +33,17 @@ void attn_weight_destroy(attn_weight *weight);
  * memory that they have. Not to be called while another thread uses the weight. */
 attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w);
 
-/* New values from blocks, [outputs, inputs] as GGUF stores them: rows of whole blocks, one after
- * the other. Borrowed: the caller keeps them alive. They are read in place, in slices that are
- * unpacked for one product and forgotten; nothing as large as the weight is kept. For inference:
- * there is no backward. ATTN_INVALID_SHAPE when inputs is no multiple of the block's elements;
- * ATTN_UNSUPPORTED for types that cannot be unpacked (tensor/blocks.h). */
+/* New values from blocks: [outputs, inputs] as a GGUF file has them, rows of whole blocks one after
+ * the other, at any alignment. Borrowed: the caller keeps `blocks` alive. Replaces values set
+ * before and frees their packed forms; owns nothing itself, products dequantise a few rows at a
+ * time into `scratch`. The values are those of attn_blocks_to_f32; bfloat16 products may round them
+ * to bfloat16 (many rows) or activations to 8 bits, 32 to a scale (up to ATTN_MATVEC_ROWS rows).
+ * ATTN_INVALID_SHAPE when inputs is not a multiple of the block's elements; ATTN_UNSUPPORTED for
+ * types that cannot be converted, ATTN_INVALID_ARGUMENT for unknown ones. */
 attn_status attn_weight_set_blocks(attn_weight *weight, attn_block_type type, const void *blocks);
 
 /* The row-major [outputs, inputs] values in the compute dtype; data is NULL before the first set,
- * and of blocks. */
+ * and for blocks. */
 attn_tensor attn_weight_values(const attn_weight *weight);
 
 /* Heap bytes that the weight owns: a converted copy, packed forms. */
@@ -53,8 +56,8 @@ size_t attn_weight_bytes(const attn_weight *weight);
  *
  * Any number of threads may use one weight at the same time, each with its own scratch. Forward
  * with rows <= ATTN_MATVEC_ROWS, the decode step, takes no lock and allocates nothing once
- * `scratch` has room for its rows in float32. Not to be called from inside an OpenMP parallel
- * region. */
+ * `scratch` has room for its rows in float32 and, with blocks, for a row of W for each thread. Not
+ * to be called from inside an OpenMP parallel region. */
 attn_status attn_dense_forward(attn_weight *weight, const attn_tensor *x, const attn_tensor *y,
                                bool accumulate, attn_arena *scratch);
 attn_status attn_dense_backward_input(attn_weight *weight, const attn_tensor *dy,

@@ -109,6 +109,30 @@ static void multiply_part_rounded(const attn_kernels *kernels, const attn_matrix
     kernels->f32_to_bf16(c + i * ldc, sums + i * TASK_COLUMNS, p->columns);
 }
 
+/* The part into C, of the kernels' result dtype or rounded. */
+static void multiply_into(const attn_kernels *kernels, const attn_matrix *a,
+                          const attn_packed *packed, const part *p, const attn_matrix *c,
+                          bool accumulate) {
+  int64_t ldc = c->stride[0];
+  void *to = (char *)c->data + (size_t)(p->row * ldc + p->column) * attn_dtype_size(c->dtype);
+  if (c->dtype == ATTN_BF16)
+    multiply_part_rounded(kernels, a, packed, p, to, ldc, accumulate);
+  else
+    multiply_part(kernels, a, packed, p, to, ldc, accumulate);
+}
+
+void attn_panels_multiply_here(const attn_matrix *a, const attn_packed *packed,
+                               const attn_matrix *c, bool accumulate) {
+  const attn_kernels *kernels = attn_kernels_get();
+  for (int64_t column = 0; column < packed->n; column += TASK_COLUMNS)
+    for (int64_t row = 0; row < a->rows; row += TASK_ROWS) {
+      part p = {.row = row, .column = column};
+      p.rows = min(a->rows - row, TASK_ROWS);
+      p.columns = min(packed->n - column, TASK_COLUMNS);
+      multiply_into(kernels, a, packed, &p, c, accumulate);
+    }
+}
+
 /* All parts. A deep product (a weight's gradient) takes larger ones, where that leaves enough for
  * every thread: A and B are then read fewer times. */
 static void multiply_parts(const attn_matrix *a, const attn_packed *packed, const attn_matrix *c,
@@ -122,7 +146,6 @@ static void multiply_parts(const attn_matrix *a, const attn_packed *packed, cons
   int64_t scale = deep && enough ? 2 : 1;
   int64_t part_rows = scale * TASK_ROWS, part_columns = scale * TASK_COLUMNS;
   int64_t down = (m + part_rows - 1) / part_rows, across = (n + part_columns - 1) / part_columns;
-  size_t size = attn_dtype_size(c->dtype);
 #pragma omp parallel num_threads(threads)
   {
     kernels->begin();
@@ -131,18 +154,13 @@ static void multiply_parts(const attn_matrix *a, const attn_packed *packed, cons
       part p = {.row = task % down * part_rows, .column = task / down * part_columns};
       p.rows = min(m - p.row, part_rows);
       p.columns = min(n - p.column, part_columns);
-      void *to = (char *)c->data + (size_t)(p.row * c->stride[0] + p.column) * size;
-      if (rounded)
-        multiply_part_rounded(kernels, a, packed, &p, to, c->stride[0], accumulate);
-      else
-        multiply_part(kernels, a, packed, &p, to, c->stride[0], accumulate);
+      multiply_into(kernels, a, packed, &p, c, accumulate);
     }
     kernels->end();
   }
 }
 
-/* The bfloat16 kernels read A up to the next multiple of 32 columns: a copy padded with zeros. */
-static attn_status pad_depth(const attn_matrix *a, attn_matrix *padded, attn_arena *scratch) {
+attn_status attn_panels_pad_depth(const attn_matrix *a, attn_matrix *padded, attn_arena *scratch) {
   int64_t depth = packed_depth(a->columns, a->dtype);
   *padded = *a;
   if (depth == a->columns) return ATTN_OK;
@@ -159,7 +177,7 @@ static attn_status multiply(const attn_matrix *a, const attn_packed *packed, con
                             bool accumulate, attn_arena *scratch) {
   attn_arena_mark mark = attn_arena_get_mark(scratch);
   attn_matrix padded;
-  attn_status status = pad_depth(a, &padded, scratch);
+  attn_status status = attn_panels_pad_depth(a, &padded, scratch);
   if (status == ATTN_OK) multiply_parts(&padded, packed, c, accumulate);
   attn_arena_release(scratch, mark);
   return status;

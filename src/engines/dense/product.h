@@ -7,6 +7,7 @@
 
 #include "attn/tensor.h"
 #include "base/memory.h"
+#include "tensor/blocks.h"
 
 typedef struct attn_product attn_product;
 
@@ -44,6 +45,34 @@ struct attn_product {
  * fork and join costs as much as about a million of the former or some hundred kilobytes. */
 int attn_product_threads(int64_t m, int64_t n, int64_t k);
 int attn_pass_threads(int64_t bytes);
+
+/* A as the panels' kernels want it: bfloat16 is read up to the next multiple of 32 columns, so
+ * that A with other columns becomes a copy in `scratch`, padded with zeros. */
+attn_status attn_panels_pad_depth(const attn_matrix *a, attn_matrix *padded, attn_arena *scratch);
+/* The product of attn_product_panels in the calling thread alone, between the kernels' begin and
+ * end: for B that comes a few panels at a time. A from attn_panels_pad_depth. C may be bfloat16
+ * with float32 operands, too. */
+void attn_panels_multiply_here(const attn_matrix *a, const attn_packed *packed,
+                               const attn_matrix *c, bool accumulate);
+
+/* W [outputs, inputs] in the blocks of a GGUF file: rows of whole blocks, one after the other. */
+typedef struct attn_block_matrix {
+  attn_block_type type;
+  const void *data; /* borrowed; NULL: none */
+  int64_t outputs, inputs;
+} attn_block_matrix;
+
+/* Y (+)= X W^T, with W dequantised a group of outputs at a time to the dtype of X, or for bfloat16
+ * without AMX to float32, to which X is then widened. */
+attn_status attn_blocks_forward(const attn_block_matrix *w, const attn_matrix *x,
+                                const attn_matrix *y, bool accumulate, attn_arena *scratch);
+/* dX (+)= dY W in the same way. */
+attn_status attn_blocks_backward_input(const attn_block_matrix *w, const attn_matrix *dy,
+                                       const attn_matrix *dx, bool accumulate, attn_arena *scratch);
+/* Y = X W^T for up to ATTN_MATVEC_ROWS rows: x and y are float32, or float64 both. With `round`, x
+ * may be rounded to 8 bits (kernels/blocks.h). */
+attn_status attn_blocks_matvec(const attn_block_matrix *w, const attn_matrix *x,
+                               const attn_matrix *y, bool round, attn_arena *scratch);
 
 /* dW[outputs, inputs] (+)= dY[tokens, outputs]^T X[tokens, inputs]: bfloat16 into float32, by our
  * tiles; rows may have gaps between them. */

@@ -7,6 +7,7 @@ const attn_kernels attn_kernels_avx512 = {
 #define USE(result, name, parameters) .name = attn_avx512_##name,
     ATTN_CONVERT_KERNELS(USE)
     ATTN_MATVEC_KERNELS(USE)
+    ATTN_BLOCKS_KERNELS(USE)
     ATTN_ROWS_KERNELS(USE)
     ATTN_RECURRENT_KERNELS(USE)
     ATTN_SOFTMAX_FLOAT_KERNELS(USE)

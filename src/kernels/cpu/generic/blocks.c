@@ -1,89 +1,40 @@
-#include "kernels/kernels.h"
-#include "tensor/half.h"
+#define KERNEL(name) attn_generic_##name
+#include "kernels/cpu/round_blocks.inc"
 
-#include <math.h>
+#include "tensor/blocks.h"
 
-enum { SIZE = ATTN_BLOCK_ELEMENTS };
+enum { LARGEST_BLOCK = 256 };
 
-void attn_generic_round_to_8_bits(const float *x, int64_t n, int8_t *q, float *scale, float *sum) {
-  for (int64_t b = 0; b < n / SIZE; ++b, x += SIZE, q += SIZE) {
-    float most = 0;
-    int total = 0;
-    for (int i = 0; i < SIZE; ++i) most = fmaxf(most, fabsf(x[i]));
-    float inverse = most > 0 ? 127 / most : 0;
-    for (int i = 0; i < SIZE; ++i) {
-      q[i] = (int8_t)lrintf(x[i] * inverse);
-      total += q[i];
+/* As the definition has it, with the weights of a block as float32 numbers. */
+static void multiply(attn_block_type type, int64_t rows, int64_t outputs, int64_t inputs,
+                     const attn_rounded *x, const void *w, float *y, int64_t ldy) {
+  const attn_block_format *format = attn_block_get_format(type);
+  const char *block = w;
+  for (int64_t o = 0; o < outputs; ++o) {
+    for (int64_t r = 0; r < rows; ++r) y[r * ldy + o] = 0;
+    for (int64_t i = 0; i < inputs; i += format->elements, block += format->bytes) {
+      float values[LARGEST_BLOCK];
+      (void)attn_blocks_to_f32(type, block, values, format->elements); /* cannot fail */
+      for (int64_t r = 0; r < rows; ++r)
+        for (int e = 0; e < format->elements; ++e) {
+          int64_t place = r * x->ld + i + e;
+          float scale = x->scale[place / ATTN_ROUNDED_BLOCK];
+          y[r * ldy + o] += scale * (float)x->q[place] * values[e];
+        }
     }
-    scale[b] = most / 127;
-    sum[b] = scale[b] * (float)total;
   }
 }
 
-/* A block as d (w~ - offset) + m. */
-typedef struct block {
-  float d, m;
-  int w[SIZE];
-} block;
-
-static float half(const unsigned char *bytes) {
-  uint16_t bits = (uint16_t)(bytes[0] | bytes[1] << 8);
-  return attn_f16_to_f32(bits);
-}
-
-static void nibbles(const unsigned char *bytes, block *to) {
-  for (int i = 0; i < SIZE / 2; ++i) {
-    to->w[i] = bytes[i] & 15;
-    to->w[i + SIZE / 2] = bytes[i] >> 4;
+#define DEFINE(name, type)                                                                         \
+  void attn_generic_matvec_##name(int64_t rows, int64_t outputs, int64_t inputs,                   \
+                                  const attn_rounded *x, const void *w, float *y, int64_t ldy) {   \
+    multiply(ATTN_BLOCK_##type, rows, outputs, inputs, x, w, y, ldy);                              \
   }
-}
+ATTN_BLOCKS_TYPES(DEFINE)
 
-static void read_q4_0(const unsigned char *bytes, block *to) {
-  to->d = half(bytes);
-  to->m = -8 * to->d;
-  nibbles(bytes + 2, to);
-}
-
-static void read_q4_1(const unsigned char *bytes, block *to) {
-  to->d = half(bytes);
-  to->m = half(bytes + 2);
-  nibbles(bytes + 4, to);
-}
-
-static void read_q8_0(const unsigned char *bytes, block *to) {
-  to->d = half(bytes);
-  to->m = 0;
-  for (int i = 0; i < SIZE; ++i) to->w[i] = (signed char)bytes[2 + i];
-}
-
-#define DEFINE(type, bytes)                                                                        \
-  void attn_generic_matvec_##type(int64_t rows, int64_t outputs, int64_t inputs, const int8_t *q,  \
-                                  const float *scale, const float *sum, const void *w, float *y,   \
-                                  int64_t ldy) {                                                   \
-    int64_t blocks = inputs / SIZE;                                                                \
-    const unsigned char *from = w;                                                                 \
-    for (int64_t o = 0; o < outputs; ++o, from += blocks * bytes)                                  \
-      for (int64_t r = 0; r < rows; ++r) {                                                         \
-        float total = 0;                                                                           \
-        for (int64_t b = 0; b < blocks; ++b) {                                                     \
-          block one;                                                                               \
-          int product = 0;                                                                         \
-          read_##type(from + b * bytes, &one);                                                     \
-          for (int i = 0; i < SIZE; ++i) product += one.w[i] * q[r * inputs + b * SIZE + i];       \
-          total += one.d * scale[r * blocks + b] * (float)product + one.m * sum[r * blocks + b];   \
-        }                                                                                          \
-        y[r * ldy + o] = total;                                                                    \
-      }                                                                                            \
-  }                                                                                                \
-  void attn_generic_unpack_##type(const void *w, float *x, int64_t n) {                            \
-    const unsigned char *from = w;                                                                 \
-    for (int64_t b = 0; b < n / SIZE; ++b, x += SIZE) {                                            \
-      block one;                                                                                   \
-      read_##type(from + b * bytes, &one);                                                         \
-      for (int i = 0; i < SIZE; ++i) x[i] = one.d * (float)one.w[i] + one.m;                       \
-    }                                                                                              \
+#define DEFINE_TO_F32(name, type)                                                                  \
+  void attn_generic_##name##_to_f32(float *x, const void *blocks, int64_t count) {                 \
+    (void)attn_blocks_to_f32(ATTN_BLOCK_##type, blocks, x, count); /* cannot fail */               \
   }
-
-DEFINE(q4_0, 18)
-DEFINE(q4_1, 20)
-DEFINE(q8_0, 34)
+ATTN_BLOCKS_TYPES(DEFINE_TO_F32)
+ATTN_BLOCKS_TYPES_TO_F32(DEFINE_TO_F32)
