@@ -216,7 +216,7 @@ static void check_expansion(const expansion *e, const int8_t *bytes) {
   enum { BLOCKS = 40, GUARD = 0x5a };
   const attn_block_format *format = attn_block_get_format(e->type);
   int64_t count = BLOCKS * (int64_t)format->elements;
-  size_t size = (size_t)(BLOCKS * format->bytes);
+  size_t size = BLOCKS * (size_t)format->bytes;
   float *want = malloc((size_t)count * sizeof *want),
         *got = malloc(((size_t)count + 1) * sizeof *got);
   char *blocks = malloc(size); /* of this size: nothing may be read behind it */

@@ -334,9 +334,28 @@ static void dot_f64(const matvec *work, int64_t output, const float *w) {
   }
 }
 
+/* Outputs first .. first + count of W that are plain numbers which a kernel reads as they are;
+ * false where they are not, or not aligned. */
+static bool multiply_plain(const matvec *work, int64_t first, int64_t count) {
+  int64_t inputs = work->w->inputs;
+  const void *w = block_of(work->w, first, 0);
+  void *y = element_of(work->y, 0, first);
+  if (work->x->dtype != ATTN_F32) return false;
+  if (work->w->type == ATTN_BLOCK_BF16 && (uintptr_t)w % sizeof(uint16_t) == 0)
+    work->kernels->matvec_bf16(work->x->rows, count, inputs, work->x->data, work->x->stride[0], w,
+                               inputs, y, work->y->stride[0]);
+  else if (work->w->type == ATTN_BLOCK_F32 && (uintptr_t)w % sizeof(float) == 0)
+    work->kernels->matvec_f32(work->x->rows, count, inputs, work->x->data, work->x->stride[0], w,
+                              inputs, y, work->y->stride[0]);
+  else
+    return false;
+  return true;
+}
+
 /* Outputs first .. first + count, by thread t. */
 static void multiply_outputs(const matvec *work, int64_t first, int64_t count, int64_t t) {
   int64_t rows = work->x->rows, inputs = work->w->inputs;
+  if (multiply_plain(work, first, count)) return;
   if (work->in_place) {
     work->in_place(rows, count, inputs, &work->rounded, block_of(work->w, first, 0),
                    element_of(work->y, 0, first), work->y->stride[0]);
