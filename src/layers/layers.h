@@ -28,11 +28,14 @@ typedef enum attn_rope_scaling {
    * original_length / high_factor, theta_j / factor where it takes more than original_length /
    * low_factor, between them a mean weighted by turns in original_length. */
   ATTN_ROPE_LLAMA3,
+  ATTN_ROPE_FACTORS, /* theta_j / factors[j], as GGUF files have it in rope_freqs.weight */
 } attn_rope_scaling;
 typedef struct attn_rope {
   double base;
   attn_rope_scaling scaling;
   double factor, low_factor, high_factor, original_length;
+  const double *factors; /* [factor_count], rotary_dim / 2 of them; borrowed */
+  int64_t factor_count;
 } attn_rope;
 attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *layout,
                             int64_t rotary_dim, const attn_rope *rope);

@@ -60,8 +60,9 @@ static attn_status rotary_backward(attn_graph *g, attn_node *node) {
   return ATTN_OK;
 }
 
-static double stretched(const attn_rope *rope, double theta) {
+static double stretched(const attn_rope *rope, double theta, int64_t j) {
   if (rope->scaling == ATTN_ROPE_PLAIN) return theta;
+  if (rope->scaling == ATTN_ROPE_FACTORS) return theta / rope->factors[j];
   if (rope->scaling == ATTN_ROPE_LINEAR) return theta / rope->factor;
   double turns = rope->original_length * theta / (2 * acos(-1)); /* in the length trained on */
   double kept = (turns - rope->low_factor) / (rope->high_factor - rope->low_factor);
@@ -83,10 +84,13 @@ attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *l
     return attn_graph_fail(graph, ATTN_INVALID_ARGUMENT, "rotary: the base is %g, expected > 0",
                            rope->base);
   int64_t half = rotary_dim / 2;
+  if (rope->scaling == ATTN_ROPE_FACTORS && (!rope->factors || rope->factor_count != half))
+    return attn_graph_fail(graph, ATTN_INVALID_SHAPE, "rotary: %lld factors, expected %lld",
+                           (long long)rope->factor_count, (long long)half);
   double *theta = attn_arena_alloc(graph->arena, (size_t)half * sizeof *theta);
   if (!theta) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
   for (int64_t j = 0; j < half; ++j)
-    theta[j] = stretched(rope, pow(rope->base, -(double)j / (double)half));
+    theta[j] = stretched(rope, pow(rope->base, -(double)j / (double)half), j);
   attn_tensor cosines, sines;
   attn_status status =
       attn_angle_tables(graph, theta, half, layout->position, layout->length, &cosines, &sines);

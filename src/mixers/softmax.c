@@ -24,6 +24,10 @@ static attn_status configure(attn_mixer_options *o) {
                      "head_dim %lld",
                      (long long)o->rotary_dim, (long long)o->dim);
   if (o->rope.base == 0) o->rope.base = 10000;
+  bool factors = o->rope.scaling == ATTN_ROPE_FACTORS && o->rotary_dim > 0;
+  if (factors && (!o->rope.factors || o->rope.factor_count != o->rotary_dim / 2))
+    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: %lld rotary factors, expected %lld",
+                     (long long)o->rope.factor_count, (long long)o->rotary_dim / 2);
   if (!(o->rope.base > 1))
     return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: rope_theta %g is not above 1", o->rope.base);
   return ATTN_OK;

@@ -46,5 +46,6 @@ attn_status attn_model_config_parse(const char *text, size_t size, const char *o
 void attn_model_config_free(attn_model_config *config) {
   json_decref(config->json);
   attn_free(config->layers);
+  attn_free(config->rope_factors);
   *config = (attn_model_config){0};
 }

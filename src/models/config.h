@@ -40,6 +40,7 @@ typedef struct attn_model_config {
   double logit_cap;       /* c tanh(z / c) on the logits; 0: none */
   bool tied;              /* the head is the embedding table */
   double embedding_scale; /* 1, or sqrt(hidden) */
+  double *rope_factors;   /* that layers' options point to; NULL without */
 } attn_model_config;
 
 /* ATTN_BAD_FORMAT names the key. `origin` stands in messages. */

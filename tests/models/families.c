@@ -31,6 +31,7 @@ static const subject subjects[] = {
     {"llama", "model.gguf", "expected"},
     {"llama", "model.q8_0.gguf", "expected.q8_0"},
     {"llama_tied", NULL, "expected"},
+    {"llama_tied", "model.gguf", "expected"},
     {"mistral", NULL, "expected"},
     {"qwen2", NULL, "expected"},
     {"qwen2", "model.gguf", "expected"},

@@ -17,7 +17,8 @@
 
 enum { Q, K, V, O, FIRST_OPTIONAL };
 
-static double speed(const attn_rope *rope, double theta) {
+static double speed(const attn_rope *rope, double theta, int64_t j) {
+  if (rope->scaling == ATTN_ROPE_FACTORS) return theta / rope->factors[j];
   double length = 2 * acos(-1) / theta, original = rope->original_length;
   if (rope->scaling == ATTN_ROPE_LINEAR) return theta / rope->factor;
   if (rope->scaling == ATTN_ROPE_PLAIN || length < original / rope->high_factor) return theta;
@@ -46,7 +47,7 @@ static void rotate(const attn_mixer_options *o, int64_t rows, int64_t heads, dou
       for (int64_t j = 0; j < half; ++j) {
         double *pair = x + (n * heads + h) * o->dim + j;
         double theta = pow(o->rope.base, -2.0 * (double)j / (double)o->rotary_dim);
-        double angle = (double)n * speed(&o->rope, theta);
+        double angle = (double)n * speed(&o->rope, theta, j);
         double a = pair[0], b = pair[half];
         pair[0] = a * cos(angle) - b * sin(angle);
         pair[half] = b * cos(angle) + a * sin(angle);

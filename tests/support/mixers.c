@@ -13,6 +13,8 @@
 /* Cases -----------------------------------------------------------------------------------------
  */
 
+static const double rotary_factors[] = {1, 1, 1.5, 2, 4, 8, 8, 8};
+
 static const test_case cases[] = {
     {NULL, "two heads", {.hidden = 32, .heads = 2, .layers = 2}},
     {NULL, "defaults", {.hidden = 48, .layers = 2}},
@@ -42,6 +44,14 @@ static const test_case cases[] = {
                .low_factor = 1,
                .high_factor = 4,
                .original_length = 64}}},
+    {"softmax",
+     "positions by factors",
+     {.hidden = 32,
+      .heads = 2,
+      .rope = {.base = 500,
+               .scaling = ATTN_ROPE_FACTORS,
+               .factors = rotary_factors,
+               .factor_count = 8}}},
     {"softmax", "soft cap", {.hidden = 32, .heads = 2, .soft_cap = 1.5}},
     {"softmax", "scale", {.hidden = 32, .heads = 2, .scale = 0.7}},
     {"softmax",

@@ -120,8 +120,27 @@ attn_status attn_family_make_layers(attn_model_config *c, const char *mixer,
   return ATTN_OK;
 }
 
+/* A list of numbers: what gguf.c makes of rope_freqs.weight. */
+static attn_status read_factors(const json_t *scaling, attn_model_config *c, attn_rope *rope) {
+  json_t *list = NULL;
+  ATTN_TRY(attn_json_array(scaling, "factors", ATTN_REQUIRED, &list));
+  size_t count = json_array_size(list);
+  attn_free(c->rope_factors);
+  c->rope_factors = attn_alloc_array(count + 1, sizeof *c->rope_factors);
+  if (!c->rope_factors) return ATTN_OUT_OF_MEMORY;
+  for (size_t i = 0; i < count; ++i) {
+    double factor = json_number_value(json_array_get(list, i));
+    if (!(factor > 0)) return attn_fail(ATTN_BAD_FORMAT, "factors: expected numbers above 0");
+    c->rope_factors[i] = factor;
+  }
+  rope->scaling = ATTN_ROPE_FACTORS;
+  rope->factors = c->rope_factors;
+  rope->factor_count = (int64_t)count;
+  return ATTN_OK;
+}
+
 /* Older files have rope_theta beside rope_scaling, newer ones both in rope_parameters. */
-attn_status attn_family_read_rope(const json_t *json, attn_rope *rope) {
+attn_status attn_family_read_rope(const json_t *json, attn_model_config *c, attn_rope *rope) {
   static const double most = 1e12;
   const char *type = "default";
   json_t *scaling = NULL;
@@ -133,6 +152,7 @@ attn_status attn_family_read_rope(const json_t *json, attn_rope *rope) {
   ATTN_TRY(attn_json_string(scaling, "type", ATTN_OPTIONAL, &type));
   ATTN_TRY(attn_json_string(scaling, "rope_type", ATTN_OPTIONAL, &type));
   if (strcmp(type, "default") == 0) return ATTN_OK;
+  if (strcmp(type, "factors") == 0) return read_factors(scaling, c, rope);
   ATTN_TRY(attn_json_double(scaling, "factor", ATTN_REQUIRED, 1, most, &rope->factor));
   if (strcmp(type, "linear") == 0) {
     rope->scaling = ATTN_ROPE_LINEAR;

@@ -46,7 +46,7 @@ attn_status attn_family_read_sizes(const json_t *json, attn_model_config *config
 /* Layers with `options` as the mixer's; options->layer counts. */
 attn_status attn_family_make_layers(attn_model_config *config, const char *mixer,
                                     const attn_mixer_options *options);
-/* rope_theta, and rope_scaling or rope_parameters. */
-attn_status attn_family_read_rope(const json_t *json, attn_rope *rope);
+/* rope_theta, and rope_scaling or rope_parameters; factors are the configuration's. */
+attn_status attn_family_read_rope(const json_t *json, attn_model_config *config, attn_rope *rope);
 
 #endif

@@ -35,8 +35,7 @@ static attn_status check_activation(const json_t *json) {
   return attn_fail(ATTN_UNSUPPORTED, "hidden_activation '%s' is not gelu_pytorch_tanh", activation);
 }
 
-static attn_status read_attention(const json_t *json, const attn_model_config *c,
-                                  attn_mixer_options *o) {
+static attn_status read_attention(const json_t *json, attn_model_config *c, attn_mixer_options *o) {
   double scalar = 256;
   *o = (attn_mixer_options){
       .hidden = c->hidden, .layers = c->layer_count, .dim = 256, .soft_cap = 50};
@@ -48,7 +47,7 @@ static attn_status read_attention(const json_t *json, const attn_model_config *c
   ATTN_TRY(attn_json_double(json, "attn_logit_softcapping", ATTN_OPTIONAL, 0, 1e6, &o->soft_cap));
   ATTN_TRY(attn_json_double(json, "query_pre_attn_scalar", ATTN_OPTIONAL, 1e-3, 1e6, &scalar));
   o->scale = 1 / sqrt(scalar);
-  return attn_family_read_rope(json, &o->rope);
+  return attn_family_read_rope(json, c, &o->rope);
 }
 
 /* layer_types, or the even layers. */

@@ -3,6 +3,7 @@
 #include "base/status.h"
 #include "models/families/family.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -47,6 +48,21 @@ static attn_status copy_field(const attn_gguf *file, const char *architecture, c
   return ATTN_OK;
 }
 
+/* rope_freqs.weight: what the speed of each pair of channels is divided by. */
+static attn_status copy_factors(const attn_gguf_tensor *tensor, json_t *config) {
+  enum { MOST = 128 };
+  float factors[MOST];
+  if (tensor->type != ATTN_BLOCK_F32 || tensor->count > MOST)
+    return attn_fail(ATTN_BAD_FORMAT, "rope_freqs.weight: expected at most %d float32", MOST);
+  memcpy(factors, tensor->data, (size_t)tensor->count * sizeof *factors);
+  json_t *list = json_array();
+  for (int64_t i = 0; i < tensor->count; ++i)
+    json_array_append_new(list, json_real(isfinite(factors[i]) ? factors[i] : 0));
+  json_object_set_new(config, "rope_scaling",
+                      json_pack("{s:s, s:o}", "rope_type", "factors", "factors", list));
+  return ATTN_OK;
+}
+
 static attn_status copy_rope_scaling(const attn_gguf *file, const char *architecture,
                                      json_t *config) {
   char key[KEY_SIZE];
@@ -58,13 +74,19 @@ static attn_status copy_rope_scaling(const attn_gguf *file, const char *architec
   snprintf(key, sizeof key, "%s.rope.scaling.factor", architecture);
   ATTN_TRY(attn_gguf_double(file, key, ATTN_OPTIONAL, 1, 1e6, &factor));
   if (attn_gguf_find(file, "rope_freqs.weight", &factors) == ATTN_OK)
-    return attn_fail(ATTN_UNSUPPORTED,
-                     "rope_freqs.weight: rotary factors in a tensor are not read");
+    return copy_factors(factors, config);
   bool none = type.size == 0 || (type.size == 4 && memcmp(type.data, "none", 4) == 0);
   if (none) return ATTN_OK;
   json_object_set_new(config, "rope_scaling",
                       json_pack("{s:s%, s:f}", "type", type.data, type.size, "factor", factor));
   return ATTN_OK;
+}
+
+/* No key says whether projections have biases: their tensors do. */
+static void copy_biases(const attn_gguf *file, json_t *config) {
+  const attn_gguf_tensor *bias;
+  if (attn_gguf_find(file, "blk.0.attn_q.bias", &bias) == ATTN_OK)
+    json_object_set_new(config, "attention_bias", json_true());
 }
 
 /* The vocabulary is as long as the table of embeddings, whose rows come last in GGUF's order. */
@@ -81,6 +103,7 @@ static attn_status copy_all(const attn_gguf *file, const char *architecture, jso
   for (size_t i = 0; i < sizeof fields / sizeof *fields; ++i)
     ATTN_TRY(copy_field(file, architecture, &fields[i], config));
   ATTN_TRY(copy_rope_scaling(file, architecture, config));
+  copy_biases(file, config);
   return copy_vocabulary(file, config);
 }
 

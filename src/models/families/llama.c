@@ -54,7 +54,7 @@ static attn_status read_common(const json_t *json, attn_model_config *c, attn_mi
   ATTN_TRY(attn_json_int(json, "num_attention_heads", ATTN_REQUIRED, 1, 1 << 14, &o->heads));
   ATTN_TRY(attn_json_int(json, "num_key_value_heads", ATTN_OPTIONAL, 1, 1 << 14, &o->kv_heads));
   ATTN_TRY(attn_json_int(json, "head_dim", ATTN_OPTIONAL, 1, 256, &o->dim));
-  return attn_family_read_rope(json, &o->rope);
+  return attn_family_read_rope(json, c, &o->rope);
 }
 
 /* Which layers see a window only: those that layer_types says, or all that `from` does not
