@@ -113,6 +113,52 @@ static attn_status bind(attn_model *model, int64_t index) {
                           value);
 }
 
+/* Everything used? --------------------------------------------------------------------------------
+ * A tensor that the model does not know is one that it would compute without. */
+
+static int by_name(const void *a, const void *b) {
+  return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* Tables that older checkpoints keep beside the weights, what rotary embedding is made of, and a
+ * head that is the embedding. */
+static bool may_be_left(const attn_model *model, const char *name) {
+  static const char *const ends[] = {".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"};
+  size_t length = strlen(name);
+  for (size_t i = 0; i < sizeof ends / sizeof *ends; ++i) {
+    size_t end = strlen(ends[i]);
+    if (length >= end && strcmp(name + length - end, ends[i]) == 0) return true;
+  }
+  return strcmp(name, "rope_freqs.weight") == 0 ||
+         (model->config.tied && strcmp(name, "lm_head.weight") == 0);
+}
+
+static attn_status name_all(const attn_model *model, char **names, int64_t *made) {
+  char name[256];
+  for (*made = 0; *made < model->parameter_count; ++*made) {
+    ATTN_TRY(attn_source_name(&model->source, model->config.family, model->shapes[*made].name, name,
+                              sizeof name));
+    names[*made] = attn_strdup(name);
+    if (!names[*made]) return ATTN_OUT_OF_MEMORY;
+  }
+  return ATTN_OK;
+}
+
+static attn_status check_all_used(const attn_model *model) {
+  int64_t made = 0;
+  char **names = attn_alloc_array((size_t)model->parameter_count, sizeof *names);
+  attn_status status = names ? name_all(model, names, &made) : ATTN_OUT_OF_MEMORY;
+  if (status == ATTN_OK) qsort(names, (size_t)made, sizeof *names, by_name);
+  const char *name;
+  for (int64_t i = 0; status == ATTN_OK && (name = attn_source_tensor(&model->source, i)); ++i)
+    if (!bsearch(&name, names, (size_t)made, sizeof *names, by_name) && !may_be_left(model, name))
+      status = attn_fail(ATTN_UNSUPPORTED, "the family %s has no place for the tensor %s",
+                         model->config.type, name);
+  for (int64_t i = 0; i < made; ++i) attn_free(names[i]);
+  attn_free(names);
+  return status;
+}
+
 static attn_status load(const char *path, attn_dtype compute, attn_model *model) {
   ATTN_TRY(attn_source_open(path, &model->source));
   ATTN_TRY(attn_model_start(json_incref(model->source.config), path, compute, model));
@@ -120,8 +166,10 @@ static attn_status load(const char *path, attn_dtype compute, attn_model *model)
     attn_status status = bind(model, i);
     if (status != ATTN_OK) return attn_fail_in(status, "%s", path);
   }
+  attn_status status = check_all_used(model);
+  if (status != ATTN_OK) return attn_fail_in(status, "%s", path);
   ATTN_TRY(attn_model_make_weights(model));
-  attn_status status = attn_model_text_load(&model->source, &model->text);
+  status = attn_model_text_load(&model->source, &model->text);
   return status == ATTN_OK ? ATTN_OK : attn_fail_in(status, "%s", path);
 }
 

@@ -53,12 +53,26 @@ static bool plain_dtype(attn_block_type type, attn_dtype *dtype) {
 
 enum { NAME_SIZE = 192 };
 
-static attn_status find_in_gguf(const attn_gguf *file, const attn_family *family, const char *host,
-                                attn_stored *stored) {
-  char name[NAME_SIZE];
-  const attn_gguf_tensor *tensor;
-  if (!attn_family_gguf_name(family, host, name, sizeof name))
+attn_status attn_source_name(const attn_source *source, const attn_family *family, const char *host,
+                             char *name, size_t size) {
+  if (!source->gguf)
+    attn_family_checkpoint_name(family, host, name, size);
+  else if (!attn_family_gguf_name(family, host, name, size))
     return attn_fail(ATTN_UNSUPPORTED, "%s has no name in GGUF files", host);
+  return ATTN_OK;
+}
+
+const char *attn_source_tensor(const attn_source *source, int64_t i) {
+  if (!source->gguf)
+    return i < attn_safetensors_count(source->safetensors)
+               ? attn_safetensors_name(source->safetensors, i)
+               : NULL;
+  const attn_gguf_tensor *tensor = attn_gguf_tensor_at(source->gguf, i);
+  return tensor ? tensor->name : NULL;
+}
+
+static attn_status find_in_gguf(const attn_gguf *file, const char *name, attn_stored *stored) {
+  const attn_gguf_tensor *tensor;
   ATTN_TRY(attn_gguf_find(file, name, &tensor));
   *stored = (attn_stored){
       .rank = tensor->rank, .count = tensor->count, .type = tensor->type, .data = tensor->data};
@@ -69,10 +83,10 @@ static attn_status find_in_gguf(const attn_gguf *file, const attn_family *family
 
 attn_status attn_source_find(const attn_source *source, const attn_family *family, const char *host,
                              attn_stored *stored) {
-  if (source->gguf) return find_in_gguf(source->gguf, family, host, stored);
   char name[NAME_SIZE];
   attn_tensor tensor;
-  attn_family_checkpoint_name(family, host, name, sizeof name);
+  ATTN_TRY(attn_source_name(source, family, host, name, sizeof name));
+  if (source->gguf) return find_in_gguf(source->gguf, name, stored);
   ATTN_TRY(attn_safetensors_find(source->safetensors, name, &tensor));
   *stored = (attn_stored){.rank = tensor.rank,
                           .count = attn_tensor_count(&tensor),

@@ -48,4 +48,11 @@ sed 's/"llama"/"lama"/' "$families/llama/config.json" >both/config.json
 run 1 "$attn" run both --prompt x
 says err "model_type"
 
+# A tensor without a place would be left out of the computation.
+mkdir biased
+cp "$families/llama_tied/model.safetensors" biased
+sed 's/"attention_bias": true/"attention_bias": false/' "$families/llama_tied/config.json" >biased/config.json
+run 1 "$attn" run biased --prompt x
+says err "no place for the tensor model.layers.0.self_attn"
+
 finish
