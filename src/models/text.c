@@ -162,13 +162,21 @@ static attn_status read_id(const attn_gguf *file, const char *key, int32_t *id) 
   return ATTN_OK;
 }
 
+/* Files of that time leave the key out: what llama.cpp does then. */
+static bool adds_bos(const gguf_vocabulary *v) {
+  static const char *const with[] = {"llama-bpe", "llama3", "llama-v3"};
+  for (size_t i = 0; i < sizeof with / sizeof *with; ++i)
+    if (strcmp(v->pre, with[i]) == 0) return true;
+  return strcmp(v->model, "llama") == 0;
+}
+
 static attn_status read_vocabulary(const attn_gguf *file, gguf_vocabulary *v) {
   attn_tokenizer_spec *spec = &v->spec;
   ATTN_TRY(read_text(file, "tokenizer.ggml.model", ATTN_REQUIRED, v->model, sizeof v->model));
   ATTN_TRY(read_text(file, "tokenizer.ggml.pre", ATTN_OPTIONAL, v->pre, sizeof v->pre));
   spec->model = v->model;
   spec->pre = v->pre[0] ? v->pre : NULL;
-  spec->add_bos = strcmp(v->model, "llama") == 0; /* llama.cpp's defaults */
+  spec->add_bos = adds_bos(v);
   ATTN_TRY(read_id(file, "tokenizer.ggml.bos_token_id", &spec->bos));
   ATTN_TRY(read_id(file, "tokenizer.ggml.eos_token_id", &spec->eos));
   ATTN_TRY(read_id(file, "tokenizer.ggml.unknown_token_id", &spec->unknown));
