@@ -195,7 +195,6 @@ static void assert_product(const char *name, const product *p, const matrix *a, 
     for (int64_t o = 0; o < columns; ++o) {
       double want = c->values[r * columns + o], size = fabs(want);
       const double *x = a->values + r * depth, *w = p->w->values + o * w_o;
-#pragma omp simd reduction(+ : want, size)
       for (int64_t i = 0; i < depth; ++i) {
         want += x[i] * w[i * w_i];
         size += fabs(x[i] * w[i * w_i]);
