@@ -2,6 +2,7 @@
 #include "base/memory.h"
 #include "engines/plan.h"
 #include "base/io.h"
+#include "models/source.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -182,7 +183,7 @@ char *attn_find_model(const char *given) {
               given);
     return NULL;
   }
-  if (!attn_path_is_directory(given) && !attn_path_has_suffix(given, ".gguf")) {
+  if (!attn_path_is_directory(given) && !attn_is_gguf(given)) {
     attn_fail(ATTN_NOT_FOUND,
               "%s is a file: expected the directory of a model, with config.json "
               "and model.safetensors, or a .gguf file",

@@ -4,6 +4,7 @@
 #include "base/progress.h"
 #include "base/io.h"
 #include "files/json.h"
+#include "models/source.h"
 
 #include <stdlib.h>
 #include <string.h>

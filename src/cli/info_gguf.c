@@ -35,10 +35,6 @@ typedef struct summary {
   block_sum blocks[ATTN_BLOCK_TYPES], all;
 } summary;
 
-bool attn_is_gguf(const char *path) {
-  return attn_path_has_suffix(path, ".gguf") && !attn_path_is_directory(path);
-}
-
 /* "llama.context_length": the numbers of a model stand below its architecture. */
 static attn_status read_number(const summary *s, const char *name, int64_t *value) {
   char key[KEY_SIZE];

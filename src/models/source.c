@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-static bool is_gguf(const char *path) {
+bool attn_is_gguf(const char *path) {
   return attn_path_has_suffix(path, ".gguf") && !attn_path_is_directory(path);
 }
 
@@ -28,7 +28,7 @@ static attn_status open_gguf(attn_source *source) {
 attn_status attn_source_open(const char *path, attn_source *source) {
   *source = (attn_source){.path = attn_strdup(path)};
   if (!source->path) return ATTN_OUT_OF_MEMORY;
-  attn_status status = is_gguf(path) ? open_gguf(source) : open_directory(source);
+  attn_status status = attn_is_gguf(path) ? open_gguf(source) : open_directory(source);
   if (status != ATTN_OK) attn_source_close(source);
   return status;
 }

@@ -14,6 +14,8 @@ typedef struct attn_source {
   attn_gguf *gguf;
 } attn_source;
 
+/* Whether a path is that of a GGUF file: by its name, and no directory. */
+bool attn_is_gguf(const char *path);
 /* ATTN_NOT_FOUND, ATTN_BAD_FORMAT, ATTN_UNSUPPORTED. */
 attn_status attn_source_open(const char *path, attn_source *source);
 void attn_source_close(attn_source *source); /* ends what was borrowed from it */

@@ -48,6 +48,10 @@ sed 's/"llama"/"lama"/' "$families/llama/config.json" >both/config.json
 run 1 "$attn" run both --prompt x
 says err "model_type"
 
+sed 's/"hidden_act"/"partial_rotary_factor": 0.5, "hidden_act"/' "$families/llama/config.json" >both/config.json
+run 1 "$attn" run both --prompt x
+says err "partial_rotary_factor"
+
 # A tensor without a place would be left out of the computation.
 mkdir biased
 cp "$families/llama_tied/model.safetensors" biased

@@ -142,9 +142,13 @@ static attn_status read_factors(const json_t *scaling, attn_model_config *c, att
 /* Older files have rope_theta beside rope_scaling, newer ones both in rope_parameters. */
 attn_status attn_family_read_rope(const json_t *json, attn_model_config *c, attn_rope *rope) {
   static const double most = 1e12;
+  double part = 1;
   const char *type = "default";
   json_t *scaling = NULL;
   ATTN_TRY(attn_json_double(json, "rope_theta", ATTN_OPTIONAL, 1, most, &rope->base));
+  ATTN_TRY(attn_json_double(json, "partial_rotary_factor", ATTN_OPTIONAL, 0, 1, &part));
+  if (part != 1)
+    return attn_fail(ATTN_UNSUPPORTED, "partial_rotary_factor is %g: heads turn whole", part);
   ATTN_TRY(attn_json_object(json, "rope_scaling", ATTN_OPTIONAL, &scaling));
   if (!scaling) ATTN_TRY(attn_json_object(json, "rope_parameters", ATTN_OPTIONAL, &scaling));
   if (!scaling) return ATTN_OK;

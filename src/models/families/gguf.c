@@ -23,8 +23,6 @@ static const field fields[] = {
     {"attention.head_count_kv", "num_key_value_heads", INTEGER, ATTN_OPTIONAL},
     {"attention.key_length", "head_dim", INTEGER, ATTN_OPTIONAL},
     {"attention.sliding_window", "sliding_window", INTEGER, ATTN_OPTIONAL},
-    {"attn_logit_softcapping", "attn_logit_softcapping", REAL, ATTN_OPTIONAL},
-    {"final_logit_softcapping", "final_logit_softcapping", REAL, ATTN_OPTIONAL},
     {"attention.layer_norm_rms_epsilon", "rms_norm_eps", REAL, ATTN_OPTIONAL},
     {"rope.freq_base", "rope_theta", REAL, ATTN_OPTIONAL},
     {"context_length", "max_position_embeddings", INTEGER, ATTN_OPTIONAL},
@@ -73,9 +71,10 @@ static attn_status copy_rope_scaling(const attn_gguf *file, const char *architec
   ATTN_TRY(attn_gguf_string(file, key, ATTN_OPTIONAL, &type));
   snprintf(key, sizeof key, "%s.rope.scaling.factor", architecture);
   ATTN_TRY(attn_gguf_double(file, key, ATTN_OPTIONAL, 1, 1e6, &factor));
-  if (attn_gguf_find(file, "rope_freqs.weight", &factors) == ATTN_OK)
-    return copy_factors(factors, config);
   bool none = type.size == 0 || (type.size == 4 && memcmp(type.data, "none", 4) == 0);
+  if (attn_gguf_find(file, "rope_freqs.weight", &factors) == ATTN_OK)
+    return none ? copy_factors(factors, config)
+                : attn_fail(ATTN_UNSUPPORTED, "rope_freqs.weight beside another rope.scaling.type");
   if (none) return ATTN_OK;
   json_object_set_new(config, "rope_scaling",
                       json_pack("{s:s%, s:f}", "type", type.data, type.size, "factor", factor));
@@ -99,9 +98,30 @@ static attn_status copy_vocabulary(const attn_gguf *file, json_t *config) {
   return ATTN_OK;
 }
 
+/* Heads that turn in part only, or whose values have another width, have no place in the families
+ * that GGUF files are read for. */
+static attn_status check_heads(const attn_gguf *file, const char *architecture,
+                               const json_t *config) {
+  static const char *const same[] = {"rope.dimension_count", "attention.value_length"};
+  int64_t heads = json_integer_value(json_object_get(config, "num_attention_heads"));
+  int64_t dim = json_integer_value(json_object_get(config, "head_dim"));
+  if (!dim && heads > 0) dim = json_integer_value(json_object_get(config, "hidden_size")) / heads;
+  for (size_t i = 0; i < sizeof same / sizeof *same; ++i) {
+    char key[KEY_SIZE];
+    int64_t value = dim;
+    snprintf(key, sizeof key, "%s.%s", architecture, same[i]);
+    ATTN_TRY(attn_gguf_int(file, key, ATTN_OPTIONAL, 0, INT32_MAX, &value));
+    if (value != dim)
+      return attn_fail(ATTN_UNSUPPORTED, "%s is %lld, expected the width of a head, %lld", key,
+                       (long long)value, (long long)dim);
+  }
+  return ATTN_OK;
+}
+
 static attn_status copy_all(const attn_gguf *file, const char *architecture, json_t *config) {
   for (size_t i = 0; i < sizeof fields / sizeof *fields; ++i)
     ATTN_TRY(copy_field(file, architecture, &fields[i], config));
+  ATTN_TRY(check_heads(file, architecture, config));
   ATTN_TRY(copy_rope_scaling(file, architecture, config));
   copy_biases(file, config);
   return copy_vocabulary(file, config);
