@@ -1,4 +1,4 @@
-/* Making and saving models; load.c loads them. */
+/* Making models; load.c loads them and save.c saves them. */
 #include "models/model.h"
 #include "base/memory.h"
 #include "base/random.h"
@@ -31,9 +31,10 @@ static attn_parameter *add(inventory *list, const char *prefix, attn_parameter_s
   snprintf(name, sizeof name, "%s%s", prefix, shape.name);
   attn_parameter *parameter = &list->model->parameters[index];
   shape.name = attn_strdup(name);
-  attn_family_checkpoint_name(list->model->config.family, shape.name ? shape.name : "", name,
-                              sizeof name);
-  parameter->name = attn_strdup(name);
+  attn_place place = {0};
+  if (shape.name)
+    list->failed |= attn_family_place(&list->model->config, &shape, false, &place) != ATTN_OK;
+  parameter->name = attn_strdup(place.name);
   parameter->decay = shape.decay;
   list->model->shapes[index] = shape;
   list->failed |= !parameter->name || !shape.name;
@@ -246,52 +247,6 @@ attn_status attn_model_create(const char *config, uint64_t seed, attn_dtype comp
     *model = made;
   else
     attn_model_destroy(made);
-  return status;
-}
-
-/* The weight of a norm as files have it; the 1 goes before anything is rounded. */
-static attn_status copy_without_one(const attn_parameter *p, attn_dtype dtype, attn_tensor *copy) {
-  attn_tensor wide;
-  ATTN_TRY(attn_parameter_copy(p, ATTN_F64, &wide));
-  for (int64_t i = 0; i < wide.shape[0]; ++i) ((double *)wide.data)[i] -= 1;
-  attn_status status = attn_tensor_create(dtype, wide.rank, wide.shape, copy);
-  if (status == ATTN_OK) status = attn_tensor_copy(&wide, copy);
-  attn_tensor_destroy(&wide);
-  return status;
-}
-
-/* A copy of every parameter in `dtype`, freed by the caller up to *made. */
-static attn_status convert(const attn_model *model, attn_dtype dtype, attn_named_tensor *tensors,
-                           int64_t *made) {
-  for (*made = 0; *made < model->parameter_count; ++*made) {
-    const attn_parameter *p = &model->parameters[*made];
-    attn_named_tensor *t = &tensors[*made];
-    t->name = p->name;
-    bool offset = attn_model_norm_offset(model, *made);
-    ATTN_TRY(offset ? copy_without_one(p, dtype, &t->tensor)
-                    : attn_parameter_copy(p, dtype, &t->tensor));
-  }
-  return ATTN_OK;
-}
-
-attn_status attn_model_save(const attn_model *model, const char *directory, attn_dtype dtype) {
-  if (dtype != ATTN_F32 && dtype != ATTN_BF16 && dtype != ATTN_F16 && dtype != ATTN_F64)
-    return attn_fail(ATTN_UNSUPPORTED, "weights are not saved as %s", attn_dtype_name(dtype));
-  ATTN_TRY(attn_make_directories(directory));
-  char *weights = attn_path_join(directory, "model.safetensors");
-  char *config = attn_path_join(directory, "config.json");
-  attn_named_tensor *tensors = attn_alloc_array((size_t)model->parameter_count, sizeof *tensors);
-  int64_t made = 0;
-  attn_status status = weights && config && tensors ? ATTN_OK : ATTN_OUT_OF_MEMORY;
-  if (status == ATTN_OK) status = convert(model, dtype, tensors, &made);
-  attn_metadata metadata = {"format", "pt"}; /* what the usual readers expect to find */
-  if (status == ATTN_OK)
-    status = attn_safetensors_write(weights, tensors, model->parameter_count, &metadata, 1);
-  if (status == ATTN_OK) status = attn_json_save(config, model->config.json);
-  for (int64_t i = 0; i < made; ++i) attn_tensor_destroy(&tensors[i].tensor);
-  attn_free(tensors);
-  attn_free(weights);
-  attn_free(config);
   return status;
 }
 
