@@ -49,6 +49,55 @@ static void add_norm(inventory *list, const char *prefix, attn_parameter **norm)
     norm[1] = add(list, prefix, attn_vector("bias", c->hidden, ATTN_INIT_CONSTANT, 0));
 }
 
+/* The matrices of a feed-forward: up and down, or gate, up and down. */
+static void add_matrices(inventory *list, const char *prefix, int64_t width, attn_parameter **p) {
+  static const char *const names[] = {"l1.weight", "l2.weight", "l3.weight"};
+  const attn_model_config *c = &list->model->config;
+  int64_t down = c->feed_forward == ATTN_GELU_MLP ? 1 : 2;
+  for (int64_t i = 0; i < down; ++i)
+    p[i] = add(list, prefix, attn_matrix(names[i], width, c->hidden));
+  p[down] = add(list, prefix, attn_matrix(names[down], c->hidden, width));
+}
+
+static void add_experts(inventory *list, int64_t l, attn_layer_parameters *p) {
+  const attn_model_config *c = &list->model->config;
+  const attn_experts_config *experts = &c->layers[l].experts;
+  char prefix[NAME_SIZE];
+  int64_t count = experts->routing.experts;
+  if (!list->counting) {
+    p->experts = attn_alloc_array((size_t)count, 3 * sizeof(attn_parameter *));
+    if (!p->experts) {
+      list->failed = true;
+      return;
+    }
+  }
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.router.", (long long)l);
+  p->router = add(list, prefix, attn_matrix("weight", count, c->hidden));
+  if (experts->correction)
+    p->router_bias = add(list, prefix, attn_vector("bias", count, ATTN_INIT_CONSTANT, 0));
+  for (int64_t e = 0; e < count; ++e) {
+    attn_parameter *unused[3];
+    snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.experts.%lld.", (long long)l,
+             (long long)e);
+    add_matrices(list, prefix, experts->width, list->counting ? unused : p->experts + 3 * e);
+  }
+  if (!experts->shared_width) return;
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.shared.", (long long)l);
+  add_matrices(list, prefix, experts->shared_width, p->shared);
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.shared_gate.", (long long)l);
+  if (experts->shared_gate) p->shared_gate = add(list, prefix, attn_matrix("weight", 1, c->hidden));
+}
+
+static void add_feed_forward(inventory *list, int64_t l, attn_layer_parameters *p) {
+  const attn_model_config *c = &list->model->config;
+  char prefix[NAME_SIZE];
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.", (long long)l);
+  if (c->layers[l].experts.routing.experts)
+    add_experts(list, l, p);
+  else
+    add_matrices(list, prefix, c->feed_forward_width, p->feed_forward);
+}
+
 static void add_layer(inventory *list, int64_t l) {
   attn_model *model = list->model;
   const attn_model_config *c = &model->config;
@@ -62,12 +111,7 @@ static void add_layer(inventory *list, int64_t l) {
   for (int i = 0; i < count; ++i) p->mixer[i] = add(list, prefix, shapes[i]);
   snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_norm.", (long long)l);
   add_norm(list, prefix, p->channel_norm);
-  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.", (long long)l);
-  int64_t width = c->feed_forward_width, down = c->feed_forward == ATTN_GELU_MLP ? 1 : 2;
-  static const char *const names[] = {"l1.weight", "l2.weight", "l3.weight"};
-  for (int64_t i = 0; i < down; ++i)
-    p->feed_forward[i] = add(list, prefix, attn_matrix(names[i], width, c->hidden));
-  p->feed_forward[down] = add(list, prefix, attn_matrix(names[down], c->hidden, width));
+  add_feed_forward(list, l, p);
   if (!c->sandwich) return;
   snprintf(prefix, sizeof prefix, "model.layers.%lld.token_after.", (long long)l);
   add_norm(list, prefix, p->token_after);
@@ -207,6 +251,8 @@ void attn_model_destroy(attn_model *model) {
     attn_free((void *)(uintptr_t)p->name);
     attn_free((void *)(uintptr_t)model->shapes[i].name);
   }
+  for (int64_t l = 0; model->layers && l < model->config.layer_count; ++l)
+    attn_free(model->layers[l].experts);
   attn_free(model->parameters);
   attn_free(model->shapes);
   attn_free(model->layers);
