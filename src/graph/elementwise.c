@@ -350,8 +350,7 @@ static attn_status rows_backward(attn_graph *g, attn_node *node) {
   int64_t rows = x.shape[0], width = x.shape[1];
   FOR_ROWS(g, rows, width) {
     attn_span upstream = attn_row(&dy, dy.stride[0], r);
-    ((double *)ds.data)[r] =
-        g->kernels->row_dot(upstream, attn_row(&x, x.stride[0], r), width);
+    ((double *)ds.data)[r] = g->kernels->row_dot(upstream, attn_row(&x, x.stride[0], r), width);
     if (!dx.data) continue;
     attn_span to = attn_row(&dx, dx.stride[0], r);
     g->kernels->row_add(to, number_at(g, &s, r), upstream, accumulate ? 1 : 0,

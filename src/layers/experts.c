@@ -14,7 +14,8 @@ enum { MOST_ACTIVE = 64 };
 /* Numbers of a row of the wide dtype. */
 static double get(const attn_tensor *t, int64_t r, int64_t c) {
   int64_t at = r * t->shape[1] + c;
-  return t->dtype == ATTN_F64 ? ((const double *)t->data)[at] : (double)((const float *)t->data)[at];
+  return t->dtype == ATTN_F64 ? ((const double *)t->data)[at]
+                              : (double)((const float *)t->data)[at];
 }
 
 static void set(const attn_tensor *t, int64_t r, int64_t c, double value) {
@@ -123,8 +124,8 @@ static attn_status route_backward(attn_graph *g, attn_node *node) {
 }
 
 bool attn_routing_fits(const attn_routing *routing) {
-  bool some = routing->active >= 1 && routing->active <= routing->experts &&
-              routing->active <= MOST_ACTIVE;
+  bool some =
+      routing->active >= 1 && routing->active <= routing->experts && routing->active <= MOST_ACTIVE;
   if (!some || routing->groups == 0) return some;
   return routing->experts % routing->groups == 0 && routing->active_groups >= 1 &&
          routing->active_groups <= routing->groups && routing->active_groups <= MOST_ACTIVE &&
@@ -166,8 +167,8 @@ static attn_var *route(attn_graph *g, const attn_routing *routing, attn_var *log
 /* Gathering and adding up -----------------------------------------------------------------------
  */
 
-/* Which (row, choice) pairs each expert has: pairs[first[e] .. first[e + 1]), and place[pair], where
- * a pair stands in that list. */
+/* Which (row, choice) pairs each expert has: pairs[first[e] .. first[e + 1]), and place[pair],
+ * where a pair stands in that list. */
 typedef struct arrangement {
   int32_t *first, *pairs, *place;
 } arrangement;
@@ -223,8 +224,8 @@ static attn_var *gather(attn_graph *g, attn_var *x, const int32_t *pairs, int64_
   if (!from.data || !value.data) return NULL;
   size_t size = (size_t)width * attn_dtype_size(value.dtype);
   for (int64_t i = 0; i < count; ++i)
-    memcpy(attn_row(&value, width, i).data,
-           attn_row(&from, from.stride[0], pairs[i] / active).data, size);
+    memcpy(attn_row(&value, width, i).data, attn_row(&from, from.stride[0], pairs[i] / active).data,
+           size);
   attn_var *y = attn_graph_result(g, value, 1, &x);
   gather_node *node = attn_graph_record(g, sizeof *node, y, gather_backward);
   if (node) {
@@ -268,8 +269,7 @@ static attn_status mixture_backward(attn_graph *g, attn_node *node) {
   for (int64_t i = 0; i < rows * active; ++i) {
     int64_t r = i / active, k = i % active;
     attn_span from = attn_row(&dy, dy.stride[0], r);
-    set(&dw, r, k,
-        g->kernels->row_dot(from, answer(values, self->chosen, &self->of, i), width));
+    set(&dw, r, k, g->kernels->row_dot(from, answer(values, self->chosen, &self->of, i), width));
     if (targets[self->chosen[i]].data)
       g->kernels->row_add(answer(targets, self->chosen, &self->of, i),
                           get(&self->weights->value, r, k), from, 0, (attn_span){0}, width);
@@ -287,8 +287,7 @@ static attn_var *mix(attn_graph *g, const attn_routing *routing, attn_var *weigh
   int64_t rows = weights->value.shape[0], active = routing->active;
   attn_tensor value = attn_graph_tensor(g, dtype, 2, (int64_t[]){rows, width});
   attn_tensor sums = attn_graph_tensor(g, g->wide, 2, (int64_t[]){g->threads, width});
-  attn_tensor *values =
-      attn_arena_alloc_zero(g->arena, (size_t)routing->experts * sizeof *values);
+  attn_tensor *values = attn_arena_alloc_zero(g->arena, (size_t)routing->experts * sizeof *values);
   attn_var **inputs =
       attn_arena_alloc(g->arena, (size_t)(routing->experts + 1) * sizeof(attn_var *));
   if (!value.data || !sums.data) return NULL;

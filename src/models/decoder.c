@@ -28,8 +28,8 @@ static attn_activation gate_of(attn_feed_forward kind) {
 static attn_var *mixture(attn_graph *g, attn_feed_forward kind, const attn_experts_config *config,
                          const attn_layer_parameters *p, attn_var *x) {
   attn_var *logits = attn_op_linear_wide(g, x, p->router);
-  attn_var *y = attn_layer_experts(g, gate_of(kind), &config->routing, x, logits, p->router_bias,
-                                   p->experts);
+  attn_var *y =
+      attn_layer_experts(g, gate_of(kind), &config->routing, x, logits, p->router_bias, p->experts);
   if (!config->shared_width) return y;
   attn_var *shared = dense(g, kind, p->shared, x);
   if (config->shared_gate) {

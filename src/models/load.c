@@ -155,6 +155,8 @@ static bool may_be_left(const attn_model *model, const char *name) {
     size_t end = strlen(ends[i]);
     if (length >= end && strcmp(name + length - end, ends[i]) == 0) return true;
   }
+  if (model->config.family->leaves && model->config.family->leaves(&model->config, name))
+    return true;
   return strcmp(name, "rope_freqs.weight") == 0 ||
          (model->config.tied && strcmp(name, "lm_head.weight") == 0);
 }
