@@ -382,9 +382,9 @@ static void experts_oracle_of(double *y, double *const input[], const attn_routi
   const double *const *p = (const double *const *)input + TRIAL_LEAVES;
   const double *const all[3 * EXPERTS] = {p[0], p[1], p[3], p[1], p[2], p[3],
                                           p[2], p[0], p[3], p[0], p[2], p[3]};
-  const oracle_experts_options options = {
-      (int)r->experts, (int)r->active, (int)r->groups, (int)r->active_groups, r->sigmoid,
-      r->best_two,     r->normalise,   r->scale};
+  const oracle_experts_options options = {(int)r->experts,       (int)r->active, (int)r->groups,
+                                          (int)r->active_groups, r->sigmoid,     r->best_two,
+                                          r->normalise,          r->scale};
   oracle_experts(y, input[0], input[1], bias, all, &options, ROWS, WIDTH, EXPERT_WIDTH);
 }
 #define EXPERTS_CASE(routing)                                                                      \
@@ -526,7 +526,9 @@ static attn_var *softmax_views(trial *t) {
 
 #define EXPERT_PARAMETERS                                                                          \
   {                                                                                                \
-    {EXPERT_WIDTH, WIDTH}, {EXPERT_WIDTH, WIDTH}, {EXPERT_WIDTH, WIDTH}, { WIDTH, EXPERT_WIDTH }   \
+    {EXPERT_WIDTH, WIDTH}, {EXPERT_WIDTH, WIDTH}, {EXPERT_WIDTH, WIDTH}, {                         \
+      WIDTH, EXPERT_WIDTH                                                                          \
+    }                                                                                              \
   }
 
 static const operation_case cases[] = {

@@ -10,11 +10,12 @@
 
 extern const attn_family attn_family_native, attn_family_llama, attn_family_qwen2,
     attn_family_qwen3, attn_family_gemma2, attn_family_mixtral, attn_family_qwen2_moe,
-    attn_family_qwen3_moe;
+    attn_family_qwen3_moe, attn_family_qwen3_next;
 
 static const attn_family *const table[] = {
-    &attn_family_native, &attn_family_llama,   &attn_family_qwen2,     &attn_family_qwen3,
-    &attn_family_gemma2, &attn_family_mixtral, &attn_family_qwen2_moe, &attn_family_qwen3_moe};
+    &attn_family_native,    &attn_family_llama,     &attn_family_qwen2,
+    &attn_family_qwen3,     &attn_family_gemma2,    &attn_family_mixtral,
+    &attn_family_qwen2_moe, &attn_family_qwen3_moe, &attn_family_qwen3_next};
 
 enum { COUNT = sizeof table / sizeof *table };
 
@@ -69,6 +70,27 @@ attn_status attn_family_make_layers(attn_model_config *c, const char *mixer,
   c->layers = attn_alloc_array((size_t)c->layer_count, sizeof *c->layers);
   if (!c->layers) return ATTN_OUT_OF_MEMORY;
   for (int64_t l = 0; l < c->layer_count; ++l) {
+    c->layers[l].mixer = attn_mixer_at(index);
+    c->layers[l].options = *options;
+    c->layers[l].options.layer = l;
+  }
+  return ATTN_OK;
+}
+
+attn_status attn_family_set_linear(const json_t *json, attn_model_config *c, const char *mixer,
+                                   const attn_mixer_options *options, int64_t interval) {
+  json_t *types = NULL;
+  int index;
+  ATTN_TRY(attn_mixer_find(mixer, &index));
+  ATTN_TRY(attn_json_array(json, "layer_types", ATTN_OPTIONAL, &types));
+  for (int64_t l = 0; l < c->layer_count; ++l) {
+    bool linear = (l + 1) % interval != 0;
+    const char *type = types ? json_string_value(json_array_get(types, (size_t)l)) : NULL;
+    if (types && (!type || (strcmp(type, "linear_attention") && strcmp(type, "full_attention"))))
+      return attn_fail(ATTN_BAD_FORMAT,
+                       "layer_types: expected linear_attention or full_attention for each layer");
+    if (type) linear = strcmp(type, "linear_attention") == 0;
+    if (!linear) continue;
     c->layers[l].mixer = attn_mixer_at(index);
     c->layers[l].options = *options;
     c->layers[l].options.layer = l;

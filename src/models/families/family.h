@@ -88,6 +88,10 @@ attn_status attn_family_read_llama(const json_t *json, attn_model_config *config
 /* Which layers see a window only: those that layer_types says, or all from layer `from` on. */
 attn_status attn_family_set_windows(const json_t *json, attn_model_config *config, int64_t window,
                                     int64_t from);
+/* Gives the layers that layer_types calls linear_attention (without it: all but every interval-th)
+ * another mixer than the full_attention that they have. */
+attn_status attn_family_set_linear(const json_t *json, attn_model_config *config, const char *mixer,
+                                   const attn_mixer_options *options, int64_t interval);
 /* The experts of Qwen's models, in the layers that decoder_sparse_step and mlp_only_layers leave to
  * them (qwen_moe.c). */
 attn_status attn_family_read_qwen_experts(const json_t *json, attn_model_config *config);
