@@ -10,6 +10,7 @@
 #include "attn/recurrent.h"
 #include "attn/sampling.h"
 #include "attn/softmax.h"
+#include "attn/speculation.h"
 #include "attn/tensor.h"
 #include "attn/training.h"
 

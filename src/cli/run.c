@@ -98,6 +98,17 @@ static attn_status create_session(runner *r) {
   return complete_prompt(r);
 }
 
+/* --draft proposes --speculate tokens at once, else those of the usual number. */
+static attn_status create_speculator(runner *r) {
+  const run_options *o = r->options;
+  attn_speculation options = ATTN_SPECULATION_INIT;
+  if (!o->speculate && !o->draft) return ATTN_OK;
+  if (o->speculate) options.tokens = o->speculate;
+  if (o->draft) ATTN_TRY(attn_model_load(o->draft, o->dtype, &r->draft));
+  options.draft = r->draft;
+  return attn_speculator_create(r->session, &options, &r->speculator);
+}
+
 static attn_status open_model(runner *r, const char *given) {
   attn_model_info info;
   ATTN_TRY(attn_open_model(given, r->options->dtype, &r->model, &r->model_path));
@@ -132,6 +143,10 @@ static void print_stats(const runner *r) {
       attn_format_bytes((double)attn_session_state_bytes(r->session), state, sizeof state),
       attn_format_bytes((double)attn_memory_get_stats().peak_bytes, peak, sizeof peak),
       (unsigned long long)r->sampling.seed);
+  if (!r->speculator) return;
+  attn_speculation_stats s = attn_speculator_get_stats(r->speculator);
+  fprintf(stderr, "speculation: %lld steps, %lld tokens proposed, %lld of them accepted\n",
+          (long long)s.steps, (long long)s.proposed, (long long)s.accepted);
 }
 
 static void print_plan(void *context, const attn_plan_info *info) {
@@ -196,6 +211,7 @@ static attn_status run_model(runner *r, const char *model) {
   ATTN_TRY(open_model(r, model));
   attn_catch_interrupts();
   ATTN_TRY(create_session(r));
+  ATTN_TRY(create_speculator(r));
   ATTN_TRY(r->options->chat ? run_chat(r) : continue_prompt(r));
   return r->options->save_session ? attn_session_save(r->session, r->options->save_session)
                                   : ATTN_OK;
@@ -232,7 +248,9 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   r.sampling.seed = o->seed ? o->seed : fresh_seed();
   attn_status status = run_model(&r, words->count ? words->items[0] : NULL);
   int code = status == ATTN_OK ? finish(&r) : attn_report(command, status);
+  attn_speculator_destroy(r.speculator);
   attn_session_destroy(r.session);
+  attn_model_destroy(r.draft);
   attn_model_destroy(r.model);
   attn_text_free(&r.pending);
   attn_text_free(&r.text);
@@ -285,6 +303,13 @@ static const attn_option table[] = {
      AT(seed), 0, 0, NULL},
     {"ignore-end", 0, ATTN_OPTION_FLAG, NULL, "Go on after a token that ends the text.",
      AT(ignore_end), 0, 0, NULL},
+    {"speculate", 0, ATTN_OPTION_INT, "N",
+     "Propose N tokens at once from what the text says elsewhere, or from --draft, and keep those "
+     "that the model would have written: the same text, sooner. 0: one token at a time.",
+     AT(speculate), 0, 32, NULL},
+    {"draft", 0, ATTN_OPTION_TEXT, "MODEL",
+     "A smaller model with the same tokens, which proposes what comes next.", AT(draft), 0, 0,
+     NULL},
     {"echo", 'e', ATTN_OPTION_FLAG, NULL, "Print the prompt before its continuation.", AT(echo), 0,
      0, NULL},
     {"save-session", 0, ATTN_OPTION_TEXT, "FILE",

@@ -3,6 +3,7 @@
 #ifndef ATTN_CLI_RUN_H
 #define ATTN_CLI_RUN_H
 
+#include "attn/speculation.h"
 #include "cli/cli.h"
 #include "cli/utf8.h"
 #include "models/model.h"
@@ -15,6 +16,8 @@ typedef struct run_options {
   uint64_t seed;
   attn_dtype dtype;
   const char *save_session, *load_session;
+  const char *draft;
+  int64_t speculate;
   bool chat, ignore_end, echo, json, stats, explain;
 } run_options;
 
@@ -31,6 +34,8 @@ typedef struct runner {
   char *model_path;
   attn_model *model;
   attn_session *session;
+  attn_model *draft;
+  attn_speculator *speculator; /* NULL without --speculate and --draft */
   attn_sampling sampling;
   attn_utf8 utf8;
   attn_text pending, text; /* to be written; all of it, for --json and chats */

@@ -8,6 +8,7 @@
 enum {
   USUAL_TOKEN = 256,  /* bytes at most */
   FEED_TOKENS = 4096, /* between two looks at Ctrl-C */
+  MOST_AT_ONCE = 64,  /* of a step of speculation */
 };
 
 static attn_status write_pending(runner *r) {
@@ -58,25 +59,53 @@ static int64_t room(const runner *r) {
   return most ? most - attn_session_position(r->session) : INT64_MAX;
 }
 
+static bool ends(const runner *r, int32_t token) {
+  return attn_model_is_end(r->model, token) && !r->options->ignore_end;
+}
+
+/* Samples, writes and feeds one token. */
+static attn_status one_token(runner *r) {
+  int32_t token;
+  ATTN_TRY(attn_session_sample(r->session, &r->sampling, &token));
+  if (ends(r, token)) {
+    r->stop = STOP_END;
+    return ATTN_OK;
+  }
+  ATTN_TRY(write_token(r, token));
+  ATTN_TRY(attn_session_feed(r->session, &token, 1));
+  r->generated += 1;
+  return ATTN_OK;
+}
+
+/* The same of up to `most` tokens at once. One that ends the text is taken back: it was not read
+ * without speculation. */
+static attn_status some_tokens(runner *r, int64_t most) {
+  int32_t tokens[MOST_AT_ONCE];
+  int64_t count;
+  if (most > MOST_AT_ONCE) most = MOST_AT_ONCE;
+  ATTN_TRY(attn_speculator_step(r->speculator, &r->sampling, most, tokens, &count));
+  for (int64_t i = 0; i < count; ++i) {
+    if (ends(r, tokens[i])) {
+      r->stop = STOP_END;
+      return attn_session_rewind(r->session, attn_session_position(r->session) - 1);
+    }
+    ATTN_TRY(write_token(r, tokens[i]));
+    r->generated += 1;
+  }
+  return ATTN_OK;
+}
+
 attn_status run_generate(runner *r) {
   double start = attn_now();
   attn_status status = ATTN_OK;
   int64_t end = r->generated + r->options->tokens;
   r->stop = STOP_LENGTH;
-  while (status == ATTN_OK && r->generated < end && !attn_interrupted) {
-    int32_t token;
-    if (room(r) <= 0) {
+  while (status == ATTN_OK && r->stop == STOP_LENGTH && r->generated < end && !attn_interrupted) {
+    int64_t most = end - r->generated, left = room(r);
+    if (left <= 0)
       r->stop = STOP_CONTEXT;
-      break;
-    }
-    status = attn_session_sample(r->session, &r->sampling, &token);
-    if (status == ATTN_OK && attn_model_is_end(r->model, token) && !r->options->ignore_end) {
-      r->stop = STOP_END;
-      break;
-    }
-    if (status == ATTN_OK) status = write_token(r, token);
-    if (status == ATTN_OK) status = attn_session_feed(r->session, &token, 1);
-    r->generated += status == ATTN_OK;
+    else
+      status = r->speculator ? some_tokens(r, most < left ? most : left) : one_token(r);
   }
   r->text_seconds += attn_now() - start;
   if (status != ATTN_OK) return status;

@@ -1,0 +1,64 @@
+/* Inside a session: the live state of each layer, and checkpoints of it. session.c makes and feeds
+ * sessions, session_file.c saves them, speculate.c, batch.c and prefix_cache.c build on them. */
+#ifndef ATTN_MODELS_SESSION_H
+#define ATTN_MODELS_SESSION_H
+
+#include "graph/graph.h"
+#include "models/model.h"
+
+#include <stdatomic.h>
+
+enum {
+  ATTN_FEED_TOKENS = 512, /* rows that go through the layers at once: bounds the activations */
+  ATTN_MOST_CHECKPOINTS = 256,
+};
+
+typedef struct attn_checkpoint {
+  _Atomic int64_t users;
+  int64_t position;
+  attn_state **states; /* a layer each */
+} attn_checkpoint;
+
+struct attn_session {
+  const attn_model *model;
+  attn_session_options options;
+  attn_graph *graph;
+  attn_state **states;
+  int32_t *tokens;
+  float *logits;
+  bool has_logits;
+  void *sampling_workspace;
+  bool needs_checkpoints; /* whether any layer's state cannot simply be cut */
+  int64_t checkpoint_count, spare_count;
+  attn_checkpoint *checkpoints[ATTN_MOST_CHECKPOINTS]; /* ascending position */
+  attn_checkpoint *spares[ATTN_MOST_CHECKPOINTS];
+  attn_checkpoint *mark; /* one more, where attn_session_mark was called last; NULL: never yet */
+};
+
+/* Whether `count` tokens may be fed; names what is wrong with them. */
+attn_status attn_session_check_tokens(const attn_session *session, const int32_t *tokens,
+                                      int64_t count);
+/* Runs `count` tokens (at most ATTN_FEED_TOKENS) that stand behind the position already. Writes the
+ * logits of the last `logit_rows` of them, [logit_rows, vocabulary], to `logits`. On an error the
+ * states may have moved in part: attn_session_recover. */
+attn_status attn_session_run(attn_session *session, int64_t count, int64_t logit_rows,
+                             float *logits);
+/* A checkpoint here, in place of the least useful one when there are enough; and one if one is due
+ * at this position. */
+void attn_session_take_checkpoint(attn_session *session);
+void attn_session_after_tokens(attn_session *session);
+/* Goes back to `position` after `status`, which it returns; the message of `status` is kept. */
+attn_status attn_session_recover(attn_session *session, int64_t position, attn_status status);
+/* Remembers this place, for going back a few tokens whatever the mixers are. Costs a copy of the
+ * recurrent states, nothing where all can be cut. */
+attn_status attn_session_mark(attn_session *session);
+/* Back to `position` without its logits. */
+attn_status attn_session_retreat(attn_session *session, int64_t position);
+/* Leaves no tokens and no checkpoints. */
+void attn_session_clear(attn_session *session);
+
+static inline int64_t attn_session_layers(const attn_session *session) {
+  return session->model->config.layer_count;
+}
+
+#endif

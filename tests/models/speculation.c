@@ -1,0 +1,178 @@
+/* Speculative decoding gives the tokens of plain decoding, on every family, greedy and sampled, by
+ * look-up and with drafts; and leaves the session as plain decoding does. */
+#include "support/test.h"
+
+#include "attn/speculation.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char *const families[] = {
+    "llama",     "mistral", "qwen2_window", "qwen3",       "gemma2",      "mixtral",
+    "qwen3_moe", "minimax", "qwen3_next",   "deepseek_v2", "deepseek_v3", "kimi_linear",
+};
+enum { FAMILIES = sizeof families / sizeof *families, VOCABULARY = 96, TOKENS = 120, PROMPT = 40 };
+
+static attn_model *load(const char *family) {
+  char path[512];
+  attn_model *model;
+  snprintf(path, sizeof path, "%s/tests/models/fixtures/families/%s", ATTN_SOURCE_DIR, family);
+  assert_ok(attn_model_load(path, ATTN_F32, &model));
+  return model;
+}
+
+/* A session that has read a prompt with something to look up in it. */
+static attn_session *start(const attn_model *model) {
+  attn_session_options options = ATTN_SESSION_OPTIONS_INIT;
+  attn_session *session;
+  int32_t prompt[PROMPT];
+  options.max_tokens = 512;
+  options.checkpoint_spacing = 64;
+  for (int i = 0; i < PROMPT; ++i) prompt[i] = 3 + (i % 13) * 5;
+  assert_ok(attn_session_create(model, &options, &session));
+  assert_ok(attn_session_feed(session, prompt, PROMPT));
+  return session;
+}
+
+static attn_session *decode_plainly(const attn_model *model, const attn_sampling *sampling) {
+  attn_session *session = start(model);
+  for (int i = 0; i < TOKENS; ++i) {
+    int32_t token;
+    assert_ok(attn_session_sample(session, sampling, &token));
+    assert_ok(attn_session_feed(session, &token, 1));
+  }
+  return session;
+}
+
+static double logit_error(const attn_session *a, const attn_session *b) {
+  double x[VOCABULARY], y[VOCABULARY];
+  for (int i = 0; i < VOCABULARY; ++i) {
+    x[i] = (double)attn_session_logits(a)[i];
+    y[i] = (double)attn_session_logits(b)[i];
+  }
+  return test_relative_error(x, y, VOCABULARY);
+}
+
+/* Decodes until there are as many tokens as in `plain` and compares. */
+static attn_speculation_stats check(const char *name, const attn_session *plain,
+                                    const attn_model *model, const attn_sampling *sampling,
+                                    const attn_speculation *speculation) {
+  attn_session *session = start(model);
+  attn_speculator *speculator;
+  assert_ok(attn_speculator_create(session, speculation, &speculator));
+  for (int64_t left = TOKENS; left > 0;) {
+    int32_t tokens[40];
+    int64_t count;
+    assert_ok(attn_speculator_step(speculator, sampling, left < 40 ? left : 40, tokens, &count));
+    assert_true(count >= 1 && count <= left);
+    left -= count;
+    assert_int_equal(attn_session_position(session), PROMPT + TOKENS - left);
+    for (int64_t i = 0; i < PROMPT + TOKENS - left; ++i)
+      if (attn_session_tokens(session)[i] != attn_session_tokens(plain)[i])
+        fail_msg("%s: token %lld is %d, plain decoding gives %d", name, (long long)i,
+                 attn_session_tokens(session)[i], attn_session_tokens(plain)[i]);
+  }
+  if (!(logit_error(session, plain) <= 2e-5))
+    fail_msg("%s: logits differ by %g", name, logit_error(session, plain));
+  attn_speculation_stats stats = attn_speculator_get_stats(speculator);
+  assert_int_equal(stats.tokens, TOKENS);
+  assert_int_equal(stats.tokens, stats.steps + stats.accepted);
+  attn_speculator_destroy(speculator);
+  attn_session_destroy(session);
+  return stats;
+}
+
+static void each_family(void **state) {
+  (void)state;
+  attn_model *other = load("llama_tied");
+  for (int f = 0; f < FAMILIES; ++f) {
+    attn_model *model = load(families[f]);
+    for (int sampled = 0; sampled < 2; ++sampled) {
+      attn_sampling sampling = ATTN_SAMPLING_INIT;
+      sampling.temperature = sampled ? 0.3 : 0;
+      sampling.repetition_penalty = sampled ? 1.1 : 1;
+      sampling.repetition_window = 20;
+      sampling.seed = 5;
+      attn_session *plain = decode_plainly(model, &sampling);
+      attn_speculation speculation = ATTN_SPECULATION_INIT;
+      attn_speculation_stats by_text = check(families[f], plain, model, &sampling, &speculation);
+      speculation.draft = other;
+      check(families[f], plain, model, &sampling, &speculation);
+      speculation.draft = model;
+      speculation.tokens = 3;
+      attn_speculation_stats by_itself = check(families[f], plain, model, &sampling, &speculation);
+      print_message("  %s, %s: look-up %lld of %lld, itself %lld of %lld\n", families[f],
+                    sampled ? "sampled" : "greedy", (long long)by_text.accepted,
+                    (long long)by_text.proposed, (long long)by_itself.accepted,
+                    (long long)by_itself.proposed);
+      if (!sampled) assert_true(by_itself.accepted * 10 >= by_itself.proposed * 9);
+      attn_session_destroy(plain);
+    }
+    attn_model_destroy(model);
+  }
+  attn_model_destroy(other);
+}
+
+/* Afterwards the session rewinds as any other. */
+static void sessions_stay_whole(void **state) {
+  (void)state;
+  attn_model *model = load("kimi_linear");
+  attn_sampling greedy = ATTN_SAMPLING_INIT;
+  greedy.temperature = 0;
+  attn_session *session = start(model), *fresh;
+  attn_speculator *speculator;
+  assert_ok(attn_speculator_create(session, NULL, &speculator));
+  while (attn_session_position(session) < 300) {
+    int32_t tokens[8];
+    int64_t count;
+    assert_ok(attn_speculator_step(speculator, &greedy, 8, tokens, &count));
+  }
+  static const int64_t targets[] = {290, 256, 200, 65, 41};
+  for (size_t i = 0; i < sizeof targets / sizeof *targets; ++i) {
+    assert_ok(attn_session_rewind(session, targets[i]));
+    assert_ok(attn_session_create(model, NULL, &fresh));
+    assert_ok(attn_session_feed(fresh, attn_session_tokens(session), targets[i]));
+    assert_true(logit_error(session, fresh) <= 2e-5);
+    attn_session_destroy(fresh);
+  }
+  attn_speculator_destroy(speculator);
+  attn_session_destroy(session);
+  attn_model_destroy(model);
+}
+
+static void full_sessions_and_bad_calls(void **state) {
+  (void)state;
+  attn_model *model = load("qwen3_next");
+  attn_sampling greedy = ATTN_SAMPLING_INIT;
+  greedy.temperature = 0;
+  attn_session *session = start(model);
+  attn_speculator *speculator;
+  attn_speculation bad = ATTN_SPECULATION_INIT;
+  int32_t tokens[64];
+  int64_t count;
+  bad.tokens = 33;
+  assert_int_equal(attn_speculator_create(session, &bad, &speculator), ATTN_INVALID_ARGUMENT);
+  bad.tokens = 4;
+  bad.shortest = 0;
+  assert_int_equal(attn_speculator_create(session, &bad, &speculator), ATTN_INVALID_ARGUMENT);
+  assert_ok(attn_speculator_create(session, NULL, &speculator));
+  assert_int_equal(attn_speculator_step(speculator, &greedy, 0, tokens, &count),
+                   ATTN_INVALID_ARGUMENT);
+  attn_status status = ATTN_OK;
+  while (status == ATTN_OK) status = attn_speculator_step(speculator, &greedy, 64, tokens, &count);
+  assert_int_equal(status, ATTN_OUT_OF_MEMORY);
+  assert_int_equal(attn_session_position(session), 512); /* to the last token */
+  attn_speculator_destroy(speculator);
+  attn_session_destroy(session);
+  attn_model_destroy(model);
+}
+
+int main(int argc, char **argv) {
+  if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(each_family),
+      cmocka_unit_test(sessions_stay_whole),
+      cmocka_unit_test(full_sessions_and_bad_calls),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
