@@ -7,6 +7,7 @@
 #include "attn/model.h"
 #include "attn/text.h"
 #include "attn/plan.h"
+#include "attn/prefix_cache.h"
 #include "attn/recurrent.h"
 #include "attn/sampling.h"
 #include "attn/softmax.h"

@@ -82,6 +82,19 @@ static attn_status fill_spares(attn_session *s) {
   return ATTN_OK;
 }
 
+void attn_session_release_checkpoint(const attn_session *s, attn_checkpoint *c) {
+  if (c && atomic_fetch_sub(&c->users, 1) == 1) free_checkpoint(s, c);
+}
+
+attn_status attn_session_make_checkpoint(const attn_session *s, attn_checkpoint **made) {
+  ATTN_TRY(create_checkpoint(s, made));
+  for (int64_t l = 0; l < attn_session_layers(s); ++l)
+    attn_state_assign((*made)->states[l], s->states[l]);
+  (*made)->position = attn_session_position(s);
+  atomic_store(&(*made)->users, 1);
+  return ATTN_OK;
+}
+
 /* Takes checkpoint i out of the list; it becomes a spare when no fork uses it any more. */
 static void drop_checkpoint(attn_session *s, int64_t i) {
   attn_checkpoint *c = s->checkpoints[i];
@@ -358,6 +371,23 @@ attn_status attn_session_fork(attn_session *session, attn_session **fork) {
   else
     attn_session_destroy(child);
   return status;
+}
+
+attn_status attn_session_create_at(const attn_session *family, const int32_t *tokens, int64_t count,
+                                   attn_checkpoint *checkpoint, attn_session **session) {
+  attn_session *made;
+  ATTN_TRY(create_session(family->model, &family->options, family->states, &made));
+  if (checkpoint) {
+    for (int64_t l = 0; l < attn_session_layers(made); ++l)
+      attn_state_assign(made->states[l], checkpoint->states[l]);
+    memcpy(made->tokens, tokens, (size_t)count * sizeof *tokens);
+  }
+  if (checkpoint && made->needs_checkpoints && made->options.checkpoints > 0) {
+    made->checkpoints[made->checkpoint_count++] = checkpoint;
+    atomic_fetch_add(&checkpoint->users, 1);
+  }
+  *session = made;
+  return ATTN_OK;
 }
 
 static bool cut_all(attn_session *s, int64_t position) {

@@ -54,6 +54,17 @@ attn_status attn_session_recover(attn_session *session, int64_t position, attn_s
 attn_status attn_session_mark(attn_session *session);
 /* Back to `position` without its logits. */
 attn_status attn_session_retreat(attn_session *session, int64_t position);
+/* A checkpoint of this place that belongs to the caller, who releases it; NULL is fine there. */
+attn_status attn_session_make_checkpoint(const attn_session *session, attn_checkpoint **made);
+void attn_session_release_checkpoint(const attn_session *session, attn_checkpoint *checkpoint);
+/* A session of the same family as `family` (pools and options are shared) that has read `count`
+ * tokens, whose state is that of `checkpoint`, without logits. */
+attn_status attn_session_create_at(const attn_session *family, const int32_t *tokens, int64_t count,
+                                   attn_checkpoint *checkpoint, attn_session **session);
+/* The tokens of a session's file, if it is one of this session's model that would fit; to be freed
+ * by attn_free. The state is not looked at. */
+attn_status attn_session_read_tokens(const attn_session *session, const char *path,
+                                     int32_t **tokens, int64_t *count);
 /* Leaves no tokens and no checkpoints. */
 void attn_session_clear(attn_session *session);
 

@@ -127,6 +127,34 @@ static attn_status read_session(attn_session *s, const session_header *header, r
   return ATTN_OK;
 }
 
+attn_status attn_session_read_tokens(const attn_session *s, const char *path, int32_t **tokens,
+                                     int64_t *count) {
+  attn_file_map map;
+  ATTN_TRY(attn_file_map_open(path, &map));
+  session_header header;
+  attn_status status = ATTN_BAD_FORMAT;
+  if (map.size > sizeof header) {
+    memcpy(&header, map.data, sizeof header);
+    uint64_t room = (map.size - sizeof header) / sizeof **tokens;
+    bool fits = header.position >= 0 && header.position <= s->options.max_tokens &&
+                (uint64_t)header.position <= room;
+    bool ours = memcmp(header.magic, session_magic, sizeof header.magic) == 0 &&
+                header.version == SESSION_VERSION && header.model == fingerprint(s->model) &&
+                header.compute == (int64_t)s->model->compute;
+    if (fits && ours) status = ATTN_OK;
+  }
+  if (status == ATTN_OK) {
+    *count = header.position;
+    *tokens = attn_alloc_array((size_t)*count + 1, sizeof **tokens);
+    if (*tokens)
+      memcpy(*tokens, map.data + sizeof header, (size_t)*count * sizeof **tokens);
+    else
+      status = ATTN_OUT_OF_MEMORY;
+  }
+  attn_file_map_close(&map);
+  return status;
+}
+
 attn_status attn_session_restore(attn_session *session, const char *path) {
   attn_file_map map;
   session_header header;
