@@ -44,6 +44,11 @@ ATTN_API attn_status attn_model_get_info(const attn_model *model, attn_model_inf
 /* The mixer of layer 0 .. layers - 1, by name; NULL beyond. */
 ATTN_API const char *attn_model_mixer(const attn_model *model, int64_t layer);
 
+/* How the model's makers advise to sample: ATTN_SAMPLING_INIT with what generation_config.json (or
+ * a GGUF file's general.sampling.*) says of temperature, top_k, top_p, min_p and
+ * repetition_penalty; do_sample false is temperature 0. */
+ATTN_API attn_status attn_model_default_sampling(const attn_model *model, attn_sampling *sampling);
+
 /* The mean of -ln p(token t | tokens before it) over tokens 1 .. count - 1 of one text, cut into
  * windows of at most `window` tokens (0: 2048) that each start afresh but for `overlap` tokens of
  * context that are not counted. *counted receives how many were. */

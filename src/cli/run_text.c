@@ -61,7 +61,7 @@ static int64_t room(const runner *r) {
 attn_status run_generate(runner *r) {
   double start = attn_now();
   attn_status status = ATTN_OK;
-  int64_t end = r->generated + r->options->tokens;
+  int64_t end = r->generated + r->most_tokens;
   r->stop = STOP_LENGTH;
   while (status == ATTN_OK && r->generated < end && !attn_interrupted) {
     int32_t token;

@@ -723,6 +723,19 @@ attn_status attn_gguf_int(const attn_gguf *file, const char *key, attn_json_need
   return ATTN_OK;
 }
 
+/* The decimal of the fewest digits that is this float32. */
+static double shortest(double value) {
+  enum { FEWEST = 6, MOST = 9 };
+  char text[32];
+  double found = value;
+  for (int digits = FEWEST; digits <= MOST; ++digits) {
+    snprintf(text, sizeof text, "%.*g", digits, value);
+    found = strtod(text, NULL);
+    if ((float)found == (float)value) return found;
+  }
+  return value;
+}
+
 attn_status attn_gguf_double(const attn_gguf *file, const char *key, attn_json_need need,
                              double minimum, double maximum, double *value) {
   char expected[96];
@@ -732,6 +745,7 @@ attn_status attn_gguf_double(const attn_gguf *file, const char *key, attn_json_n
   if (!found) return ATTN_OK;
   if (found->is_array || !is_number(found->values.type)) return fail_found(key, expected, found);
   double number = attn_gguf_double_at(&found->values, 0);
+  if (found->values.type == ATTN_GGUF_F32) number = shortest(number);
   if (!(number >= minimum && number <= maximum)) return fail_found(key, expected, found);
   *value = number;
   return ATTN_OK;

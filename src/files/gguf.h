@@ -76,7 +76,7 @@ attn_gguf_list attn_gguf_values(const attn_gguf *file, int64_t index);
 
 /* Typed getters as those of files/json.h: *value stays as it is when an optional key is absent, and
  * messages name the key, what was expected and what was found. Integers of every width are taken;
- * doubles from float32, float64 and integers. */
+ * doubles from float64, integers, and float32, of which the shortest decimal is meant: 0.1. */
 attn_status attn_gguf_int(const attn_gguf *file, const char *key, attn_json_need need,
                           int64_t minimum, int64_t maximum, int64_t *value);
 attn_status attn_gguf_double(const attn_gguf *file, const char *key, attn_json_need need,

@@ -76,6 +76,11 @@ void attn_gguf_add_u32(attn_gguf_draft *draft, const char *key, uint32_t value) 
   put_u32(&draft->keys, value);
 }
 
+void attn_gguf_add_i32(attn_gguf_draft *draft, const char *key, int32_t value) {
+  begin(draft, key, ATTN_GGUF_I32);
+  put_u32(&draft->keys, (uint32_t)value);
+}
+
 void attn_gguf_add_f32(attn_gguf_draft *draft, const char *key, float value) {
   begin(draft, key, ATTN_GGUF_F32);
   put(&draft->keys, &value, sizeof value);

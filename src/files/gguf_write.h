@@ -15,6 +15,7 @@ void attn_gguf_draft_destroy(attn_gguf_draft *draft); /* NULL is fine */
 /* Metadata: a key once, in the order of the file. What fails for want of memory fails when the
  * draft is written. */
 void attn_gguf_add_u32(attn_gguf_draft *draft, const char *key, uint32_t value);
+void attn_gguf_add_i32(attn_gguf_draft *draft, const char *key, int32_t value);
 void attn_gguf_add_f32(attn_gguf_draft *draft, const char *key, float value);
 void attn_gguf_add_bool(attn_gguf_draft *draft, const char *key, bool value);
 void attn_gguf_add_string(attn_gguf_draft *draft, const char *key, const char *bytes, size_t size);

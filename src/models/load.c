@@ -168,6 +168,8 @@ static attn_status load(const char *path, attn_dtype compute, attn_model *model)
   }
   attn_status status = check_all_used(model);
   if (status != ATTN_OK) return attn_fail_in(status, "%s", path);
+  status = attn_generation_read(model->source.generation, &model->generation);
+  if (status != ATTN_OK) return attn_fail_in(status, "%s: generation_config.json", path);
   ATTN_TRY(attn_model_make_weights(model));
   status = attn_model_text_load(&model->source, &model->text);
   return status == ATTN_OK ? ATTN_OK : attn_fail_in(status, "%s", path);

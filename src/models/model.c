@@ -274,6 +274,14 @@ static attn_status convert(const attn_model *model, attn_dtype dtype, attn_named
   return ATTN_OK;
 }
 
+static attn_status save_generation(const attn_model *model, const char *directory) {
+  if (!model->source.generation) return ATTN_OK;
+  char *path = attn_path_join(directory, "generation_config.json");
+  attn_status status = path ? attn_json_save(path, model->source.generation) : ATTN_OUT_OF_MEMORY;
+  attn_free(path);
+  return status;
+}
+
 attn_status attn_model_save(const attn_model *model, const char *directory, attn_dtype dtype) {
   if (dtype != ATTN_F32 && dtype != ATTN_BF16 && dtype != ATTN_F16 && dtype != ATTN_F64)
     return attn_fail(ATTN_UNSUPPORTED, "weights are not saved as %s", attn_dtype_name(dtype));
@@ -288,11 +296,20 @@ attn_status attn_model_save(const attn_model *model, const char *directory, attn
   if (status == ATTN_OK)
     status = attn_safetensors_write(weights, tensors, model->parameter_count, &metadata, 1);
   if (status == ATTN_OK) status = attn_json_save(config, model->config.json);
+  if (status == ATTN_OK) status = save_generation(model, directory);
   for (int64_t i = 0; i < made; ++i) attn_tensor_destroy(&tensors[i].tensor);
   attn_free(tensors);
   attn_free(weights);
   attn_free(config);
   return status;
+}
+
+attn_status attn_model_default_sampling(const attn_model *model, attn_sampling *sampling) {
+  if (!model || !sampling)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "default_sampling: model or sampling is NULL");
+  *sampling = (attn_sampling)ATTN_SAMPLING_INIT;
+  attn_generation_apply(&model->generation, sampling);
+  return ATTN_OK;
 }
 
 static void add_state_bytes(const attn_model *model, attn_model_info *info) {

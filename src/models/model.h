@@ -10,6 +10,7 @@
 #define ATTN_MODELS_MODEL_H
 
 #include "attn/model.h"
+#include "models/generation.h"
 #include "models/source.h"
 #include "models/text.h"
 
@@ -26,6 +27,7 @@ struct attn_model {
   attn_dtype compute;
   attn_source source; /* that parameters may point into; empty without */
   attn_model_text text;
+  attn_generation generation;
   int64_t parameter_count;
   attn_parameter *parameters;
   attn_parameter_shape

@@ -73,7 +73,6 @@ static attn_status load_template(const attn_source *source, attn_model_text *tex
 }
 
 static attn_status load_from_directory(const attn_source *source, attn_model_text *text) {
-  json_t *generation = NULL;
   char *path = attn_path_join(source->path, "tokenizer.json");
   if (!path) return ATTN_OUT_OF_MEMORY;
   attn_status status = ATTN_OK;
@@ -82,9 +81,7 @@ static attn_status load_from_directory(const attn_source *source, attn_model_tex
   ATTN_TRY(status);
   if (!text->tokenizer) return ATTN_OK;
   add_ends_of(text, source->config);
-  ATTN_TRY(load_beside(source, "generation_config.json", &generation));
-  add_ends_of(text, generation);
-  json_decref(generation);
+  add_ends_of(text, source->generation);
   return load_template(source, text);
 }
 
@@ -191,7 +188,6 @@ static attn_status load_from_gguf(const attn_source *source, attn_model_text *te
   const attn_gguf *file = source->gguf;
   gguf_vocabulary v = {.spec = ATTN_TOKENIZER_SPEC_INIT};
   attn_gguf_text template = {0};
-  int32_t end_of_turn = -1;
   attn_status status = read_vocabulary(file, &v);
   if (status == ATTN_OK) status = attn_tokenizer_create(&v.spec, &text->tokenizer);
   attn_free((void *)(uintptr_t)v.spec.tokens);
@@ -199,9 +195,7 @@ static attn_status load_from_gguf(const attn_source *source, attn_model_text *te
   attn_free(v.types);
   attn_free(v.scores);
   ATTN_TRY(status);
-  add_end(text, v.spec.eos);
-  ATTN_TRY(read_id(file, "tokenizer.ggml.eot_token_id", &end_of_turn));
-  add_end(text, end_of_turn);
+  add_ends_of(text, source->generation);
   ATTN_TRY(attn_gguf_string(file, "tokenizer.chat_template", ATTN_OPTIONAL, &template));
   return template.size ? attn_chat_recognise(template.data, template.size, text) : ATTN_OK;
 }
