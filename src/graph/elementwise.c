@@ -103,6 +103,7 @@ attn_var *attn_op_scale(attn_graph *graph, attn_var *x, double factor) {
 }
 
 attn_var *attn_op_cast(attn_graph *graph, attn_var *x, attn_dtype dtype) {
+  if (!x) return NULL;
   if (dtype != ATTN_F64 && dtype != ATTN_F32 && dtype != ATTN_BF16)
     return attn_graph_fail(graph, ATTN_UNSUPPORTED,
                            "cast: to %s; float64, float32 and bfloat16 are possible",
@@ -330,4 +331,49 @@ attn_var *attn_op_scale_columns(attn_graph *graph, attn_var *x, attn_var *s, int
     node->row = row;
   }
   return y;
+}
+
+/* One number a row, whatever the dtype. */
+static double number_at(const attn_graph *g, const attn_tensor *s, int64_t r) {
+  double one = 1;
+  return g->kernels->row_dot(attn_row(s, s->stride[0], r), (attn_span){&one, ATTN_F64}, 1);
+}
+
+static attn_status rows_backward(attn_graph *g, attn_node *node) {
+  elementwise_node *self = (elementwise_node *)node;
+  attn_tensor dy = attn_as_rows(g, &node->output->gradient);
+  attn_tensor x = attn_as_rows(g, &self->a->value), s = attn_as_rows(g, &self->b->value);
+  attn_tensor ds = attn_graph_tensor(g, ATTN_F64, 2, s.shape);
+  bool accumulate;
+  attn_tensor dx = attn_gradient_rows(g, self->a, &accumulate);
+  if (!dy.data || !x.data || !s.data || !ds.data || g->status != ATTN_OK) return g->status;
+  int64_t rows = x.shape[0], width = x.shape[1];
+  FOR_ROWS(g, rows, width) {
+    attn_span upstream = attn_row(&dy, dy.stride[0], r);
+    ((double *)ds.data)[r] = g->kernels->row_dot(upstream, attn_row(&x, x.stride[0], r), width);
+    if (!dx.data) continue;
+    attn_span to = attn_row(&dx, dx.stride[0], r);
+    g->kernels->row_add(to, number_at(g, &s, r), upstream, accumulate ? 1 : 0,
+                        accumulate ? to : (attn_span){0}, width);
+  }
+  attn_gradient_add(g, self->a, &dx);
+  attn_gradient_add(g, self->b, &ds);
+  return g->status;
+}
+
+attn_var *attn_op_scale_rows(attn_graph *graph, attn_var *x, attn_var *s) {
+  if (!x || !s) return NULL;
+  if (x->value.rank != 2 || s->value.rank != 2 || s->value.shape[0] != x->value.shape[0] ||
+      s->value.shape[1] != 1)
+    return attn_graph_fail(graph, ATTN_INVALID_SHAPE,
+                           "scale_rows: %lld factors for rows of rank %d",
+                           (long long)attn_tensor_count(&s->value), x->value.rank);
+  attn_tensor value = attn_graph_tensor_like(graph, x->value.dtype, &x->value);
+  attn_tensor from = attn_as_rows(graph, &x->value), factors = attn_as_rows(graph, &s->value);
+  if (!value.data || !from.data || !factors.data) return NULL;
+  int64_t rows = from.shape[0], width = from.shape[1];
+  FOR_ROWS(graph, rows, width)
+  graph->kernels->row_add(attn_row(&value, width, r), number_at(graph, &factors, r),
+                          attn_row(&from, from.stride[0], r), 0, (attn_span){0}, width);
+  return finish(graph, value, x, s, ATTN_IDENTITY, 1, rows_backward);
 }

@@ -21,6 +21,8 @@ attn_var *attn_op_gate(attn_graph *graph, attn_activation f, attn_var *a, attn_v
 attn_var *attn_op_add_bias(attn_graph *graph, attn_var *x, attn_var *bias);
 /* y[.., c] = x[.., c] s[c / repeat]: x [..., n], s [n / repeat]. */
 attn_var *attn_op_scale_columns(attn_graph *graph, attn_var *x, attn_var *s, int64_t repeat);
+/* y[r] = s[r] x[r]: x [rows, n], s [rows, 1]. */
+attn_var *attn_op_scale_rows(attn_graph *graph, attn_var *x, attn_var *s);
 /* A copy in another dtype, contiguous. */
 attn_var *attn_op_cast(attn_graph *graph, attn_var *x, attn_dtype dtype);
 

@@ -29,11 +29,16 @@ typedef enum attn_rope_scaling {
    * low_factor, between them a mean weighted by turns in original_length. */
   ATTN_ROPE_LLAMA3,
   ATTN_ROPE_FACTORS, /* theta_j / factors[j], as GGUF files have it in rope_freqs.weight */
+  /* YaRN (arXiv 2309.00071): theta_j as it is below the pair that makes high_factor turns in
+   * original_length, theta_j / factor above the one that makes low_factor, between them a mean
+   * weighted by j. */
+  ATTN_ROPE_YARN,
 } attn_rope_scaling;
 typedef struct attn_rope {
   double base;
   attn_rope_scaling scaling;
   double factor, low_factor, high_factor, original_length;
+  double magnitude;      /* what is turned is also multiplied by this; 0: 1 */
   const double *factors; /* [factor_count], rotary_dim / 2 of them; borrowed */
   int64_t factor_count;
 } attn_rope;
@@ -69,5 +74,25 @@ attn_var *attn_layer_gated_feed_forward(attn_graph *graph, attn_activation f, at
                                         attn_parameter *w1, attn_parameter *w2, attn_parameter *w3);
 attn_var *attn_layer_mlp(attn_graph *graph, attn_activation f, attn_var *x, attn_parameter *w1,
                          attn_parameter *b1, attn_parameter *w2, attn_parameter *b2);
+
+/* experts.c: a mixture of experts (arXiv 1701.06538; 2401.04088, Mixtral). Router logits z
+ * [rows, experts] give scores s = softmax(z), or sigmoid(z); each row goes to the `active` experts
+ * of the highest s + bias, and
+ *   y = sum_e w_e E_e(x),  w_e = scale s_e / (sum of the chosen s, or 1).
+ * With groups (DeepSeek-V2, 2405.04434; V3, 2412.19437) only experts of the best groups count. */
+typedef struct attn_routing {
+  int64_t experts, active;       /* active at most 64 */
+  int64_t groups, active_groups; /* of equal size; 0: none */
+  bool sigmoid;                  /* scores */
+  bool best_two;  /* a group is as good as its two best together (V3), not as its best (V2) */
+  bool normalise; /* the weights of a row's experts sum to `scale` */
+  double scale;
+} attn_routing;
+bool attn_routing_fits(const attn_routing *routing); /* the numbers to each other */
+/* x [rows, n], logits [rows, experts] wide, bias [experts] (no gradient) or NULL; experts: W1, W2,
+ * W3 of each gated feed-forward. `routing` is read again in backward. */
+attn_var *attn_layer_experts(attn_graph *graph, attn_activation f, const attn_routing *routing,
+                             attn_var *x, attn_var *logits, attn_parameter *bias,
+                             attn_parameter *const *experts);
 
 #endif

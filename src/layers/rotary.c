@@ -60,7 +60,21 @@ static attn_status rotary_backward(attn_graph *g, attn_node *node) {
   return ATTN_OK;
 }
 
-static double stretched(const attn_rope *rope, double theta, int64_t j) {
+/* The pair, as a real number, that makes `turns` turns in the length trained on. */
+static double pair_of(const attn_rope *rope, double turns, int64_t half) {
+  return (double)half * log(rope->original_length / (turns * 2 * acos(-1))) / log(rope->base);
+}
+
+static double yarn(const attn_rope *rope, double theta, int64_t j, int64_t half) {
+  double first = fmax(floor(pair_of(rope, rope->high_factor, half)), 0);
+  double last = fmin(ceil(pair_of(rope, rope->low_factor, half)), (double)(2 * half - 1));
+  if (first == last) last += 0.001; /* as published: no division by zero */
+  double stretch = fmin(fmax(((double)j - first) / (last - first), 0), 1);
+  return stretch * theta / rope->factor + (1 - stretch) * theta;
+}
+
+static double stretched(const attn_rope *rope, double theta, int64_t j, int64_t half) {
+  if (rope->scaling == ATTN_ROPE_YARN) return yarn(rope, theta, j, half);
   if (rope->scaling == ATTN_ROPE_PLAIN) return theta;
   if (rope->scaling == ATTN_ROPE_FACTORS) return theta / rope->factors[j];
   if (rope->scaling == ATTN_ROPE_LINEAR) return theta / rope->factor;
@@ -90,11 +104,15 @@ attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *l
   double *theta = attn_arena_alloc(graph->arena, (size_t)half * sizeof *theta);
   if (!theta) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
   for (int64_t j = 0; j < half; ++j)
-    theta[j] = stretched(rope, pow(rope->base, -(double)j / (double)half), j);
+    theta[j] = stretched(rope, pow(rope->base, -(double)j / (double)half), j, half);
   attn_tensor cosines, sines;
   attn_status status =
       attn_angle_tables(graph, theta, half, layout->position, layout->length, &cosines, &sines);
   if (status != ATTN_OK) return attn_graph_error(graph, status);
+  if (rope->magnitude != 0 && rope->magnitude != 1) {
+    attn_add_tensor(graph, &cosines, &cosines, rope->magnitude, false);
+    attn_add_tensor(graph, &sines, &sines, rope->magnitude, false);
+  }
   attn_tensor negative = attn_graph_tensor_like(graph, graph->wide, &sines);
   attn_tensor value = attn_graph_tensor_like(graph, x->value.dtype, &x->value);
   if (!negative.data || !value.data) return NULL;

@@ -36,6 +36,7 @@ typedef struct attn_mixer_options {
   bool bias;          /* softmax: q, k and v have biases */
   bool output_bias;   /* softmax: and o has */
   bool qk_norm;       /* softmax: RMSNorm of every query and key head, before the rotation */
+  bool output_gate;   /* softmax: what o takes is multiplied by sigmoid(x Wg^T) */
   bool lrpe;          /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;
   int64_t convolution;   /* taps of short convolutions */

@@ -3,6 +3,7 @@
  *   q, k, v = x Wq^T, x Wk^T, x Wv^T (with biases, optional)
  *   q, k normalised by head (Qwen3, optional), then turned by position (rotary, optional)
  *   o_i = sum_j softmax_j(scale q_i . k_j) v_j over i - window < j <= i;  y = o Wo^T
+ *   or y = (o (.) sigmoid(x Wg^T)) Wo^T (Qwen3-Next; arXiv 2505.06708)
  *
  * FlashAttention (arXiv 2205.14135) is how it is computed; GQA: 2305.13245; rotary: 2104.09864;
  * sliding window as in Longformer (2004.05150) and Mistral (2310.06825). */
@@ -11,7 +12,7 @@
 #include "layers/layers.h"
 #include "mixers/mixer.h"
 
-enum { Q, K, V, O, Q_BIAS, K_BIAS, V_BIAS, O_BIAS, Q_NORM, K_NORM }; /* if there: see place */
+enum { Q, K, V, O, Q_BIAS, K_BIAS, V_BIAS, O_BIAS, Q_NORM, K_NORM, GATE }; /* see place */
 enum { KV }; /* the state: a row a token, its keys and then its values */
 
 static attn_status configure(attn_mixer_options *o) {
@@ -39,7 +40,8 @@ static int place(const attn_mixer_options *o, int which) {
   if (which <= O) return which;
   if (which < O_BIAS) return o->bias ? which : -1;
   if (which == O_BIAS) return o->output_bias ? output_bias : -1;
-  return o->qk_norm ? norms + which - Q_NORM : -1;
+  if (which <= K_NORM) return o->qk_norm ? norms + which - Q_NORM : -1;
+  return o->output_gate ? norms + (o->qk_norm ? 2 : 0) : -1;
 }
 
 static int parameters(const attn_mixer_options *o, attn_parameter_shape *shapes) {
@@ -56,9 +58,10 @@ static int parameters(const attn_mixer_options *o, attn_parameter_shape *shapes)
       [O_BIAS] = attn_vector("o_proj.bias", o->hidden, ATTN_INIT_CONSTANT, 0),
       [Q_NORM] = attn_vector("q_norm.weight", o->dim, ATTN_INIT_CONSTANT, 1),
       [K_NORM] = attn_vector("k_norm.weight", o->dim, ATTN_INIT_CONSTANT, 1),
+      [GATE] = attn_matrix("g_proj.weight", o->heads * o->value_dim, o->hidden),
   };
   int count = 0;
-  for (int i = Q; i <= K_NORM; ++i)
+  for (int i = Q; i <= GATE; ++i)
     if (place(o, i) >= 0) shapes[count++] = all[i];
   return count;
 }
@@ -161,7 +164,12 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   if (o->window) problem.window_left = o->window - 1;
   attn_var *out = call->state ? attend_with_state(g, call, problem, q, k, v)
                               : attend(g, call, problem, q, k, v);
-  return project(g, call, attn_join_heads(g, &call->layout, out), O, O_BIAS);
+  out = attn_join_heads(g, &call->layout, out);
+  if (o->output_gate) {
+    attn_var *gate = attn_op_linear(g, x, call->parameters[place(o, GATE)]);
+    out = attn_op_gate(g, ATTN_SIGMOID, gate, out);
+  }
+  return project(g, call, out, O, O_BIAS);
 }
 
 const attn_mixer attn_mixer_softmax = {

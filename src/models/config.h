@@ -20,9 +20,25 @@ typedef struct attn_family attn_family;
 
 typedef enum attn_norm { ATTN_NORM_RMS = 0, ATTN_NORM_SRMS, ATTN_NORM_LAYER } attn_norm;
 
+/* The mixture of experts of a layer; routing.experts is 0 where the feed-forward is dense. */
+typedef struct attn_experts_config {
+  attn_routing routing;
+  int64_t width;        /* of an expert */
+  int64_t shared_width; /* of the expert that every token goes to; 0: none */
+  bool shared_gate;     /* whose answer is multiplied by sigmoid(x w^T) */
+  bool correction;      /* scores are corrected by a bias when experts are chosen */
+} attn_experts_config;
+
+/* keep (.) residual + add (.) what was computed; {0, 0} is {1, 1}. */
+typedef struct attn_residual {
+  double keep, add;
+} attn_residual;
+
 typedef struct attn_layer_config {
   const attn_mixer *mixer;
   attn_mixer_options options;
+  attn_experts_config experts;
+  attn_residual mixed, fed; /* of the mixer, of the feed-forward */
 } attn_layer_config;
 
 typedef struct attn_model_config {
@@ -37,6 +53,7 @@ typedef struct attn_model_config {
   double norm_epsilon;
   bool norm_offset;       /* norms multiply by 1 + weight (Gemma) */
   bool sandwich;          /* what a mixer or feed-forward gives is normalised before it is added */
+  bool normed_residual;   /* it is added to the normalised x that it was computed from (MiniMax) */
   double logit_cap;       /* c tanh(z / c) on the logits; 0: none */
   bool tied;              /* the head is the embedding table */
   double embedding_scale; /* 1, or sqrt(hidden) */

@@ -10,15 +10,49 @@ static attn_var *norm(attn_graph *g, const attn_model_config *config, attn_param
   return attn_layer_rms_norm(g, x, weight, config->norm_epsilon);
 }
 
-static attn_var *feed_forward(attn_graph *g, const attn_model_config *config,
-                              attn_parameter *const *p, attn_var *x) {
-  switch (config->feed_forward) {
+static attn_var *dense(attn_graph *g, attn_feed_forward kind, attn_parameter *const *p,
+                       attn_var *x) {
+  switch (kind) {
   case ATTN_SWIGLU: return attn_layer_gated_feed_forward(g, ATTN_SILU, x, p[0], p[1], p[2]);
   case ATTN_SGLU: return attn_layer_gated_feed_forward(g, ATTN_IDENTITY, x, p[0], p[1], p[2]);
   case ATTN_GEGLU: return attn_layer_gated_feed_forward(g, ATTN_GELU_TANH, x, p[0], p[1], p[2]);
   case ATTN_GELU_MLP: return attn_layer_mlp(g, ATTN_GELU, x, p[0], NULL, p[1], NULL);
   }
   return NULL;
+}
+
+static attn_activation gate_of(attn_feed_forward kind) {
+  return kind == ATTN_SGLU ? ATTN_IDENTITY : kind == ATTN_GEGLU ? ATTN_GELU_TANH : ATTN_SILU;
+}
+
+static attn_var *mixture(attn_graph *g, attn_feed_forward kind, const attn_experts_config *config,
+                         const attn_layer_parameters *p, attn_var *x) {
+  attn_var *logits = attn_op_linear_wide(g, x, p->router);
+  attn_var *y =
+      attn_layer_experts(g, gate_of(kind), &config->routing, x, logits, p->router_bias, p->experts);
+  if (!config->shared_width) return y;
+  attn_var *shared = dense(g, kind, p->shared, x);
+  if (config->shared_gate) {
+    attn_var *gate = attn_op_linear_wide(g, x, p->shared_gate);
+    shared = attn_op_scale_rows(g, shared, attn_op_activate(g, ATTN_SIGMOID, gate));
+  }
+  return attn_op_add(g, y, shared);
+}
+
+static attn_var *feed_forward(attn_graph *g, const attn_model_config *config,
+                              const attn_layer_config *layer, const attn_layer_parameters *p,
+                              attn_var *x) {
+  if (layer->experts.routing.experts)
+    return mixture(g, config->feed_forward, &layer->experts, p, x);
+  return dense(g, config->feed_forward, p->feed_forward, x);
+}
+
+static attn_var *add_residual(attn_graph *g, const attn_residual *factors, attn_var *x,
+                              attn_var *y) {
+  bool plain = factors->keep == 0 && factors->add == 0;
+  if (!plain && factors->keep != 1) x = attn_op_scale(g, x, factors->keep);
+  if (!plain && factors->add != 1) y = attn_op_scale(g, y, factors->add);
+  return attn_op_add(g, x, y);
 }
 
 /* What one layer needs; in the arena when it has to wait for a checkpoint's backward. */
@@ -36,12 +70,16 @@ static attn_var *block(attn_graph *g, void *context, attn_var *x) {
   const attn_layer_config *layer = &config->layers[c->layer];
   attn_mixer_call call = {
       .options = &layer->options, .parameters = p->mixer, .layout = c->layout, .state = c->state};
-  attn_var *mixed = attn_mixer_apply(g, layer->mixer, &call, norm(g, config, p->token_norm, x));
+  attn_var *in = norm(g, config, p->token_norm, x);
+  attn_var *mixed = attn_mixer_apply(g, layer->mixer, &call, in);
   if (config->sandwich) mixed = norm(g, config, p->token_after, mixed);
-  x = attn_op_add(g, x, mixed);
-  attn_var *fed = feed_forward(g, config, p->feed_forward, norm(g, config, p->channel_norm, x));
+  if (config->normed_residual) x = attn_op_cast(g, in, g->wide);
+  x = add_residual(g, &layer->mixed, x, mixed);
+  in = norm(g, config, p->channel_norm, x);
+  attn_var *fed = feed_forward(g, config, layer, p, in);
   if (config->sandwich) fed = norm(g, config, p->channel_after, fed);
-  return attn_op_add(g, x, fed);
+  if (config->normed_residual) x = attn_op_cast(g, in, g->wide);
+  return add_residual(g, &layer->fed, x, fed);
 }
 
 /* Without a tape a layer's inside is of no use once its result is there: the result moves to `kept`

@@ -1,6 +1,7 @@
 #include "models/generation.h"
 #include "base/status.h"
 #include "files/json.h"
+#include "models/model.h"
 
 /* eos_token_id: a number or a list of them (text.c takes them). */
 static attn_status check_ends(const json_t *json) {
@@ -74,6 +75,14 @@ void attn_generation_apply(const attn_generation *g, attn_sampling *sampling) {
     if (g->advises & reals[i].advice) *field(sampling, &reals[i]) = *field(&advised, &reals[i]);
   if (g->advises & ATTN_ADVISES_TOP_K) sampling->top_k = advised.top_k;
   if (g->advises & ATTN_ADVISES_PENALTY) sampling->repetition_window = advised.repetition_window;
+}
+
+attn_status attn_model_default_sampling(const attn_model *model, attn_sampling *sampling) {
+  if (!model || !sampling)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "default_sampling: model or sampling is NULL");
+  *sampling = (attn_sampling)ATTN_SAMPLING_INIT;
+  attn_generation_apply(&model->generation, sampling);
+  return ATTN_OK;
 }
 
 /* GGUF -------------------------------------------------------------------------------------------

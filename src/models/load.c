@@ -3,86 +3,106 @@
 #include "base/status.h"
 #include "models/model.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Checks ----------------------------------------------------------------------------------------*/
+/* Where -------------------------------------------------------------------------------------------
+ * A parameter's tensor, and which of the tensor's rows are the parameter's. */
 
-/* Extents of 1 may differ: a depthwise convolution is stored as [channels, 1, taps]. */
-static attn_status check_shape(const attn_parameter_shape *shape, const attn_stored *stored) {
-  int64_t expected = shape->rank == 2 ? shape->shape[0] * shape->shape[1] : shape->shape[0];
-  int64_t rows = stored->rank ? stored->shape[0] : 1;
-  if (stored->count == expected && rows == shape->shape[0]) return ATTN_OK;
-  return attn_fail(ATTN_BAD_FORMAT, "%s has %lld elements in %lld rows, expected %lld in %lld",
-                   shape->name, (long long)stored->count, (long long)rows, (long long)expected,
-                   (long long)shape->shape[0]);
+typedef struct origin {
+  attn_place place;
+  attn_stored stored;
+  int64_t rows;  /* of the stored tensor, whose last axis is a row */
+  bool in_order; /* the parameter's rows lie one behind the other, from row `first` on */
+  int64_t first;
+} origin;
+
+/* The longest axis but 1s from the end: a depthwise convolution is stored as [channels, 1, taps],
+ * rates of decay as [1, 1, heads, 1]. */
+static int64_t last_axis(int rank, const int64_t *shape) {
+  for (int i = rank - 1; i >= 0; --i)
+    if (shape[i] != 1) return shape[i];
+  return 1;
+}
+
+static attn_status check_shape(const attn_parameter_shape *shape, const origin *from) {
+  const attn_stored *stored = &from->stored;
+  int64_t columns = shape->rank == 2 ? shape->shape[1] : 1, rows = shape->shape[0];
+  bool fits = stored->count == from->rows * columns;
+  if (columns > 1) fits = fits && last_axis(stored->rank, stored->shape) == columns;
+  if (!from->place.rows.part && from->rows != rows) fits = false;
+  if (fits && attn_row_map_at(&from->place.rows, rows - 1) < from->rows) return ATTN_OK;
+  return attn_fail(
+      ATTN_BAD_FORMAT, "%s has %lld elements in rows of %lld, expected %lld rows of %lld",
+      from->place.name, (long long)stored->count, (long long)last_axis(stored->rank, stored->shape),
+      (long long)rows, (long long)columns);
+}
+
+static attn_status find(const attn_model *model, const attn_parameter_shape *shape, origin *from) {
+  ATTN_TRY(attn_family_place(&model->config, shape, model->source.gguf != NULL, &from->place));
+  ATTN_TRY(attn_source_find(&model->source, from->place.name, &from->stored));
+  const attn_row_map *map = &from->place.rows;
+  int64_t columns = shape->rank == 2 ? shape->shape[1] : 1;
+  from->rows = from->stored.count / columns;
+  from->first = attn_row_map_at(map, 0);
+  from->in_order = !map->head && (!map->run || map->run >= shape->shape[0]);
+  return check_shape(shape, from);
 }
 
 /* Values ----------------------------------------------------------------------------------------*/
 
-/* Queries and keys of some families are stored in GGUF with the channels of a head that turn
- * together side by side: which row of the file is row r of ours. `dim`: rows of a head; 0: the
- * same.
- */
-static int64_t source_row(int64_t r, int64_t dim) {
-  if (dim < 2) return r;
-  int64_t head = r / dim, in_head = r % dim, half = dim / 2;
-  return head * dim + in_head % half * 2 + in_head / half;
-}
-
-static int64_t reordered_dim(const attn_model *model, const attn_parameter_shape *shape) {
-  static const char prefix[] = "model.layers.";
-  if (!model->source.gguf || !model->config.family->gguf_pairs_together) return 0;
-  if (!strstr(shape->name, ".q_proj.") && !strstr(shape->name, ".k_proj.")) return 0;
-  long layer = strtol(shape->name + sizeof prefix - 1, NULL, 10);
-  return model->config.layers[layer].options.dim;
-}
-
 /* A copy in `dtype`, row by row. */
-static attn_status convert(const attn_parameter_shape *shape, const attn_stored *stored,
-                           int64_t dim, attn_dtype dtype, attn_tensor *value) {
-  int64_t rows = shape->shape[0], columns = stored->count / rows;
+static attn_status convert(const attn_parameter_shape *shape, const origin *from, attn_dtype dtype,
+                           attn_tensor *value) {
+  const attn_stored *stored = &from->stored;
+  int64_t rows = shape->shape[0], columns = shape->rank == 2 ? shape->shape[1] : 1;
   ATTN_TRY(attn_tensor_create(dtype, shape->rank, shape->shape, value));
-  if (stored->in_blocks) /* a vector: one row */
-    return attn_blocks_to_f32(stored->type, stored->data, value->data, stored->count);
+  if (stored->in_blocks) { /* a vector: one row */
+    if (!from->place.rows.part)
+      return attn_blocks_to_f32(stored->type, stored->data, value->data, stored->count);
+    return attn_fail(ATTN_UNSUPPORTED, "%s: part of a quantised vector", from->place.name);
+  }
   attn_status status = ATTN_OK;
+  int64_t size = columns * (int64_t)attn_dtype_size(stored->dtype);
   for (int64_t r = 0; r < rows && status == ATTN_OK; ++r) {
-    int64_t size = columns * (int64_t)attn_dtype_size(stored->dtype);
-    attn_tensor from, to;
-    status = attn_tensor_wrap((char *)(uintptr_t)stored->data + source_row(r, dim) * size,
-                              stored->dtype, 1, &columns, &from);
+    attn_tensor source, target;
+    status = attn_tensor_wrap((char *)(uintptr_t)stored->data +
+                                  attn_row_map_at(&from->place.rows, r) * size,
+                              stored->dtype, 1, &columns, &source);
     if (status == ATTN_OK)
       status = attn_tensor_wrap((char *)value->data + r * columns * (int64_t)attn_dtype_size(dtype),
-                                dtype, 1, &columns, &to);
-    if (status == ATTN_OK) status = attn_tensor_copy(&from, &to);
+                                dtype, 1, &columns, &target);
+    if (status == ATTN_OK) status = attn_tensor_copy(&source, &target);
   }
   return status;
 }
 
 /* Rows of blocks in our order, for as long as the model lives. */
-static attn_status reorder_blocks(const attn_parameter_shape *shape, const attn_stored *stored,
-                                  int64_t dim, void **copy) {
-  const attn_block_format *format = attn_block_get_format(stored->type);
-  size_t row = (size_t)(shape->shape[1] / format->elements * format->bytes);
+static attn_status reorder_blocks(const attn_parameter_shape *shape, const origin *from, size_t row,
+                                  void **copy) {
   char *rows = attn_alloc_array((size_t)shape->shape[0], row);
   if (!rows) return ATTN_OUT_OF_MEMORY;
   for (int64_t r = 0; r < shape->shape[0]; ++r)
-    memcpy(rows + (size_t)r * row, (const char *)stored->data + (size_t)source_row(r, dim) * row,
+    memcpy(rows + (size_t)r * row,
+           (const char *)from->stored.data + (size_t)attn_row_map_at(&from->place.rows, r) * row,
            row);
   *copy = rows;
   return ATTN_OK;
 }
 
 /* A matrix stays in its blocks, which products and look-ups read in place. */
-static attn_status bind_blocks(attn_model *model, int64_t index, const attn_stored *stored,
-                               int64_t dim) {
+static attn_status bind_blocks(attn_model *model, int64_t index, const origin *from) {
   const attn_parameter_shape *shape = &model->shapes[index];
+  const attn_stored *stored = &from->stored;
   attn_parameter *parameter = &model->parameters[index];
-  if (shape->rank != 2) return convert(shape, stored, dim, ATTN_F32, &parameter->value);
+  if (shape->rank != 2) return convert(shape, from, ATTN_F32, &parameter->value);
+  const attn_block_format *format = attn_block_get_format(stored->type);
+  size_t row = (size_t)(shape->shape[1] / format->elements * format->bytes);
   void *copy = NULL;
   ATTN_TRY(attn_blocks_to_f32(stored->type, stored->data, NULL, 0)); /* whether that can be done */
-  if (dim) ATTN_TRY(reorder_blocks(shape, stored, dim, &copy));
-  parameter->blocks = copy ? copy : stored->data;
+  if (!from->in_order) ATTN_TRY(reorder_blocks(shape, from, row, &copy));
+  parameter->blocks = copy ? copy : (const char *)stored->data + (size_t)from->first * row;
   parameter->block_type = stored->type;
   model->borrowed[index] = !copy;
   return attn_tensor_wrap(NULL, ATTN_F32, shape->rank, shape->shape, &parameter->value);
@@ -92,32 +112,38 @@ static attn_status bind_blocks(attn_model *model, int64_t index, const attn_stor
 static attn_status bind(attn_model *model, int64_t index) {
   const attn_parameter_shape *shape = &model->shapes[index];
   attn_tensor *value = &model->parameters[index].value;
-  attn_stored stored;
-  ATTN_TRY(attn_source_find(&model->source, model->config.family, shape->name, &stored));
-  ATTN_TRY(check_shape(shape, &stored));
-  int64_t dim = reordered_dim(model, shape);
-  if (stored.in_blocks) return bind_blocks(model, index, &stored, dim);
+  origin from;
+  ATTN_TRY(find(model, shape, &from));
+  const attn_stored *stored = &from.stored;
+  if (stored->in_blocks) return bind_blocks(model, index, &from);
   if (attn_model_norm_offset(model, index) && model->source.safetensors) {
-    ATTN_TRY(convert(shape, &stored, 0, ATTN_F32, value));
-    for (int64_t i = 0; i < stored.count; ++i) ((float *)value->data)[i] += 1;
+    ATTN_TRY(convert(shape, &from, ATTN_F32, value));
+    for (int64_t i = 0; i < shape->shape[0]; ++i) ((float *)value->data)[i] += 1;
     return ATTN_OK;
   }
-  if (stored.dtype == ATTN_F16) return convert(shape, &stored, dim, ATTN_F32, value);
-  if (stored.dtype != ATTN_F32 && stored.dtype != ATTN_BF16 && stored.dtype != ATTN_F64)
+  if (stored->dtype == ATTN_F16) return convert(shape, &from, ATTN_F32, value);
+  if (stored->dtype != ATTN_F32 && stored->dtype != ATTN_BF16 && stored->dtype != ATTN_F64)
     return attn_fail(ATTN_UNSUPPORTED,
                      "%s is %s; weights are float64, float32, bfloat16 or float16", shape->name,
-                     attn_dtype_name(stored.dtype));
-  if (dim) return convert(shape, &stored, dim, stored.dtype, value);
+                     attn_dtype_name(stored->dtype));
+  if (!from.in_order) return convert(shape, &from, stored->dtype, value);
+  int64_t row = (shape->rank == 2 ? shape->shape[1] : 1) * (int64_t)attn_dtype_size(stored->dtype);
   model->borrowed[index] = true;
-  return attn_tensor_wrap((void *)(uintptr_t)stored.data, stored.dtype, shape->rank, shape->shape,
-                          value);
+  return attn_tensor_wrap((char *)(uintptr_t)stored->data + from.first * row, stored->dtype,
+                          shape->rank, shape->shape, value);
 }
 
 /* Everything used? --------------------------------------------------------------------------------
  * A tensor that the model does not know is one that it would compute without. */
 
+/* A stored tensor, and how many of its rows parameters have taken. */
+typedef struct used {
+  attn_place place;
+  int64_t rows;
+} used;
+
 static int by_name(const void *a, const void *b) {
-  return strcmp(*(char *const *)a, *(char *const *)b);
+  return strcmp(((const used *)a)->place.name, ((const used *)b)->place.name);
 }
 
 /* Tables that older checkpoints keep beside the weights, what rotary embedding is made of, and a
@@ -133,29 +159,53 @@ static bool may_be_left(const attn_model *model, const char *name) {
          (model->config.tied && strcmp(name, "lm_head.weight") == 0);
 }
 
-static attn_status name_all(const attn_model *model, char **names, int64_t *made) {
-  char name[256];
-  for (*made = 0; *made < model->parameter_count; ++*made) {
-    ATTN_TRY(attn_source_name(&model->source, model->config.family, model->shapes[*made].name, name,
-                              sizeof name));
-    names[*made] = attn_strdup(name);
-    if (!names[*made]) return ATTN_OUT_OF_MEMORY;
+/* Every parameter's place, sorted, those in one tensor as one. */
+static attn_status name_all(const attn_model *model, used *all, int64_t *count) {
+  bool in_gguf = model->source.gguf != NULL;
+  for (int64_t i = 0; i < model->parameter_count; ++i) {
+    ATTN_TRY(attn_family_place(&model->config, &model->shapes[i], in_gguf, &all[i].place));
+    all[i].rows = model->shapes[i].shape[0];
+  }
+  qsort(all, (size_t)model->parameter_count, sizeof *all, by_name);
+  *count = 0;
+  for (int64_t i = 0; i < model->parameter_count; ++i) {
+    if (*count && by_name(&all[*count - 1], &all[i]) == 0)
+      all[*count - 1].rows += all[i].rows;
+    else
+      all[(*count)++] = all[i];
   }
   return ATTN_OK;
 }
 
-static attn_status check_all_used(const attn_model *model) {
-  int64_t made = 0;
-  char **names = attn_alloc_array((size_t)model->parameter_count, sizeof *names);
-  attn_status status = names ? name_all(model, names, &made) : ATTN_OUT_OF_MEMORY;
-  if (status == ATTN_OK) qsort(names, (size_t)made, sizeof *names, by_name);
+static attn_status check_rows(const attn_model *model, const used *tensor) {
+  attn_stored stored;
+  if (!tensor->place.rows.part) return ATTN_OK;
+  ATTN_TRY(attn_source_find(&model->source, tensor->place.name, &stored));
+  int64_t rows = stored.count / last_axis(stored.rank, stored.shape);
+  if (rows == tensor->rows || stored.count == tensor->rows) return ATTN_OK;
+  return attn_fail(ATTN_BAD_FORMAT, "%s has %lld rows; the model uses %lld", tensor->place.name,
+                   (long long)rows, (long long)tensor->rows);
+}
+
+static attn_status check_names(const attn_model *model, const used *all, int64_t count) {
+  used key;
   const char *name;
-  for (int64_t i = 0; status == ATTN_OK && (name = attn_source_tensor(&model->source, i)); ++i)
-    if (!bsearch(&name, names, (size_t)made, sizeof *names, by_name) && !may_be_left(model, name))
-      status = attn_fail(ATTN_UNSUPPORTED, "the family %s has no place for the tensor %s",
-                         model->config.type, name);
-  for (int64_t i = 0; i < made; ++i) attn_free(names[i]);
-  attn_free(names);
+  for (int64_t i = 0; (name = attn_source_tensor(&model->source, i)); ++i) {
+    snprintf(key.place.name, sizeof key.place.name, "%s", name);
+    if (!bsearch(&key, all, (size_t)count, sizeof *all, by_name) && !may_be_left(model, name))
+      return attn_fail(ATTN_UNSUPPORTED, "the family %s has no place for the tensor %s",
+                       model->config.type, name);
+  }
+  for (int64_t i = 0; i < count; ++i) ATTN_TRY(check_rows(model, &all[i]));
+  return ATTN_OK;
+}
+
+static attn_status check_all_used(const attn_model *model) {
+  int64_t count = 0;
+  used *all = attn_alloc_array((size_t)model->parameter_count, sizeof *all);
+  attn_status status = all ? name_all(model, all, &count) : ATTN_OUT_OF_MEMORY;
+  if (status == ATTN_OK) status = check_names(model, all, count);
+  attn_free(all);
   return status;
 }
 

@@ -1,4 +1,4 @@
-/* Making and saving models; load.c loads them. */
+/* Making models; load.c loads them and save.c saves them. */
 #include "models/model.h"
 #include "base/memory.h"
 #include "base/random.h"
@@ -31,9 +31,10 @@ static attn_parameter *add(inventory *list, const char *prefix, attn_parameter_s
   snprintf(name, sizeof name, "%s%s", prefix, shape.name);
   attn_parameter *parameter = &list->model->parameters[index];
   shape.name = attn_strdup(name);
-  attn_family_checkpoint_name(list->model->config.family, shape.name ? shape.name : "", name,
-                              sizeof name);
-  parameter->name = attn_strdup(name);
+  attn_place place = {0};
+  if (shape.name)
+    list->failed |= attn_family_place(&list->model->config, &shape, false, &place) != ATTN_OK;
+  parameter->name = attn_strdup(place.name);
   parameter->decay = shape.decay;
   list->model->shapes[index] = shape;
   list->failed |= !parameter->name || !shape.name;
@@ -46,6 +47,55 @@ static void add_norm(inventory *list, const char *prefix, attn_parameter **norm)
   norm[0] = add(list, prefix, attn_vector("weight", c->hidden, ATTN_INIT_CONSTANT, 1));
   if (c->norm == ATTN_NORM_LAYER)
     norm[1] = add(list, prefix, attn_vector("bias", c->hidden, ATTN_INIT_CONSTANT, 0));
+}
+
+/* The matrices of a feed-forward: up and down, or gate, up and down. */
+static void add_matrices(inventory *list, const char *prefix, int64_t width, attn_parameter **p) {
+  static const char *const names[] = {"l1.weight", "l2.weight", "l3.weight"};
+  const attn_model_config *c = &list->model->config;
+  int64_t down = c->feed_forward == ATTN_GELU_MLP ? 1 : 2;
+  for (int64_t i = 0; i < down; ++i)
+    p[i] = add(list, prefix, attn_matrix(names[i], width, c->hidden));
+  p[down] = add(list, prefix, attn_matrix(names[down], c->hidden, width));
+}
+
+static void add_experts(inventory *list, int64_t l, attn_layer_parameters *p) {
+  const attn_model_config *c = &list->model->config;
+  const attn_experts_config *experts = &c->layers[l].experts;
+  char prefix[NAME_SIZE];
+  int64_t count = experts->routing.experts;
+  if (!list->counting) {
+    p->experts = attn_alloc_array((size_t)count, 3 * sizeof(attn_parameter *));
+    if (!p->experts) {
+      list->failed = true;
+      return;
+    }
+  }
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.router.", (long long)l);
+  p->router = add(list, prefix, attn_matrix("weight", count, c->hidden));
+  if (experts->correction)
+    p->router_bias = add(list, prefix, attn_vector("bias", count, ATTN_INIT_CONSTANT, 0));
+  for (int64_t e = 0; e < count; ++e) {
+    attn_parameter *unused[3];
+    snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.experts.%lld.", (long long)l,
+             (long long)e);
+    add_matrices(list, prefix, experts->width, list->counting ? unused : p->experts + 3 * e);
+  }
+  if (!experts->shared_width) return;
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.shared.", (long long)l);
+  add_matrices(list, prefix, experts->shared_width, p->shared);
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.shared_gate.", (long long)l);
+  if (experts->shared_gate) p->shared_gate = add(list, prefix, attn_matrix("weight", 1, c->hidden));
+}
+
+static void add_feed_forward(inventory *list, int64_t l, attn_layer_parameters *p) {
+  const attn_model_config *c = &list->model->config;
+  char prefix[NAME_SIZE];
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.", (long long)l);
+  if (c->layers[l].experts.routing.experts)
+    add_experts(list, l, p);
+  else
+    add_matrices(list, prefix, c->feed_forward_width, p->feed_forward);
 }
 
 static void add_layer(inventory *list, int64_t l) {
@@ -61,12 +111,7 @@ static void add_layer(inventory *list, int64_t l) {
   for (int i = 0; i < count; ++i) p->mixer[i] = add(list, prefix, shapes[i]);
   snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_norm.", (long long)l);
   add_norm(list, prefix, p->channel_norm);
-  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.", (long long)l);
-  int64_t width = c->feed_forward_width, down = c->feed_forward == ATTN_GELU_MLP ? 1 : 2;
-  static const char *const names[] = {"l1.weight", "l2.weight", "l3.weight"};
-  for (int64_t i = 0; i < down; ++i)
-    p->feed_forward[i] = add(list, prefix, attn_matrix(names[i], width, c->hidden));
-  p->feed_forward[down] = add(list, prefix, attn_matrix(names[down], c->hidden, width));
+  add_feed_forward(list, l, p);
   if (!c->sandwich) return;
   snprintf(prefix, sizeof prefix, "model.layers.%lld.token_after.", (long long)l);
   add_norm(list, prefix, p->token_after);
@@ -206,6 +251,8 @@ void attn_model_destroy(attn_model *model) {
     attn_free((void *)(uintptr_t)p->name);
     attn_free((void *)(uintptr_t)model->shapes[i].name);
   }
+  for (int64_t l = 0; model->layers && l < model->config.layer_count; ++l)
+    attn_free(model->layers[l].experts);
   attn_free(model->parameters);
   attn_free(model->shapes);
   attn_free(model->layers);
@@ -247,69 +294,6 @@ attn_status attn_model_create(const char *config, uint64_t seed, attn_dtype comp
   else
     attn_model_destroy(made);
   return status;
-}
-
-/* The weight of a norm as files have it; the 1 goes before anything is rounded. */
-static attn_status copy_without_one(const attn_parameter *p, attn_dtype dtype, attn_tensor *copy) {
-  attn_tensor wide;
-  ATTN_TRY(attn_parameter_copy(p, ATTN_F64, &wide));
-  for (int64_t i = 0; i < wide.shape[0]; ++i) ((double *)wide.data)[i] -= 1;
-  attn_status status = attn_tensor_create(dtype, wide.rank, wide.shape, copy);
-  if (status == ATTN_OK) status = attn_tensor_copy(&wide, copy);
-  attn_tensor_destroy(&wide);
-  return status;
-}
-
-/* A copy of every parameter in `dtype`, freed by the caller up to *made. */
-static attn_status convert(const attn_model *model, attn_dtype dtype, attn_named_tensor *tensors,
-                           int64_t *made) {
-  for (*made = 0; *made < model->parameter_count; ++*made) {
-    const attn_parameter *p = &model->parameters[*made];
-    attn_named_tensor *t = &tensors[*made];
-    t->name = p->name;
-    bool offset = attn_model_norm_offset(model, *made);
-    ATTN_TRY(offset ? copy_without_one(p, dtype, &t->tensor)
-                    : attn_parameter_copy(p, dtype, &t->tensor));
-  }
-  return ATTN_OK;
-}
-
-static attn_status save_generation(const attn_model *model, const char *directory) {
-  if (!model->source.generation) return ATTN_OK;
-  char *path = attn_path_join(directory, "generation_config.json");
-  attn_status status = path ? attn_json_save(path, model->source.generation) : ATTN_OUT_OF_MEMORY;
-  attn_free(path);
-  return status;
-}
-
-attn_status attn_model_save(const attn_model *model, const char *directory, attn_dtype dtype) {
-  if (dtype != ATTN_F32 && dtype != ATTN_BF16 && dtype != ATTN_F16 && dtype != ATTN_F64)
-    return attn_fail(ATTN_UNSUPPORTED, "weights are not saved as %s", attn_dtype_name(dtype));
-  ATTN_TRY(attn_make_directories(directory));
-  char *weights = attn_path_join(directory, "model.safetensors");
-  char *config = attn_path_join(directory, "config.json");
-  attn_named_tensor *tensors = attn_alloc_array((size_t)model->parameter_count, sizeof *tensors);
-  int64_t made = 0;
-  attn_status status = weights && config && tensors ? ATTN_OK : ATTN_OUT_OF_MEMORY;
-  if (status == ATTN_OK) status = convert(model, dtype, tensors, &made);
-  attn_metadata metadata = {"format", "pt"}; /* what the usual readers expect to find */
-  if (status == ATTN_OK)
-    status = attn_safetensors_write(weights, tensors, model->parameter_count, &metadata, 1);
-  if (status == ATTN_OK) status = attn_json_save(config, model->config.json);
-  if (status == ATTN_OK) status = save_generation(model, directory);
-  for (int64_t i = 0; i < made; ++i) attn_tensor_destroy(&tensors[i].tensor);
-  attn_free(tensors);
-  attn_free(weights);
-  attn_free(config);
-  return status;
-}
-
-attn_status attn_model_default_sampling(const attn_model *model, attn_sampling *sampling) {
-  if (!model || !sampling)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "default_sampling: model or sampling is NULL");
-  *sampling = (attn_sampling)ATTN_SAMPLING_INIT;
-  attn_generation_apply(&model->generation, sampling);
-  return ATTN_OK;
 }
 
 static void add_state_bytes(const attn_model *model, attn_model_info *info) {

@@ -4,8 +4,8 @@
  *   x = x + mixer(norm(x));  x = x + feed_forward(norm(x))     for each layer
  *   logits = norm(x) W^T
  *
- * Sandwich norms (Gemma 2) also normalise what mixer and feed-forward give; logits may be capped.
- */
+ * Sandwich norms (Gemma 2) also normalise what mixer and feed-forward give; logits may be capped. A
+ * feed-forward may be a mixture of experts. MiniMax adds to norm(x), both with factors. */
 #ifndef ATTN_MODELS_MODEL_H
 #define ATTN_MODELS_MODEL_H
 
@@ -20,6 +20,8 @@ typedef struct attn_layer_parameters {
   attn_parameter *channel_norm[2];
   attn_parameter *feed_forward[3];                   /* gate, up, down; of an MLP: up, down */
   attn_parameter *token_after[2], *channel_after[2]; /* sandwich norms */
+  /* Where there are experts: three parameters each, in place of feed_forward. */
+  attn_parameter *router, *router_bias, **experts, *shared[3], *shared_gate;
 } attn_layer_parameters;
 
 struct attn_model {

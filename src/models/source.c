@@ -64,17 +64,6 @@ static bool plain_dtype(attn_block_type type, attn_dtype *dtype) {
   }
 }
 
-enum { NAME_SIZE = 192 };
-
-attn_status attn_source_name(const attn_source *source, const attn_family *family, const char *host,
-                             char *name, size_t size) {
-  if (!source->gguf)
-    attn_family_checkpoint_name(family, host, name, size);
-  else if (!attn_family_gguf_name(family, host, name, size))
-    return attn_fail(ATTN_UNSUPPORTED, "%s has no name in GGUF files", host);
-  return ATTN_OK;
-}
-
 const char *attn_source_tensor(const attn_source *source, int64_t i) {
   if (!source->gguf)
     return i < attn_safetensors_count(source->safetensors)
@@ -94,11 +83,8 @@ static attn_status find_in_gguf(const attn_gguf *file, const char *name, attn_st
   return ATTN_OK;
 }
 
-attn_status attn_source_find(const attn_source *source, const attn_family *family, const char *host,
-                             attn_stored *stored) {
-  char name[NAME_SIZE];
+attn_status attn_source_find(const attn_source *source, const char *name, attn_stored *stored) {
   attn_tensor tensor;
-  ATTN_TRY(attn_source_name(source, family, host, name, sizeof name));
   if (source->gguf) return find_in_gguf(source->gguf, name, stored);
   ATTN_TRY(attn_safetensors_find(source->safetensors, name, &tensor));
   *stored = (attn_stored){.rank = tensor.rank,

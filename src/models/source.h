@@ -32,13 +32,9 @@ typedef struct attn_stored {
   const void *data;
 } attn_stored;
 
-/* What the source calls a host's parameter; ATTN_UNSUPPORTED when it cannot have it. */
-attn_status attn_source_name(const attn_source *source, const attn_family *family, const char *host,
-                             char *name, size_t size);
 /* The i-th tensor's name, borrowed; NULL beyond the last. */
 const char *attn_source_tensor(const attn_source *source, int64_t i);
-/* By the host's name of a parameter. */
-attn_status attn_source_find(const attn_source *source, const attn_family *family, const char *host,
-                             attn_stored *stored);
+/* By its name there. */
+attn_status attn_source_find(const attn_source *source, const char *name, attn_stored *stored);
 
 #endif

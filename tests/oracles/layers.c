@@ -181,3 +181,59 @@ double oracle_cross_entropy(const double *x, const double *w, const int32_t *tar
   free(z);
   return loss;
 }
+
+/* The rank of v[i] among v[0 .. n): how many come before it, by value and then by place. */
+static int rank_of(const double *v, int n, int i) {
+  int before = 0;
+  for (int j = 0; j < n; ++j) before += v[j] > v[i] || (v[j] == v[i] && j < i);
+  return before;
+}
+
+static int chosen(const oracle_experts_options *o, const double *merit, int e) {
+  int groups = o->groups ? o->groups : 1, size = o->experts / groups;
+  double values[64], left[64];
+  for (int g = 0; g < groups; ++g) {
+    values[g] = 0;
+    for (int i = 0; i < size; ++i) {
+      int rank = rank_of(merit + g * size, size, i);
+      if (rank == 0 || (rank == 1 && o->two_best)) values[g] += merit[g * size + i];
+    }
+  }
+  for (int i = 0; i < o->experts; ++i) {
+    int kept = !o->groups || rank_of(values, groups, i / size) < o->best_groups;
+    left[i] = kept ? merit[i] : -1e300;
+  }
+  return rank_of(left, o->experts, e) < o->active;
+}
+
+static void add_expert(double *y, const double *x, double weight, const double *const *w, int64_t n,
+                       int64_t width) {
+  for (int64_t j = 0; j < width; ++j) {
+    double a = 0, b = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      a += w[0][j * n + i] * x[i];
+      b += w[1][j * n + i] * x[i];
+    }
+    for (int64_t i = 0; i < n; ++i) y[i] += weight * w[2][i * width + j] * silu(a) * b;
+  }
+}
+
+void oracle_experts(double *y, const double *x, const double *logits, const double *bias,
+                    const double *const *w, const oracle_experts_options *o, int64_t rows,
+                    int64_t n, int64_t width) {
+  memset(y, 0, (size_t)(rows * n) * sizeof *y);
+  for (int64_t r = 0; r < rows; ++r) {
+    double s[64], merit[64], all = 0, sum = 0;
+    for (int e = 0; e < o->experts; ++e) all += exp(logits[r * o->experts + e]);
+    for (int e = 0; e < o->experts; ++e) {
+      double z = logits[r * o->experts + e];
+      s[e] = o->sigmoid ? sigmoid(z) : exp(z) / all;
+      merit[e] = s[e] + (bias ? bias[e] : 0);
+    }
+    for (int e = 0; e < o->experts; ++e) sum += chosen(o, merit, e) ? s[e] : 0;
+    for (int e = 0; e < o->experts; ++e)
+      if (chosen(o, merit, e))
+        add_expert(y + r * n, x + r * n, o->scale * s[e] / (o->normalise ? sum : 1), w + 3 * e, n,
+                   width);
+  }
+}

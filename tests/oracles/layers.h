@@ -26,6 +26,19 @@ void oracle_lrpe(double *y, const double *x, const double *theta, const double *
 void oracle_short_convolution(double *y, const double *x, const double *w, const double *position,
                               int64_t rows, int64_t channels, int64_t taps);
 
+/* A mixture of experts, row by row: scores s = softmax(z) or 1 / (1 + exp(-z)); of `groups` equal
+ * groups (0: one) the `best_groups` whose best score + bias (two_best: the sum of the two best) is
+ * highest; of their experts the `active` with the highest score + bias;
+ *   y = sum of scale s_e / (normalise ? sum of those s : 1) W3_e (silu(W1_e x) (.) W2_e x).
+ * bias may be NULL; w[3 e + i] is W1, W2 [width, n] or W3 [n, width] of expert e. */
+typedef struct oracle_experts_options {
+  int experts, active, groups, best_groups, sigmoid, two_best, normalise;
+  double scale;
+} oracle_experts_options;
+void oracle_experts(double *y, const double *x, const double *logits, const double *bias,
+                    const double *const *w, const oracle_experts_options *options, int64_t rows,
+                    int64_t n, int64_t width);
+
 /* y [rows, outputs] = x [rows, inputs] w^T */
 void oracle_linear(double *y, const double *x, const double *w, int64_t rows, int64_t inputs,
                    int64_t outputs);

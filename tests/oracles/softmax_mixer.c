@@ -3,19 +3,37 @@
  *   o_i = sum_j softmax_j(cap(scale q_i . k_j)) v_j over i - window < j <= i,  y = o Wo^T
  *   cap(s) = c tanh(s / c);  query head h reads key head h / (heads / kv_heads)
  *
+ * o may be multiplied by sigmoid(x Wg^T), Qwen3-Next's gate, before Wo;
  * q, k, v and y may have biases; q and k heads may be normalised, x / sqrt(mean(x^2) + epsilon) w.
  *
  * Rotary positions (arXiv 2104.09864) turn the pair of channels (j, j + r / 2) of token n by
  * n t_j, t_j = base^(-2j / r), r = rotary_dim; the channels from r on stay. Llama 3.1 (arXiv
  * 2407.21783): the wavelength L_j = 2 pi / t_j; t_j stays where L_j < original / high, is divided
  * by the factor where L_j > original / low, and between is (1 - s) t_j / factor + s t_j with s =
- * (original / L_j - low) / (high - low). */
+ * (original / L_j - low) / (high - low). YaRN (arXiv 2309.00071, as published code has it): the
+ * pair p(n) = r / 2 ln(original / (2 pi n)) / ln(base) makes n turns in the original length; t_j
+ * becomes g t_j / factor + (1 - g) t_j, g = (j - a) / (b - a) kept within 0 and 1, a =
+ * floor(p(high)), b = ceil(p(low)), both kept within 0 and r - 1; and what is turned is multiplied
+ * by the magnitude. */
 #include "oracles/mixers.h"
 
 #include <math.h>
 #include <stdlib.h>
 
 enum { Q, K, V, O, FIRST_OPTIONAL };
+
+static double yarn(const attn_rope *rope, double theta, double j, double r) {
+  double p[2] = {rope->high_factor, rope->low_factor};
+  for (int i = 0; i < 2; ++i)
+    p[i] = r / 2 * log(rope->original_length / (2 * acos(-1) * p[i])) / log(rope->base);
+  double a = floor(p[0]), b = ceil(p[1]);
+  if (a < 0) a = 0;
+  if (b > r - 1) b = r - 1;
+  double g = (j - a) / (b - a);
+  if (g < 0) g = 0;
+  if (g > 1) g = 1;
+  return g * theta / rope->factor + (1 - g) * theta;
+}
 
 static double speed(const attn_rope *rope, double theta, int64_t j) {
   if (rope->scaling == ATTN_ROPE_FACTORS) return theta / rope->factors[j];
@@ -47,8 +65,11 @@ static void rotate(const attn_mixer_options *o, int64_t rows, int64_t heads, dou
       for (int64_t j = 0; j < half; ++j) {
         double *pair = x + (n * heads + h) * o->dim + j;
         double theta = pow(o->rope.base, -2.0 * (double)j / (double)o->rotary_dim);
-        double angle = (double)n * speed(&o->rope, theta, j);
-        double a = pair[0], b = pair[half];
+        double angle = (double)n * (o->rope.scaling == ATTN_ROPE_YARN
+                                        ? yarn(&o->rope, theta, (double)j, (double)o->rotary_dim)
+                                        : speed(&o->rope, theta, j));
+        double size = o->rope.magnitude > 0 ? o->rope.magnitude : 1;
+        double a = size * pair[0], b = size * pair[half];
         pair[0] = a * cos(angle) - b * sin(angle);
         pair[half] = b * cos(angle) + a * sin(angle);
       }
@@ -71,6 +92,7 @@ void oracle_softmax_mixer(const attn_mixer_options *o, int64_t rows, const doubl
   double *out = calloc((size_t)(rows * width + 1), sizeof *out);
   double *weights = malloc((size_t)(rows + 1) * sizeof *weights);
   const double *const *next = p + FIRST_OPTIONAL, *out_bias = NULL;
+  double *gate = NULL;
   if (o->bias) {
     add_bias(rows, o->heads * o->dim, q, *next++);
     add_bias(rows, keys, k, *next++);
@@ -81,6 +103,7 @@ void oracle_softmax_mixer(const attn_mixer_options *o, int64_t rows, const doubl
     normalise(o, rows * o->heads, q, *next++);
     normalise(o, rows * o->kv_heads, k, *next++);
   }
+  if (o->output_gate) gate = oracle_linear(rows, width, o->hidden, x, *next++);
   if (o->rotary_dim > 0) {
     rotate(o, rows, o->heads, q);
     rotate(o, rows, o->kv_heads, k);
@@ -99,8 +122,9 @@ void oracle_softmax_mixer(const attn_mixer_options *o, int64_t rows, const doubl
           out[i * width + h * o->value_dim + c] +=
               weights[j] / total * v[j * values + shared * o->value_dim + c];
     }
+  for (int64_t i = 0; gate && i < rows * width; ++i) out[i] *= oracle_sigmoid(gate[i]);
   double *result = oracle_linear(rows, o->hidden, width, out, p[O]);
   if (out_bias) add_bias(rows, o->hidden, result, out_bias);
   for (int64_t i = 0; i < rows * o->hidden; ++i) y[i] = result[i];
-  free(q), free(k), free(v), free(out), free(weights), free(result);
+  free(q), free(k), free(v), free(out), free(weights), free(result), free(gate);
 }

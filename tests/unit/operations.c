@@ -352,6 +352,71 @@ static attn_var *row_views_of_result(trial *t) {
   return attn_op_add(t->g, attn_view_reshape(t->g, top, 2, (int64_t[]){ROWS / 2, -1}), y);
 }
 
+/* experts -----------------------------------------------------------------------------------------
+ * Four experts of three weights that they share in part; leaf 1 has the logits. */
+
+enum { EXPERTS = 4, EXPERT_WIDTH = 5 };
+static const attn_routing by_softmax = {
+    .experts = EXPERTS, .active = 2, .normalise = true, .scale = 1};
+static const attn_routing plain_softmax = {.experts = EXPERTS, .active = 3, .scale = 1.5};
+static const attn_routing by_groups = {
+    .experts = EXPERTS, .active = 1, .groups = 2, .active_groups = 1, .scale = 2};
+static const attn_routing by_sigmoid = {.experts = EXPERTS,
+                                        .active = 2,
+                                        .groups = 2,
+                                        .active_groups = 1,
+                                        .best_two = true,
+                                        .sigmoid = true,
+                                        .normalise = true,
+                                        .scale = 2.5};
+static const double correction[EXPERTS] = {0.25, -0.5, 0.125, 0};
+
+static attn_var *experts_with(trial *t, const attn_routing *routing, attn_parameter *bias) {
+  attn_parameter *p = t->parameter;
+  attn_parameter *const all[3 * EXPERTS] = {&p[0], &p[1], &p[3], &p[1], &p[2], &p[3],
+                                            &p[2], &p[0], &p[3], &p[0], &p[2], &p[3]};
+  return attn_layer_experts(t->g, ATTN_SILU, routing, t->leaf[0], t->leaf[1], bias, all);
+}
+static void experts_oracle_of(double *y, double *const input[], const attn_routing *r,
+                              const double *bias) {
+  const double *const *p = (const double *const *)input + TRIAL_LEAVES;
+  const double *const all[3 * EXPERTS] = {p[0], p[1], p[3], p[1], p[2], p[3],
+                                          p[2], p[0], p[3], p[0], p[2], p[3]};
+  const oracle_experts_options options = {(int)r->experts,       (int)r->active, (int)r->groups,
+                                          (int)r->active_groups, r->sigmoid,     r->best_two,
+                                          r->normalise,          r->scale};
+  oracle_experts(y, input[0], input[1], bias, all, &options, ROWS, WIDTH, EXPERT_WIDTH);
+}
+#define EXPERTS_CASE(routing)                                                                      \
+  static attn_var *experts_##routing(trial *t) {                                                   \
+    return experts_with(t, &routing, NULL);                                                        \
+  }                                                                                                \
+  static void experts_##routing##_oracle(double *y, double *const input[]) {                       \
+    experts_oracle_of(y, input, &routing, NULL);                                                   \
+  }
+EXPERTS_CASE(by_softmax)
+EXPERTS_CASE(plain_softmax)
+EXPERTS_CASE(by_groups)
+static attn_var *experts_corrected(trial *t) {
+  attn_parameter bias = {.name = "bias", .value = {.rank = 1}};
+  int64_t count = EXPERTS;
+  assert_ok(attn_tensor_wrap((void *)(uintptr_t)correction, ATTN_F64, 1, &count, &bias.value));
+  return experts_with(t, &by_sigmoid, &bias);
+}
+static void experts_corrected_oracle(double *y, double *const input[]) {
+  experts_oracle_of(y, input, &by_sigmoid, correction);
+}
+static attn_var *scale_rows(trial *t) {
+  return attn_op_scale_rows(t->g, t->leaf[0], t->leaf[1]);
+}
+static void scale_rows_oracle(double *y, double *const input[]) {
+  for (int i = 0; i < ROWS * WIDTH; ++i) y[i] = input[1][i / WIDTH] * input[0][i];
+}
+static attn_var *scale_rows_of_view(trial *t) {
+  attn_var *x = attn_view_slice(t->g, t->leaf[0], 1, 2, WIDTH);
+  return attn_op_scale_rows(t->g, x, attn_view_slice(t->g, t->leaf[0], 1, 4, 1));
+}
+
 /* engines -----------------------------------------------------------------------------------------
  */
 
@@ -458,6 +523,13 @@ static attn_var *softmax_views(trial *t) {
   }
 #define UNARY(function)                                                                            \
   { .name = #function, .build = function##_op, .leaf = X, .oracle = function##_oracle }
+
+#define EXPERT_PARAMETERS                                                                          \
+  {                                                                                                \
+    {EXPERT_WIDTH, WIDTH}, {EXPERT_WIDTH, WIDTH}, {EXPERT_WIDTH, WIDTH}, {                         \
+      WIDTH, EXPERT_WIDTH                                                                          \
+    }                                                                                              \
+  }
 
 static const operation_case cases[] = {
     {.name = "add", .build = add, .leaf = {{ROWS, WIDTH}, {ROWS, WIDTH}}, .wide = 1},
@@ -595,6 +667,36 @@ static const operation_case cases[] = {
      .build = mlp_without_bias,
      .leaf = X,
      .parameter = {{5, WIDTH}, {WIDTH, 5}}},
+    {.name = "experts",
+     .build = experts_by_softmax,
+     .leaf = {{ROWS, WIDTH}, {ROWS, EXPERTS}},
+     .parameter = EXPERT_PARAMETERS,
+     .wide = 2,
+     .oracle = experts_by_softmax_oracle},
+    {.name = "experts, weights as they are",
+     .build = experts_plain_softmax,
+     .leaf = {{ROWS, WIDTH}, {ROWS, EXPERTS}},
+     .parameter = EXPERT_PARAMETERS,
+     .wide = 2,
+     .oracle = experts_plain_softmax_oracle},
+    {.name = "experts in groups",
+     .build = experts_by_groups,
+     .leaf = {{ROWS, WIDTH}, {ROWS, EXPERTS}},
+     .parameter = EXPERT_PARAMETERS,
+     .wide = 2,
+     .oracle = experts_by_groups_oracle},
+    {.name = "experts by sigmoid, corrected",
+     .build = experts_corrected,
+     .leaf = {{ROWS, WIDTH}, {ROWS, EXPERTS}},
+     .parameter = EXPERT_PARAMETERS,
+     .wide = 2,
+     .oracle = experts_corrected_oracle},
+    {.name = "scale_rows",
+     .build = scale_rows,
+     .leaf = {{ROWS, WIDTH}, {ROWS, 1}},
+     .wide = 2,
+     .oracle = scale_rows_oracle},
+    {.name = "scale_rows of views", .build = scale_rows_of_view, .leaf = QKV},
     {.name = "checkpoint",
      .build = checkpoint,
      .leaf = X,

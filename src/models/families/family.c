@@ -47,52 +47,6 @@ attn_status attn_family_find_architecture(const char *architecture, const attn_f
   return find(true, architecture, family);
 }
 
-/* Names ------------------------------------------------------------------------------------------
- */
-
-/* Splits "model.layers.12.rest": where ".rest" begins, or NULL when it is not of a layer. */
-static const char *part_of_layer(const char *name, int *number_length) {
-  static const char prefix[] = "model.layers.";
-  if (strncmp(name, prefix, sizeof prefix - 1) != 0) return NULL;
-  const char *digits = name + sizeof prefix - 1;
-  *number_length = (int)strspn(digits, "0123456789");
-  return *number_length && digits[*number_length] == '.' ? digits + *number_length : NULL;
-}
-
-static const attn_family_name *find_row(const attn_family *family, const char *part,
-                                        const char **rest) {
-  for (const attn_family_name *row = family->names; row && row->host; ++row) {
-    size_t length = strlen(row->host);
-    if (strncmp(part, row->host, length) != 0) continue;
-    *rest = part + length;
-    return row;
-  }
-  return NULL;
-}
-
-void attn_family_checkpoint_name(const attn_family *family, const char *host, char *name,
-                                 size_t size) {
-  int number = 0;
-  const char *layer = part_of_layer(host, &number), *rest;
-  const attn_family_name *row = find_row(family, layer ? layer : host, &rest);
-  if (!row)
-    snprintf(name, size, "%s", host);
-  else
-    snprintf(name, size, "%.*s%s%s", layer ? (int)(layer - host) : 0, host, row->checkpoint, rest);
-}
-
-bool attn_family_gguf_name(const attn_family *family, const char *host, char *name, size_t size) {
-  int number = 0;
-  const char *layer = part_of_layer(host, &number), *rest;
-  const attn_family_name *row = find_row(family, layer ? layer : host, &rest);
-  if (!row || !row->gguf) return false;
-  if (layer)
-    snprintf(name, size, "blk.%.*s%s%s", number, layer - number, row->gguf, rest);
-  else
-    snprintf(name, size, "%s%s", row->gguf, rest);
-  return true;
-}
-
 /* Configurations ---------------------------------------------------------------------------------
  */
 

@@ -7,19 +7,47 @@
 #include "models/config.h"
 
 /* A name in three places; parts of a layer begin with a dot ("model.layers.N" or "blk.N" stands
- * before it). What follows in a name, as "weight" or "bias", is the same everywhere. */
+ * before it). '#' is a number, that of an expert; a file's name without it is of one tensor with
+ * all of them. What follows in a name, as "weight" or "bias", is the same everywhere. */
 typedef struct attn_family_name {
   const char *host;       /* the decoder's own: "model.norm.", ".token_mixer.q_proj." */
   const char *checkpoint; /* of safetensors: ".self_attn.q_proj." */
   const char *gguf;       /* ".attn_q." */
 } attn_family_name;
 
+/* Names in layers of one mixer. */
+typedef struct attn_mixer_names {
+  const char *mixer;
+  const attn_family_name *names;
+} attn_mixer_names;
+
+/* Which rows of a stored tensor are a parameter's. Row r is first looked for in its order within
+ * heads (`head` rows, of which those from `turned_from` on are stored with the two that turn
+ * together side by side; 0: as here), then in runs of `run` rows that begin every `period` rows (0:
+ * one run), and `offset` rows further. */
+typedef struct attn_row_map {
+  int64_t head, turned_from, run, period, offset;
+  bool part; /* of a tensor that holds rows of others too */
+} attn_row_map;
+int64_t attn_row_map_at(const attn_row_map *map, int64_t r);
+
+/* Where a file keeps a parameter. */
+typedef struct attn_place {
+  char name[192];
+  attn_row_map rows;
+} attn_place;
+
 struct attn_family {
   const char *const *types;         /* model_type of config.json, then NULL */
   const char *const *architectures; /* general.architecture of GGUF, then NULL; NULL: none */
   /* Fills in everything but json and type. ATTN_BAD_FORMAT, ATTN_UNSUPPORTED name the key. */
   attn_status (*configure)(const json_t *json, attn_model_config *config);
-  const attn_family_name *names; /* the last has no host; NULL: the host's own names */
+  const attn_family_name *names;       /* the last has no host; NULL: the host's own names */
+  const attn_mixer_names *mixer_names; /* looked into first; the last has no mixer; NULL: none */
+  /* Changes `map`, the whole tensor in its order, for parts of layers that are stored otherwise;
+   * NULL: there are none. */
+  void (*rows)(const attn_model_config *config, int64_t layer, const char *part, bool in_gguf,
+               attn_row_map *map);
   /* In GGUF the rows of queries and keys have rotated channels j and j + dim / 2 side by side. */
   bool gguf_pairs_together;
 };
@@ -29,11 +57,10 @@ attn_status attn_family_find(const char *type, const attn_family **family);
 /* The same by general.architecture of GGUF. */
 attn_status attn_family_find_architecture(const char *architecture, const attn_family **family);
 
-/* The name of a host's parameter in the family's safetensors. */
-void attn_family_checkpoint_name(const attn_family *family, const char *host, char *name,
-                                 size_t size);
-/* The same in GGUF; false: it has none. */
-bool attn_family_gguf_name(const attn_family *family, const char *host, char *name, size_t size);
+/* Where the family's safetensors, or its GGUF files, keep the parameter that the host calls
+ * shape->name (names.c). ATTN_UNSUPPORTED: GGUF files have no name for it. */
+attn_status attn_family_place(const attn_model_config *config, const attn_parameter_shape *shape,
+                              bool in_gguf, attn_place *place);
 
 /* A GGUF file's metadata as the config.json of its family (gguf.c). */
 attn_status attn_family_config_from_gguf(const attn_gguf *file, json_t **config);
