@@ -282,7 +282,8 @@ static int64_t end_of_shard(const attn_gguf_draft *draft, int64_t first, int64_t
 }
 
 attn_status attn_gguf_draft_write(const attn_gguf_draft *draft, const char *path,
-                                  int64_t shard_bytes, attn_gguf_fill fill, const void *context) {
+                                  int64_t shard_bytes, attn_gguf_fill fill, const void *context,
+                                  int *files) {
   if (draft->keys.failed || draft->names.failed) return ATTN_OUT_OF_MEMORY;
   int count = 0;
   for (int64_t first = 0; first < draft->tensor_count || !count; ++count)
@@ -290,6 +291,7 @@ attn_status attn_gguf_draft_write(const attn_gguf_draft *draft, const char *path
   if (count > ATTN_GGUF_MOST_SHARDS)
     return attn_fail(ATTN_INVALID_ARGUMENT, "%s: shards of %lld bytes would be %d, the most are %d",
                      path, (long long)shard_bytes, count, ATTN_GGUF_MOST_SHARDS);
+  if (files) *files = count;
   span s = {.count = count};
   for (; s.number < count; ++s.number, s.first = s.last) {
     char *name = count > 1 ? attn_gguf_shard_path(path, s.number, count) : attn_strdup(path);

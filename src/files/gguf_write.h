@@ -41,8 +41,10 @@ typedef attn_status (*attn_gguf_fill)(const void *context, int64_t tensor, attn_
 
 /* Writes the file beside its target and renames it. With shard_bytes > 0 and more data than that,
  * several: NAME-00001-of-0000N.gguf and so on, each with at most so many bytes of data or one
- * tensor, the first with all the metadata; `path` itself is not written then. */
+ * tensor, the first with all the metadata; `path` itself is not written then. *files (may be NULL)
+ * receives N. */
 attn_status attn_gguf_draft_write(const attn_gguf_draft *draft, const char *path,
-                                  int64_t shard_bytes, attn_gguf_fill fill, const void *context);
+                                  int64_t shard_bytes, attn_gguf_fill fill, const void *context,
+                                  int *files);
 
 #endif

@@ -50,6 +50,13 @@ attn_status attn_model_make_weights(attn_model *model);
  * added to it: here, and in GGUF files, it has it. */
 bool attn_model_norm_offset(const attn_model *model, int64_t index);
 
+/* As attn_model_load, but without what products need: to look at, and to be saved. */
+attn_status attn_model_read(const char *path, attn_dtype compute, attn_model **model);
+
+/* attn_model_save_gguf; *files receives how many there are. */
+attn_status attn_model_write_gguf(const attn_model *model, const char *path,
+                                  const attn_gguf_options *options, int *files);
+
 /* Training: turns every parameter into a float32 (float64 for float64) master of its own with a
  * zeroed gradient. */
 attn_status attn_model_make_trainable(attn_model *model);

@@ -108,14 +108,6 @@ static attn_status write_weights(const char *path, tensor_list *list) {
   return attn_safetensors_write(path, list->tensors, list->count, &metadata, 1);
 }
 
-static attn_status save_generation(const attn_model *model, const char *directory) {
-  if (!model->source.generation) return ATTN_OK;
-  char *path = attn_path_join(directory, "generation_config.json");
-  attn_status status = path ? attn_json_save(path, model->source.generation) : ATTN_OUT_OF_MEMORY;
-  attn_free(path);
-  return status;
-}
-
 attn_status attn_model_save(const attn_model *model, const char *directory, attn_dtype dtype) {
   if (dtype != ATTN_F32 && dtype != ATTN_BF16 && dtype != ATTN_F16 && dtype != ATTN_F64)
     return attn_fail(ATTN_UNSUPPORTED, "weights are not saved as %s", attn_dtype_name(dtype));
@@ -129,7 +121,7 @@ attn_status attn_model_save(const attn_model *model, const char *directory, attn
   bool made = weights && config && list.tensors && list.shared;
   attn_status status = made ? write_weights(weights, &list) : ATTN_OUT_OF_MEMORY;
   if (status == ATTN_OK) status = attn_json_save(config, model->config.json);
-  if (status == ATTN_OK) status = save_generation(model, directory);
+  if (status == ATTN_OK) status = attn_model_text_save(model, directory);
   for (int64_t i = 0; i < list.count; ++i) attn_tensor_destroy(&list.tensors[i].tensor);
   attn_free(list.tensors);
   attn_free(list.shared);

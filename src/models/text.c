@@ -105,15 +105,7 @@ static attn_status spread(const attn_gguf_list *list, const char *const **string
   return ATTN_OK;
 }
 
-/* What has to be freed after a tokenizer was made. */
-typedef struct gguf_vocabulary {
-  attn_tokenizer_spec spec;
-  char model[32], pre[64];
-  int32_t *types;
-  float *scores;
-} gguf_vocabulary;
-
-static attn_status read_strings(const attn_gguf *file, gguf_vocabulary *v) {
+static attn_status read_strings(const attn_gguf *file, attn_gguf_vocabulary *v) {
   attn_gguf_list tokens = {0}, merges = {0}, types = {0}, scores = {0};
   ATTN_TRY(attn_gguf_strings(file, "tokenizer.ggml.tokens", ATTN_REQUIRED, &tokens));
   ATTN_TRY(attn_gguf_strings(file, "tokenizer.ggml.merges", ATTN_OPTIONAL, &merges));
@@ -160,14 +152,14 @@ static attn_status read_id(const attn_gguf *file, const char *key, int32_t *id) 
 }
 
 /* Files of that time leave the key out: what llama.cpp does then. */
-static bool adds_bos(const gguf_vocabulary *v) {
+static bool adds_bos(const attn_gguf_vocabulary *v) {
   static const char *const with[] = {"llama-bpe", "llama3", "llama-v3"};
   for (size_t i = 0; i < sizeof with / sizeof *with; ++i)
     if (strcmp(v->pre, with[i]) == 0) return true;
   return strcmp(v->model, "llama") == 0;
 }
 
-static attn_status read_vocabulary(const attn_gguf *file, gguf_vocabulary *v) {
+attn_status attn_gguf_vocabulary_read(const attn_gguf *file, attn_gguf_vocabulary *v) {
   attn_tokenizer_spec *spec = &v->spec;
   ATTN_TRY(read_text(file, "tokenizer.ggml.model", ATTN_REQUIRED, v->model, sizeof v->model));
   ATTN_TRY(read_text(file, "tokenizer.ggml.pre", ATTN_OPTIONAL, v->pre, sizeof v->pre));
@@ -184,16 +176,30 @@ static attn_status read_vocabulary(const attn_gguf *file, gguf_vocabulary *v) {
   return read_strings(file, v);
 }
 
+void attn_gguf_vocabulary_free(attn_gguf_vocabulary *v) {
+  attn_free((void *)(uintptr_t)v->spec.tokens);
+  attn_free((void *)(uintptr_t)v->spec.merges);
+  attn_free(v->types);
+  attn_free(v->scores);
+}
+
+bool attn_gguf_has_vocabulary(const attn_gguf *file) {
+  static const char *const none[] = {"none", "no_vocab"};
+  attn_gguf_text model = {0};
+  if (attn_gguf_string(file, "tokenizer.ggml.model", ATTN_OPTIONAL, &model) != ATTN_OK) return true;
+  for (int i = 0; i < 2; ++i)
+    if (model.size == strlen(none[i]) && memcmp(model.data, none[i], model.size) == 0) return false;
+  return true;
+}
+
 static attn_status load_from_gguf(const attn_source *source, attn_model_text *text) {
   const attn_gguf *file = source->gguf;
-  gguf_vocabulary v = {.spec = ATTN_TOKENIZER_SPEC_INIT};
+  attn_gguf_vocabulary v = {.spec = ATTN_TOKENIZER_SPEC_INIT};
   attn_gguf_text template = {0};
-  attn_status status = read_vocabulary(file, &v);
+  if (!attn_gguf_has_vocabulary(file)) return ATTN_OK;
+  attn_status status = attn_gguf_vocabulary_read(file, &v);
   if (status == ATTN_OK) status = attn_tokenizer_create(&v.spec, &text->tokenizer);
-  attn_free((void *)(uintptr_t)v.spec.tokens);
-  attn_free((void *)(uintptr_t)v.spec.merges);
-  attn_free(v.types);
-  attn_free(v.scores);
+  attn_gguf_vocabulary_free(&v);
   ATTN_TRY(status);
   add_ends_of(text, source->generation);
   ATTN_TRY(attn_gguf_string(file, "tokenizer.chat_template", ATTN_OPTIONAL, &template));

@@ -69,7 +69,7 @@ static attn_gguf *file_of(attn_gguf_draft *draft) {
   char path[64];
   attn_gguf *file;
   snprintf(path, sizeof path, "/tmp/attn-generation-%ld.gguf", (long)getpid());
-  assert_ok(attn_gguf_draft_write(draft, path, 0, NULL, NULL));
+  assert_ok(attn_gguf_draft_write(draft, path, 0, NULL, NULL, NULL));
   attn_gguf_draft_destroy(draft);
   assert_ok(attn_gguf_open(path, &file));
   unlink(path);

@@ -95,7 +95,7 @@ static void files_are_written_again(void **state) {
   attn_gguf_draft *draft = draft_of(file);
   assert_true(attn_gguf_has_key(draft, "general.architecture"));
   assert_false(attn_gguf_has_key(draft, "general"));
-  assert_ok(attn_gguf_draft_write(draft, in_directory("again.gguf"), 0, fill_from, file));
+  assert_ok(attn_gguf_draft_write(draft, in_directory("again.gguf"), 0, fill_from, file, NULL));
   assert_ok(attn_gguf_open(in_directory("again.gguf"), &again));
   assert_int_equal(attn_gguf_version(again), 3);
   assert_same(file, again, 0);
@@ -136,7 +136,7 @@ static void values_of_every_kind(void **state) {
   attn_gguf_add_element(draft, "", 0);
   attn_gguf_add_element(draft, "ab", 2);
   attn_gguf_add_i32s(draft, "none", NULL, 0);
-  assert_ok(attn_gguf_draft_write(draft, in_directory("keys.gguf"), 0, fill_nothing, NULL));
+  assert_ok(attn_gguf_draft_write(draft, in_directory("keys.gguf"), 0, fill_nothing, NULL, NULL));
   assert_ok(attn_gguf_open(in_directory("keys.gguf"), &file));
   assert_ok(attn_gguf_int(file, "u", ATTN_REQUIRED, 0, INT64_MAX, &integer));
   assert_int_equal(integer, 4000000000);
@@ -161,8 +161,8 @@ static void values_of_every_kind(void **state) {
   assert_int_equal(attn_gguf_add_tensor(draft, "t", ATTN_BLOCK_Q8_0, 2, shape), ATTN_INVALID_SHAPE);
   assert_ok(attn_gguf_add_tensor(draft, "t", ATTN_BLOCK_F16, 1, shape));
   const char *path = in_directory("wrong.gguf");
-  assert_int_equal(attn_gguf_draft_write(draft, path, 0, fill_nothing, NULL), ATTN_INTERNAL);
-  assert_int_equal(attn_gguf_draft_write(draft, path, 0, fill_too_much, NULL), ATTN_INTERNAL);
+  assert_int_equal(attn_gguf_draft_write(draft, path, 0, fill_nothing, NULL, NULL), ATTN_INTERNAL);
+  assert_int_equal(attn_gguf_draft_write(draft, path, 0, fill_too_much, NULL, NULL), ATTN_INTERNAL);
   assert_false(attn_path_exists(path));
   attn_gguf_draft_destroy(draft);
 }
@@ -177,7 +177,7 @@ static void write_shards(const char *name, int64_t bytes, int expected) {
   assert_ok(attn_gguf_open(fixture, &file));
   attn_gguf_draft *draft = draft_of(file);
   const char *path = in_directory(name);
-  assert_ok(attn_gguf_draft_write(draft, path, bytes, fill_from, file));
+  assert_ok(attn_gguf_draft_write(draft, path, bytes, fill_from, file, NULL));
   for (int i = 0; i <= expected; ++i) {
     char *shard = attn_gguf_shard_path(path, i, expected);
     assert_int_equal(attn_path_exists(shard), i < expected);
@@ -297,7 +297,7 @@ static void faults(void **state) {
       attn_gguf_draft *draft = draft_of(file);
       attn_fault_arm((attn_fault_kind)kind, skip);
       attn_status status =
-          attn_gguf_draft_write(draft, in_directory("g.gguf"), 2000, fill_from, file);
+          attn_gguf_draft_write(draft, in_directory("g.gguf"), 2000, fill_from, file, NULL);
       if (status == ATTN_OK) status = attn_gguf_open(in_directory("f-00002-of-00002.gguf"), &read);
       bool hit = attn_fault_disarm((attn_fault_kind)kind);
       attn_gguf_draft_destroy(draft);
