@@ -65,9 +65,13 @@ typedef struct attn_model_info {
   int64_t parameters;   /* numbers that were learnt */
   int64_t weight_bytes; /* as stored */
   int64_t layers, hidden, vocabulary;
-  int64_t state_fixed_bytes;  /* of a session, whatever its length */
-  int64_t state_token_bytes;  /* and for each token */
-  attn_dtype compute, stored; /* dtype of products; of the largest weight in the file */
+  int64_t state_fixed_bytes; /* of a session, whatever its length */
+  int64_t state_token_bytes; /* and for each token */
+  attn_dtype compute;        /* of products */
+  /* The largest weight in the file: its dtype, float32 where it is quantised; and the name of its
+   * type, "bfloat16" or "Q4_0". */
+  attn_dtype stored;
+  char stored_type[16];
 } attn_model_info;
 ATTN_API attn_status attn_model_get_info(const attn_model *model, attn_model_info *info);
 /* The mixer of layer 0 .. layers - 1, by name; NULL beyond. */

@@ -16,14 +16,10 @@ typedef struct convert_options {
 /* In the order of attn_weight_type. */
 static const char *const type_names[] = {"stored", "f32", "f16", "bf16", "q8_0", "q4_0", NULL};
 
-/* Of the largest weight: that of the file, and float16 where it is quantised. */
+/* That of the file, and float16 where it is quantised. */
 static attn_dtype stored_dtype(const attn_model *model) {
   attn_stored stored;
-  attn_place place;
-  bool in_gguf = model->source.gguf != NULL;
-  if (attn_family_place(&model->config, &model->shapes[0], in_gguf, &place) != ATTN_OK ||
-      attn_source_find(&model->source, place.name, &stored) != ATTN_OK)
-    return ATTN_F32;
+  if (!attn_model_find_stored(model, 0, &stored)) return ATTN_F32;
   return stored.in_blocks ? ATTN_F16 : stored.dtype;
 }
 

@@ -244,3 +244,11 @@ attn_status attn_model_load(const char *path, attn_dtype compute, attn_model **m
 attn_status attn_model_read(const char *path, attn_dtype compute, attn_model **model) {
   return make(path, compute, false, model);
 }
+
+bool attn_model_find_stored(const attn_model *model, int64_t index, attn_stored *stored) {
+  attn_place place;
+  bool in_gguf = model->source.gguf != NULL;
+  return (in_gguf || model->source.safetensors) &&
+         attn_family_place(&model->config, &model->shapes[index], in_gguf, &place) == ATTN_OK &&
+         attn_source_find(&model->source, place.name, stored) == ATTN_OK;
+}

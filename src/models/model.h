@@ -57,6 +57,9 @@ attn_status attn_model_read(const char *path, attn_dtype compute, attn_model **m
 attn_status attn_model_write_gguf(const attn_model *model, const char *path,
                                   const attn_gguf_options *options, int *files);
 
+/* The tensor of the source that a parameter is, or is part of; false: the model has no source. */
+bool attn_model_find_stored(const attn_model *model, int64_t index, attn_stored *stored);
+
 /* Training: turns every parameter into a float32 (float64 for float64) master of its own with a
  * zeroed gradient. */
 attn_status attn_model_make_trainable(attn_model *model);

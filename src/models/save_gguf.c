@@ -51,14 +51,10 @@ static bool stays_f32(const target *t) {
 /* As the file that the model was loaded from has a parameter. */
 static attn_block_type stored_type(const attn_model *model, int64_t index) {
   const attn_parameter *p = &model->parameters[index];
-  bool in_gguf = model->source.gguf != NULL;
   attn_dtype dtype = p->value.dtype;
-  attn_place place;
   attn_stored stored;
   if (p->blocks) return p->block_type;
-  if (model->source.path &&
-      attn_family_place(&model->config, &model->shapes[index], in_gguf, &place) == ATTN_OK &&
-      attn_source_find(&model->source, place.name, &stored) == ATTN_OK && !stored.in_blocks)
+  if (attn_model_find_stored(model, index, &stored) && !stored.in_blocks)
     dtype = stored.dtype; /* float16 was widened */
   return dtype == ATTN_F16 ? ATTN_BLOCK_F16 : dtype == ATTN_BF16 ? ATTN_BLOCK_BF16 : ATTN_BLOCK_F32;
 }

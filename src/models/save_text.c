@@ -133,12 +133,23 @@ static void add_id(attn_gguf_draft *draft, const char *key, int64_t id) {
   if (id >= 0) attn_gguf_add_u32(draft, key, (uint32_t)id);
 }
 
-/* The other tokens at which a text ends; readers know those with usual names by themselves. */
-static void add_more_ends(const attn_model_text *text, int64_t end, attn_gguf_draft *draft) {
+/* The other tokens at which the configuration says that a text ends: keys for two of them. */
+static void add_more_ends(const attn_model *model, int64_t end, attn_gguf_draft *draft) {
   static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+  const json_t *const places[] = {model->source.config, model->source.generation};
+  int64_t first = end;
   int used = 0;
-  for (int i = 0; i < text->end_count && used < 2; ++i)
-    if (text->ends[i] != end) add_id(draft, keys[used++], text->ends[i]);
+  for (int p = 0; p < 2; ++p) {
+    const json_t *ids = json_object_get(places[p], "eos_token_id");
+    size_t count = json_is_array(ids) ? json_array_size(ids) : 1;
+    for (size_t i = 0; i < count && used < 2; ++i) {
+      const json_t *value = json_is_array(ids) ? json_array_get(ids, i) : ids;
+      int64_t id = json_is_integer(value) ? json_integer_value(value) : -1;
+      if (id < 0 || id >= model->config.vocabulary || id == end || id == first) continue;
+      add_id(draft, keys[used++], id);
+      first = id;
+    }
+  }
 }
 
 static void add_ids(const attn_model *model, const json_t *config, const attn_tokenizer_spec *spec,
@@ -148,7 +159,7 @@ static void add_ids(const attn_model *model, const json_t *config, const attn_to
   int64_t end = spec->add_eos ? spec->eos : find_token(model, config, "eos_token", "eos_token_id");
   add_id(draft, "tokenizer.ggml.bos_token_id", begin);
   add_id(draft, "tokenizer.ggml.eos_token_id", end);
-  add_more_ends(&model->text, end, draft);
+  add_more_ends(model, end, draft);
   add_id(draft, "tokenizer.ggml.unknown_token_id", spec->unknown);
   add_id(draft, "tokenizer.ggml.padding_token_id",
          find_token(model, config, "pad_token", "pad_token_id"));
