@@ -6,9 +6,27 @@
 
 #include <stdio.h>
 
+static attn_status check_experts(const attn_model_config *c, const attn_layer_config *layer) {
+  const attn_routing *r = &layer->experts.routing;
+  if (!attn_routing_fits(r))
+    return attn_fail(ATTN_BAD_FORMAT,
+                     "%lld of %lld experts, from %lld of %lld groups: expected at most 64, and "
+                     "groups of equal size that hold as many",
+                     (long long)r->active, (long long)r->experts, (long long)r->active_groups,
+                     (long long)r->groups);
+  if (c->feed_forward == ATTN_GELU_MLP)
+    return attn_fail(ATTN_UNSUPPORTED, "experts are gated feed-forwards, not gelu");
+  return ATTN_OK;
+}
+
 static attn_status configure_layers(attn_model_config *c) {
+  int64_t experts = 0;
   for (int64_t l = 0; l < c->layer_count; ++l) {
     attn_layer_config *layer = &c->layers[l];
+    experts += layer->experts.routing.experts;
+    if (experts > ATTN_MOST_EXPERTS)
+      return attn_fail(ATTN_UNSUPPORTED, "more than %d experts in all layers", ATTN_MOST_EXPERTS);
+    if (layer->experts.routing.experts) ATTN_TRY(check_experts(c, layer));
     if (layer->mixer->configure(&layer->options) != ATTN_OK)
       return attn_fail_in(ATTN_BAD_FORMAT, "layer %lld of %lld", (long long)l,
                           (long long)c->layer_count);

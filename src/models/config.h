@@ -13,7 +13,8 @@ enum {
   ATTN_MOST_LAYERS = 4096,
   ATTN_MOST_HIDDEN = 1 << 20,
   ATTN_MOST_WIDTH = 1 << 22,
-  ATTN_MOST_VOCABULARY = 1 << 24
+  ATTN_MOST_VOCABULARY = 1 << 24,
+  ATTN_MOST_EXPERTS = 1 << 16 /* in all layers together */
 };
 
 typedef struct attn_family attn_family;

@@ -78,6 +78,20 @@ static attn_status convert(const attn_parameter_shape *shape, const origin *from
   return status;
 }
 
+/* The weight of a norm that is stored without the 1 that is added to it. */
+static attn_status convert_offset(const attn_model *model, const attn_parameter_shape *shape,
+                                  const origin *from, attn_tensor *value) {
+  bool wide = model->compute == ATTN_F64;
+  ATTN_TRY(convert(shape, from, wide ? ATTN_F64 : ATTN_F32, value));
+  for (int64_t i = 0; i < shape->shape[0]; ++i) {
+    if (wide)
+      ((double *)value->data)[i] += 1;
+    else
+      ((float *)value->data)[i] += 1;
+  }
+  return ATTN_OK;
+}
+
 /* Rows of blocks in our order, for as long as the model lives. */
 static attn_status reorder_blocks(const attn_parameter_shape *shape, const origin *from, size_t row,
                                   void **copy) {
@@ -116,11 +130,8 @@ static attn_status bind(attn_model *model, int64_t index) {
   ATTN_TRY(find(model, shape, &from));
   const attn_stored *stored = &from.stored;
   if (stored->in_blocks) return bind_blocks(model, index, &from);
-  if (attn_model_norm_offset(model, index) && model->source.safetensors) {
-    ATTN_TRY(convert(shape, &from, ATTN_F32, value));
-    for (int64_t i = 0; i < shape->shape[0]; ++i) ((float *)value->data)[i] += 1;
-    return ATTN_OK;
-  }
+  if (attn_model_norm_offset(model, index) && model->source.safetensors)
+    return convert_offset(model, shape, &from, value);
   if (stored->dtype == ATTN_F16) return convert(shape, &from, ATTN_F32, value);
   if (stored->dtype != ATTN_F32 && stored->dtype != ATTN_BF16 && stored->dtype != ATTN_F64)
     return attn_fail(ATTN_UNSUPPORTED,
@@ -155,6 +166,8 @@ static bool may_be_left(const attn_model *model, const char *name) {
     size_t end = strlen(ends[i]);
     if (length >= end && strcmp(name + length - end, ends[i]) == 0) return true;
   }
+  if (model->config.family->leaves && model->config.family->leaves(&model->config, name))
+    return true;
   return strcmp(name, "rope_freqs.weight") == 0 ||
          (model->config.tied && strcmp(name, "lm_head.weight") == 0);
 }

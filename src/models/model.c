@@ -237,7 +237,8 @@ attn_status attn_model_make_trainable(attn_model *model) {
 
 bool attn_model_norm_offset(const attn_model *model, int64_t index) {
   const attn_parameter_shape *shape = &model->shapes[index];
-  return model->config.norm_offset && shape->rank == 1 && strstr(shape->name, ".weight");
+  return model->config.norm_offset && shape->rank == 1 && strstr(shape->name, ".weight") &&
+         !strstr(shape->name, ".o_norm.");
 }
 
 void attn_model_destroy(attn_model *model) {

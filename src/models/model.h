@@ -47,7 +47,7 @@ attn_status attn_model_start(json_t *config, const char *origin, attn_dtype comp
                              attn_model *model);
 attn_status attn_model_make_weights(attn_model *model);
 /* Whether parameter `index` is the weight of a norm that safetensors store without the 1 that is
- * added to it: here, and in GGUF files, it has it. */
+ * added to it: here, and in GGUF files, it has it. Not so the norm of what a mixer computes. */
 bool attn_model_norm_offset(const attn_model *model, int64_t index);
 
 /* As attn_model_load, but without what products need: to look at, and to be saved. */

@@ -1,4 +1,4 @@
-/* Tiny models of every family against what Transformers computes (fixtures/families.py, float32):
+/* Tiny models of every family against what Transformers computes (fixtures/families.py, float64):
  * logits through the decoder and through a session that reads in pieces, from safetensors and from
  * GGUF files with plain and with quantised weights. */
 #include "support/test.h"
@@ -10,15 +10,19 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Relative to the norm of all logits. The reference is float32: some ten roundings in a row, and as
- * many in our float32. bfloat16: as in reference.c. The logits of one token alone may be small
- * beside their errors, which all logits share: the worst of a session's tokens is allowed 3 times
- * as much. */
+/* Relative to the norm of all logits. The reference is float64, stored as float32: 2^-24 each.
+ * float32: the roundings of some ten operations in a row. bfloat16: as in reference.c. The logits
+ * of one token alone may be small beside their errors, which all logits share: the worst of a
+ * session's tokens is allowed 3 times as much.
+ *
+ * With experts a rounding of bfloat16 may send a token to another expert, and everything after it
+ * reads what that gave. There the median over the tokens may be twice that of Transformers' own
+ * bfloat16, which the fixture has. */
 typedef struct tolerance {
   attn_dtype compute;
   double logits;
 } tolerance;
-static const tolerance tolerances[] = {{ATTN_F64, 5e-6}, {ATTN_F32, 5e-6}, {ATTN_BF16, 3e-2}};
+static const tolerance tolerances[] = {{ATTN_F64, 2e-7}, {ATTN_F32, 5e-6}, {ATTN_BF16, 3e-2}};
 static const double one_token = 3;
 
 typedef struct subject {
@@ -41,6 +45,14 @@ static const subject subjects[] = {
     {"qwen3", "model.gguf", "expected"},
     {"qwen3", "model.q8_0.gguf", "expected.q8_0"},
     {"gemma2", NULL, "expected"},
+    {"mixtral", NULL, "expected"},
+    {"qwen2_moe", NULL, "expected"},
+    {"qwen2_moe", "model.gguf", "expected"},
+    {"qwen2_moe", "model.q8_0.gguf", "expected.q8_0"},
+    {"qwen3_moe", NULL, "expected"},
+    {"qwen3_moe", "model.gguf", "expected"},
+    {"qwen3_moe", "model.q8_0.gguf", "expected.q8_0"},
+    {"qwen3_next", NULL, "expected"},
 };
 enum { SUBJECTS = sizeof subjects / sizeof *subjects };
 
@@ -51,8 +63,40 @@ static const char *path_of(const subject *s, const char *name, const char *suffi
   return path;
 }
 
-static void assert_close(const subject *s, const tolerance *t, const char *what, double factor,
+/* What is compared, and with whom. */
+typedef struct trial {
+  const subject *s;
+  const tolerance *t;
+  double median; /* that Transformers reaches; 0: every token is judged */
+} trial;
+
+static int ascending(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static void assert_median(const trial *trial, const char *what, double *errors, int64_t count) {
+  qsort(errors, (size_t)count, sizeof *errors, ascending);
+  if (!(errors[count / 2] <= 2 * trial->median))
+    fail_msg("%s, %s: median error %g, of Transformers %g", trial->s->name, what, errors[count / 2],
+             trial->median);
+}
+
+static double row_error(const attn_tensor *found, const attn_tensor *expected, int64_t row) {
+  attn_tensor f, e;
+  assert_ok(attn_tensor_slice(found, 0, row, 1, &f));
+  assert_ok(attn_tensor_slice(expected, 0, row, 1, &e));
+  double *a = test_to_doubles(&f), *b = test_to_doubles(&e);
+  double error = test_relative_error(a, b, attn_tensor_count(&e));
+  free(a);
+  free(b);
+  return error;
+}
+
+static void assert_close(const trial *trial, const char *what, double factor,
                          const attn_tensor *found, const attn_tensor *expected) {
+  const subject *s = trial->s;
+  const tolerance *t = trial->t;
   double *a = test_to_doubles(found), *b = test_to_doubles(expected);
   assert_int_equal(attn_tensor_count(found), attn_tensor_count(expected));
   double error = test_relative_error(a, b, attn_tensor_count(expected));
@@ -63,21 +107,30 @@ static void assert_close(const subject *s, const tolerance *t, const char *what,
   free(b);
 }
 
-static void check_decoder(const subject *s, const tolerance *t, const attn_model *model,
-                          const attn_tensor *tokens, const attn_tensor *logits) {
+enum { MOST_TOKENS = 64 };
+
+static void check_decoder(const trial *trial, const attn_model *model, const attn_tensor *tokens,
+                          const attn_tensor *logits) {
+  double errors[MOST_TOKENS];
   attn_graph *graph;
   attn_layout layout = attn_layout_equal(1, attn_tensor_count(tokens));
-  assert_ok(attn_graph_create(t->compute, &graph));
+  assert_ok(attn_graph_create(trial->t->compute, &graph));
   attn_var *hidden = attn_decoder_hidden(graph, model, &layout, tokens->data, NULL, false);
   attn_var *found = attn_decoder_logits(graph, model, hidden);
   assert_ok(attn_graph_status(graph));
-  assert_close(s, t, "decoder", 1, &found->value, logits);
+  for (int64_t r = 0; r < layout.rows; ++r) errors[r] = row_error(&found->value, logits, r);
+  if (trial->median > 0)
+    assert_median(trial, "decoder", errors, layout.rows);
+  else
+    assert_close(trial, "decoder", 1, &found->value, logits);
   attn_graph_destroy(graph);
 }
 
 /* Pieces of 1, 17, 1, 1, ...: prefill and decode over the cache. */
-static void check_session(const subject *s, const tolerance *t, const attn_model *model,
-                          const attn_tensor *tokens, const attn_tensor *logits) {
+static void check_session(const trial *trial, const attn_model *model, const attn_tensor *tokens,
+                          const attn_tensor *logits) {
+  double errors[MOST_TOKENS];
+  int64_t steps = 0;
   attn_session *session;
   assert_ok(attn_session_create(model, NULL, &session));
   int64_t count = attn_tensor_count(tokens);
@@ -88,8 +141,10 @@ static void check_session(const subject *s, const tolerance *t, const attn_model
     assert_ok(attn_tensor_slice(logits, 0, first + more - 1, 1, &expected));
     assert_ok(attn_tensor_wrap((void *)(uintptr_t)attn_session_logits(session), ATTN_F32, 2,
                                expected.shape, &found));
-    assert_close(s, t, "session", one_token, &found, &expected);
+    errors[steps++] = row_error(&found, &expected, 0);
+    if (trial->median == 0) assert_close(trial, "session", one_token, &found, &expected);
   }
+  if (trial->median > 0) assert_median(trial, "session", errors, steps);
   attn_session_destroy(session);
 }
 
@@ -101,8 +156,14 @@ static void check(const subject *s, const tolerance *t) {
   assert_ok(attn_safetensors_open(path_of(s, s->expected, ".safetensors"), &file));
   assert_ok(attn_safetensors_find(file, "tokens", &tokens));
   assert_ok(attn_safetensors_find(file, "logits", &logits));
-  check_decoder(s, t, model, &tokens, &logits);
-  check_session(s, t, model, &tokens, &logits);
+  trial trial = {s, t, 0};
+  if (t->compute == ATTN_BF16 && attn_safetensors_has(file, "bfloat16_median")) {
+    attn_tensor median;
+    assert_ok(attn_safetensors_find(file, "bfloat16_median", &median));
+    trial.median = (double)*(const float *)median.data;
+  }
+  check_decoder(&trial, model, &tokens, &logits);
+  check_session(&trial, model, &tokens, &logits);
   attn_safetensors_close(file);
   attn_model_destroy(model);
 }
@@ -130,7 +191,7 @@ static void quantised_models_are_saved(void **state) {
   assert_ok(attn_safetensors_open(path_of(s, s->expected, ".safetensors"), &expected));
   assert_ok(attn_safetensors_find(expected, "tokens", &tokens));
   assert_ok(attn_safetensors_find(expected, "logits", &logits));
-  check_decoder(s, &tolerances[1], again, &tokens, &logits);
+  check_decoder(&(trial){s, &tolerances[1], 0}, again, &tokens, &logits);
   attn_safetensors_close(expected);
   attn_model_destroy(again);
   static const char *const files[] = {"config.json", "model.safetensors"};

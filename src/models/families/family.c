@@ -4,15 +4,18 @@
 #include "base/status.h"
 #include "files/json.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 extern const attn_family attn_family_native, attn_family_llama, attn_family_qwen2,
-    attn_family_qwen3, attn_family_gemma2;
+    attn_family_qwen3, attn_family_gemma2, attn_family_mixtral, attn_family_qwen2_moe,
+    attn_family_qwen3_moe, attn_family_qwen3_next;
 
-static const attn_family *const table[] = {&attn_family_native, &attn_family_llama,
-                                           &attn_family_qwen2, &attn_family_qwen3,
-                                           &attn_family_gemma2};
+static const attn_family *const table[] = {
+    &attn_family_native,    &attn_family_llama,     &attn_family_qwen2,
+    &attn_family_qwen3,     &attn_family_gemma2,    &attn_family_mixtral,
+    &attn_family_qwen2_moe, &attn_family_qwen3_moe, &attn_family_qwen3_next};
 
 enum { COUNT = sizeof table / sizeof *table };
 
@@ -74,6 +77,27 @@ attn_status attn_family_make_layers(attn_model_config *c, const char *mixer,
   return ATTN_OK;
 }
 
+attn_status attn_family_set_linear(const json_t *json, attn_model_config *c, const char *mixer,
+                                   const attn_mixer_options *options, int64_t interval) {
+  json_t *types = NULL;
+  int index;
+  ATTN_TRY(attn_mixer_find(mixer, &index));
+  ATTN_TRY(attn_json_array(json, "layer_types", ATTN_OPTIONAL, &types));
+  for (int64_t l = 0; l < c->layer_count; ++l) {
+    bool linear = (l + 1) % interval != 0;
+    const char *type = types ? json_string_value(json_array_get(types, (size_t)l)) : NULL;
+    if (types && (!type || (strcmp(type, "linear_attention") && strcmp(type, "full_attention"))))
+      return attn_fail(ATTN_BAD_FORMAT,
+                       "layer_types: expected linear_attention or full_attention for each layer");
+    if (type) linear = strcmp(type, "linear_attention") == 0;
+    if (!linear) continue;
+    c->layers[l].mixer = attn_mixer_at(index);
+    c->layers[l].options = *options;
+    c->layers[l].options.layer = l;
+  }
+  return ATTN_OK;
+}
+
 /* A list of numbers: what gguf.c makes of rope_freqs.weight. */
 static attn_status read_factors(const json_t *scaling, attn_model_config *c, attn_rope *rope) {
   json_t *list = NULL;
@@ -93,18 +117,58 @@ static attn_status read_factors(const json_t *scaling, attn_model_config *c, att
   return ATTN_OK;
 }
 
+static const double most = 1e12;
+
+static double magnitude_of(double factor, double weight) {
+  return factor <= 1 ? 1 : 0.1 * weight * log(factor) + 1;
+}
+
+/* beta_fast and beta_slow are turns in original_max_position_embeddings. The magnitude is
+ * attention_factor, or follows from the factor; DeepSeek's mscale and mscale_all_dim say how much
+ * of it is here, the rest being in the scale of the logits. */
+static attn_status read_yarn(const json_t *json, const json_t *scaling, attn_rope *rope) {
+  double scale = 0, scale_all = 0;
+  bool truncate = true;
+  rope->scaling = ATTN_ROPE_YARN;
+  rope->high_factor = 32;
+  rope->low_factor = 1;
+  ATTN_TRY(attn_json_double(json, "max_position_embeddings", ATTN_OPTIONAL, 1, most,
+                            &rope->original_length));
+  ATTN_TRY(attn_json_double(scaling, "original_max_position_embeddings", ATTN_OPTIONAL, 1, most,
+                            &rope->original_length));
+  if (rope->original_length == 0)
+    return attn_fail(ATTN_BAD_FORMAT, "original_max_position_embeddings is missing");
+  ATTN_TRY(attn_json_double(scaling, "beta_fast", ATTN_OPTIONAL, 1e-6, most, &rope->high_factor));
+  ATTN_TRY(attn_json_double(scaling, "beta_slow", ATTN_OPTIONAL, 1e-6, most, &rope->low_factor));
+  ATTN_TRY(attn_json_double(scaling, "mscale", ATTN_OPTIONAL, 0, most, &scale));
+  ATTN_TRY(attn_json_double(scaling, "mscale_all_dim", ATTN_OPTIONAL, 0, most, &scale_all));
+  ATTN_TRY(attn_json_bool(scaling, "truncate", ATTN_OPTIONAL, &truncate));
+  if (!truncate) return attn_fail(ATTN_UNSUPPORTED, "rope_scaling with truncate false");
+  rope->magnitude = magnitude_of(rope->factor, 1);
+  if (scale > 0 && scale_all > 0)
+    rope->magnitude = magnitude_of(rope->factor, scale) / magnitude_of(rope->factor, scale_all);
+  ATTN_TRY(
+      attn_json_double(scaling, "attention_factor", ATTN_OPTIONAL, 1e-6, most, &rope->magnitude));
+  if (rope->low_factor < rope->high_factor) return ATTN_OK;
+  return attn_fail(ATTN_BAD_FORMAT, "beta_slow %g is not below beta_fast %g", rope->low_factor,
+                   rope->high_factor);
+}
+
 /* Older files have rope_theta beside rope_scaling, newer ones both in rope_parameters. */
-attn_status attn_family_read_rope(const json_t *json, attn_model_config *c, attn_rope *rope) {
-  static const double most = 1e12;
-  double part = 1;
+attn_status attn_family_read_rope(const json_t *json, attn_model_config *c, attn_rope *rope,
+                                  double *part) {
+  double whole = 1;
   const char *type = "default";
   json_t *scaling = NULL;
-  ATTN_TRY(attn_json_double(json, "rope_theta", ATTN_OPTIONAL, 1, most, &rope->base));
-  ATTN_TRY(attn_json_double(json, "partial_rotary_factor", ATTN_OPTIONAL, 0, 1, &part));
-  if (part != 1)
-    return attn_fail(ATTN_UNSUPPORTED, "partial_rotary_factor is %g: heads turn whole", part);
   ATTN_TRY(attn_json_object(json, "rope_scaling", ATTN_OPTIONAL, &scaling));
   if (!scaling) ATTN_TRY(attn_json_object(json, "rope_parameters", ATTN_OPTIONAL, &scaling));
+  ATTN_TRY(attn_json_double(json, "rope_theta", ATTN_OPTIONAL, 1, most, &rope->base));
+  if (!part) part = &whole;
+  ATTN_TRY(attn_json_double(json, "partial_rotary_factor", ATTN_OPTIONAL, 0, 1, part));
+  if (scaling)
+    ATTN_TRY(attn_json_double(scaling, "partial_rotary_factor", ATTN_OPTIONAL, 0, 1, part));
+  if (whole != 1)
+    return attn_fail(ATTN_UNSUPPORTED, "partial_rotary_factor is %g: heads turn whole", whole);
   if (!scaling) return ATTN_OK;
   ATTN_TRY(attn_json_double(scaling, "rope_theta", ATTN_OPTIONAL, 1, most, &rope->base));
   ATTN_TRY(attn_json_string(scaling, "type", ATTN_OPTIONAL, &type));
@@ -116,8 +180,10 @@ attn_status attn_family_read_rope(const json_t *json, attn_model_config *c, attn
     rope->scaling = ATTN_ROPE_LINEAR;
     return ATTN_OK;
   }
+  if (strcmp(type, "yarn") == 0) return read_yarn(json, scaling, rope);
   if (strcmp(type, "llama3") != 0)
-    return attn_fail(ATTN_UNSUPPORTED, "rope_type '%s' is not default, linear or llama3", type);
+    return attn_fail(ATTN_UNSUPPORTED, "rope_type '%s' is not default, linear, llama3 or yarn",
+                     type);
   rope->scaling = ATTN_ROPE_LLAMA3;
   ATTN_TRY(
       attn_json_double(scaling, "low_freq_factor", ATTN_REQUIRED, 1e-6, most, &rope->low_factor));

@@ -48,6 +48,10 @@ struct attn_family {
    * NULL: there are none. */
   void (*rows)(const attn_model_config *config, int64_t layer, const char *part, bool in_gguf,
                attn_row_map *map);
+  /* Whether a stored tensor may be left unused; NULL: none but those that load.c knows. */
+  bool (*leaves)(const attn_model_config *config, const char *name);
+  /* What GGUF files leave unsaid, as JSON text; NULL: nothing. */
+  const char *gguf_defaults;
   /* In GGUF the rows of queries and keys have rotated channels j and j + dim / 2 side by side. */
   bool gguf_pairs_together;
 };
@@ -82,7 +86,23 @@ attn_status attn_family_read_sizes(const json_t *json, attn_model_config *config
 /* Layers with `options` as the mixer's; options->layer counts. */
 attn_status attn_family_make_layers(attn_model_config *config, const char *mixer,
                                     const attn_mixer_options *options);
-/* rope_theta, and rope_scaling or rope_parameters; factors are the configuration's. */
-attn_status attn_family_read_rope(const json_t *json, attn_model_config *config, attn_rope *rope);
+/* rope_theta, and rope_scaling or rope_parameters; factors are the configuration's. *part, the part
+ * of a head that turns, is read too, or (NULL) has to be 1. */
+attn_status attn_family_read_rope(const json_t *json, attn_model_config *config, attn_rope *rope,
+                                  double *part);
+/* What Llama and its relatives have in common: sizes, SwiGLU without biases, RMSNorm, heads,
+ * rotary positions (llama.c). `part` as above; NULL `options`: no attention is read. */
+attn_status attn_family_read_llama(const json_t *json, attn_model_config *config,
+                                   attn_mixer_options *options, double *part);
+/* Which layers see a window only: those that layer_types says, or all from layer `from` on. */
+attn_status attn_family_set_windows(const json_t *json, attn_model_config *config, int64_t window,
+                                    int64_t from);
+/* Gives the layers that layer_types calls linear_attention (without it: all but every interval-th)
+ * another mixer than the full_attention that they have. */
+attn_status attn_family_set_linear(const json_t *json, attn_model_config *config, const char *mixer,
+                                   const attn_mixer_options *options, int64_t interval);
+/* The experts of Qwen's models, in the layers that decoder_sparse_step and mlp_only_layers leave to
+ * them (qwen_moe.c). */
+attn_status attn_family_read_qwen_experts(const json_t *json, attn_model_config *config);
 
 #endif

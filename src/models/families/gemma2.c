@@ -46,7 +46,7 @@ static attn_status read_attention(const json_t *json, attn_model_config *c, attn
   ATTN_TRY(attn_json_double(json, "attn_logit_softcapping", ATTN_OPTIONAL, 0, 1e6, &o->soft_cap));
   ATTN_TRY(attn_json_double(json, "query_pre_attn_scalar", ATTN_OPTIONAL, 1e-3, 1e6, &scalar));
   o->scale = 1 / sqrt(scalar);
-  return attn_family_read_rope(json, c, &o->rope);
+  return attn_family_read_rope(json, c, &o->rope, NULL);
 }
 
 /* layer_types, or the even layers. */

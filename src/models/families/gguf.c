@@ -19,6 +19,11 @@ static const field fields[] = {
     {"embedding_length", "hidden_size", INTEGER, ATTN_REQUIRED},
     {"block_count", "num_hidden_layers", INTEGER, ATTN_REQUIRED},
     {"feed_forward_length", "intermediate_size", INTEGER, ATTN_REQUIRED},
+    {"expert_count", "num_experts", INTEGER, ATTN_OPTIONAL},
+    {"expert_used_count", "num_experts_per_tok", INTEGER, ATTN_OPTIONAL},
+    {"expert_feed_forward_length", "moe_intermediate_size", INTEGER, ATTN_OPTIONAL},
+    {"expert_shared_feed_forward_length", "shared_expert_intermediate_size", INTEGER,
+     ATTN_OPTIONAL},
     {"attention.head_count", "num_attention_heads", INTEGER, ATTN_REQUIRED},
     {"attention.head_count_kv", "num_key_value_heads", INTEGER, ATTN_OPTIONAL},
     {"attention.key_length", "head_dim", INTEGER, ATTN_OPTIONAL},
@@ -88,6 +93,21 @@ static void copy_biases(const attn_gguf *file, json_t *config) {
     json_object_set_new(config, "attention_bias", json_true());
 }
 
+/* Layers without a router have no experts. */
+static void copy_dense_layers(const attn_gguf *file, json_t *config) {
+  int64_t layers = json_integer_value(json_object_get(config, "num_hidden_layers"));
+  if (json_integer_value(json_object_get(config, "num_experts")) == 0) return;
+  json_t *dense = json_array();
+  for (int64_t l = 0; l < layers && l < ATTN_MOST_LAYERS; ++l) {
+    char name[KEY_SIZE];
+    const attn_gguf_tensor *router;
+    snprintf(name, sizeof name, "blk.%lld.ffn_gate_inp.weight", (long long)l);
+    if (attn_gguf_find(file, name, &router) != ATTN_OK)
+      json_array_append_new(dense, json_integer(l));
+  }
+  json_object_set_new(config, "mlp_only_layers", dense);
+}
+
 /* The vocabulary is as long as the table of embeddings, whose rows come last in GGUF's order. */
 static attn_status copy_vocabulary(const attn_gguf *file, json_t *config) {
   const attn_gguf_tensor *table, *head;
@@ -124,6 +144,7 @@ static attn_status copy_all(const attn_gguf *file, const char *architecture, jso
   ATTN_TRY(check_heads(file, architecture, config));
   ATTN_TRY(copy_rope_scaling(file, architecture, config));
   copy_biases(file, config);
+  copy_dense_layers(file, config);
   return copy_vocabulary(file, config);
 }
 
@@ -134,8 +155,10 @@ attn_status attn_family_config_from_gguf(const attn_gguf *file, json_t **config)
   ATTN_TRY(attn_gguf_string(file, "general.architecture", ATTN_REQUIRED, &name));
   snprintf(architecture, sizeof architecture, "%.*s", (int)name.size, name.data);
   ATTN_TRY(attn_family_find_architecture(architecture, &family));
-  json_t *made = json_pack("{s:s}", "model_type", family->types[0]);
+  const char *defaults = family->gguf_defaults ? family->gguf_defaults : "{}";
+  json_t *made = json_loads(defaults, 0, NULL);
   if (!made) return attn_fail(ATTN_OUT_OF_MEMORY, "out of memory");
+  json_object_set_new(made, "model_type", json_string(family->types[0]));
   attn_status status = copy_all(file, architecture, made);
   if (status == ATTN_OK)
     *config = made;

@@ -39,8 +39,8 @@ static attn_status check_feed_forward(const json_t *json) {
   return ATTN_OK;
 }
 
-/* What all of them have in common. */
-static attn_status read_common(const json_t *json, attn_model_config *c, attn_mixer_options *o) {
+attn_status attn_family_read_llama(const json_t *json, attn_model_config *c, attn_mixer_options *o,
+                                   double *part) {
   ATTN_TRY(attn_family_read_sizes(json, c));
   ATTN_TRY(check_feed_forward(json));
   c->feed_forward = ATTN_SWIGLU;
@@ -49,18 +49,17 @@ static attn_status read_common(const json_t *json, attn_model_config *c, attn_mi
   c->embedding_scale = 1;
   ATTN_TRY(attn_json_double(json, "rms_norm_eps", ATTN_OPTIONAL, 0, 1, &c->norm_epsilon));
   ATTN_TRY(attn_json_bool(json, "tie_word_embeddings", ATTN_OPTIONAL, &c->tied));
+  if (!o) return ATTN_OK;
   *o = (attn_mixer_options){
       .hidden = c->hidden, .layers = c->layer_count, .norm_epsilon = c->norm_epsilon};
   ATTN_TRY(attn_json_int(json, "num_attention_heads", ATTN_REQUIRED, 1, 1 << 14, &o->heads));
   ATTN_TRY(attn_json_int(json, "num_key_value_heads", ATTN_OPTIONAL, 1, 1 << 14, &o->kv_heads));
   ATTN_TRY(attn_json_int(json, "head_dim", ATTN_OPTIONAL, 1, 256, &o->dim));
-  return attn_family_read_rope(json, c, &o->rope);
+  return attn_family_read_rope(json, c, &o->rope, part);
 }
 
-/* Which layers see a window only: those that layer_types says, or all that `from` does not
- * exclude. */
-static attn_status set_windows(const json_t *json, attn_model_config *c, int64_t window,
-                               int64_t from) {
+attn_status attn_family_set_windows(const json_t *json, attn_model_config *c, int64_t window,
+                                    int64_t from) {
   json_t *types = NULL;
   ATTN_TRY(attn_json_array(json, "layer_types", ATTN_OPTIONAL, &types));
   for (int64_t l = 0; l < c->layer_count; ++l) {
@@ -78,12 +77,12 @@ static attn_status set_windows(const json_t *json, attn_model_config *c, int64_t
 static attn_status configure_llama(const json_t *json, attn_model_config *c) {
   attn_mixer_options o;
   int64_t window = 0;
-  ATTN_TRY(read_common(json, c, &o));
+  ATTN_TRY(attn_family_read_llama(json, c, &o, NULL));
   ATTN_TRY(attn_json_bool(json, "attention_bias", ATTN_OPTIONAL, &o.bias));
   o.output_bias = o.bias;
   ATTN_TRY(attn_json_int(json, "sliding_window", ATTN_OPTIONAL, 0, INT32_MAX, &window));
   ATTN_TRY(attn_family_make_layers(c, "softmax", &o));
-  return set_windows(json, c, window, 0);
+  return attn_family_set_windows(json, c, window, 0);
 }
 
 /* sliding_window counts only with use_sliding_window, from layer max_window_layers on. */
@@ -91,7 +90,7 @@ static attn_status configure_qwen(const json_t *json, attn_model_config *c, bool
   attn_mixer_options o;
   int64_t window = 0, from = 28; /* the default of Transformers */
   bool slides = false;
-  ATTN_TRY(read_common(json, c, &o));
+  ATTN_TRY(attn_family_read_llama(json, c, &o, NULL));
   o.bias = !is_qwen3;
   o.qk_norm = is_qwen3;
   if (is_qwen3) {
@@ -102,7 +101,7 @@ static attn_status configure_qwen(const json_t *json, attn_model_config *c, bool
   ATTN_TRY(attn_json_int(json, "sliding_window", ATTN_OPTIONAL, 0, INT32_MAX, &window));
   ATTN_TRY(attn_json_int(json, "max_window_layers", ATTN_OPTIONAL, 0, INT32_MAX, &from));
   ATTN_TRY(attn_family_make_layers(c, "softmax", &o));
-  return slides ? set_windows(json, c, window, from) : ATTN_OK;
+  return slides ? attn_family_set_windows(json, c, window, from) : ATTN_OK;
 }
 
 static attn_status configure_qwen2(const json_t *json, attn_model_config *c) {
