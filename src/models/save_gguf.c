@@ -41,7 +41,7 @@ static const struct {
 
 /* As ggml's converters: what is small, and what small differences of would change much. */
 static bool stays_f32(const target *t) {
-  static const char *const parts[] = {"norm", ".ffn_gate_inp.", ".ssm_conv1d.", ".shortconv.conv."};
+  static const char *const parts[] = {"norm", ".ffn_gate_inp", ".ssm_conv1d.", ".shortconv.conv."};
   if (t->rank == 1) return true;
   for (size_t i = 0; i < sizeof parts / sizeof *parts; ++i)
     if (strstr(t->name, parts[i])) return true;

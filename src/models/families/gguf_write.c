@@ -44,6 +44,24 @@ static void set_understood(const attn_model_config *c, json_t *json) {
   if (o->bias) json_object_set_new(json, "attention_bias", json_true());
 }
 
+/* Layers without experts are those without a router, and all others are alike. */
+static void set_experts(const attn_model_config *c, json_t *json) {
+  const attn_experts_config *experts = NULL;
+  json_t *dense = json_array();
+  for (int64_t l = 0; l < c->layer_count; ++l)
+    if (c->layers[l].experts.routing.experts)
+      experts = &c->layers[l].experts;
+    else
+      json_array_append_new(dense, json_integer(l));
+  if (experts) {
+    json_object_set_new(json, "num_experts", json_integer(experts->routing.experts));
+    json_object_set_new(json, "num_experts_per_tok", json_integer(experts->routing.active));
+    json_object_set_new(json, "moe_intermediate_size", json_integer(experts->width));
+    json_object_set(json, "mlp_only_layers", dense);
+  }
+  json_decref(dense);
+}
+
 static void set_scaling(const attn_model_config *c, json_t *json) {
   const attn_rope *rope = &first_layer(c)->rope;
   int64_t count = attn_family_rope_count(c);
@@ -61,7 +79,9 @@ static void set_scaling(const attn_model_config *c, json_t *json) {
 static json_t *config_of_reader(const attn_model_config *c) {
   const char *gguf, *key;
   bool real;
-  json_t *json = json_pack("{s:s}", "model_type", c->family->types[0]);
+  const char *defaults = c->family->gguf_defaults ? c->family->gguf_defaults : "{}";
+  json_t *json = json_loads(defaults, 0, NULL);
+  json_object_set_new(json, "model_type", json_string(c->family->types[0]));
   for (size_t i = 0; attn_family_gguf_field(i, &gguf, &key, &real); ++i) {
     json_t *value = json_object_get(c->json, key);
     if (json_is_number(value) || json_is_boolean(value)) json_object_set(json, key, value);
@@ -69,6 +89,7 @@ static json_t *config_of_reader(const attn_model_config *c) {
   if (json_object_get(json, "sliding_window") && !first_layer(c)->window)
     json_object_del(json, "sliding_window"); /* Qwen's, which its layers do not use */
   set_understood(c, json);
+  set_experts(c, json);
   set_scaling(c, json);
   return json;
 }
