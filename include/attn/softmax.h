@@ -26,7 +26,7 @@ typedef struct attn_softmax_problem {
   int64_t batch;      /* sequences */
   int64_t query_length, key_length; /* of each sequence; when ragged or paged: the longest */
   int64_t heads, kv_heads;          /* heads is a multiple of kv_heads */
-  int64_t dim, value_dim;           /* 1 to 256 */
+  int64_t dim, value_dim;           /* 1 to 1024 */
   double scale;                     /* 0 means 1 / sqrt(dim) */
   bool causal;                      /* query i sees keys j <= i' */
   int64_t window_left;              /* sees keys j >= i' - window_left; -1: all */

@@ -77,6 +77,15 @@ attn_var *attn_layer_gated_feed_forward(attn_graph *graph, attn_activation f, at
 attn_var *attn_layer_mlp(attn_graph *graph, attn_activation f, attn_var *x, attn_parameter *w1,
                          attn_parameter *b1, attn_parameter *w2, attn_parameter *b2);
 
+/* latent.c: for multi-head latent attention. */
+/* [rows, heads, n + m]: the channels of b [rows, heads or 1, m] behind those of a [rows, heads, n];
+ * one head of b goes to every head. */
+attn_var *attn_layer_append_channels(attn_graph *graph, attn_var *a, attn_var *b);
+/* y_h = W_h^T x_h: x [rows, heads, n], W [heads n, m], y [rows, heads, m]; and y_h = W_h x_h: x
+ * [rows, heads, m], y [rows, heads, n]. For a few rows; not while recording. */
+attn_var *attn_layer_absorb(attn_graph *graph, attn_var *x, const attn_parameter *w);
+attn_var *attn_layer_expand(attn_graph *graph, attn_var *x, const attn_parameter *w);
+
 /* experts.c: a mixture of experts (arXiv 1701.06538; 2401.04088, Mixtral). Router logits z
  * [rows, experts] give scores s = softmax(z), or sigmoid(z); each row goes to the `active` experts
  * of the highest s + bias, and

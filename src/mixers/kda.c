@@ -3,7 +3,9 @@
  *   q, k, v, beta as in DeltaNet
  *   g_t = -exp(A_log) softplus(x Wfa^T Wfb^T + dt_bias) per key channel, A_log per head
  *   S~_t = Diag(exp(g_t)) S_{t-1},  S_t = S~_t + k_t beta_t (v_t - S~_t^T k_t)^T
- *   o_t = S_t^T q_t / sqrt(dim),  y = (RMSNorm_head(o) (.) sigmoid(x Wga^T Wgb^T + b)) Wo^T */
+ *   o_t = S_t^T q_t / sqrt(dim),  y = (RMSNorm_head(o) (.) sigmoid(x Wga^T Wgb^T + b)) Wo^T
+ *
+ * b is in the published layer, not in the published model. */
 #include "base/status.h"
 #include "graph/operations.h"
 #include "mixers/shared/delta.h"
@@ -32,6 +34,7 @@ static int parameters(const attn_mixer_options *o, attn_parameter_shape *shapes)
   shapes[DT_BIAS] = attn_vector("dt_bias", keys, ATTN_INIT_DT_BIAS, 0);
   shapes[G_DOWN] = attn_matrix("g_a_proj.weight", o->gate_rank, o->hidden);
   shapes[G_UP] = attn_matrix("g_b_proj.weight", values, o->gate_rank);
+  if (o->plain_gate) return G_BIAS;
   shapes[G_BIAS] = attn_vector("g_b_proj.bias", values, ATTN_INIT_CONSTANT, 0);
   return G_BIAS + 1;
 }
@@ -50,7 +53,7 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   attn_var *out = attn_mixer_recurrent(g, call, ATTN_DELTA_MATRIX, &problem, in.q, in.k, in.v,
                                        attn_split_heads(g, decay, o->heads), in.beta);
   attn_var *gate = attn_op_linear(g, attn_op_linear(g, x, p[G_DOWN]), p[G_UP]);
-  gate = attn_op_add_bias(g, gate, attn_mixer_parameter(g, call, G_BIAS));
+  if (!o->plain_gate) gate = attn_op_add_bias(g, gate, attn_mixer_parameter(g, call, G_BIAS));
   out = attn_op_gate(g, ATTN_SIGMOID, gate, attn_delta_normalise(g, call, out));
   return attn_op_linear(g, out, p[ATTN_DELTA_OUT]);
 }

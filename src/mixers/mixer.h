@@ -39,8 +39,12 @@ typedef struct attn_mixer_options {
   bool output_gate;   /* softmax: what o takes is multiplied by sigmoid(x Wg^T) */
   bool lrpe;          /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;
+  int64_t latent_rank;   /* mla: of the latent that keys and values are made of */
+  int64_t query_rank;    /* mla: of the queries' latent; 0: there is none */
+  int64_t shared_dim;    /* mla: channels of a key that all heads share, beside its own dim */
   int64_t convolution;   /* taps of short convolutions */
   int64_t gate_rank;     /* of low-rank gates */
+  bool plain_gate;       /* kda: no bias in the output's gate */
   double norm_epsilon;   /* of norms inside the mixer */
   int64_t layer, layers; /* which layer of how many: decay schedules depend on it */
 } attn_mixer_options;

@@ -10,11 +10,12 @@
 #include <string.h>
 
 extern const attn_mixer attn_mixer_softmax, attn_mixer_lightning, attn_mixer_gla,
-    attn_mixer_delta_net, attn_mixer_gated_delta_net, attn_mixer_kda;
+    attn_mixer_delta_net, attn_mixer_gated_delta_net, attn_mixer_kda, attn_mixer_mla,
+    attn_mixer_minimax;
 
 static const attn_mixer *const table[] = {
-    &attn_mixer_softmax,   &attn_mixer_lightning,       &attn_mixer_gla,
-    &attn_mixer_delta_net, &attn_mixer_gated_delta_net, &attn_mixer_kda,
+    &attn_mixer_softmax,         &attn_mixer_lightning, &attn_mixer_gla, &attn_mixer_delta_net,
+    &attn_mixer_gated_delta_net, &attn_mixer_kda,       &attn_mixer_mla, &attn_mixer_minimax,
 };
 
 enum { COUNT = sizeof table / sizeof *table };
@@ -96,7 +97,13 @@ static attn_status in_range(const char *mixer, const char *field, int64_t value,
 }
 
 /* Sizes so large that nobody means them, and so small that no product of four overflows. */
-enum { MOST_HIDDEN = 1 << 20, MOST_HEADS = 1 << 14, MOST_DIM = 256, MOST_TAPS = 16 };
+enum {
+  MOST_HIDDEN = 1 << 20,
+  MOST_HEADS = 1 << 14,
+  MOST_DIM = 256,
+  MOST_TAPS = 16,
+  MOST_LATENT = 1024
+};
 
 /* What the fields of the options may be, defaults included; the names are those of model files. */
 static const struct {
@@ -111,6 +118,9 @@ static const struct {
     {"value_dim", offsetof(attn_mixer_options, value_dim), 0, MOST_DIM},
     {"window", offsetof(attn_mixer_options, window), 0, INT32_MAX},
     {"rotary_dim", offsetof(attn_mixer_options, rotary_dim), -1, MOST_DIM},
+    {"latent_rank", offsetof(attn_mixer_options, latent_rank), 0, MOST_LATENT},
+    {"query_rank", offsetof(attn_mixer_options, query_rank), 0, MOST_HIDDEN},
+    {"shared_dim", offsetof(attn_mixer_options, shared_dim), 0, MOST_DIM},
     {"conv_size", offsetof(attn_mixer_options, convolution), 0, MOST_TAPS},
     {"gate_rank", offsetof(attn_mixer_options, gate_rank), 0, MOST_HIDDEN},
     {"layer", offsetof(attn_mixer_options, layer), 0, INT32_MAX},

@@ -446,6 +446,86 @@ static void test_equal_channels(void **state) {
   test_layer_destroy(&gated);
 }
 
+/* Latent attention ------------------------------------------------------------------------------
+ */
+
+static const attn_mixer_options latents = {.hidden = 24, .heads = 3, .dim = 8, .latent_rank = 20};
+
+/* M := M (I - 2 u u^T), u a unit vector, on the last axis of rows x width. */
+static double *reflected(const double *m, int64_t rows, int64_t width, const double *u) {
+  double *out = malloc((size_t)(rows * width) * sizeof *out);
+  for (int64_t r = 0; r < rows; ++r) {
+    double dot = 0;
+    for (int64_t i = 0; i < width; ++i) dot += m[r * width + i] * u[i];
+    for (int64_t i = 0; i < width; ++i) out[r * width + i] = m[r * width + i] - 2 * dot * u[i];
+  }
+  return out;
+}
+
+/* (I - 2 u u^T) M on the first `width` rows, the others as they are. */
+static double *reflected_rows(const double *m, int64_t rows, int64_t columns, int64_t width,
+                              const double *u) {
+  double *out = malloc((size_t)(rows * columns) * sizeof *out);
+  memcpy(out, m, (size_t)(rows * columns) * sizeof *out);
+  for (int64_t c = 0; c < columns; ++c) {
+    double dot = 0;
+    for (int64_t i = 0; i < width; ++i) dot += m[i * columns + c] * u[i];
+    for (int64_t i = 0; i < width; ++i) out[i * columns + c] -= 2 * dot * u[i];
+  }
+  return out;
+}
+
+/* Latents may be turned, as long as their norm has no weights of its own. */
+static void test_latents_turn(void **state) {
+  (void)state;
+  const int64_t rows = 90, rank = latents.latent_rank;
+  test_layer layer, turned;
+  create(&layer, "mla", latents);
+  create(&turned, "mla", latents);
+  fill(&layer, "kv_norm.weight", 1);
+  double u[64], size = 0;
+  test_fill_normal(u, rank, 0, 1, 40);
+  for (int64_t i = 0; i < rank; ++i) size += u[i] * u[i];
+  for (int64_t i = 0; i < rank; ++i) u[i] /= sqrt(size);
+  share_parameters(&turned, &layer);
+  int64_t stored = rank + layer.options.shared_dim;
+  double *down =
+      reflected_rows(get(&layer, "kv_down_proj.weight"), stored, latents.hidden, rank, u);
+  double *k_up = reflected(get(&layer, "k_up_proj.weight"), latents.heads * latents.dim, rank, u);
+  double *v_up = reflected(get(&layer, "v_up_proj.weight"), latents.heads * latents.dim, rank, u);
+  set(&turned, "kv_down_proj.weight", down);
+  set(&turned, "k_up_proj.weight", k_up);
+  set(&turned, "v_up_proj.weight", v_up);
+  double *x = test_inputs(&layer, rows * latents.hidden, 41);
+  double *y = apply(&layer, rows, x), *other = apply(&turned, rows, x);
+  test_assert_close(&turned, "y of turned latents", other, y, rows * latents.hidden, close);
+  free(down), free(k_up), free(v_up), free(x), free(y), free(other);
+  test_layer_destroy(&layer);
+  test_layer_destroy(&turned);
+}
+
+/* At DeepSeek's sizes, absorbed and expanded: one token, more, many behind others, one. */
+static void test_latents_absorbed(void **state) {
+  (void)state;
+  static const int64_t pieces[] = {1, 5, 80, 64, 1};
+  enum { ROWS = 1 + 5 + 80 + 64 + 1 };
+  const attn_mixer_options o = {
+      .hidden = 24, .heads = 2, .dim = 128, .value_dim = 128, .shared_dim = 64, .latent_rank = 512};
+  test_layer layer;
+  attn_state *past;
+  create(&layer, "mla", o);
+  double *x = test_inputs(&layer, ROWS * o.hidden, 42), *whole = apply(&layer, ROWS, x);
+  double *y = malloc(ROWS * 24 * sizeof *y);
+  assert_ok(test_state_create(&layer, 256, 1, NULL, &past));
+  for (int64_t i = 0, first = 0; i < 5; first += pieces[i++])
+    assert_ok(
+        test_layer_continue(&layer, past, pieces[i], x + first * o.hidden, y + first * o.hidden));
+  test_assert_close(&layer, "y in pieces", y, whole, ROWS * o.hidden, close);
+  attn_state_destroy(past);
+  free(x), free(y), free(whole);
+  test_layer_destroy(&layer);
+}
+
 int main(int argc, char **argv) {
   if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
@@ -454,7 +534,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_shifts),           cmocka_unit_test(test_gla),
       cmocka_unit_test(test_no_write),         cmocka_unit_test(test_perfect_write),
       cmocka_unit_test(test_orthonormal_keys), cmocka_unit_test(test_without_decay),
-      cmocka_unit_test(test_equal_channels),
+      cmocka_unit_test(test_equal_channels),   cmocka_unit_test(test_latents_turn),
+      cmocka_unit_test(test_latents_absorbed),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -53,6 +53,11 @@ static const subject subjects[] = {
     {"qwen3_moe", "model.gguf", "expected"},
     {"qwen3_moe", "model.q8_0.gguf", "expected.q8_0"},
     {"qwen3_next", NULL, "expected"},
+    {"minimax", NULL, "expected"},
+    {"deepseek_v2", NULL, "expected"},
+    {"deepseek_v2_groups", NULL, "expected"},
+    {"deepseek_v3", NULL, "expected"},
+    {"kimi_linear", NULL, "expected"},
 };
 enum { SUBJECTS = sizeof subjects / sizeof *subjects };
 

@@ -77,7 +77,7 @@ void oracle_kda(const attn_mixer_options *o, int64_t rows, const double *x, cons
   for (int64_t i = 0; i < rows * values; ++i) out[i] /= sqrt((double)dim);
   oracle_rms_normalise(out, rows * o->heads, value_dim, p[NORM], o->norm_epsilon);
   for (int64_t i = 0; i < rows * values; ++i)
-    out[i] *= oracle_sigmoid(gate[i] + p[G_BIAS][i % values]);
+    out[i] *= oracle_sigmoid(gate[i] + (o->plain_gate ? 0 : p[G_BIAS][i % values]));
   double *result = oracle_linear(rows, o->hidden, values, out, p[OUT]);
   for (int64_t i = 0; i < rows * o->hidden; ++i) y[i] = result[i];
   free(q), free(k), free(v), free(beta), free(f_low), free(f), free(gate_low), free(gate);

@@ -14,6 +14,8 @@ static const struct {
     {"delta_net", oracle_delta_net},
     {"gated_delta_net", oracle_gated_delta_net},
     {"kda", oracle_kda},
+    {"mla", oracle_mla},
+    {"minimax", oracle_minimax},
 };
 
 oracle_mixer *oracle_of_mixer(const char *name) {

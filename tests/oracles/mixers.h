@@ -15,7 +15,7 @@ typedef void oracle_mixer(const attn_mixer_options *options, int64_t rows, const
 oracle_mixer *oracle_of_mixer(const char *name);
 
 oracle_mixer oracle_softmax_mixer, oracle_lightning, oracle_gla, oracle_delta_net,
-    oracle_gated_delta_net, oracle_kda;
+    oracle_gated_delta_net, oracle_kda, oracle_mla, oracle_minimax;
 
 /* Loops that several oracles need. Arrays are row-major; returned ones are malloc'd. */
 

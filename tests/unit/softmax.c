@@ -459,6 +459,10 @@ static fixture sample(attn_dtype dtype, uint64_t seed, int passes) {
   p->heads = p->kv_heads * (1 + below(&f, 3));
   p->dim = one_in(&f, 6) ? 256 - below(&f, 20) : 1 + below(&f, 80);
   p->value_dim = one_in(&f, 2) ? p->dim : 1 + below(&f, 80);
+  if (one_in(&f, 12)) { /* latents */
+    p->dim = 512 + below(&f, 100);
+    p->value_dim = 512;
+  }
   if (one_in(&f, 4)) p->scale = 0.1 + attn_random_uniform(&f.random);
   p->causal = one_in(&f, 2);
   if (one_in(&f, 3)) p->window_left = below(&f, 60);
@@ -850,8 +854,8 @@ static void bad_problems_are_refused(void **state) {
   REFUSE(heads, 3, ATTN_INVALID_SHAPE);
   REFUSE(kv_heads, -2, ATTN_INVALID_ARGUMENT);
   REFUSE(dim, 0, ATTN_INVALID_ARGUMENT);
-  REFUSE(dim, 257, ATTN_INVALID_ARGUMENT);
-  REFUSE(value_dim, 1000, ATTN_INVALID_ARGUMENT);
+  REFUSE(dim, 1025, ATTN_INVALID_ARGUMENT);
+  REFUSE(value_dim, 1025, ATTN_INVALID_ARGUMENT);
   REFUSE(scale, NAN, ATTN_INVALID_ARGUMENT);
   REFUSE(scale, INFINITY, ATTN_INVALID_ARGUMENT);
   REFUSE(soft_cap, -1, ATTN_INVALID_ARGUMENT);

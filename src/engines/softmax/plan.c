@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_DIM = 256, FEW_ROWS = 32 };
+enum { MAX_DIM = 1024, MAX_RUN_DIM = 256, FEW_ROWS = 32 };
 #define MAX_EXTENT ((int64_t)1 << 31) /* of a length, a batch or a number of heads */
 
 /* Checks of the problem. */
@@ -198,7 +198,9 @@ static double count_items(const softmax_plan *plan) {
  * scores only. */
 static bool plain_scores(const softmax_plan *plan) {
   const attn_softmax_problem *problem = &plan->problem;
-  return plan->work == WORK_BF16 && problem->soft_cap == 0 && !problem->bias && !problem->alibi;
+  bool narrow = problem->dim <= MAX_RUN_DIM && problem->value_dim <= MAX_RUN_DIM;
+  return plan->work == WORK_BF16 && narrow && problem->soft_cap == 0 && !problem->bias &&
+         !problem->alibi;
 }
 
 static bool runs_possible(const softmax_plan *plan) {

@@ -10,12 +10,15 @@
 
 extern const attn_family attn_family_native, attn_family_llama, attn_family_qwen2,
     attn_family_qwen3, attn_family_gemma2, attn_family_mixtral, attn_family_qwen2_moe,
-    attn_family_qwen3_moe, attn_family_qwen3_next;
+    attn_family_qwen3_moe, attn_family_qwen3_next, attn_family_minimax, attn_family_deepseek_v2,
+    attn_family_deepseek_v3, attn_family_kimi_linear;
 
 static const attn_family *const table[] = {
-    &attn_family_native,    &attn_family_llama,     &attn_family_qwen2,
-    &attn_family_qwen3,     &attn_family_gemma2,    &attn_family_mixtral,
-    &attn_family_qwen2_moe, &attn_family_qwen3_moe, &attn_family_qwen3_next};
+    &attn_family_native,     &attn_family_llama,       &attn_family_qwen2,
+    &attn_family_qwen3,      &attn_family_gemma2,      &attn_family_mixtral,
+    &attn_family_qwen2_moe,  &attn_family_qwen3_moe,   &attn_family_qwen3_next,
+    &attn_family_minimax,    &attn_family_deepseek_v2, &attn_family_deepseek_v3,
+    &attn_family_kimi_linear};
 
 enum { COUNT = sizeof table / sizeof *table };
 

@@ -101,6 +101,16 @@ attn_status attn_family_set_windows(const json_t *json, attn_model_config *confi
  * another mixer than the full_attention that they have. */
 attn_status attn_family_set_linear(const json_t *json, attn_model_config *config, const char *mixer,
                                    const attn_mixer_options *options, int64_t interval);
+/* Multi-head latent attention of DeepSeek and Kimi: sizes; names; and rows, with `interleaved`
+ * those that turn together side by side (deepseek.c). */
+attn_status attn_family_read_mla(const json_t *json, attn_model_config *config,
+                                 attn_mixer_options *options);
+extern const attn_family_name attn_family_mla_names[];
+void attn_family_mla_rows(const attn_mixer_options *options, const char *part, bool interleaved,
+                          attn_row_map *map);
+/* Their experts, scored by sigmoid with a correction (V3) or by softmax. */
+attn_status attn_family_read_deepseek_experts(const json_t *json, bool by_sigmoid,
+                                              attn_experts_config *experts);
 /* The experts of Qwen's models, in the layers that decoder_sparse_step and mlp_only_layers leave to
  * them (qwen_moe.c). */
 attn_status attn_family_read_qwen_experts(const json_t *json, attn_model_config *config);

@@ -1,0 +1,198 @@
+/* DeepSeek-V2 (arXiv 2405.04434) and V3 (2412.19437): multi-head latent attention, and from layer
+ * first_k_dense_replace on experts, of which some are for every token. V2 takes the experts of the
+ * highest softmax; V3 scores by sigmoid, corrects by a bias, and keeps to the best groups.
+ *
+ * In the files the channels that turn together lie side by side, and W_UK and W_UV by head in one
+ * matrix. */
+#include "base/status.h"
+#include "files/json.h"
+#include "models/families/family.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const attn_family_name names[] = {
+    {"model.embed_tokens.", "model.embed_tokens.", NULL},
+    {"model.norm.", "model.norm.", NULL},
+    {"lm_head.", "lm_head.", NULL},
+    {".token_norm.", ".input_layernorm.", NULL},
+    {".channel_norm.", ".post_attention_layernorm.", NULL},
+    {".channel_mixer.l1.", ".mlp.gate_proj.", NULL},
+    {".channel_mixer.l2.", ".mlp.up_proj.", NULL},
+    {".channel_mixer.l3.", ".mlp.down_proj.", NULL},
+    {".channel_mixer.router.bias", ".mlp.gate.e_score_correction_bias", NULL},
+    {".channel_mixer.router.", ".mlp.gate.", NULL},
+    {".channel_mixer.experts.#.l1.", ".mlp.experts.#.gate_proj.", NULL},
+    {".channel_mixer.experts.#.l2.", ".mlp.experts.#.up_proj.", NULL},
+    {".channel_mixer.experts.#.l3.", ".mlp.experts.#.down_proj.", NULL},
+    {".channel_mixer.shared.l1.", ".mlp.shared_experts.gate_proj.", NULL},
+    {".channel_mixer.shared.l2.", ".mlp.shared_experts.up_proj.", NULL},
+    {".channel_mixer.shared.l3.", ".mlp.shared_experts.down_proj.", NULL},
+    {NULL, NULL, NULL}};
+
+const attn_family_name attn_family_mla_names[] = {
+    {".token_mixer.q_proj.", ".self_attn.q_proj.", NULL},
+    {".token_mixer.q_up_proj.", ".self_attn.q_b_proj.", NULL},
+    {".token_mixer.q_down_proj.", ".self_attn.q_a_proj.", NULL},
+    {".token_mixer.q_norm.", ".self_attn.q_a_layernorm.", NULL},
+    {".token_mixer.kv_down_proj.", ".self_attn.kv_a_proj_with_mqa.", NULL},
+    {".token_mixer.kv_norm.", ".self_attn.kv_a_layernorm.", NULL},
+    {".token_mixer.k_up_proj.", ".self_attn.kv_b_proj.", NULL},
+    {".token_mixer.v_up_proj.", ".self_attn.kv_b_proj.", NULL},
+    {".token_mixer.o_proj.", ".self_attn.o_proj.", NULL},
+    {NULL, NULL, NULL}};
+
+static const attn_mixer_names mixer_names[] = {{"mla", attn_family_mla_names}, {NULL, NULL}};
+
+void attn_family_mla_rows(const attn_mixer_options *o, const char *part, bool interleaved,
+                          attn_row_map *map) {
+  int64_t both = o->dim + o->value_dim;
+  if (strstr(part, ".k_up_proj."))
+    *map = (attn_row_map){.run = o->dim, .period = both, .part = true};
+  if (strstr(part, ".v_up_proj."))
+    *map = (attn_row_map){.run = o->value_dim, .period = both, .offset = o->dim, .part = true};
+  if (!interleaved) return;
+  if (strstr(part, ".q_proj.") || strstr(part, ".q_up_proj."))
+    *map = (attn_row_map){.head = o->dim + o->shared_dim, .turned_from = o->dim};
+  if (strstr(part, ".kv_down_proj."))
+    *map = (attn_row_map){.head = o->latent_rank + o->shared_dim, .turned_from = o->latent_rank};
+}
+
+static void rows(const attn_model_config *c, int64_t layer, const char *part, bool in_gguf,
+                 attn_row_map *map) {
+  bool interleaved = true;
+  (void)in_gguf;
+  (void)attn_json_bool(c->json, "rope_interleave", ATTN_OPTIONAL, &interleaved);
+  attn_family_mla_rows(&c->layers[layer].options, part, interleaved, map);
+}
+
+/* Layers beyond the last predict further tokens; they are not read. */
+static bool leaves(const attn_model_config *c, const char *name) {
+  static const char prefix[] = "model.layers.";
+  size_t length = sizeof prefix - 1;
+  return strncmp(name, prefix, length) == 0 && strtoll(name + length, NULL, 10) >= c->layer_count;
+}
+
+attn_status attn_family_read_mla(const json_t *json, attn_model_config *c, attn_mixer_options *o) {
+  const double usual_epsilon = 1e-6; /* of the latents' norms, whatever rms_norm_eps */
+  int64_t rank = 0;
+  bool bias = false;
+  *o = (attn_mixer_options){
+      .hidden = c->hidden, .layers = c->layer_count, .norm_epsilon = usual_epsilon};
+  ATTN_TRY(attn_json_int(json, "num_attention_heads", ATTN_REQUIRED, 1, 1 << 14, &o->heads));
+  ATTN_TRY(attn_json_int(json, "kv_lora_rank", ATTN_REQUIRED, 1, 1024, &o->latent_rank));
+  ATTN_TRY(attn_json_int(json, "q_lora_rank", ATTN_OPTIONAL, 0, ATTN_MOST_HIDDEN, &rank));
+  ATTN_TRY(attn_json_int(json, "qk_nope_head_dim", ATTN_REQUIRED, 1, 256, &o->dim));
+  ATTN_TRY(attn_json_int(json, "qk_rope_head_dim", ATTN_REQUIRED, 1, 256, &o->shared_dim));
+  ATTN_TRY(attn_json_int(json, "v_head_dim", ATTN_REQUIRED, 1, 256, &o->value_dim));
+  ATTN_TRY(attn_json_bool(json, "attention_bias", ATTN_OPTIONAL, &bias));
+  o->query_rank = rank;
+  if (bias) return attn_fail(ATTN_UNSUPPORTED, "attention_bias is true: biases are not read");
+  return ATTN_OK;
+}
+
+/* YaRN's magnitude of mscale_all_dim is in the scale of the logits, squared. */
+static attn_status read_positions(const json_t *json, attn_model_config *c, attn_mixer_options *o) {
+  json_t *scaling = NULL;
+  double all = 0;
+  ATTN_TRY(attn_family_read_rope(json, c, &o->rope, NULL));
+  ATTN_TRY(attn_json_object(json, "rope_scaling", ATTN_OPTIONAL, &scaling));
+  if (!scaling) ATTN_TRY(attn_json_object(json, "rope_parameters", ATTN_OPTIONAL, &scaling));
+  if (!scaling || o->rope.scaling == ATTN_ROPE_PLAIN) return ATTN_OK;
+  ATTN_TRY(attn_json_double(scaling, "mscale_all_dim", ATTN_OPTIONAL, 0, 1e6, &all));
+  if (all == 0 || o->rope.factor <= 1) return ATTN_OK;
+  double magnitude = 0.1 * all * log(o->rope.factor) + 1;
+  o->scale = magnitude * magnitude / sqrt((double)(o->dim + o->shared_dim));
+  return ATTN_OK;
+}
+
+/* Key names differ from family to family: the first that is there counts. */
+static attn_status read_int(const json_t *json, const char *const keys[2], attn_json_need need,
+                            int64_t least, int64_t most, int64_t *value) {
+  const char *key = json_object_get(json, keys[1]) ? keys[1] : keys[0];
+  return attn_json_int(json, key, need, least, most, value);
+}
+
+attn_status attn_family_read_deepseek_experts(const json_t *json, bool by_sigmoid,
+                                              attn_experts_config *experts) {
+  static const char *const count[] = {"n_routed_experts", "num_experts"};
+  static const char *const local[] = {"n_routed_experts", "num_local_experts"};
+  static const char *const active[] = {"num_experts_per_tok", "num_experts_per_token"};
+  static const char *const groups[] = {"n_group", "num_expert_group"};
+  static const char *const shared[] = {"n_shared_experts", "num_shared_experts"};
+  const char *const *key = json_object_get(json, "num_local_experts") ? local : count;
+  attn_routing *r = &experts->routing;
+  int64_t shared_count = 0;
+  *experts = (attn_experts_config){.correction = by_sigmoid};
+  *r = (attn_routing){.active = 8, .scale = 1, .sigmoid = by_sigmoid, .best_two = by_sigmoid};
+  ATTN_TRY(read_int(json, key, ATTN_REQUIRED, 1, ATTN_MOST_EXPERTS, &r->experts));
+  ATTN_TRY(read_int(json, active, ATTN_OPTIONAL, 1, r->experts, &r->active));
+  ATTN_TRY(read_int(json, groups, ATTN_OPTIONAL, 1, r->experts, &r->groups));
+  ATTN_TRY(attn_json_int(json, "topk_group", ATTN_OPTIONAL, 1, r->experts, &r->active_groups));
+  ATTN_TRY(attn_json_double(json, "routed_scaling_factor", ATTN_OPTIONAL, 0, 1e6, &r->scale));
+  ATTN_TRY(attn_json_int(json, "moe_intermediate_size", ATTN_REQUIRED, 1, ATTN_MOST_WIDTH,
+                         &experts->width));
+  ATTN_TRY(read_int(json, shared, ATTN_OPTIONAL, 0, 1 << 10, &shared_count));
+  experts->shared_width = shared_count * experts->width;
+  if (r->groups <= 1) r->groups = r->active_groups = 0;
+  return ATTN_OK;
+}
+
+/* V2 has groups only where topk_method says so, and never normalises (as Transformers has it). */
+static attn_status read_v2_experts(const json_t *json, attn_experts_config *experts) {
+  const char *method = "greedy";
+  ATTN_TRY(attn_family_read_deepseek_experts(json, false, experts));
+  ATTN_TRY(attn_json_string(json, "topk_method", ATTN_OPTIONAL, &method));
+  if (strcmp(method, "greedy") == 0)
+    experts->routing.groups = experts->routing.active_groups = 0;
+  else if (strcmp(method, "group_limited_greedy") != 0)
+    return attn_fail(ATTN_UNSUPPORTED, "topk_method '%s' is not greedy or group_limited_greedy",
+                     method);
+  return ATTN_OK;
+}
+
+static attn_status read_v3_experts(const json_t *json, attn_experts_config *experts) {
+  ATTN_TRY(attn_family_read_deepseek_experts(json, true, experts));
+  experts->routing.normalise = true;
+  return attn_json_bool(json, "norm_topk_prob", ATTN_OPTIONAL, &experts->routing.normalise);
+}
+
+static attn_status configure(const json_t *json, attn_model_config *c, bool is_v3) {
+  attn_mixer_options o;
+  attn_experts_config experts;
+  int64_t dense = is_v3 ? 3 : 0, step = 1;
+  ATTN_TRY(attn_family_read_llama(json, c, NULL, NULL));
+  ATTN_TRY(attn_family_read_mla(json, c, &o));
+  ATTN_TRY(read_positions(json, c, &o));
+  ATTN_TRY(is_v3 ? read_v3_experts(json, &experts) : read_v2_experts(json, &experts));
+  ATTN_TRY(
+      attn_json_int(json, "first_k_dense_replace", ATTN_OPTIONAL, 0, ATTN_MOST_LAYERS, &dense));
+  ATTN_TRY(attn_json_int(json, "moe_layer_freq", ATTN_OPTIONAL, 1, ATTN_MOST_LAYERS, &step));
+  ATTN_TRY(attn_family_make_layers(c, "mla", &o));
+  for (int64_t l = dense; l < c->layer_count; ++l)
+    if (l % step == 0) c->layers[l].experts = experts;
+  return ATTN_OK;
+}
+
+static attn_status configure_v2(const json_t *json, attn_model_config *c) {
+  return configure(json, c, false);
+}
+
+static attn_status configure_v3(const json_t *json, attn_model_config *c) {
+  return configure(json, c, true);
+}
+
+const attn_family attn_family_deepseek_v2 = {.types = (const char *const[]){"deepseek_v2", NULL},
+                                             .configure = configure_v2,
+                                             .names = names,
+                                             .mixer_names = mixer_names,
+                                             .rows = rows,
+                                             .leaves = leaves};
+
+const attn_family attn_family_deepseek_v3 = {.types = (const char *const[]){"deepseek_v3", NULL},
+                                             .configure = configure_v3,
+                                             .names = names,
+                                             .mixer_names = mixer_names,
+                                             .rows = rows,
+                                             .leaves = leaves};

@@ -1,0 +1,125 @@
+/* Kimi Linear (arXiv 2510.26692): three layers of Kimi Delta Attention to one of multi-head latent
+ * attention without positions; the first layers are dense, the others have experts, chosen and
+ * corrected as in DeepSeek-V3. */
+#include "base/status.h"
+#include "files/json.h"
+#include "models/families/family.h"
+
+#include <string.h>
+
+static const attn_family_name names[] = {
+    {"model.embed_tokens.", "model.embed_tokens.", NULL},
+    {"model.norm.", "model.norm.", NULL},
+    {"lm_head.", "lm_head.", NULL},
+    {".token_norm.", ".input_layernorm.", NULL},
+    {".channel_norm.", ".post_attention_layernorm.", NULL},
+    {".channel_mixer.l1.", ".mlp.gate_proj.", NULL},
+    {".channel_mixer.l2.", ".mlp.up_proj.", NULL},
+    {".channel_mixer.l3.", ".mlp.down_proj.", NULL},
+    {".channel_mixer.router.bias", ".block_sparse_moe.gate.e_score_correction_bias", NULL},
+    {".channel_mixer.router.", ".block_sparse_moe.gate.", NULL},
+    {".channel_mixer.experts.#.l1.", ".block_sparse_moe.experts.#.w1.", NULL},
+    {".channel_mixer.experts.#.l2.", ".block_sparse_moe.experts.#.w3.", NULL},
+    {".channel_mixer.experts.#.l3.", ".block_sparse_moe.experts.#.w2.", NULL},
+    {".channel_mixer.shared.l1.", ".block_sparse_moe.shared_experts.gate_proj.", NULL},
+    {".channel_mixer.shared.l2.", ".block_sparse_moe.shared_experts.up_proj.", NULL},
+    {".channel_mixer.shared.l3.", ".block_sparse_moe.shared_experts.down_proj.", NULL},
+    {NULL, NULL, NULL}};
+
+static const attn_family_name kda_names[] = {{".token_mixer.", ".self_attn.", NULL},
+                                             {NULL, NULL, NULL}};
+
+static const attn_mixer_names mixer_names[] = {
+    {"kda", kda_names}, {"mla", attn_family_mla_names}, {NULL, NULL}};
+
+static void rows(const attn_model_config *c, int64_t layer, const char *part, bool in_gguf,
+                 attn_row_map *map) {
+  (void)in_gguf;
+  if (strcmp(c->layers[layer].mixer->info.name, "mla") == 0)
+    attn_family_mla_rows(&c->layers[layer].options, part, false, map);
+}
+
+/* The numbers of linear_attn_config, or those that Transformers writes beside it. */
+static attn_status read_kda(const json_t *json, const attn_model_config *c, attn_mixer_options *o) {
+  json_t *own = NULL;
+  *o = (attn_mixer_options){.hidden = c->hidden,
+                            .layers = c->layer_count,
+                            .norm_epsilon = c->norm_epsilon,
+                            .heads = 32,
+                            .dim = 128,
+                            .convolution = 4,
+                            .plain_gate = true};
+  ATTN_TRY(attn_json_int(json, "linear_num_heads", ATTN_OPTIONAL, 1, 1 << 14, &o->heads));
+  ATTN_TRY(attn_json_int(json, "linear_head_dim", ATTN_OPTIONAL, 1, 256, &o->dim));
+  ATTN_TRY(attn_json_int(json, "linear_conv_kernel_dim", ATTN_OPTIONAL, 1, 16, &o->convolution));
+  ATTN_TRY(attn_json_object(json, "linear_attn_config", ATTN_OPTIONAL, &own));
+  if (!own) return ATTN_OK;
+  ATTN_TRY(attn_json_int(own, "num_heads", ATTN_OPTIONAL, 1, 1 << 14, &o->heads));
+  ATTN_TRY(attn_json_int(own, "head_dim", ATTN_OPTIONAL, 1, 256, &o->dim));
+  return attn_json_int(own, "short_conv_kernel_size", ATTN_OPTIONAL, 1, 16, &o->convolution);
+}
+
+/* linear_attn_config numbers the layers of each kind from 1. */
+static attn_status set_layers(const json_t *json, attn_model_config *c,
+                              const attn_mixer_options *kda) {
+  json_t *own = NULL, *list = NULL;
+  int index;
+  ATTN_TRY(attn_json_object(json, "linear_attn_config", ATTN_OPTIONAL, &own));
+  if (own) ATTN_TRY(attn_json_array(own, "kda_layers", ATTN_OPTIONAL, &list));
+  if (!list) return attn_family_set_linear(json, c, "kda", kda, 4);
+  ATTN_TRY(attn_mixer_find("kda", &index));
+  for (size_t i = 0; i < json_array_size(list); ++i) {
+    int64_t l = json_integer_value(json_array_get(list, i)) - 1;
+    if (l < 0 || l >= c->layer_count)
+      return attn_fail(ATTN_BAD_FORMAT, "kda_layers: expected numbers from 1 to %lld",
+                       (long long)c->layer_count);
+    c->layers[l].mixer = attn_mixer_at(index);
+    c->layers[l].options = *kda;
+    c->layers[l].options.layer = l;
+  }
+  return ATTN_OK;
+}
+
+/* Layers with experts: mlp_layer_types, or every moe_layer_freq-th from first_k_dense_replace on.
+ */
+static attn_status set_experts(const json_t *json, attn_model_config *c) {
+  attn_experts_config experts;
+  int64_t dense = 1, step = 1;
+  json_t *types = NULL;
+  const char *function = "sigmoid";
+  ATTN_TRY(attn_family_read_deepseek_experts(json, true, &experts));
+  experts.routing.normalise = true;
+  ATTN_TRY(attn_json_bool(json, "moe_renormalize", ATTN_OPTIONAL, &experts.routing.normalise));
+  ATTN_TRY(attn_json_string(json, "moe_router_activation_func", ATTN_OPTIONAL, &function));
+  if (strcmp(function, "sigmoid") != 0)
+    return attn_fail(ATTN_UNSUPPORTED, "moe_router_activation_func '%s' is not sigmoid", function);
+  ATTN_TRY(
+      attn_json_int(json, "first_k_dense_replace", ATTN_OPTIONAL, 0, ATTN_MOST_LAYERS, &dense));
+  ATTN_TRY(attn_json_int(json, "moe_layer_freq", ATTN_OPTIONAL, 1, ATTN_MOST_LAYERS, &step));
+  ATTN_TRY(attn_json_array(json, "mlp_layer_types", ATTN_OPTIONAL, &types));
+  for (int64_t l = 0; l < c->layer_count; ++l) {
+    const char *type = types ? json_string_value(json_array_get(types, (size_t)l)) : NULL;
+    bool sparse = type ? strcmp(type, "sparse") == 0 : l >= dense && l % step == 0;
+    if (types && !type)
+      return attn_fail(ATTN_BAD_FORMAT, "mlp_layer_types: expected a name for each layer");
+    if (sparse) c->layers[l].experts = experts;
+  }
+  return ATTN_OK;
+}
+
+static attn_status configure(const json_t *json, attn_model_config *c) {
+  attn_mixer_options mla, kda;
+  ATTN_TRY(attn_family_read_llama(json, c, NULL, NULL));
+  ATTN_TRY(attn_family_read_mla(json, c, &mla));
+  mla.rotary_dim = -1;
+  ATTN_TRY(read_kda(json, c, &kda));
+  ATTN_TRY(attn_family_make_layers(c, "mla", &mla));
+  ATTN_TRY(set_layers(json, c, &kda));
+  return set_experts(json, c);
+}
+
+const attn_family attn_family_kimi_linear = {.types = (const char *const[]){"kimi_linear", NULL},
+                                             .configure = configure,
+                                             .names = names,
+                                             .mixer_names = mixer_names,
+                                             .rows = rows};
