@@ -18,31 +18,69 @@ extern "C" {
 
 typedef struct attn_model attn_model;
 
-/* Loads a directory with config.json and model.safetensors (or shards and their index). `compute`
- * is the dtype of products: bfloat16, float32 or float64. Weights in that dtype are used where they
- * lie in the mapped file. ATTN_NOT_FOUND, ATTN_BAD_FORMAT (names the key or tensor). */
+/* Loads a directory with config.json and model.safetensors (or shards and their index), or a GGUF
+ * file (any one of several that belong together). `compute` is the dtype of products: bfloat16,
+ * float32 or float64. Weights in that dtype are used where they lie in the mapped file.
+ * ATTN_NOT_FOUND, ATTN_BAD_FORMAT (names the key or tensor). */
 ATTN_API attn_status attn_model_load(const char *directory, attn_dtype compute, attn_model **model);
 /* A fresh model from the text of a config.json, with random float32 weights from `seed`. */
 ATTN_API attn_status attn_model_create(const char *config, uint64_t seed, attn_dtype compute,
                                        attn_model **model);
 ATTN_API void attn_model_destroy(attn_model *model);
 /* Writes config.json and model.safetensors, weights in `dtype` (float32, bfloat16 or float16), into
- * the directory, which is made if needed. */
+ * the directory, which is made if needed; and what the model was loaded with of generation_config,
+ * tokenizer and chat template. */
 ATTN_API attn_status attn_model_save(const attn_model *model, const char *directory,
                                      attn_dtype dtype);
+
+/* How a GGUF file has the matrices. Vectors, norms and routers are float32 in any case, and
+ * matrices whose rows are not whole blocks (of 32) are float16 where blocks are asked for. */
+typedef enum attn_weight_type {
+  ATTN_WEIGHTS_AS_STORED = 0, /* as the model's own file has each, quantised ones included */
+  ATTN_WEIGHTS_F32,
+  ATTN_WEIGHTS_F16,
+  ATTN_WEIGHTS_BF16,
+  ATTN_WEIGHTS_Q8_0, /* 34 bytes for 32 weights */
+  ATTN_WEIGHTS_Q4_0, /* 18 */
+  ATTN_WEIGHT_TYPES
+} attn_weight_type;
+
+typedef struct attn_gguf_options {
+  size_t struct_size;
+  attn_weight_type type;
+  int64_t shard_bytes; /* of the weights in one file; 0: all in one */
+} attn_gguf_options;
+#define ATTN_GGUF_OPTIONS_INIT                                                                     \
+  { sizeof(attn_gguf_options), ATTN_WEIGHTS_AS_STORED, 0 }
+
+/* Writes one GGUF file, or, when they take more than shard_bytes, several: NAME-00001-of-0000N.gguf
+ * for NAME.gguf, of which any one loads them all. Weights, configuration, tokenizer, chat template
+ * and advice for sampling; `options` may be NULL. ATTN_UNSUPPORTED when the model's family has no
+ * names in GGUF, or the file could not say all that the model is. */
+ATTN_API attn_status attn_model_save_gguf(const attn_model *model, const char *path,
+                                          const attn_gguf_options *options);
 
 typedef struct attn_model_info {
   char type[64];        /* model_type of the configuration */
   int64_t parameters;   /* numbers that were learnt */
   int64_t weight_bytes; /* as stored */
   int64_t layers, hidden, vocabulary;
-  int64_t state_fixed_bytes;  /* of a session, whatever its length */
-  int64_t state_token_bytes;  /* and for each token */
-  attn_dtype compute, stored; /* dtype of products; of the largest weight in the file */
+  int64_t state_fixed_bytes; /* of a session, whatever its length */
+  int64_t state_token_bytes; /* and for each token */
+  attn_dtype compute;        /* of products */
+  /* The largest weight in the file: its dtype, float32 where it is quantised; and the name of its
+   * type, "bfloat16" or "Q4_0". */
+  attn_dtype stored;
+  char stored_type[16];
 } attn_model_info;
 ATTN_API attn_status attn_model_get_info(const attn_model *model, attn_model_info *info);
 /* The mixer of layer 0 .. layers - 1, by name; NULL beyond. */
 ATTN_API const char *attn_model_mixer(const attn_model *model, int64_t layer);
+
+/* How the model's makers advise to sample: ATTN_SAMPLING_INIT with what generation_config.json (or
+ * a GGUF file's general.sampling.*) says of temperature, top_k, top_p, min_p and
+ * repetition_penalty; do_sample false is temperature 0. */
+ATTN_API attn_status attn_model_default_sampling(const attn_model *model, attn_sampling *sampling);
 
 /* The mean of -ln p(token t | tokens before it) over tokens 1 .. count - 1 of one text, cut into
  * windows of at most `window` tokens (0: 2048) that each start afresh but for `overlap` tokens of

@@ -4,7 +4,7 @@
 #include "base/progress.h"
 #include "base/io.h"
 #include "files/json.h"
-#include "models/source.h"
+#include "models/model.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,27 +23,18 @@ static const context_size contexts[] = {
     {"1K", 1 << 10}, {"32K", 1 << 15}, {"1M", 1 << 20}, /* tokens */
 };
 
-typedef struct subject {
-  char *path;
-  attn_model *model;
-  attn_model_info info;
-  json_t *config; /* as the file has it */
-} subject;
-
-static attn_status open_subject(subject *s, const char *given, attn_dtype dtype) {
-  ATTN_TRY(attn_open_model(given, dtype, &s->model, &s->path));
-  ATTN_TRY(attn_model_get_info(s->model, &s->info));
-  char *config = attn_path_join(s->path, "config.json");
-  attn_status status = config ? attn_json_load(config, &s->config) : ATTN_OUT_OF_MEMORY;
-  attn_free(config);
-  return status;
+static attn_status open_subject(attn_info_subject *s, const char *given, attn_dtype dtype) {
+  s->path = attn_find_model(given);
+  if (!s->path) return ATTN_NOT_FOUND;
+  ATTN_TRY(attn_model_read(s->path, dtype, &s->model));
+  return attn_model_get_info(s->model, &s->info);
 }
 
-static int64_t context_bytes(const subject *s, int64_t tokens) {
+static int64_t context_bytes(const attn_info_subject *s, int64_t tokens) {
   return s->info.state_fixed_bytes + tokens * s->info.state_token_bytes;
 }
 
-static json_t *to_json(const subject *s) {
+json_t *attn_info_json(const attn_info_subject *s) {
   const attn_model_info *i = &s->info;
   json_t *mixers = json_array(), *memory = json_array();
   for (int64_t l = 0; l < i->layers; ++l)
@@ -56,14 +47,14 @@ static json_t *to_json(const subject *s) {
                    "model", s->path, "type", i->type, "parameters", (json_int_t)i->parameters,
                    "weight_bytes", (json_int_t)i->weight_bytes, "layers", (json_int_t)i->layers,
                    "hidden", (json_int_t)i->hidden, "vocabulary", (json_int_t)i->vocabulary,
-                   "stored", attn_dtype_name(i->stored), "compute", attn_dtype_name(i->compute),
-                   "mixers", mixers, "state_bytes", "fixed", (json_int_t)i->state_fixed_bytes,
-                   "per_token", (json_int_t)i->state_token_bytes, "context_memory", memory,
-                   "config", s->config);
+                   "stored", i->stored_type, "compute", attn_dtype_name(i->compute), "mixers",
+                   mixers, "state_bytes", "fixed", (json_int_t)i->state_fixed_bytes, "per_token",
+                   (json_int_t)i->state_token_bytes, "context_memory", memory, "config",
+                   s->model->config.json);
 }
 
 /* "0-10 lightning, 11 softmax": runs of layers that have the same mixer. */
-static void print_layers(const subject *s) {
+static void print_layers(const attn_info_subject *s) {
   attn_text text = {0};
   for (int64_t first = 0, last; first < s->info.layers; first = last) {
     const char *mixer = attn_model_mixer(s->model, first);
@@ -80,7 +71,7 @@ static void print_layers(const subject *s) {
   attn_text_free(&text);
 }
 
-static void print_text(const subject *s) {
+void attn_info_print(const attn_info_subject *s) {
   const attn_model_info *i = &s->info;
   char count[ATTN_FORMAT_SIZE], bytes[ATTN_FORMAT_SIZE];
   printf("model           %s\n", s->path);
@@ -89,8 +80,8 @@ static void print_text(const subject *s) {
   printf("parameters      %s (%lld)\n",
          attn_format_count((double)i->parameters, count, sizeof count), (long long)i->parameters);
   printf("weights         %s, %s; computed in %s\n",
-         attn_format_bytes((double)i->weight_bytes, bytes, sizeof bytes),
-         attn_dtype_name(i->stored), attn_dtype_name(i->compute));
+         attn_format_bytes((double)i->weight_bytes, bytes, sizeof bytes), i->stored_type,
+         attn_dtype_name(i->compute));
   print_layers(s);
   printf("state           %s",
          attn_format_bytes((double)i->state_fixed_bytes, bytes, sizeof bytes));
@@ -101,10 +92,14 @@ static void print_text(const subject *s) {
     printf("%s %s at %s", c ? "," : "",
            attn_format_bytes((double)context_bytes(s, contexts[c].tokens), bytes, sizeof bytes),
            contexts[c].name);
-  printf(" tokens\nconfiguration\n");
+  printf(" tokens\n");
+}
+
+static void print_config(const attn_info_subject *s) {
   const char *key;
   json_t *value;
-  json_object_foreach(s->config, key, value) {
+  printf("configuration\n");
+  json_object_foreach(s->model->config.json, key, value) {
     char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
     printf("  %-24s %s\n", key, text ? text : "?");
     free(text);
@@ -114,17 +109,18 @@ static void print_text(const subject *s) {
 static int run(const attn_command *command, void *options, const attn_words *words) {
   const info_options *o = options;
   const char *given = words->count ? words->items[0] : NULL;
-  if (given && attn_is_gguf(given)) return attn_info_gguf(command, given, o->json);
-  subject s = {0};
+  if (given && attn_is_gguf(given)) return attn_info_gguf(command, given, o->dtype, o->json);
+  attn_info_subject s = {0};
   attn_status status = open_subject(&s, given, o->dtype);
   int code = ATTN_EXIT_OK;
   if (status != ATTN_OK)
     code = attn_report(command, status);
   else if (o->json)
-    code = attn_print_json(command, to_json(&s), false);
-  else
-    print_text(&s);
-  json_decref(s.config);
+    code = attn_print_json(command, attn_info_json(&s), false);
+  else {
+    attn_info_print(&s);
+    print_config(&s);
+  }
   attn_model_destroy(s.model);
   attn_free(s.path);
   return code;
@@ -147,8 +143,8 @@ const attn_command attn_command_info = {
         "Describes a model: its configuration, parameters and dtypes, the mixer of each layer, the "
         "state that decoding keeps, and what contexts of 1K, 32K and 1M tokens need. Without "
         "MODEL, "
-        "the small model that comes with attn. MODEL may also be a GGUF file: then its metadata "
-        "and how its tensors are stored.",
+        "the small model that comes with attn. MODEL may also be a GGUF file: then also its "
+        "metadata and how its tensors are stored; only those where the model cannot be run.",
     .examples = "attn info\tthe model that comes with attn\n"
                 "attn info runs/mine --json\tone's own, for programs\n"
                 "attn info model.gguf\ta GGUF file",

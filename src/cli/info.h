@@ -4,8 +4,17 @@
 
 #include "cli/cli.h"
 
-/* Whether `path` names a GGUF file. */
-/* Describes a GGUF file; returns the exit code. */
-int attn_info_gguf(const attn_command *command, const char *path, bool json);
+typedef struct attn_info_subject {
+  char *path;
+  attn_model *model; /* without what products need */
+  attn_model_info info;
+} attn_info_subject;
+
+/* What is known of any model: on standard output, or as a JSON object. */
+void attn_info_print(const attn_info_subject *subject);
+json_t *attn_info_json(const attn_info_subject *subject);
+
+/* Describes a GGUF file, and the model in it when it can be loaded; returns the exit code. */
+int attn_info_gguf(const attn_command *command, const char *path, attn_dtype dtype, bool json);
 
 #endif

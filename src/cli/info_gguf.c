@@ -1,10 +1,12 @@
-/* attn info of a GGUF file: what its metadata says of the model, and how its tensors are stored. */
+/* attn info of a GGUF file: the model in it, what its metadata says, and how its tensors are
+ * stored. */
 #include "base/io.h"
 #include "base/memory.h"
 #include "base/progress.h"
 #include "cli/info.h"
 #include "cli/utf8.h"
 #include "files/gguf.h"
+#include "models/model.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -33,6 +35,8 @@ typedef struct summary {
   const char *file_type;                        /* NULL where absent or unknown */
   int64_t layers, hidden, context, vocabulary;  /* ABSENT where absent */
   block_sum blocks[ATTN_BLOCK_TYPES], all;
+  attn_info_subject subject; /* no model: it cannot be loaded */
+  char *reason;              /* why not */
 } summary;
 
 /* "llama.context_length": the numbers of a model stand below its architecture. */
@@ -81,6 +85,16 @@ static attn_status summarise(const char *path, summary *s) {
     add_tensor(&s->all, tensor);
   }
   return read_metadata(s);
+}
+
+/* The model in the file, if it is one that can be run. */
+static attn_status load_model(char *path, attn_dtype dtype, summary *s) {
+  s->subject.path = path;
+  if (attn_model_read(path, dtype, &s->subject.model) == ATTN_OK)
+    return attn_model_get_info(s->subject.model, &s->subject.info);
+  s->subject.model = NULL;
+  s->reason = attn_strdup(attn_error_message());
+  return s->reason ? ATTN_OK : ATTN_OUT_OF_MEMORY;
 }
 
 /* Bytes of a file as text that may be shown: valid UTF-8, and for people without what a terminal
@@ -167,16 +181,25 @@ static json_t *json_metadata(const attn_gguf *file) {
   return metadata;
 }
 
-static json_t *to_json(const char *path, const summary *s) {
+static json_t *file_json(const char *path, const summary *s) {
   return json_pack(
-      "{s:s, s:s, s:i, s:o, s:o, s:I, s:I, s:I, s:s?, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "model",
-      path, "format", "GGUF", "version", attn_gguf_version(s->file), "type",
+      "{s:s, s:s, s:i, s:o, s:o, s:I, s:I, s:I, s:s?, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s?}",
+      "model", path, "format", "GGUF", "version", attn_gguf_version(s->file), "type",
       json_text(s->architecture), "name", json_text(s->name), "parameters",
       (json_int_t)s->all.elements, "weight_bytes", (json_int_t)s->all.bytes, "tensors",
       (json_int_t)s->all.tensors, "file_type", s->file_type, "layers", json_number(s->layers),
       "hidden", json_number(s->hidden), "vocabulary", json_number(s->vocabulary), "context_length",
       json_number(s->context), "tokenizer", json_text(s->tokenizer), "blocks", json_blocks(s),
-      "metadata", json_metadata(s->file));
+      "metadata", json_metadata(s->file), "not_loadable", s->reason);
+}
+
+/* What the model is takes the place of what the metadata say. */
+static json_t *to_json(const char *path, const summary *s) {
+  json_t *json = file_json(path, s);
+  json_t *model = s->subject.model ? attn_info_json(&s->subject) : NULL;
+  if (json && model) json_object_update(json, model);
+  json_decref(model);
+  return json;
 }
 
 /* -- For people -- */
@@ -236,12 +259,11 @@ static void print_entry(const attn_gguf *file, int64_t index) {
   }
 }
 
-static void print_text(const char *path, const summary *s) {
-  char count[ATTN_FORMAT_SIZE], bytes[ATTN_FORMAT_SIZE];
+/* A file that no model can be made of. */
+static void print_unloadable(const char *path, const summary *s) {
+  char count[ATTN_FORMAT_SIZE];
   printf("model           %s\n", path);
-  printf("name            ");
-  print_bytes(s->name, "none");
-  printf("\ntype            ");
+  printf("type            ");
   print_bytes(s->architecture, "unknown");
   print_number(", layers ", s->layers);
   print_number(", width ", s->hidden);
@@ -249,7 +271,20 @@ static void print_text(const char *path, const summary *s) {
   printf("\nparameters      %s (%lld)\n",
          attn_format_count((double)s->all.elements, count, sizeof count),
          (long long)s->all.elements);
-  printf("weights         %s in %lld tensors, file type %s\n",
+  attn_text reason = to_text(s->reason, strlen(s->reason), true);
+  printf("not loadable    %s\n", reason.failed ? "?" : reason.data);
+  attn_text_free(&reason);
+}
+
+static void print_text(const char *path, const summary *s) {
+  char bytes[ATTN_FORMAT_SIZE];
+  if (s->subject.model)
+    attn_info_print(&s->subject);
+  else
+    print_unloadable(path, s);
+  printf("name            ");
+  print_bytes(s->name, "none");
+  printf("\nfile            %s in %lld tensors, file type %s\n",
          attn_format_bytes((double)s->all.bytes, bytes, sizeof bytes), (long long)s->all.tensors,
          s->file_type ? s->file_type : "unknown");
   print_blocks(s);
@@ -260,9 +295,11 @@ static void print_text(const char *path, const summary *s) {
   for (int64_t i = 0; i < attn_gguf_key_count(s->file); ++i) print_entry(s->file, i);
 }
 
-int attn_info_gguf(const attn_command *command, const char *path, bool json) {
+int attn_info_gguf(const attn_command *command, const char *path, attn_dtype dtype, bool json) {
   summary s = {0};
-  attn_status status = summarise(path, &s);
+  char *own = attn_strdup(path);
+  attn_status status = own ? summarise(path, &s) : ATTN_OUT_OF_MEMORY;
+  if (status == ATTN_OK) status = load_model(own, dtype, &s);
   int code = ATTN_EXIT_OK;
   if (status != ATTN_OK)
     code = attn_report(command, status);
@@ -270,6 +307,9 @@ int attn_info_gguf(const attn_command *command, const char *path, bool json) {
     code = attn_print_json(command, to_json(path, &s), false);
   else
     print_text(path, &s);
+  attn_model_destroy(s.subject.model);
   attn_gguf_close(s.file);
+  attn_free(s.reason);
+  attn_free(own);
   return code;
 }

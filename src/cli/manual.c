@@ -10,7 +10,8 @@ static const char summary[] = "efficient attention for language models";
 
 static const char about[] =
     "attn runs, trains, evaluates and measures language models whose attention is linear, sparse "
-    "or exact. A model is a directory with config.json and model.safetensors. Without one named, "
+    "or exact. A model is a directory with config.json and model.safetensors, or a .gguf file. "
+    "Without one named, "
     "commands take the small model that comes with attn.";
 
 typedef struct entry {

@@ -311,11 +311,17 @@ void attn_option_default(const attn_command *command, const attn_option *option,
   const void *field = (const char *)command->defaults + option->offset;
   text[0] = '\0';
   switch (option->kind) {
-  case ATTN_OPTION_INT: print_number(text, size, *(const int64_t *)field); break;
+  case ATTN_OPTION_INT:
+    if ((double)*(const int64_t *)field >= option->least)
+      print_number(text, size, *(const int64_t *)field);
+    break;
   case ATTN_OPTION_SEED:
     snprintf(text, size, "%llu", (unsigned long long)*(const uint64_t *)field);
     break;
-  case ATTN_OPTION_REAL: snprintf(text, size, "%.6g", *(const double *)field); break;
+  case ATTN_OPTION_REAL:
+    if (*(const double *)field >= option->least)
+      snprintf(text, size, "%.6g", *(const double *)field);
+    break;
   case ATTN_OPTION_DTYPE:
     snprintf(text, size, "%s", attn_dtype_name(*(const attn_dtype *)field));
     break;

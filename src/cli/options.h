@@ -1,7 +1,8 @@
 /* Command lines: one table an option list, from which parsing, --help and the manual follow.
  *
  * An option names a field of the command's option struct by its offset; the struct's initial
- * values are the defaults, and what --help shows as such. */
+ * values are the defaults, and what --help shows as such. A number below `least` is none: what
+ * happens without the option depends on something else, which its help says. */
 #ifndef ATTN_CLI_OPTIONS_H
 #define ATTN_CLI_OPTIONS_H
 

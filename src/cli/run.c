@@ -72,6 +72,56 @@ static attn_status complete_prompt(runner *r) {
   return r->prompt ? encode_prompt(r) : ATTN_OUT_OF_MEMORY;
 }
 
+/* Sampling --------------------------------------------------------------------------------------
+ */
+
+/* Where neither the command line nor the model says anything. */
+static const int64_t usual_tokens = 400;
+static const attn_sampling usual_sampling = {.struct_size = sizeof(attn_sampling),
+                                             .temperature = 0.8,
+                                             .top_p = 0.95,
+                                             .repetition_penalty = 1,
+                                             .repetition_window = 64};
+
+static void explain_sampling(const runner *r) {
+  const attn_sampling *s = &r->sampling;
+  fprintf(stderr,
+          "sampling: temperature %.6g, top-k %lld, top-p %.6g, min-p %.6g, repetition penalty %.6g "
+          "over %lld tokens; %s\n",
+          s->temperature, (long long)s->top_k, s->top_p, s->min_p, s->repetition_penalty,
+          (long long)s->repetition_window,
+          r->model->generation.advises ? "the model advises some of it" : "the model advises none");
+}
+
+/* A seed of 0 asks for a new one: the clock and the process, mixed so that both reach all bits
+ * (the multiplier is 2^64 over the golden ratio); 53 bits, so that JSON readers keep it exactly. */
+static uint64_t fresh_seed(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  uint64_t mixed =
+      ((uint64_t)now.tv_sec * 1000000007u + (uint64_t)now.tv_nsec) ^ ((uint64_t)getpid() << 40);
+  mixed = mixed * 0x9e3779b97f4a7c15u >> 11;
+  return mixed ? mixed : 1;
+}
+
+/* What the command line says, or what the model advises, or what is usual. */
+static void choose_sampling(runner *r) {
+  const run_options *o = r->options;
+  attn_sampling *s = &r->sampling;
+  *s = usual_sampling;
+  attn_generation_apply(&r->model->generation, s);
+  if (o->temperature >= 0) s->temperature = o->temperature;
+  if (o->top_k >= 0) s->top_k = o->top_k;
+  if (o->top_p >= 0) s->top_p = o->top_p;
+  if (o->min_p >= 0) s->min_p = o->min_p;
+  if (o->repetition_penalty >= 0) s->repetition_penalty = o->repetition_penalty;
+  if (o->repetition_window >= 0) s->repetition_window = o->repetition_window;
+  s->seed = o->seed ? o->seed : fresh_seed();
+  int64_t advised = r->model->generation.max_new_tokens;
+  r->most_tokens = o->tokens >= 0 ? o->tokens : advised ? advised : usual_tokens;
+  if (o->explain) explain_sampling(r);
+}
+
 /* The session -----------------------------------------------------------------------------------
  */
 
@@ -87,7 +137,7 @@ static attn_status create_session(runner *r) {
   if (o->chat) return create_chat_session(r);
   attn_session_options options = ATTN_SESSION_OPTIONS_INIT;
   ATTN_TRY(encode_prompt(r));
-  int64_t needed = r->token_count + 1 + o->tokens;
+  int64_t needed = r->token_count + 1 + r->most_tokens;
   options.forks = 1;
   options.checkpoints = 0; /* a run never goes back */
   options.max_tokens = o->max_context    ? o->max_context
@@ -112,6 +162,7 @@ static attn_status create_speculator(runner *r) {
 static attn_status open_model(runner *r, const char *given) {
   attn_model_info info;
   ATTN_TRY(attn_open_model(given, r->options->dtype, &r->model, &r->model_path));
+  choose_sampling(r);
   ATTN_TRY(attn_model_get_info(r->model, &info));
   if (r->model->text.tokenizer || info.vocabulary <= BYTES) return ATTN_OK;
   return attn_fail(ATTN_UNSUPPORTED,
@@ -217,20 +268,9 @@ static attn_status run_model(runner *r, const char *model) {
                                   : ATTN_OK;
 }
 
-/* A seed of 0 asks for a new one: the clock and the process, mixed so that both reach all bits
- * (the multiplier is 2^64 over the golden ratio); 53 bits, so that JSON readers keep it exactly. */
-static uint64_t fresh_seed(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_REALTIME, &now);
-  uint64_t mixed =
-      ((uint64_t)now.tv_sec * 1000000007u + (uint64_t)now.tv_nsec) ^ ((uint64_t)getpid() << 40);
-  mixed = mixed * 0x9e3779b97f4a7c15u >> 11;
-  return mixed ? mixed : 1;
-}
-
 static int run(const attn_command *command, void *options, const attn_words *words) {
   const run_options *o = options;
-  runner r = {.command = command, .options = o, .sampling = ATTN_SAMPLING_INIT};
+  runner r = {.command = command, .options = o};
   if (o->prompt && o->prompt_file)
     return attn_misuse(command, "--prompt and --prompt-file exclude each other");
   if (o->system && !o->chat) return attn_misuse(command, "--system needs --chat");
@@ -239,13 +279,6 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   if (o->chat && o->json && !o->prompt && !o->prompt_file)
     return attn_misuse(command, "--chat --json needs a --prompt");
   r.utf8.for_terminal = !o->json && attn_is_terminal(stdout);
-  r.sampling.temperature = o->temperature;
-  r.sampling.top_k = o->top_k;
-  r.sampling.top_p = o->top_p;
-  r.sampling.min_p = o->min_p;
-  r.sampling.repetition_penalty = o->repetition_penalty;
-  r.sampling.repetition_window = o->repetition_window;
-  r.sampling.seed = o->seed ? o->seed : fresh_seed();
   attn_status status = run_model(&r, words->count ? words->items[0] : NULL);
   int code = status == ATTN_OK ? finish(&r) : attn_report(command, status);
   attn_speculator_destroy(r.speculator);
@@ -260,11 +293,13 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   return code;
 }
 
-static const run_options defaults = {.tokens = 400,
-                                     .temperature = 0.8,
-                                     .top_p = 0.95,
-                                     .repetition_penalty = 1,
-                                     .repetition_window = 64,
+static const run_options defaults = {.tokens = UNSET,
+                                     .temperature = UNSET,
+                                     .top_k = UNSET,
+                                     .top_p = UNSET,
+                                     .min_p = UNSET,
+                                     .repetition_penalty = UNSET,
+                                     .repetition_window = UNSET,
                                      .dtype = ATTN_BF16};
 
 #define AT(field) ATTN_FIELD(run_options, field)
@@ -277,25 +312,30 @@ static const attn_option table[] = {
      AT(chat), 0, 0, NULL},
     {"system", 0, ATTN_OPTION_TEXT, "TEXT", "What the chat's system message says.", AT(system), 0,
      0, NULL},
-    {"tokens", 'n', ATTN_OPTION_INT, "N", "Tokens to write; of a chat, for each answer.",
+    {"tokens", 'n', ATTN_OPTION_INT, "N",
+     "Tokens to write; of a chat, for each answer. Without it what the model advises, or 400.",
      AT(tokens), 0, 1 << 30, NULL},
     {"temperature", 't', ATTN_OPTION_REAL, "T",
-     "Below 1 is more careful; 0 always takes the "
-     "likeliest token.",
+     "Below 1 is more careful; 0 always takes the likeliest token. Without it what the model "
+     "advises (generation_config.json), or 0.8.",
      AT(temperature), 0, 100, NULL},
-    {"top-k", 0, ATTN_OPTION_INT, "K", "Only the K likeliest tokens; 0: all of them.", AT(top_k), 0,
+    {"top-k", 0, ATTN_OPTION_INT, "K",
+     "Only the K likeliest tokens; 0: all of them. Without it as advised, or 0.", AT(top_k), 0,
      INT32_MAX, NULL},
     {"top-p", 0, ATTN_OPTION_REAL, "P",
      "Only the likeliest tokens that together have probability "
-     "P; 1: all of them.",
+     "P; 1: all of them. Without it as advised, or 0.95.",
      AT(top_p), 1e-9, 1, NULL},
     {"min-p", 0, ATTN_OPTION_REAL, "P",
      "Only tokens that are at least P times as probable as the "
-     "likeliest one; 0: all of them.",
+     "likeliest one; 0: all of them. Without it as advised, or 0.",
      AT(min_p), 0, 1, NULL},
-    {"repetition-penalty", 0, ATTN_OPTION_REAL, "R", "Above 1 makes recent tokens less likely.",
+    {"repetition-penalty", 0, ATTN_OPTION_REAL, "R",
+     "Above 1 makes recent tokens less likely. Without it as advised, or 1.",
      AT(repetition_penalty), 1e-3, 1e3, NULL},
-    {"repetition-window", 0, ATTN_OPTION_INT, "N", "How many tokens are recent; 0: all of them.",
+    {"repetition-window", 0, ATTN_OPTION_INT, "N",
+     "How many tokens are recent; 0: all of them. Without it 64, or all where the model advises a "
+     "penalty.",
      AT(repetition_window), 0, INT32_MAX, NULL},
     {"seed", 's', ATTN_OPTION_SEED, "S",
      "The same seed gives the same text; 0: a new one each "
@@ -332,8 +372,8 @@ static const attn_option table[] = {
      AT(json), 0, 0, NULL},
     {"stats", 0, ATTN_OPTION_FLAG, NULL, "Print speed and memory on standard error at the end.",
      AT(stats), 0, 0, NULL},
-    {"explain", 0, ATTN_OPTION_FLAG, NULL, "Print the plans that were used on standard error.",
-     AT(explain), 0, 0, NULL},
+    {"explain", 0, ATTN_OPTION_FLAG, NULL,
+     "Print the sampling and the plans that were used on standard error.", AT(explain), 0, 0, NULL},
 };
 
 const attn_command attn_command_run = {

@@ -10,6 +10,7 @@
 
 typedef struct run_options {
   const char *prompt, *prompt_file, *system;
+  /* UNSET where the command line says nothing: run_choose then takes what the model advises. */
   int64_t tokens, threads, max_context;
   double temperature, top_p, min_p, repetition_penalty;
   int64_t top_k, repetition_window;
@@ -20,6 +21,8 @@ typedef struct run_options {
   int64_t speculate;
   bool chat, ignore_end, echo, json, stats, explain;
 } run_options;
+
+enum { UNSET = -1 };
 
 /* Why a text ended. */
 typedef enum run_stop { STOP_LENGTH = 0, STOP_CONTEXT, STOP_INTERRUPTED, STOP_END } run_stop;
@@ -37,6 +40,7 @@ typedef struct runner {
   attn_model *draft;
   attn_speculator *speculator; /* NULL without --speculate and --draft */
   attn_sampling sampling;
+  int64_t most_tokens; /* to write, of a chat for each answer */
   attn_utf8 utf8;
   attn_text pending, text; /* to be written; all of it, for --json and chats */
   run_stop stop;

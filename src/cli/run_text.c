@@ -98,7 +98,7 @@ static attn_status some_tokens(runner *r, int64_t most) {
 attn_status run_generate(runner *r) {
   double start = attn_now();
   attn_status status = ATTN_OK;
-  int64_t end = r->generated + r->options->tokens;
+  int64_t end = r->generated + r->most_tokens;
   r->stop = STOP_LENGTH;
   while (status == ATTN_OK && r->stop == STOP_LENGTH && r->generated < end && !attn_interrupted) {
     int64_t most = end - r->generated, left = room(r);

@@ -3,6 +3,7 @@
 #include "base/status.h"
 #include "base/text.h"
 #include "base/io.h"
+#include "files/gguf_split.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,10 +62,16 @@ struct attn_gguf {
   int64_t tensor_count;
   char *keys, *names; /* copies, terminated */
   uint64_t *starts;   /* where the strings of all arrays are: the lists' `starts` point here */
+  attn_gguf **others; /* of a model in several files: those that tensors were taken from */
+  int other_count;
 };
 
 const char *attn_gguf_type_name(attn_gguf_type type) {
   return (unsigned)type < ATTN_GGUF_TYPES ? types[type].name : "unknown";
+}
+
+size_t attn_gguf_type_size(attn_gguf_type type) {
+  return (unsigned)type < ATTN_GGUF_TYPES ? (size_t)types[type].size : 0;
 }
 
 /* -- Bytes -- */
@@ -516,7 +523,7 @@ static attn_status finish(attn_gguf *fresh, attn_status status, attn_gguf **file
   return status;
 }
 
-attn_status attn_gguf_open(const char *path, attn_gguf **file) {
+attn_status attn_gguf_open_one(const char *path, attn_gguf **file) {
   *file = NULL;
   attn_gguf *fresh = attn_alloc_zero(sizeof *fresh);
   if (!fresh) return ATTN_OUT_OF_MEMORY;
@@ -530,8 +537,27 @@ attn_status attn_gguf_open_memory(const void *bytes, size_t size, attn_gguf **fi
   return finish(fresh, parse(fresh, bytes, size), file);
 }
 
+attn_status attn_gguf_join(attn_gguf *file, attn_gguf **others, int count) {
+  int64_t sum = file->tensor_count;
+  file->others = others;
+  file->other_count = count;
+  for (int i = 0; i < count; ++i) sum += others[i] ? others[i]->tensor_count : 0;
+  tensor *tensors = attn_realloc(file->tensors, (size_t)(sum + 1) * sizeof *tensors);
+  if (!tensors) return ATTN_OUT_OF_MEMORY;
+  file->tensors = tensors;
+  for (int i = 0; i < count; ++i) {
+    if (!others[i] || !others[i]->tensor_count) continue;
+    memcpy(tensors + file->tensor_count, others[i]->tensors,
+           (size_t)others[i]->tensor_count * sizeof *tensors);
+    file->tensor_count += others[i]->tensor_count;
+  }
+  return sort_tensors(file);
+}
+
 void attn_gguf_close(attn_gguf *file) {
   if (!file) return;
+  for (int i = 0; i < file->other_count; ++i) attn_gguf_close(file->others[i]);
+  attn_free(file->others);
   attn_file_map_close(&file->map);
   attn_free(file->entries);
   attn_free(file->tensors);
@@ -632,6 +658,11 @@ attn_gguf_type attn_gguf_key_type(const attn_gguf *file, int64_t index) {
   return entry->is_array ? ATTN_GGUF_ARRAY : entry->values.type;
 }
 
+attn_gguf_list attn_gguf_values(const attn_gguf *file, int64_t index) {
+  if (index < 0 || index >= file->entry_count) return (attn_gguf_list){.type = ATTN_GGUF_TYPES};
+  return file->entries[index].values;
+}
+
 /* The value in a few characters, for messages. */
 static const char *describe(const entry *entry, char *text, size_t size) {
   enum { SHOWN = 40 };
@@ -692,6 +723,19 @@ attn_status attn_gguf_int(const attn_gguf *file, const char *key, attn_json_need
   return ATTN_OK;
 }
 
+/* The decimal of the fewest digits that is this float32. */
+static double shortest(double value) {
+  enum { FEWEST = 6, MOST = 9 };
+  char text[32];
+  double found = value;
+  for (int digits = FEWEST; digits <= MOST; ++digits) {
+    snprintf(text, sizeof text, "%.*g", digits, value);
+    found = strtod(text, NULL);
+    if ((float)found == (float)value) return found;
+  }
+  return value;
+}
+
 attn_status attn_gguf_double(const attn_gguf *file, const char *key, attn_json_need need,
                              double minimum, double maximum, double *value) {
   char expected[96];
@@ -701,6 +745,7 @@ attn_status attn_gguf_double(const attn_gguf *file, const char *key, attn_json_n
   if (!found) return ATTN_OK;
   if (found->is_array || !is_number(found->values.type)) return fail_found(key, expected, found);
   double number = attn_gguf_double_at(&found->values, 0);
+  if (found->values.type == ATTN_GGUF_F32) number = shortest(number);
   if (!(number >= minimum && number <= maximum)) return fail_found(key, expected, found);
   *value = number;
   return ATTN_OK;

@@ -20,7 +20,9 @@
 typedef struct attn_gguf attn_gguf;
 
 /* The file is mapped, not read. Everything is checked here: ATTN_BAD_FORMAT names the file, the key
- * or tensor and what is wrong with it. */
+ * or tensor and what is wrong with it. Of a model in several files (gguf_split.h), any one stands
+ * for all: the metadata are the first's, the tensors those of all; ATTN_NOT_FOUND names one that is
+ * missing. */
 attn_status attn_gguf_open(const char *path, attn_gguf **file);
 /* The same of bytes in memory, aligned by 8, which have to outlive `file`. */
 attn_status attn_gguf_open_memory(const void *bytes, size_t size, attn_gguf **file);
@@ -49,6 +51,7 @@ typedef enum attn_gguf_type {
 
 /* "uint8", ..., "string", "array" */
 const char *attn_gguf_type_name(attn_gguf_type type);
+size_t attn_gguf_type_size(attn_gguf_type type); /* bytes; 0 of strings and arrays */
 
 /* Bytes of the mapped file: not terminated, and not necessarily UTF-8. */
 typedef struct attn_gguf_text {
@@ -68,10 +71,12 @@ typedef struct attn_gguf_list {
 int64_t attn_gguf_key_count(const attn_gguf *file);
 const char *attn_gguf_key(const attn_gguf *file, int64_t index); /* borrowed */
 attn_gguf_type attn_gguf_key_type(const attn_gguf *file, int64_t index);
+/* Its values, whatever they are. */
+attn_gguf_list attn_gguf_values(const attn_gguf *file, int64_t index);
 
 /* Typed getters as those of files/json.h: *value stays as it is when an optional key is absent, and
  * messages name the key, what was expected and what was found. Integers of every width are taken;
- * doubles from float32, float64 and integers. */
+ * doubles from float64, integers, and float32, of which the shortest decimal is meant: 0.1. */
 attn_status attn_gguf_int(const attn_gguf *file, const char *key, attn_json_need need,
                           int64_t minimum, int64_t maximum, int64_t *value);
 attn_status attn_gguf_double(const attn_gguf *file, const char *key, attn_json_need need,

@@ -61,6 +61,25 @@ typedef struct attn_tokenizer_spec {
 attn_status attn_tokenizer_create(const attn_tokenizer_spec *spec, attn_tokenizer **tokenizer);
 void attn_tokenizer_destroy(attn_tokenizer *tokenizer); /* NULL is fine */
 
+/* The way back: a tokenizer in such arrays, which point into it and into what is freed with them.
+ * Ids up to `count` that are no token are "[PAD7]", unused. ATTN_UNSUPPORTED, saying why, when they
+ * would not make the same tokenizer again. What is lost: whether special tokens take the spaces
+ * beside them, and are looked for in normalised text. */
+typedef struct attn_tokenizer_arrays {
+  attn_tokenizer_spec spec;
+  const char **strings; /* of tokens, then of merges */
+  size_t *sizes;
+  int32_t *types;
+  float *scores;
+  attn_text text;
+} attn_tokenizer_arrays;
+attn_status attn_tokenizer_describe(const attn_tokenizer *tokenizer, int64_t count,
+                                    attn_tokenizer_arrays *arrays);
+void attn_tokenizer_arrays_free(attn_tokenizer_arrays *arrays);
+
+/* Writes such arrays as a tokenizer.json, for models "gpt2" and "llama"; scores become merges. */
+attn_status attn_tokenizer_save(const attn_tokenizer_spec *spec, const char *path);
+
 /* Token ids in a buffer that grows. Starts as {0}. */
 typedef struct attn_tokens {
   int32_t *ids;

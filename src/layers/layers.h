@@ -42,6 +42,8 @@ typedef struct attn_rope {
   const double *factors; /* [factor_count], rotary_dim / 2 of them; borrowed */
   int64_t factor_count;
 } attn_rope;
+/* What the speed of pair j of `half` is divided by. */
+double attn_rope_divisor(const attn_rope *rope, int64_t j, int64_t half);
 attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *layout,
                             int64_t rotary_dim, const attn_rope *rope);
 

@@ -84,6 +84,11 @@ static double stretched(const attn_rope *rope, double theta, int64_t j, int64_t 
   return (1 - kept) * theta / rope->factor + kept * theta;
 }
 
+double attn_rope_divisor(const attn_rope *rope, int64_t j, int64_t half) {
+  double theta = pow(rope->base, -(double)j / (double)half);
+  return theta / stretched(rope, theta, j, half);
+}
+
 attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *layout,
                             int64_t rotary_dim, const attn_rope *rope) {
   if (!x) return NULL;

@@ -222,7 +222,7 @@ static attn_status check_all_used(const attn_model *model) {
   return status;
 }
 
-static attn_status load(const char *path, attn_dtype compute, attn_model *model) {
+static attn_status load(const char *path, attn_dtype compute, bool to_compute, attn_model *model) {
   ATTN_TRY(attn_source_open(path, &model->source));
   ATTN_TRY(attn_model_start(json_incref(model->source.config), path, compute, model));
   for (int64_t i = 0; i < model->parameter_count; ++i) {
@@ -231,19 +231,37 @@ static attn_status load(const char *path, attn_dtype compute, attn_model *model)
   }
   attn_status status = check_all_used(model);
   if (status != ATTN_OK) return attn_fail_in(status, "%s", path);
-  ATTN_TRY(attn_model_make_weights(model));
+  status = attn_generation_read(model->source.generation, &model->generation);
+  if (status != ATTN_OK) return attn_fail_in(status, "%s: generation_config.json", path);
+  if (to_compute) ATTN_TRY(attn_model_make_weights(model));
   status = attn_model_text_load(&model->source, &model->text);
   return status == ATTN_OK ? ATTN_OK : attn_fail_in(status, "%s", path);
 }
 
-attn_status attn_model_load(const char *path, attn_dtype compute, attn_model **model) {
-  ATTN_TRY(attn_model_check_compute(compute));
+static attn_status make(const char *path, attn_dtype compute, bool to_compute, attn_model **model) {
   attn_model *made = attn_alloc_zero(sizeof *made);
   if (!made) return ATTN_OUT_OF_MEMORY;
-  attn_status status = load(path, compute, made);
+  attn_status status = load(path, compute, to_compute, made);
   if (status == ATTN_OK)
     *model = made;
   else
     attn_model_destroy(made);
   return status;
+}
+
+attn_status attn_model_load(const char *path, attn_dtype compute, attn_model **model) {
+  ATTN_TRY(attn_model_check_compute(compute));
+  return make(path, compute, true, model);
+}
+
+attn_status attn_model_read(const char *path, attn_dtype compute, attn_model **model) {
+  return make(path, compute, false, model);
+}
+
+bool attn_model_find_stored(const attn_model *model, int64_t index, attn_stored *stored) {
+  attn_place place;
+  bool in_gguf = model->source.gguf != NULL;
+  return (in_gguf || model->source.safetensors) &&
+         attn_family_place(&model->config, &model->shapes[index], in_gguf, &place) == ATTN_OK &&
+         attn_source_find(&model->source, place.name, stored) == ATTN_OK;
 }

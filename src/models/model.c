@@ -316,6 +316,16 @@ static void add_state_bytes(const attn_model *model, attn_model_info *info) {
   }
 }
 
+static void add_stored(const attn_model *model, int64_t index, attn_model_info *info) {
+  const attn_parameter *p = &model->parameters[index];
+  attn_stored stored;
+  info->stored = p->value.dtype;
+  if (!p->blocks && attn_model_find_stored(model, index, &stored) && !stored.in_blocks)
+    info->stored = stored.dtype;
+  snprintf(info->stored_type, sizeof info->stored_type, "%s",
+           p->blocks ? attn_block_get_format(p->block_type)->name : attn_dtype_name(info->stored));
+}
+
 attn_status attn_model_get_info(const attn_model *model, attn_model_info *info) {
   const attn_model_config *c = &model->config;
   *info = (attn_model_info){.layers = c->layer_count,
@@ -323,7 +333,7 @@ attn_status attn_model_get_info(const attn_model *model, attn_model_info *info) 
                             .vocabulary = c->vocabulary,
                             .compute = model->compute};
   snprintf(info->type, sizeof info->type, "%s", c->type);
-  int64_t largest = 0;
+  int64_t largest = 0, largest_index = 0;
   for (int64_t i = 0; i < model->parameter_count; ++i) {
     const attn_tensor *value = &model->parameters[i].value;
     int64_t count = attn_tensor_count(value);
@@ -334,9 +344,10 @@ attn_status attn_model_get_info(const attn_model *model, attn_model_info *info) 
                                     : count * (int64_t)attn_dtype_size(value->dtype);
     if (count > largest) {
       largest = count;
-      info->stored = value->dtype;
+      largest_index = i;
     }
   }
+  add_stored(model, largest_index, info);
   add_state_bytes(model, info);
   return ATTN_OK;
 }

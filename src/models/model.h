@@ -10,6 +10,7 @@
 #define ATTN_MODELS_MODEL_H
 
 #include "attn/model.h"
+#include "models/generation.h"
 #include "models/source.h"
 #include "models/text.h"
 
@@ -28,6 +29,7 @@ struct attn_model {
   attn_dtype compute;
   attn_source source; /* that parameters may point into; empty without */
   attn_model_text text;
+  attn_generation generation;
   int64_t parameter_count;
   attn_parameter *parameters;
   attn_parameter_shape
@@ -47,6 +49,16 @@ attn_status attn_model_make_weights(attn_model *model);
 /* Whether parameter `index` is the weight of a norm that safetensors store without the 1 that is
  * added to it: here, and in GGUF files, it has it. Not so the norm of what a mixer computes. */
 bool attn_model_norm_offset(const attn_model *model, int64_t index);
+
+/* As attn_model_load, but without what products need: to look at, and to be saved. */
+attn_status attn_model_read(const char *path, attn_dtype compute, attn_model **model);
+
+/* attn_model_save_gguf; *files receives how many there are. */
+attn_status attn_model_write_gguf(const attn_model *model, const char *path,
+                                  const attn_gguf_options *options, int *files);
+
+/* The tensor of the source that a parameter is, or is part of; false: the model has no source. */
+bool attn_model_find_stored(const attn_model *model, int64_t index, attn_stored *stored);
 
 /* Training: turns every parameter into a float32 (float64 for float64) master of its own with a
  * zeroed gradient. */

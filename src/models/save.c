@@ -121,6 +121,7 @@ attn_status attn_model_save(const attn_model *model, const char *directory, attn
   bool made = weights && config && list.tensors && list.shared;
   attn_status status = made ? write_weights(weights, &list) : ATTN_OUT_OF_MEMORY;
   if (status == ATTN_OK) status = attn_json_save(config, model->config.json);
+  if (status == ATTN_OK) status = attn_model_text_save(model, directory);
   for (int64_t i = 0; i < list.count; ++i) attn_tensor_destroy(&list.tensors[i].tensor);
   attn_free(list.tensors);
   attn_free(list.shared);

@@ -3,11 +3,21 @@
 #include "base/memory.h"
 #include "base/status.h"
 #include "files/json.h"
+#include "models/generation.h"
 
 #include <string.h>
 
 bool attn_is_gguf(const char *path) {
   return attn_path_has_suffix(path, ".gguf") && !attn_path_is_directory(path);
+}
+
+/* A file that not every model has. */
+static attn_status load_if_there(const attn_source *source, const char *name, json_t **json) {
+  char *path = attn_path_join(source->path, name);
+  if (!path) return ATTN_OUT_OF_MEMORY;
+  attn_status status = attn_path_exists(path) ? attn_json_load(path, json) : ATTN_OK;
+  attn_free(path);
+  return status;
 }
 
 static attn_status open_directory(attn_source *source) {
@@ -16,12 +26,14 @@ static attn_status open_directory(attn_source *source) {
   attn_status status = attn_json_load(path, &source->config);
   attn_free(path);
   ATTN_TRY(status);
+  ATTN_TRY(load_if_there(source, "generation_config.json", &source->generation));
   return attn_safetensors_open(source->path, &source->safetensors);
 }
 
 static attn_status open_gguf(attn_source *source) {
   ATTN_TRY(attn_gguf_open(source->path, &source->gguf));
   attn_status status = attn_family_config_from_gguf(source->gguf, &source->config);
+  if (status == ATTN_OK) status = attn_generation_from_gguf(source->gguf, &source->generation);
   return status == ATTN_OK ? ATTN_OK : attn_fail_in(status, "%s", source->path);
 }
 
@@ -37,6 +49,7 @@ void attn_source_close(attn_source *source) {
   attn_safetensors_close(source->safetensors);
   attn_gguf_close(source->gguf);
   json_decref(source->config);
+  json_decref(source->generation);
   attn_free(source->path);
   *source = (attn_source){0};
 }

@@ -8,8 +8,9 @@
 
 /* One of both files is there. */
 typedef struct attn_source {
-  char *path;     /* as given */
-  json_t *config; /* of a GGUF file as its family's config.json would have it */
+  char *path;         /* as given */
+  json_t *config;     /* of a GGUF file as its family's config.json would have it */
+  json_t *generation; /* generation_config.json, of a GGUF file what it would be; or NULL */
   attn_safetensors *safetensors;
   attn_gguf *gguf;
 } attn_source;

@@ -73,7 +73,6 @@ static attn_status load_template(const attn_source *source, attn_model_text *tex
 }
 
 static attn_status load_from_directory(const attn_source *source, attn_model_text *text) {
-  json_t *generation = NULL;
   char *path = attn_path_join(source->path, "tokenizer.json");
   if (!path) return ATTN_OUT_OF_MEMORY;
   attn_status status = ATTN_OK;
@@ -82,9 +81,7 @@ static attn_status load_from_directory(const attn_source *source, attn_model_tex
   ATTN_TRY(status);
   if (!text->tokenizer) return ATTN_OK;
   add_ends_of(text, source->config);
-  ATTN_TRY(load_beside(source, "generation_config.json", &generation));
-  add_ends_of(text, generation);
-  json_decref(generation);
+  add_ends_of(text, source->generation);
   return load_template(source, text);
 }
 
@@ -108,15 +105,7 @@ static attn_status spread(const attn_gguf_list *list, const char *const **string
   return ATTN_OK;
 }
 
-/* What has to be freed after a tokenizer was made. */
-typedef struct gguf_vocabulary {
-  attn_tokenizer_spec spec;
-  char model[32], pre[64];
-  int32_t *types;
-  float *scores;
-} gguf_vocabulary;
-
-static attn_status read_strings(const attn_gguf *file, gguf_vocabulary *v) {
+static attn_status read_strings(const attn_gguf *file, attn_gguf_vocabulary *v) {
   attn_gguf_list tokens = {0}, merges = {0}, types = {0}, scores = {0};
   ATTN_TRY(attn_gguf_strings(file, "tokenizer.ggml.tokens", ATTN_REQUIRED, &tokens));
   ATTN_TRY(attn_gguf_strings(file, "tokenizer.ggml.merges", ATTN_OPTIONAL, &merges));
@@ -163,14 +152,14 @@ static attn_status read_id(const attn_gguf *file, const char *key, int32_t *id) 
 }
 
 /* Files of that time leave the key out: what llama.cpp does then. */
-static bool adds_bos(const gguf_vocabulary *v) {
+static bool adds_bos(const attn_gguf_vocabulary *v) {
   static const char *const with[] = {"llama-bpe", "llama3", "llama-v3"};
   for (size_t i = 0; i < sizeof with / sizeof *with; ++i)
     if (strcmp(v->pre, with[i]) == 0) return true;
   return strcmp(v->model, "llama") == 0;
 }
 
-static attn_status read_vocabulary(const attn_gguf *file, gguf_vocabulary *v) {
+attn_status attn_gguf_vocabulary_read(const attn_gguf *file, attn_gguf_vocabulary *v) {
   attn_tokenizer_spec *spec = &v->spec;
   ATTN_TRY(read_text(file, "tokenizer.ggml.model", ATTN_REQUIRED, v->model, sizeof v->model));
   ATTN_TRY(read_text(file, "tokenizer.ggml.pre", ATTN_OPTIONAL, v->pre, sizeof v->pre));
@@ -187,21 +176,32 @@ static attn_status read_vocabulary(const attn_gguf *file, gguf_vocabulary *v) {
   return read_strings(file, v);
 }
 
+void attn_gguf_vocabulary_free(attn_gguf_vocabulary *v) {
+  attn_free((void *)(uintptr_t)v->spec.tokens);
+  attn_free((void *)(uintptr_t)v->spec.merges);
+  attn_free(v->types);
+  attn_free(v->scores);
+}
+
+bool attn_gguf_has_vocabulary(const attn_gguf *file) {
+  static const char *const none[] = {"none", "no_vocab"};
+  attn_gguf_text model = {0};
+  if (attn_gguf_string(file, "tokenizer.ggml.model", ATTN_OPTIONAL, &model) != ATTN_OK) return true;
+  for (int i = 0; i < 2; ++i)
+    if (model.size == strlen(none[i]) && memcmp(model.data, none[i], model.size) == 0) return false;
+  return true;
+}
+
 static attn_status load_from_gguf(const attn_source *source, attn_model_text *text) {
   const attn_gguf *file = source->gguf;
-  gguf_vocabulary v = {.spec = ATTN_TOKENIZER_SPEC_INIT};
+  attn_gguf_vocabulary v = {.spec = ATTN_TOKENIZER_SPEC_INIT};
   attn_gguf_text template = {0};
-  int32_t end_of_turn = -1;
-  attn_status status = read_vocabulary(file, &v);
+  if (!attn_gguf_has_vocabulary(file)) return ATTN_OK;
+  attn_status status = attn_gguf_vocabulary_read(file, &v);
   if (status == ATTN_OK) status = attn_tokenizer_create(&v.spec, &text->tokenizer);
-  attn_free((void *)(uintptr_t)v.spec.tokens);
-  attn_free((void *)(uintptr_t)v.spec.merges);
-  attn_free(v.types);
-  attn_free(v.scores);
+  attn_gguf_vocabulary_free(&v);
   ATTN_TRY(status);
-  add_end(text, v.spec.eos);
-  ATTN_TRY(read_id(file, "tokenizer.ggml.eot_token_id", &end_of_turn));
-  add_end(text, end_of_turn);
+  add_ends_of(text, source->generation);
   ATTN_TRY(attn_gguf_string(file, "tokenizer.chat_template", ATTN_OPTIONAL, &template));
   return template.size ? attn_chat_recognise(template.data, template.size, text) : ATTN_OK;
 }
@@ -269,8 +269,8 @@ attn_status attn_model_decode(const attn_model *model, const int32_t *tokens, in
       attn_text_add(&made, &byte, 1);
   }
   if (status == ATTN_OK && made.failed) status = ATTN_OUT_OF_MEMORY;
-  if (status == ATTN_OK && made.length)
-    memcpy(text, made.data, made.length < capacity ? made.length : capacity);
+  size_t copied = made.length < capacity ? made.length : capacity;
+  if (status == ATTN_OK && copied) memcpy(text, made.data, copied);
   if (status == ATTN_OK) *size = made.length;
   attn_text_free(&made);
   return status;

@@ -3,6 +3,7 @@
 #define ATTN_MODELS_TEXT_H
 
 #include "attn/text.h"
+#include "files/gguf_write.h"
 #include "files/tokenizer.h"
 #include "models/source.h"
 
@@ -28,8 +29,26 @@ typedef struct attn_model_text {
   char *system; /* what the template says when a chat has no system message; NULL: nothing */
 } attn_model_text;
 
+/* The vocabulary of a GGUF file, whose strings `spec` points into. Starts with
+ * ATTN_TOKENIZER_SPEC_INIT and is freed also after an error. */
+typedef struct attn_gguf_vocabulary {
+  attn_tokenizer_spec spec;
+  char model[32], pre[64];
+  int32_t *types;
+  float *scores;
+} attn_gguf_vocabulary;
+bool attn_gguf_has_vocabulary(const attn_gguf *file); /* or says that there is none */
+attn_status attn_gguf_vocabulary_read(const attn_gguf *file, attn_gguf_vocabulary *vocabulary);
+void attn_gguf_vocabulary_free(attn_gguf_vocabulary *vocabulary);
+
 attn_status attn_model_text_load(const attn_source *source, attn_model_text *text);
 void attn_model_text_free(attn_model_text *text);
+
+/* save_text.c: the tokenizer, its template and what is advised for sampling, beside a model's
+ * weights in a directory, or as the keys tokenizer.* and general.sampling.*. They come from the
+ * source that the model was loaded from; a model without one has none. */
+attn_status attn_model_text_save(const attn_model *model, const char *directory);
+attn_status attn_model_text_to_gguf(const attn_model *model, attn_gguf_draft *draft);
 
 /* chat.c: which template it is, and its own system message. */
 attn_status attn_chat_recognise(const char *template, size_t size, attn_model_text *text);

@@ -36,6 +36,29 @@ key true metadata test.bool
 key string metadata tokenizer.ggml.tokens array
 key 5 metadata tokenizer.ggml.tokens count
 
+key null hidden
+
+# It has no sizes: no model can be made of it, and the reason is said.
+run 0 "$attn" info "$fixture"
+says out "not loadable"
+says out '"llama.embedding_length" is missing'
+
+# A model: what attn info says of any, and the types of its tensors.
+model="$source_directory/tests/models/fixtures/families/llama/model.q8_0.gguf"
+run 0 "$attn" info "$model"
+says out "type            llama, width 32, vocabulary 96"
+says out "Q8_0; computed in bfloat16"
+says out "layers          0-1 softmax"
+says out "context memory"
+says out "Q8_0        16 tensors"
+run 0 "$attn" info --json "$model"
+key llama type
+key Q8_0 stored
+key softmax mixers 1
+key 2 layers
+key 16 blocks 1 tensors
+key "$((2 * 2 * 2 * 8 * 2))" state_bytes per_token # layers, k and v, heads, width, bfloat16
+
 # Damaged files.
 head -c 100 "$fixture" >short.gguf
 run 1 "$attn" info short.gguf

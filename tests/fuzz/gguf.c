@@ -1,9 +1,12 @@
 /* A GGUF file as a model: the container, metadata, the family's configuration, weights, tokenizer
- * and chat template, and two tokens through it. */
+ * and chat template, two tokens through it, and writing it again. A file that says to be one of
+ * several stands for the second of two as well. */
 #include "fuzz.h"
 
 #include "attn/text.h"
 #include "files/gguf.h"
+
+#include <string.h>
 
 /* Whatever a tensor claims to be, some of its blocks. */
 static void unpack(const attn_gguf *file) {
@@ -34,20 +37,43 @@ static void use(const attn_model *model) {
   attn_session_destroy(session);
 }
 
+static void save(const attn_model *model) {
+  char path[64];
+  snprintf(path, sizeof path, "/tmp/attn-fuzz-%ld-again.gguf", (long)getpid());
+  attn_gguf_options options = ATTN_GGUF_OPTIONS_INIT;
+  for (int type = 0; type < ATTN_WEIGHT_TYPES; type += ATTN_WEIGHTS_Q8_0) {
+    options.type = (attn_weight_type)type;
+    attn_model *again;
+    if (attn_model_save_gguf(model, path, &options) != ATTN_OK) continue;
+    if (attn_model_load(path, ATTN_F32, &again) != ATTN_OK) abort(); /* what is written is read */
+    attn_model_destroy(again);
+  }
+  unlink(path);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   attn_gguf *file;
   attn_model *model;
-  const char *path = fuzz_file(".gguf", data, size);
+  char first[64];
+  static const char split[] = "split.count";
+  snprintf(first, sizeof first, "%s", fuzz_file("-00001-of-00002.gguf", data, size));
+  const char *path = first, *second = NULL;
+  if (size && memmem(data, size, split, sizeof split - 1))
+    second = fuzz_file("-00002-of-00002.gguf", data, size);
   if (attn_gguf_open(path, &file) == ATTN_OK) {
     unpack(file);
     attn_gguf_close(file);
     if (attn_model_load(path, ATTN_F32, &model) == ATTN_OK) {
       attn_model_info info;
       attn_model_get_info(model, &info);
-      if (info.hidden <= 4096 && info.layers <= 16 && info.vocabulary <= 1 << 16) use(model);
+      if (info.hidden <= 4096 && info.layers <= 16 && info.vocabulary <= 1 << 16) {
+        use(model);
+        save(model);
+      }
       attn_model_destroy(model);
     }
   }
   unlink(path);
+  if (second) unlink(second);
   return 0;
 }

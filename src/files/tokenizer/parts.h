@@ -130,7 +130,7 @@ typedef enum attn_pattern_kind {
 typedef struct attn_pattern {
   attn_pattern_kind kind;
   pcre2_code *regex;
-  char *string;
+  char *string; /* of a regex: the expression as the file has it */
   size_t size;
   bool (*class)(int32_t code);
 } attn_pattern;
@@ -293,6 +293,17 @@ attn_status attn_bert_splits(attn_tokenizer *tokenizer);
 /* Appends a zeroed step; ATTN_UNSUPPORTED when there are too many. */
 attn_status attn_step_new(attn_step *steps, int *count, attn_step **step);
 attn_status attn_copy_bytes(const char *bytes, size_t size, char **copy, size_t *copy_size);
+
+/* The i-th way to cut words that tokenizer.ggml.pre can name, or NULL beyond the last; several
+ * names may have the same, of which the first is the usual one. */
+typedef struct attn_word_splitter {
+  const char *name, *regex;
+  bool digits, compose, whole_words;
+} attn_word_splitter;
+const attn_word_splitter *attn_word_splitter_at(size_t i);
+attn_status attn_add_word_splitter(attn_tokenizer *tokenizer, const attn_word_splitter *splitter);
+/* The steps of SentencePiece: U+2581 for spaces, and (prefix) before a text. */
+attn_status attn_add_line_steps(attn_tokenizer *tokenizer, bool prefix);
 
 extern const char attn_regex_gpt2[], attn_regex_llama3[], attn_regex_qwen2[];
 

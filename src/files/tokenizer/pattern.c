@@ -145,6 +145,8 @@ attn_status attn_pattern_regex(attn_pattern *pattern, const char *expression, si
   *pattern = (attn_pattern){.kind = ATTN_PATTERN_REGEX};
   attn_status status = translate(expression, size, &translated);
   if (status == ATTN_OK) status = compile(pattern, &translated, expression);
+  if (status == ATTN_OK)
+    status = attn_copy_bytes(expression, size, &pattern->string, &pattern->size);
   attn_text_free(&translated);
   return status;
 }

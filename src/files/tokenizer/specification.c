@@ -54,10 +54,7 @@ static attn_status add_ends(attn_tokenizer *tokenizer, const attn_tokenizer_spec
 
 /* -- gpt2 -- */
 
-static const struct word_splitter {
-  const char *name, *regex;
-  bool digits, compose, whole_words;
-} splitters[] = {
+static const attn_word_splitter splitters[] = {
     {"gpt-2", attn_regex_gpt2, false, false, false},
     {"smollm", attn_regex_gpt2, true, false, false},
     {"llama-bpe", attn_regex_llama3, false, false, true},
@@ -66,13 +63,18 @@ static const struct word_splitter {
     {"qwen2", attn_regex_qwen2, false, true, false},
 };
 
-static const struct word_splitter *find_splitter(const char *name) {
-  for (size_t i = 0; i < sizeof splitters / sizeof *splitters; ++i)
-    if (strcmp(name, splitters[i].name) == 0) return &splitters[i];
+const attn_word_splitter *attn_word_splitter_at(size_t i) {
+  return i < sizeof splitters / sizeof *splitters ? &splitters[i] : NULL;
+}
+
+static const attn_word_splitter *find_splitter(const char *name) {
+  const attn_word_splitter *splitter;
+  for (size_t i = 0; (splitter = attn_word_splitter_at(i)); ++i)
+    if (strcmp(name, splitter->name) == 0) return splitter;
   return NULL;
 }
 
-static attn_status add_splitter(attn_tokenizer *tokenizer, const struct word_splitter *splitter) {
+attn_status attn_add_word_splitter(attn_tokenizer *tokenizer, const attn_word_splitter *splitter) {
   attn_step *step;
   if (splitter->compose) {
     ATTN_TRY(attn_step_new(tokenizer->normalisers, &tokenizer->normaliser_count, &step));
@@ -104,7 +106,7 @@ static attn_status add_merges(attn_tokenizer *tokenizer, const attn_tokenizer_sp
 
 static attn_status read_gpt2(attn_tokenizer *tokenizer, const attn_tokenizer_spec *spec) {
   const char *name = spec->pre ? spec->pre : "gpt-2";
-  const struct word_splitter *splitter = find_splitter(name);
+  const attn_word_splitter *splitter = find_splitter(name);
   if (!splitter)
     return attn_fail(ATTN_UNSUPPORTED, "pre-tokenizer \"%.60s\" (tokenizer.ggml.pre)", name);
   if (spec->merge_count > 0 && !spec->merges)
@@ -115,7 +117,7 @@ static attn_status read_gpt2(attn_tokenizer *tokenizer, const attn_tokenizer_spe
   tokenizer->decoder.byte_level = true;
   ATTN_TRY(add_tokens(tokenizer, spec));
   ATTN_TRY(add_merges(tokenizer, spec));
-  return add_splitter(tokenizer, splitter);
+  return attn_add_word_splitter(tokenizer, splitter);
 }
 
 /* -- llama -- */
@@ -148,7 +150,7 @@ static attn_status rank_scores(attn_tokenizer *tokenizer, const attn_tokenizer_s
   return order && ranks ? ATTN_OK : ATTN_OUT_OF_MEMORY;
 }
 
-static attn_status add_line_steps(attn_tokenizer *tokenizer, bool prefix) {
+attn_status attn_add_line_steps(attn_tokenizer *tokenizer, bool prefix) {
   attn_step *step;
   if (prefix) {
     ATTN_TRY(attn_step_new(tokenizer->normalisers, &tokenizer->normaliser_count, &step));
@@ -173,7 +175,7 @@ static attn_status read_llama(attn_tokenizer *tokenizer, const attn_tokenizer_sp
   tokenizer->decoder.strip = spec->add_space_prefix;
   ATTN_TRY(add_tokens(tokenizer, spec));
   ATTN_TRY(rank_scores(tokenizer, spec));
-  return add_line_steps(tokenizer, spec->add_space_prefix);
+  return attn_add_line_steps(tokenizer, spec->add_space_prefix);
 }
 
 /* -- bert -- */

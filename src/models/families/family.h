@@ -3,7 +3,7 @@
 #ifndef ATTN_MODELS_FAMILY_H
 #define ATTN_MODELS_FAMILY_H
 
-#include "files/gguf.h"
+#include "files/gguf_write.h"
 #include "models/config.h"
 
 /* A name in three places; parts of a layer begin with a dot ("model.layers.N" or "blk.N" stands
@@ -68,6 +68,15 @@ attn_status attn_family_place(const attn_model_config *config, const attn_parame
 
 /* A GGUF file's metadata as the config.json of its family (gguf.c). */
 attn_status attn_family_config_from_gguf(const attn_gguf *file, json_t **config);
+
+/* The i-th key below the architecture that becomes one of config.json; false beyond the last. */
+bool attn_family_gguf_field(size_t i, const char **gguf, const char **config, bool *real);
+/* The way back (gguf_write.c): the keys of a model in a GGUF file. ATTN_UNSUPPORTED when they would
+ * not make the same configuration again. */
+attn_status attn_family_config_to_gguf(const attn_model_config *config, attn_gguf_draft *draft);
+/* Of the tensor rope_freqs.weight; 0: there is none. */
+int64_t attn_family_rope_count(const attn_model_config *config);
+void attn_family_rope_factors(const attn_model_config *config, float *factors);
 
 /* Helpers for `configure`. */
 

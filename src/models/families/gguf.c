@@ -166,3 +166,11 @@ attn_status attn_family_config_from_gguf(const attn_gguf *file, json_t **config)
     json_decref(made);
   return status;
 }
+
+bool attn_family_gguf_field(size_t i, const char **gguf, const char **config, bool *real) {
+  if (i >= sizeof fields / sizeof *fields) return false;
+  *gguf = fields[i].gguf;
+  *config = fields[i].config;
+  *real = fields[i].kind == REAL;
+  return true;
+}

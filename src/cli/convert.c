@@ -1,0 +1,150 @@
+/* attn convert: a model in another kind of file, or with weights of another type. */
+#include "base/io.h"
+#include "base/memory.h"
+#include "base/progress.h"
+#include "cli/cli.h"
+#include "files/gguf_split.h"
+#include "models/model.h"
+
+#include <string.h>
+
+typedef struct convert_options {
+  int type;
+  int64_t split, threads;
+} convert_options;
+
+/* In the order of attn_weight_type. */
+static const char *const type_names[] = {"stored", "f32", "f16", "bf16", "q8_0", "q4_0", NULL};
+
+/* That of the file, and float16 where it is quantised. */
+static attn_dtype stored_dtype(const attn_model *model) {
+  attn_stored stored;
+  if (!attn_model_find_stored(model, 0, &stored)) return ATTN_F32;
+  return stored.in_blocks ? ATTN_F16 : stored.dtype;
+}
+
+static attn_status save_directory(const convert_options *o, const attn_model *model,
+                                  const char *path) {
+  static const attn_dtype dtypes[] = {[ATTN_WEIGHTS_F32] = ATTN_F32,
+                                      [ATTN_WEIGHTS_F16] = ATTN_F16,
+                                      [ATTN_WEIGHTS_BF16] = ATTN_BF16};
+  attn_dtype dtype = o->type == ATTN_WEIGHTS_AS_STORED ? stored_dtype(model) : dtypes[o->type];
+  return attn_model_save(model, path, dtype);
+}
+
+/* What was written, for people. */
+typedef struct summary {
+  int64_t tensors[ATTN_BLOCK_TYPES], bytes, files;
+  int64_t odd; /* float16 matrices because their rows are not whole blocks */
+} summary;
+
+static void count_tensor(const attn_gguf_tensor *t, bool blocks_wanted, summary *s) {
+  ++s->tensors[t->type];
+  s->bytes += (int64_t)t->bytes;
+  s->odd += blocks_wanted && t->type == ATTN_BLOCK_F16;
+}
+
+static attn_status summarise(const convert_options *o, const char *path, summary *s) {
+  attn_gguf *file;
+  ATTN_TRY(attn_gguf_open(path, &file));
+  bool blocks = o->type == ATTN_WEIGHTS_Q8_0 || o->type == ATTN_WEIGHTS_Q4_0;
+  for (int64_t i = 0; i < attn_gguf_tensor_count(file); ++i)
+    count_tensor(attn_gguf_tensor_at(file, i), blocks, s);
+  attn_gguf_close(file);
+  return ATTN_OK;
+}
+
+static void print_summary(const char *path, const summary *s) {
+  char bytes[ATTN_FORMAT_SIZE];
+  printf("%s: %s in %lld file%s;", path, attn_format_bytes((double)s->bytes, bytes, sizeof bytes),
+         (long long)s->files, s->files == 1 ? "" : "s");
+  const char *separator = " ";
+  for (int type = 0; type < ATTN_BLOCK_TYPES; ++type) {
+    if (!s->tensors[type]) continue;
+    printf("%s%lld tensors %s", separator, (long long)s->tensors[type],
+           attn_block_get_format((attn_block_type)type)->name);
+    separator = ", ";
+  }
+  printf("\n");
+  if (s->odd)
+    printf("%lld matri%s F16: rows that are not whole blocks of 32\n", (long long)s->odd,
+           s->odd == 1 ? "x is" : "ces are");
+}
+
+static attn_status save_gguf(const convert_options *o, const attn_model *model, const char *path) {
+  attn_gguf_options options = ATTN_GGUF_OPTIONS_INIT;
+  summary s = {0};
+  int files;
+  options.type = (attn_weight_type)o->type;
+  options.shard_bytes = o->split;
+  ATTN_TRY(attn_model_write_gguf(model, path, &options, &files));
+  char *written = files > 1 ? attn_gguf_shard_path(path, 0, files) : attn_strdup(path);
+  if (!written) return ATTN_OUT_OF_MEMORY;
+  s.files = files;
+  attn_status status = summarise(o, written, &s);
+  if (status == ATTN_OK) print_summary(written, &s);
+  attn_free(written);
+  return status;
+}
+
+static attn_status convert(const convert_options *o, const char *from, const char *to) {
+  attn_model *model;
+  ATTN_TRY(attn_set_threads((int)o->threads));
+  char *path = attn_find_model(from);
+  if (!path) return ATTN_NOT_FOUND;
+  attn_status status = attn_model_read(path, ATTN_F32, &model);
+  attn_free(path);
+  ATTN_TRY(status);
+  status =
+      attn_path_has_suffix(to, ".gguf") ? save_gguf(o, model, to) : save_directory(o, model, to);
+  attn_model_destroy(model);
+  return status;
+}
+
+static int run(const attn_command *command, void *options, const attn_words *words) {
+  const convert_options *o = options;
+  bool to_gguf = attn_path_has_suffix(words->items[1], ".gguf");
+  if (!to_gguf && (o->type == ATTN_WEIGHTS_Q8_0 || o->type == ATTN_WEIGHTS_Q4_0))
+    return attn_misuse(command, "--type %s needs a .gguf file: a directory has f32, f16 or bf16",
+                       type_names[o->type]);
+  if (!to_gguf && o->split) return attn_misuse(command, "--split needs a .gguf file");
+  attn_status status = convert(o, words->items[0], words->items[1]);
+  return status == ATTN_OK ? ATTN_EXIT_OK : attn_report(command, status);
+}
+
+static const convert_options defaults = {.type = ATTN_WEIGHTS_AS_STORED};
+
+#define AT(field) ATTN_FIELD(convert_options, field)
+static const attn_option table[] = {
+    {"type", 't', ATTN_OPTION_CHOICE, "TYPE",
+     "Of the matrices; stored: as MODEL has them, of quantised ones f16 in a directory", AT(type),
+     0, 0, type_names},
+    {"split", 0, ATTN_OPTION_INT, "BYTES",
+     "Several .gguf files of at most BYTES of weights each (4G); 0: one.", AT(split), 0, 1LL << 50,
+     NULL},
+    {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",
+     AT(threads), 0, 4096, NULL},
+};
+
+const attn_command attn_command_convert = {
+    .name = "convert",
+    .summary = "write a model as a GGUF file, or as a directory",
+    .usage = "MODEL OUT",
+    .description =
+        "Writes MODEL, a directory or a .gguf file, as OUT: one .gguf file (or several, with "
+        "--split), or a directory with config.json, model.safetensors and tokenizer.json. "
+        "Tokenizer, "
+        "chat template and generation_config.json go with it.\n\nVectors and norms stay float32 in "
+        "GGUF files, and matrices whose rows are not whole blocks of 32 become f16 where q8_0 or "
+        "q4_0 is asked for. Families that have no names in GGUF are refused.",
+    .examples = "attn convert models/smollm2 smollm2.gguf --type q8_0\ta quantised file\n"
+                "attn convert model.gguf model --type bf16\ta directory for other tools\n"
+                "attn convert big.gguf part.gguf --split 4G\tseveral files",
+    .options = table,
+    .option_count = ATTN_COUNT(table),
+    .defaults = &defaults,
+    .size = sizeof defaults,
+    .least_words = 2,
+    .most_words = 2,
+    .run = run,
+};

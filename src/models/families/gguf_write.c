@@ -1,0 +1,224 @@
+/* A configuration as the metadata of a GGUF file. First the config.json is made that gguf.c would
+ * make of them: when that one configures another model, GGUF cannot say what this one is. */
+#include "base/memory.h"
+#include "base/status.h"
+#include "models/families/family.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum {
+  KEY_SIZE = 160,
+  UNSAID_CONTEXT = 2048, /* llama.cpp wants a context_length, also where config.json has none */
+};
+
+static const attn_mixer_options *first_layer(const attn_model_config *c) {
+  return &c->layers[0].options;
+}
+
+int64_t attn_family_rope_count(const attn_model_config *c) {
+  const attn_mixer_options *o = first_layer(c);
+  bool scaled = o->rope.scaling == ATTN_ROPE_LLAMA3 || o->rope.scaling == ATTN_ROPE_FACTORS;
+  return scaled ? o->rotary_dim / 2 : 0;
+}
+
+void attn_family_rope_factors(const attn_model_config *c, float *factors) {
+  int64_t count = attn_family_rope_count(c);
+  for (int64_t j = 0; j < count; ++j)
+    factors[j] = (float)attn_rope_divisor(&first_layer(c)->rope, j, count);
+}
+
+/* What a reader has ------------------------------------------------------------------------------
+ */
+
+/* What config.json may leave out, as it was understood. */
+static void set_understood(const attn_model_config *c, json_t *json) {
+  const attn_mixer_options *o = first_layer(c);
+  json_object_set_new(json, "num_key_value_heads", json_integer(o->kv_heads));
+  json_object_set_new(json, "head_dim", json_integer(o->dim));
+  json_object_set_new(json, "rms_norm_eps", json_real(c->norm_epsilon));
+  json_object_set_new(json, "rope_theta", json_real(o->rope.base));
+  json_object_set_new(json, "vocab_size", json_integer(c->vocabulary));
+  json_object_set_new(json, "tie_word_embeddings", json_boolean(c->tied));
+  if (o->bias) json_object_set_new(json, "attention_bias", json_true());
+}
+
+/* Layers without experts are those without a router, and all others are alike. */
+static void set_experts(const attn_model_config *c, json_t *json) {
+  const attn_experts_config *experts = NULL;
+  json_t *dense = json_array();
+  for (int64_t l = 0; l < c->layer_count; ++l)
+    if (c->layers[l].experts.routing.experts)
+      experts = &c->layers[l].experts;
+    else
+      json_array_append_new(dense, json_integer(l));
+  if (experts) {
+    json_object_set_new(json, "num_experts", json_integer(experts->routing.experts));
+    json_object_set_new(json, "num_experts_per_tok", json_integer(experts->routing.active));
+    json_object_set_new(json, "moe_intermediate_size", json_integer(experts->width));
+    json_object_set(json, "mlp_only_layers", dense);
+  }
+  json_decref(dense);
+}
+
+static void set_scaling(const attn_model_config *c, json_t *json) {
+  const attn_rope *rope = &first_layer(c)->rope;
+  int64_t count = attn_family_rope_count(c);
+  if (rope->scaling == ATTN_ROPE_LINEAR)
+    json_object_set_new(json, "rope_scaling",
+                        json_pack("{s:s, s:f}", "type", "linear", "factor", rope->factor));
+  if (!count) return;
+  json_t *list = json_array();
+  for (int64_t j = 0; j < count; ++j)
+    json_array_append_new(list, json_real(attn_rope_divisor(rope, j, count)));
+  json_object_set_new(json, "rope_scaling",
+                      json_pack("{s:s, s:o}", "rope_type", "factors", "factors", list));
+}
+
+static json_t *config_of_reader(const attn_model_config *c) {
+  const char *gguf, *key;
+  bool real;
+  const char *defaults = c->family->gguf_defaults ? c->family->gguf_defaults : "{}";
+  json_t *json = json_loads(defaults, 0, NULL);
+  json_object_set_new(json, "model_type", json_string(c->family->types[0]));
+  for (size_t i = 0; attn_family_gguf_field(i, &gguf, &key, &real); ++i) {
+    json_t *value = json_object_get(c->json, key);
+    if (json_is_number(value) || json_is_boolean(value)) json_object_set(json, key, value);
+  }
+  if (json_object_get(json, "sliding_window") && !first_layer(c)->window)
+    json_object_del(json, "sliding_window"); /* Qwen's, which its layers do not use */
+  set_understood(c, json);
+  set_experts(c, json);
+  set_scaling(c, json);
+  return json;
+}
+
+/* Whether it is the same model -------------------------------------------------------------------
+ */
+
+static bool near(double a, double b) {
+  const double f32 = 1e-6; /* GGUF has float32 */
+  return fabs(a - b) <= f32 * fabs(a);
+}
+
+static const char *different_experts(const attn_experts_config *a, const attn_experts_config *b) {
+  const attn_routing *x = &a->routing, *y = &b->routing;
+  bool same = a->width == b->width && a->shared_width == b->shared_width &&
+              a->shared_gate == b->shared_gate && a->correction == b->correction &&
+              x->experts == y->experts && x->active == y->active && x->groups == y->groups &&
+              x->active_groups == y->active_groups && x->sigmoid == y->sigmoid &&
+              x->best_two == y->best_two && x->normalise == y->normalise &&
+              near(x->scale, y->scale);
+  return same ? NULL : "experts";
+}
+
+static const char *different_layer(const attn_layer_config *a, const attn_layer_config *b) {
+  const attn_mixer_options *x = &a->options, *y = &b->options;
+  if (a->mixer != b->mixer) return "mixers";
+  if (x->heads != y->heads || x->kv_heads != y->kv_heads || x->dim != y->dim ||
+      x->value_dim != y->value_dim)
+    return "heads";
+  if (x->window != y->window) return "windows";
+  if (!near(x->soft_cap, y->soft_cap)) return "soft caps";
+  if (!near(x->scale, y->scale)) return "scale of queries";
+  if (x->bias != y->bias || x->output_bias != y->output_bias) return "biases";
+  if (x->qk_norm != y->qk_norm) return "norms of heads";
+  if (x->output_gate != y->output_gate) return "gates of outputs";
+  if (x->rotary_dim != y->rotary_dim || !near(x->rope.base, y->rope.base) ||
+      !near(x->rope.magnitude, y->rope.magnitude) || x->rope.scaling == ATTN_ROPE_YARN)
+    return "positions";
+  if (!near(a->mixed.keep, b->mixed.keep) || !near(a->mixed.add, b->mixed.add) ||
+      !near(a->fed.keep, b->fed.keep) || !near(a->fed.add, b->fed.add))
+    return "residuals";
+  return different_experts(&a->experts, &b->experts);
+}
+
+/* What the reader would have otherwise; NULL: nothing. */
+static const char *difference(const attn_model_config *a, const attn_model_config *b) {
+  if (a->family != b->family) return "family";
+  if (a->vocabulary != b->vocabulary || a->hidden != b->hidden ||
+      a->layer_count != b->layer_count || a->feed_forward_width != b->feed_forward_width)
+    return "sizes";
+  if (a->feed_forward != b->feed_forward) return "feed-forward";
+  if (a->norm != b->norm || !near(a->norm_epsilon, b->norm_epsilon) ||
+      a->norm_offset != b->norm_offset || a->sandwich != b->sandwich ||
+      a->normed_residual != b->normed_residual)
+    return "norms";
+  if (!near(a->logit_cap, b->logit_cap)) return "soft caps";
+  if (a->tied != b->tied || !near(a->embedding_scale, b->embedding_scale)) return "embeddings";
+  for (int64_t l = 0; l < a->layer_count; ++l) {
+    const char *found = different_layer(&a->layers[l], &b->layers[l]);
+    if (found) return found;
+  }
+  return NULL;
+}
+
+static attn_status check_same(const attn_model_config *c, json_t *json) {
+  attn_model_config again;
+  attn_status status = attn_model_config_read(json_incref(json), "GGUF metadata", &again);
+  if (status != ATTN_OK) return attn_fail_in(ATTN_UNSUPPORTED, "no GGUF file can say it");
+  const char *found = difference(c, &again);
+  attn_model_config_free(&again);
+  if (!found) return ATTN_OK;
+  return attn_fail(ATTN_UNSUPPORTED, "GGUF files of architecture '%s' cannot say its %s",
+                   c->family->architectures[0], found);
+}
+
+/* The keys ---------------------------------------------------------------------------------------
+ */
+
+static void add_value(const char *architecture, const char *name, bool real, const json_t *value,
+                      attn_gguf_draft *draft) {
+  char key[KEY_SIZE];
+  snprintf(key, sizeof key, "%s.%s", architecture, name);
+  if (attn_gguf_has_key(draft, key)) return;
+  if (json_is_number(value) && real)
+    attn_gguf_add_f32(draft, key, (float)json_number_value(value));
+  else if (json_is_integer(value))
+    attn_gguf_add_u32(draft, key, (uint32_t)json_integer_value(value));
+  else if (json_is_boolean(value))
+    attn_gguf_add_bool(draft, key, json_is_true(value));
+}
+
+static void add_integer(const char *architecture, const char *name, int64_t value,
+                        attn_gguf_draft *draft) {
+  char key[KEY_SIZE];
+  snprintf(key, sizeof key, "%s.%s", architecture, name);
+  if (!attn_gguf_has_key(draft, key)) attn_gguf_add_u32(draft, key, (uint32_t)value);
+}
+
+static void add_scaling(const attn_model_config *c, const char *architecture,
+                        attn_gguf_draft *draft) {
+  const attn_rope *rope = &first_layer(c)->rope;
+  char key[KEY_SIZE];
+  if (rope->scaling != ATTN_ROPE_LINEAR) return;
+  snprintf(key, sizeof key, "%s.rope.scaling.type", architecture);
+  attn_gguf_add_string(draft, key, "linear", strlen("linear"));
+  snprintf(key, sizeof key, "%s.rope.scaling.factor", architecture);
+  attn_gguf_add_f32(draft, key, (float)rope->factor);
+}
+
+static void add_keys(const attn_model_config *c, const json_t *json, attn_gguf_draft *draft) {
+  const char *architecture = c->family->architectures[0], *name, *key;
+  bool real;
+  const attn_mixer_options *o = first_layer(c);
+  for (size_t i = 0; attn_family_gguf_field(i, &name, &key, &real); ++i)
+    add_value(architecture, name, real, json_object_get(json, key), draft);
+  add_integer(architecture, "attention.value_length", o->value_dim, draft);
+  add_integer(architecture, "rope.dimension_count", o->rotary_dim, draft);
+  add_integer(architecture, "vocab_size", c->vocabulary, draft);
+  add_integer(architecture, "context_length", UNSAID_CONTEXT, draft);
+  add_scaling(c, architecture, draft);
+}
+
+attn_status attn_family_config_to_gguf(const attn_model_config *c, attn_gguf_draft *draft) {
+  if (!c->family->architectures)
+    return attn_fail(ATTN_UNSUPPORTED, "models of type '%s' have no names in GGUF files", c->type);
+  json_t *json = config_of_reader(c);
+  if (!json) return attn_fail(ATTN_OUT_OF_MEMORY, "out of memory");
+  attn_status status = check_same(c, json);
+  if (status == ATTN_OK) add_keys(c, json, draft);
+  json_decref(json);
+  return status;
+}
