@@ -129,6 +129,7 @@ static bool may_be_left(const attn_model *model, const char *name) {
     size_t end = strlen(ends[i]);
     if (length >= end && strcmp(name + length - end, ends[i]) == 0) return true;
   }
+  if (model->source.safetensors && attn_family_leaves(model->config.family, name)) return true;
   return strcmp(name, "rope_freqs.weight") == 0 ||
          (model->config.tied && strcmp(name, "lm_head.weight") == 0);
 }
@@ -170,6 +171,8 @@ static attn_status load(const char *path, attn_dtype compute, attn_model *model)
   if (status != ATTN_OK) return attn_fail_in(status, "%s", path);
   ATTN_TRY(attn_model_make_weights(model));
   status = attn_model_text_load(&model->source, &model->text);
+  if (status == ATTN_OK)
+    status = attn_embedding_config_load(&model->source, &model->config, &model->embedding_config);
   return status == ATTN_OK ? ATTN_OK : attn_fail_in(status, "%s", path);
 }
 

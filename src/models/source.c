@@ -4,6 +4,7 @@
 #include "base/status.h"
 #include "files/json.h"
 
+#include <stdio.h>
 #include <string.h>
 
 bool attn_is_gguf(const char *path) {
@@ -53,11 +54,33 @@ static bool plain_dtype(attn_block_type type, attn_dtype *dtype) {
 
 enum { NAME_SIZE = 192 };
 
+/* The file's own name for `name`: as it is, behind one of the family's prefixes, or the older name
+ * of a norm's weight or bias; unchanged when there is none of them. */
+static void as_stored(const attn_source *source, const attn_family *family, char *name,
+                      size_t size) {
+  static const char *const endings[][2] = {{".weight", ".gamma"}, {".bias", ".beta"}};
+  char tried[NAME_SIZE];
+  for (int older = 0; older <= (family->gamma_beta ? 2 : 0); ++older) {
+    size_t length = strlen(name), end = older ? strlen(endings[older - 1][0]) : 0;
+    if (older && !attn_path_has_suffix(name, endings[older - 1][0])) continue;
+    for (const char *const *prefix = family->prefixes;; ++prefix) {
+      snprintf(tried, sizeof tried, "%s%.*s%s", prefix && *prefix ? *prefix : "",
+               (int)(length - end), name, older ? endings[older - 1][1] : "");
+      if (attn_safetensors_has(source->safetensors, tried)) {
+        snprintf(name, size, "%s", tried);
+        return;
+      }
+      if (!prefix || !*prefix) break;
+    }
+  }
+}
+
 attn_status attn_source_name(const attn_source *source, const attn_family *family, const char *host,
                              char *name, size_t size) {
-  if (!source->gguf)
+  if (!source->gguf) {
     attn_family_checkpoint_name(family, host, name, size);
-  else if (!attn_family_gguf_name(family, host, name, size))
+    if (source->safetensors) as_stored(source, family, name, size);
+  } else if (!attn_family_gguf_name(family, host, name, size))
     return attn_fail(ATTN_UNSUPPORTED, "%s has no name in GGUF files", host);
   return ATTN_OK;
 }

@@ -31,6 +31,10 @@ typedef struct attn_model_text {
 attn_status attn_model_text_load(const attn_source *source, attn_model_text *text);
 void attn_model_text_free(attn_model_text *text);
 
+/* Appends the tokens of a text (flags: attn/text.h); without a tokenizer, its bytes. */
+attn_status attn_model_text_encode(const attn_model_text *text, const char *bytes, size_t size,
+                                   unsigned flags, attn_tokens *tokens);
+
 /* chat.c: which template it is, and its own system message. */
 attn_status attn_chat_recognise(const char *template, size_t size, attn_model_text *text);
 attn_status attn_chat_encode(const attn_model_text *text, const attn_message *messages, int count,

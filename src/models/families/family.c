@@ -8,11 +8,12 @@
 #include <string.h>
 
 extern const attn_family attn_family_native, attn_family_llama, attn_family_qwen2,
-    attn_family_qwen3, attn_family_gemma2;
+    attn_family_qwen3, attn_family_gemma2, attn_family_bert, attn_family_roberta,
+    attn_family_distilbert;
 
-static const attn_family *const table[] = {&attn_family_native, &attn_family_llama,
-                                           &attn_family_qwen2, &attn_family_qwen3,
-                                           &attn_family_gemma2};
+static const attn_family *const table[] = {
+    &attn_family_native, &attn_family_llama, &attn_family_qwen2,   &attn_family_qwen3,
+    &attn_family_gemma2, &attn_family_bert,  &attn_family_roberta, &attn_family_distilbert};
 
 enum { COUNT = sizeof table / sizeof *table };
 
@@ -50,11 +51,12 @@ attn_status attn_family_find_architecture(const char *architecture, const attn_f
 /* Names ------------------------------------------------------------------------------------------
  */
 
+static const char layer_prefix[] = "model.layers.";
+
 /* Splits "model.layers.12.rest": where ".rest" begins, or NULL when it is not of a layer. */
 static const char *part_of_layer(const char *name, int *number_length) {
-  static const char prefix[] = "model.layers.";
-  if (strncmp(name, prefix, sizeof prefix - 1) != 0) return NULL;
-  const char *digits = name + sizeof prefix - 1;
+  if (strncmp(name, layer_prefix, sizeof layer_prefix - 1) != 0) return NULL;
+  const char *digits = name + sizeof layer_prefix - 1;
   *number_length = (int)strspn(digits, "0123456789");
   return *number_length && digits[*number_length] == '.' ? digits + *number_length : NULL;
 }
@@ -77,8 +79,11 @@ void attn_family_checkpoint_name(const attn_family *family, const char *host, ch
   const attn_family_name *row = find_row(family, layer ? layer : host, &rest);
   if (!row)
     snprintf(name, size, "%s", host);
+  else if (layer)
+    snprintf(name, size, "%s%.*s%s%s", family->layers ? family->layers : layer_prefix, number,
+             layer - number, row->checkpoint, rest);
   else
-    snprintf(name, size, "%.*s%s%s", layer ? (int)(layer - host) : 0, host, row->checkpoint, rest);
+    snprintf(name, size, "%s%s", row->checkpoint, rest);
 }
 
 bool attn_family_gguf_name(const attn_family *family, const char *host, char *name, size_t size) {
@@ -91,6 +96,23 @@ bool attn_family_gguf_name(const attn_family *family, const char *host, char *na
   else
     snprintf(name, size, "%s%s", row->gguf, rest);
   return true;
+}
+
+static bool begins_with(const char *name, const char *beginning) {
+  return strncmp(name, beginning, strlen(beginning)) == 0;
+}
+
+const char *attn_family_without_prefix(const attn_family *family, const char *name) {
+  for (const char *const *p = family->prefixes; p && *p; ++p)
+    if (begins_with(name, *p)) return name + strlen(*p);
+  return name;
+}
+
+bool attn_family_leaves(const attn_family *family, const char *name) {
+  name = attn_family_without_prefix(family, name);
+  for (const char *const *beginning = family->left; beginning && *beginning; ++beginning)
+    if (begins_with(name, *beginning)) return true;
+  return false;
 }
 
 /* Configurations ---------------------------------------------------------------------------------

@@ -22,6 +22,12 @@ struct attn_family {
   const attn_family_name *names; /* the last has no host; NULL: the host's own names */
   /* In GGUF the rows of queries and keys have rotated channels j and j + dim / 2 side by side. */
   bool gguf_pairs_together;
+  const char *layers;          /* before a layer's number in safetensors; NULL: "model.layers." */
+  const char *const *prefixes; /* that may stand before all names there, then NULL; NULL: none */
+  bool gamma_beta; /* norms' weight and bias may be called gamma and beta there, as TensorFlow had
+                    * them */
+  const char *const *left; /* beginnings of names, without prefix, of tensors that are not needed,
+                            * then NULL; NULL: none */
 };
 
 /* ATTN_UNSUPPORTED lists what there is. */
@@ -34,6 +40,11 @@ void attn_family_checkpoint_name(const attn_family *family, const char *host, ch
                                  size_t size);
 /* The same in GGUF; false: it has none. */
 bool attn_family_gguf_name(const attn_family *family, const char *host, char *name, size_t size);
+
+/* A name of safetensors without what may stand before it. */
+const char *attn_family_without_prefix(const attn_family *family, const char *name);
+/* Whether a tensor of safetensors is one that the family does without. */
+bool attn_family_leaves(const attn_family *family, const char *name);
 
 /* A GGUF file's metadata as the config.json of its family (gguf.c). */
 attn_status attn_family_config_from_gguf(const attn_gguf *file, json_t **config);

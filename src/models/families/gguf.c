@@ -24,6 +24,7 @@ static const field fields[] = {
     {"attention.key_length", "head_dim", INTEGER, ATTN_OPTIONAL},
     {"attention.sliding_window", "sliding_window", INTEGER, ATTN_OPTIONAL},
     {"attention.layer_norm_rms_epsilon", "rms_norm_eps", REAL, ATTN_OPTIONAL},
+    {"attention.layer_norm_epsilon", "layer_norm_eps", REAL, ATTN_OPTIONAL},
     {"rope.freq_base", "rope_theta", REAL, ATTN_OPTIONAL},
     {"context_length", "max_position_embeddings", INTEGER, ATTN_OPTIONAL},
 };
@@ -88,6 +89,16 @@ static void copy_biases(const attn_gguf *file, json_t *config) {
     json_object_set_new(config, "attention_bias", json_true());
 }
 
+/* Tables of encoders: as long as their tensors. */
+static void copy_tables(const attn_gguf *file, json_t *config) {
+  static const char *const tables[][2] = {{"position_embd.weight", "max_position_embeddings"},
+                                          {"token_types.weight", "type_vocab_size"}};
+  const attn_gguf_tensor *table;
+  for (int i = 0; i < 2; ++i)
+    if (attn_gguf_find(file, tables[i][0], &table) == ATTN_OK)
+      json_object_set_new(config, tables[i][1], json_integer(table->shape[0]));
+}
+
 /* The vocabulary is as long as the table of embeddings, whose rows come last in GGUF's order. */
 static attn_status copy_vocabulary(const attn_gguf *file, json_t *config) {
   const attn_gguf_tensor *table, *head;
@@ -124,6 +135,7 @@ static attn_status copy_all(const attn_gguf *file, const char *architecture, jso
   ATTN_TRY(check_heads(file, architecture, config));
   ATTN_TRY(copy_rope_scaling(file, architecture, config));
   copy_biases(file, config);
+  copy_tables(file, config);
   return copy_vocabulary(file, config);
 }
 
