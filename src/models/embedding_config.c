@@ -5,7 +5,7 @@
  * folder. Read are Transformer (the model itself, in the directory), Pooling (config.json: modes as
  * flags, or "pooling_mode" in newer files) and Normalize. sentence_bert_config.json has
  * max_seq_length; without it a text may have as many tokens as the tokenizer and the model allow.
- * GGUF: <architecture>.pooling_type. */
+ * GGUF: pooling_type and context_length below the architecture. */
 #include "base/io.h"
 #include "base/memory.h"
 #include "base/status.h"
@@ -216,11 +216,14 @@ static attn_status read_gguf(const attn_gguf *file, attn_embedding_config *c) {
                                           ATTN_POOLING_LAST};
   char key[96];
   attn_gguf_text name = {0};
-  int64_t type = 0;
+  int64_t type = 0, context = 0;
   ATTN_TRY(attn_gguf_string(file, "general.architecture", ATTN_REQUIRED, &name));
   snprintf(key, sizeof key, "%.*s.pooling_type", (int)name.size, name.data);
   ATTN_TRY(attn_gguf_int(file, key, ATTN_OPTIONAL, -1, INT32_MAX, &type));
-  if (type > 3) lacks(c, key, "4, for ranking,");
+  snprintf(key, sizeof key, "%.*s.context_length", (int)name.size, name.data);
+  ATTN_TRY(attn_gguf_int(file, key, ATTN_OPTIONAL, 0, INT32_MAX, &context));
+  at_most(context, &c->most_tokens);
+  if (type > 3) lacks(c, "pooling_type", "4, for ranking,");
   if (type >= 0 && type <= 3) c->pooling = poolings[type];
   return ATTN_OK;
 }
