@@ -51,8 +51,9 @@ ATTN_API attn_status attn_model_get_embedding_info(const attn_model *model,
 /* Numbers of an embedding: the model's width. */
 ATTN_API int64_t attn_model_embedding_size(const attn_model *model);
 
-/* The tokens of a text as it is embedded: as attn_model_encode with ATTN_ENCODE_ENDS, but cut at
- * the model's most_tokens, behind which the tokens that end a text ([SEP]) still stand. *cut, which
+/* The tokens of a text as sentence-transformers embeds it: as attn_model_encode with
+ * ATTN_ENCODE_ENDS and ATTN_ENCODE_SPECIAL (a "[MASK]" in the text is that token), but cut at the
+ * model's most_tokens, of which the tokens that end a text ([SEP]) still are the last. *cut, which
  * may be NULL, tells whether something was left out. */
 ATTN_API attn_status attn_model_encode_for_embedding(const attn_model *model, const char *text,
                                                      size_t size, int32_t *tokens, int64_t capacity,

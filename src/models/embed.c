@@ -46,10 +46,11 @@ attn_status attn_model_get_embedding_info(const attn_model *model, attn_embeddin
 attn_status attn_model_encode_for_embedding(const attn_model *model, const char *text, size_t size,
                                             int32_t *tokens, int64_t capacity, int64_t *count,
                                             bool *cut) {
+  const unsigned flags = ATTN_ENCODE_ENDS | ATTN_ENCODE_SPECIAL;
   attn_tokens made = {0};
   if (!model || (size && !text) || !count || (capacity > 0 && !tokens) || capacity < 0)
     return attn_fail(ATTN_INVALID_ARGUMENT, "encode: model, text, tokens or count is NULL");
-  attn_status status = attn_model_text_encode(&model->text, text, size, ATTN_ENCODE_ENDS, &made);
+  attn_status status = attn_model_text_encode(&model->text, text, size, flags, &made);
   if (status != ATTN_OK) return status;
   size_t most = (size_t)model->embedding_config.most_tokens;
   size_t ends = model->text.tokenizer ? attn_tokenizer_suffix(model->text.tokenizer) : 0;
