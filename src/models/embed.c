@@ -51,7 +51,10 @@ attn_status attn_model_encode_for_embedding(const attn_model *model, const char 
   if (!model || (size && !text) || !count || (capacity > 0 && !tokens) || capacity < 0)
     return attn_fail(ATTN_INVALID_ARGUMENT, "encode: model, text, tokens or count is NULL");
   attn_status status = attn_model_text_encode(&model->text, text, size, flags, &made);
-  if (status != ATTN_OK) return status;
+  if (status != ATTN_OK) {
+    attn_tokens_free(&made);
+    return status;
+  }
   size_t most = (size_t)model->embedding_config.most_tokens;
   size_t ends = model->text.tokenizer ? attn_tokenizer_suffix(model->text.tokenizer) : 0;
   bool too_long = most && made.count > most && ends < most;

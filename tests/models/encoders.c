@@ -4,7 +4,9 @@
 #include "support/test.h"
 
 #include "attn/attn.h"
+#include "base/fault.h"
 #include "base/io.h"
+#include "base/memory.h"
 #include "base/status.h"
 #include "graph/operations.h"
 #include "models/model.h"
@@ -470,6 +472,38 @@ static void lengths_are_one(void **state) {
   close_sentences(&s);
 }
 
+/* Loading, encoding and embedding, with every allocation failing in turn. */
+static attn_status load_and_embed(attn_model **model) {
+  static const char text[] = "The dogs running (a cat), hello world! the cat runs and runs";
+  int32_t tokens[32];
+  int64_t offsets[2] = {0};
+  float embedding[32];
+  bool cut;
+  ATTN_TRY(attn_model_load(path_of("sentences", NULL), ATTN_F32, model));
+  ATTN_TRY(attn_model_encode_for_embedding(*model, text, sizeof text - 1, tokens, 32, &offsets[1],
+                                           &cut));
+  assert_true(cut);
+  return attn_model_embed(*model, tokens, offsets, 1, NULL, embedding);
+}
+
+static void failing_memory_is_an_error(void **state) {
+  (void)state;
+  size_t live = attn_memory_get_stats().live_bytes;
+  int64_t n = 0;
+  for (bool failed = true; failed; ++n) {
+    attn_model *model = NULL;
+    attn_fault_arm(ATTN_FAULT_ALLOC, n);
+    attn_status status = load_and_embed(&model);
+    failed = attn_fault_disarm(ATTN_FAULT_ALLOC);
+    if (status != (failed ? ATTN_OUT_OF_MEMORY : ATTN_OK))
+      fail_msg("allocation %lld fails: %s (%s)", (long long)n, attn_status_name(status),
+               attn_error_message());
+    attn_model_destroy(model);
+    assert_int_equal(attn_memory_get_stats().live_bytes, live);
+  }
+  assert_true(n > 100);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(rows_equal_transformers),
@@ -482,6 +516,7 @@ int main(void) {
       cmocka_unit_test(configurations_are_checked),
       cmocka_unit_test(wrong_calls_are_refused),
       cmocka_unit_test(lengths_are_one),
+      cmocka_unit_test(failing_memory_is_an_error),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
