@@ -294,7 +294,7 @@ attn_status attn_model_decode(const attn_model *model, const int32_t *tokens, in
       attn_text_add(&made, &byte, 1);
   }
   if (status == ATTN_OK && made.failed) status = ATTN_OUT_OF_MEMORY;
-  if (status == ATTN_OK && made.length)
+  if (status == ATTN_OK && made.length && capacity)
     memcpy(text, made.data, made.length < capacity ? made.length : capacity);
   if (status == ATTN_OK) *size = made.length;
   attn_text_free(&made);
