@@ -51,11 +51,11 @@ static attn_tensor expected_tensor(const attn_safetensors *file, const char *nam
 /* Rows ------------------------------------------------------------------------------------------
  */
 
-static void check_rows(const char *name, const tolerance *t) {
+static void check_rows(const char *name, const char *gguf, const tolerance *t) {
   attn_model *model;
   attn_safetensors *file;
   attn_graph *graph;
-  assert_ok(attn_model_load(path_of(name, NULL), t->compute, &model));
+  assert_ok(attn_model_load(path_of(name, gguf), t->compute, &model));
   assert_ok(attn_safetensors_open(path_of(name, "expected.safetensors"), &file));
   assert_ok(attn_graph_create(t->compute, &graph));
   attn_tensor tokens = expected_tensor(file, "tokens"), types = expected_tensor(file, "types");
@@ -73,10 +73,14 @@ static void check_rows(const char *name, const tolerance *t) {
 }
 
 static void rows_equal_transformers(void **state) {
-  static const char *const names[] = {"bert", "bert_masked", "roberta", "distilbert"};
+  static const char *const names[][2] = {{"bert", NULL},
+                                         {"bert_masked", NULL},
+                                         {"roberta", NULL},
+                                         {"distilbert", NULL},
+                                         {"distilbert", "model.gguf"}};
   (void)state;
   for (size_t i = 0; i < sizeof names / sizeof *names; ++i)
-    for (int t = 0; t < TOLERANCES; ++t) check_rows(names[i], &tolerances[t]);
+    for (int t = 0; t < TOLERANCES; ++t) check_rows(names[i][0], names[i][1], &tolerances[t]);
 }
 
 /* Sentences -------------------------------------------------------------------------------------
@@ -404,7 +408,7 @@ static void configurations_are_checked(void **state) {
                {"\"position_embedding_type\": \"relative_key\"", ATTN_UNSUPPORTED, "relative_key"},
                {"\"is_decoder\": true", ATTN_UNSUPPORTED, "is_decoder"},
                {"\"add_cross_attention\": true", ATTN_UNSUPPORTED, "add_cross_attention"},
-               {"\"type_vocab_size\": 0", ATTN_BAD_FORMAT, "type_vocab_size"},
+               {"\"type_vocab_size\": -1", ATTN_BAD_FORMAT, "type_vocab_size"},
                {"\"layer_norm_eps\": -1", ATTN_BAD_FORMAT, "layer_norm_eps"}};
   (void)state;
   for (size_t i = 0; i < sizeof wrong / sizeof *wrong; ++i) {

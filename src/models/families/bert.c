@@ -104,7 +104,7 @@ static attn_status configure_bert(const json_t *json, attn_model_config *c) {
   c->norm_epsilon = 1e-12;
   c->token_types = 2;
   ATTN_TRY(attn_json_double(json, "layer_norm_eps", ATTN_OPTIONAL, 0, 1, &c->norm_epsilon));
-  ATTN_TRY(attn_json_int(json, "type_vocab_size", ATTN_OPTIONAL, 1, ATTN_MOST_VOCABULARY,
+  ATTN_TRY(attn_json_int(json, "type_vocab_size", ATTN_OPTIONAL, 0, ATTN_MOST_VOCABULARY,
                          &c->token_types));
   ATTN_TRY(attn_json_int(json, "num_attention_heads", ATTN_REQUIRED, 1, 1 << 14, &heads));
   return make_encoder(json, c, heads);

@@ -89,14 +89,14 @@ static void copy_biases(const attn_gguf *file, json_t *config) {
     json_object_set_new(config, "attention_bias", json_true());
 }
 
-/* Tables of encoders: as long as their tensors. */
+/* Tables of encoders: as long as their tensors. DistilBERT, which goes by the same architecture,
+ * has no token types. */
 static void copy_tables(const attn_gguf *file, json_t *config) {
-  static const char *const tables[][2] = {{"position_embd.weight", "max_position_embeddings"},
-                                          {"token_types.weight", "type_vocab_size"}};
-  const attn_gguf_tensor *table;
-  for (int i = 0; i < 2; ++i)
-    if (attn_gguf_find(file, tables[i][0], &table) == ATTN_OK)
-      json_object_set_new(config, tables[i][1], json_integer(table->shape[0]));
+  const attn_gguf_tensor *positions, *types;
+  if (attn_gguf_find(file, "position_embd.weight", &positions) != ATTN_OK) return;
+  bool typed = attn_gguf_find(file, "token_types.weight", &types) == ATTN_OK;
+  json_object_set_new(config, "max_position_embeddings", json_integer(positions->shape[0]));
+  json_object_set_new(config, "type_vocab_size", json_integer(typed ? types->shape[0] : 0));
 }
 
 /* The vocabulary is as long as the table of embeddings, whose rows come last in GGUF's order. */
