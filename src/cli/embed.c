@@ -94,7 +94,7 @@ static attn_status add_text(embedder *e, const char *text, size_t size) {
   if (!count)
     return attn_fail(ATTN_INVALID_ARGUMENT,
                      "text %lld is empty, and the model puts no token around",
-                     (long long)(e->all_texts + e->texts + 1));
+                     (long long)e->all_texts + e->texts + 1);
   e->offsets[++e->texts] = used + count;
   return ATTN_OK;
 }
