@@ -34,7 +34,7 @@ typedef struct attn_embedding_options {
   attn_pooling pooling;
   int normalize;        /* to length 1: 1 yes, 0 no, -1 as the model's files say (else no) */
   int64_t batch_tokens; /* texts are computed together up to so many tokens, which sets the memory
-                         * (a longer text goes alone); 0: some thousand */
+                         * (a longer text goes alone); 0: some hundred a thread */
 } attn_embedding_options;
 
 #define ATTN_EMBEDDING_OPTIONS_INIT                                                                \

@@ -9,9 +9,9 @@
 #include <math.h>
 #include <string.h>
 
-/* Tokens that go through the layers together: enough for products of full speed, few enough for a
- * layer's activations to stay in the caches. */
-enum { USUAL_BATCH_TOKENS = 1024 };
+/* Tokens of each thread that go through the layers together: enough for products of full speed, few
+ * enough for a layer's activations to stay in the caches. */
+enum { THREAD_TOKENS = 512 };
 
 const char *attn_pooling_name(attn_pooling pooling) {
   static const char *const names[] = {
@@ -192,7 +192,7 @@ attn_status attn_model_embed(const attn_model *model, const int32_t *tokens, con
                  .pooling = o->pooling ? o->pooling : pooling_of(model),
                  .normalize = o->normalize < 0 ? model->embedding_config.normalize : o->normalize,
                  .embeddings = embeddings};
-  int64_t most = o->batch_tokens ? o->batch_tokens : USUAL_BATCH_TOKENS;
+  int64_t most = o->batch_tokens ? o->batch_tokens : THREAD_TOKENS * (int64_t)attn_get_threads();
   attn_graph *graph;
   ATTN_TRY(attn_graph_create(model->compute, &graph));
   attn_status status = ATTN_OK;
