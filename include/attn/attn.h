@@ -4,6 +4,7 @@
 
 #include "attn/base.h"
 #include "attn/mixer.h"
+#include "attn/embedding.h"
 #include "attn/model.h"
 #include "attn/text.h"
 #include "attn/plan.h"

@@ -545,6 +545,10 @@ attn_status attn_tokenizer_decode(const attn_tokenizer *tokenizer, const int32_t
   return ATTN_OK;
 }
 
+size_t attn_tokenizer_suffix(const attn_tokenizer *tokenizer) {
+  return tokenizer->suffix.count;
+}
+
 int64_t attn_tokenizer_count(const attn_tokenizer *tokenizer) {
   return (int64_t)tokenizer->vocabulary.count;
 }

@@ -101,6 +101,8 @@ attn_status attn_tokenizer_encode(const attn_tokenizer *tokenizer, const char *t
 attn_status attn_tokenizer_decode(const attn_tokenizer *tokenizer, const int32_t *ids, size_t count,
                                   unsigned flags, attn_text *text);
 
+/* How many tokens ATTN_ENCODE_ENDS puts behind a text. */
+size_t attn_tokenizer_suffix(const attn_tokenizer *tokenizer);
 /* One more than the largest id; some below it may be no token. */
 int64_t attn_tokenizer_count(const attn_tokenizer *tokenizer);
 /* The string as the file states it (borrowed, with *size bytes), or NULL when the id is no token.

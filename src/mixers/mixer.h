@@ -28,7 +28,7 @@ typedef struct attn_mixer_options {
   int64_t kv_heads;   /* of keys and values; heads for MHA, 1 for MQA */
   int64_t dim;        /* of a query or key head */
   int64_t value_dim;  /* of a value head */
-  int64_t window;     /* softmax: keys at most window - 1 tokens back are seen; 0: all */
+  int64_t window;     /* softmax: keys at most window - 1 tokens away are seen; 0: all */
   int64_t rotary_dim; /* channels that rotary embedding turns; -1: none */
   attn_rope rope;     /* of rotary embedding */
   double soft_cap;    /* softmax: of the logits; 0: none */
@@ -37,6 +37,7 @@ typedef struct attn_mixer_options {
   bool output_bias;   /* softmax: and o has */
   bool qk_norm;       /* softmax: RMSNorm of every query and key head, before the rotation */
   bool output_gate;   /* softmax: what o takes is multiplied by sigmoid(x Wg^T) */
+  bool bidirectional; /* softmax: later tokens are seen too; there is no state then */
   bool lrpe;          /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;
   int64_t latent_rank;   /* mla: of the latent that keys and values are made of */
@@ -92,7 +93,8 @@ const attn_mixer *attn_mixer_at(int index);
 /* mixer->apply after checking what all mixers rely on: x is [rows, hidden], the layout adds up, and
  * a state belongs to the one sequence that continues at its position, with recording off. After an
  * error a state with fixed parts may have taken some of the tokens: clear it or assign an earlier
- * one. */
+ * one. ATTN_UNSUPPORTED for a state of a bidirectional layer: its past would depend on what comes.
+ */
 attn_var *attn_mixer_apply(attn_graph *graph, const attn_mixer *mixer, const attn_mixer_call *call,
                            attn_var *x);
 

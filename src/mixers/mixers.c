@@ -147,6 +147,10 @@ attn_status attn_mixer_check_options(const attn_mixer_options *o, const char *mi
       return attn_fail(ATTN_INVALID_ARGUMENT, "%s: %s is %g, expected a finite number, 0 or more",
                        mixer, numbers[i].name, *value);
   }
+  int index = 0;
+  if (o->bidirectional) ATTN_TRY(attn_mixer_find(mixer, &index));
+  if (o->bidirectional && !(table[index]->info.abilities & ATTN_ABILITY_BIDIRECTIONAL))
+    return attn_fail(ATTN_INVALID_ARGUMENT, "%s: bidirectional is true, but it is causal", mixer);
   return in_range(mixer, "decay schedule", (int64_t)o->schedule, ATTN_SCHEDULE_CODE,
                   ATTN_SCHEDULE_PAPER);
 }
@@ -199,6 +203,10 @@ attn_var *attn_mixer_apply(attn_graph *graph, const attn_mixer *mixer, const att
                            (long long)layout->batch, layout->offsets ? "at most " : "",
                            (long long)layout->length, (long long)layout->rows);
   if (!call->state) return mixer->apply(graph, call, x);
+  if (call->options->bidirectional)
+    return attn_graph_fail(graph, ATTN_UNSUPPORTED,
+                           "%s: bidirectional attention reads whole sequences: it has no state",
+                           name);
   if (layout->batch != 1 || layout->offsets || graph->recording)
     return attn_graph_fail(graph, ATTN_INVALID_ARGUMENT,
                            "%s: a state continues one sequence, without gradients", name);

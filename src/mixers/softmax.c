@@ -4,6 +4,7 @@
  *   q, k normalised by head (Qwen3, optional), then turned by position (rotary, optional)
  *   o_i = sum_j softmax_j(scale q_i . k_j) v_j over i - window < j <= i;  y = o Wo^T
  *   or y = (o (.) sigmoid(x Wg^T)) Wo^T (Qwen3-Next; arXiv 2505.06708)
+ *   bidirectional (BERT, arXiv 1810.04805): over i - window < j < i + window
  *
  * FlashAttention (arXiv 2205.14135) is how it is computed; GQA: 2305.13245; rotary: 2104.09864;
  * sliding window as in Longformer (2004.05150) and Mistral (2310.06825). */
@@ -158,10 +159,11 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   k = position(g, call, k, K_NORM);
   if (!q || !k || !v) return NULL;
   attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
-  problem.causal = true;
+  problem.causal = !o->bidirectional;
   problem.soft_cap = o->soft_cap;
   problem.scale = o->scale;
   if (o->window) problem.window_left = o->window - 1;
+  if (o->window && o->bidirectional) problem.window_right = o->window - 1;
   attn_var *out = call->state ? attend_with_state(g, call, problem, q, k, v)
                               : attend(g, call, problem, q, k, v);
   out = attn_join_heads(g, &call->layout, out);
@@ -176,8 +178,8 @@ const attn_mixer attn_mixer_softmax = {
     .info = {.name = "softmax",
              .title = "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness",
              .arxiv = "2205.14135",
-             .abilities = ATTN_ABILITY_CAUSAL | ATTN_ABILITY_DECODE | ATTN_ABILITY_RAGGED |
-                          ATTN_ABILITY_TRAINABLE,
+             .abilities = ATTN_ABILITY_CAUSAL | ATTN_ABILITY_BIDIRECTIONAL | ATTN_ABILITY_DECODE |
+                          ATTN_ABILITY_RAGGED | ATTN_ABILITY_TRAINABLE,
              .summary = "exact attention: MHA, GQA, MQA, sliding window, rotary positions"},
     .configure = configure,
     .parameters = parameters,

@@ -59,6 +59,12 @@ typedef struct attn_model_config {
   bool tied;              /* the head is the embedding table */
   double embedding_scale; /* 1, or sqrt(hidden) */
   double *rope_factors;   /* that layers' options point to; NULL without */
+  /* The encoder (encoder.c) instead of the decoder: */
+  bool encoder;
+  attn_activation activation; /* of its MLPs */
+  int64_t positions;          /* rows of the table of positions */
+  int64_t first_position;     /* of a text's first token in it */
+  int64_t token_types;        /* rows of the table of token types; 0: none */
 } attn_model_config;
 
 /* ATTN_BAD_FORMAT names the key. `origin` stands in messages. */

@@ -82,10 +82,8 @@ static attn_var *block(attn_graph *g, void *context, attn_var *x) {
   return add_residual(g, &layer->fed, x, fed);
 }
 
-/* Without a tape a layer's inside is of no use once its result is there: the result moves to `kept`
- * and the rest of the memory since `mark` is free again. */
-static attn_var *keep_result(attn_graph *g, attn_arena_mark mark, const attn_tensor *kept,
-                             attn_var *x) {
+attn_var *attn_keep_result(attn_graph *g, attn_arena_mark mark, const attn_tensor *kept,
+                           attn_var *x) {
   if (!x) return NULL;
   attn_add_tensor(g, kept, &x->value, 1, false);
   attn_arena_release(g->arena, mark);
@@ -108,7 +106,7 @@ attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const 
     *context = (block_context){
         .model = model, .layer = l, .layout = *layout, .state = states ? states[l] : NULL};
     x = checkpoint ? attn_graph_checkpoint(graph, block, context, x) : block(graph, context, x);
-    if (!graph->recording) x = keep_result(graph, mark, &kept[l % 2], x);
+    if (!graph->recording) x = attn_keep_result(graph, mark, &kept[l % 2], x);
   }
   return norm(graph, config, model->final_norm, x);
 }

@@ -24,6 +24,7 @@ attn_status attn_model_evaluate(const attn_model *model, const int32_t *tokens, 
                                 int64_t window, int64_t overlap, double *mean_loss,
                                 int64_t *counted) {
   const int64_t usual_window = 2048;
+  ATTN_TRY(attn_model_check_decoder(model, "evaluate"));
   if (window == 0) window = usual_window;
   if (count < 2 || window < 2 || overlap < 0 || overlap >= window - 1)
     return attn_fail(ATTN_INVALID_ARGUMENT,

@@ -40,7 +40,7 @@ static attn_status check_shape(const attn_parameter_shape *shape, const origin *
 }
 
 static attn_status find(const attn_model *model, const attn_parameter_shape *shape, origin *from) {
-  ATTN_TRY(attn_family_place(&model->config, shape, model->source.gguf != NULL, &from->place));
+  ATTN_TRY(attn_source_place(&model->source, &model->config, shape, &from->place));
   ATTN_TRY(attn_source_find(&model->source, from->place.name, &from->stored));
   const attn_row_map *map = &from->place.rows;
   int64_t columns = shape->rank == 2 ? shape->shape[1] : 1;
@@ -166,17 +166,15 @@ static bool may_be_left(const attn_model *model, const char *name) {
     size_t end = strlen(ends[i]);
     if (length >= end && strcmp(name + length - end, ends[i]) == 0) return true;
   }
-  if (model->config.family->leaves && model->config.family->leaves(&model->config, name))
-    return true;
+  if (model->source.safetensors && attn_family_leaves(&model->config, name)) return true;
   return strcmp(name, "rope_freqs.weight") == 0 ||
          (model->config.tied && strcmp(name, "lm_head.weight") == 0);
 }
 
 /* Every parameter's place, sorted, those in one tensor as one. */
 static attn_status name_all(const attn_model *model, used *all, int64_t *count) {
-  bool in_gguf = model->source.gguf != NULL;
   for (int64_t i = 0; i < model->parameter_count; ++i) {
-    ATTN_TRY(attn_family_place(&model->config, &model->shapes[i], in_gguf, &all[i].place));
+    ATTN_TRY(attn_source_place(&model->source, &model->config, &model->shapes[i], &all[i].place));
     all[i].rows = model->shapes[i].shape[0];
   }
   qsort(all, (size_t)model->parameter_count, sizeof *all, by_name);
@@ -235,6 +233,8 @@ static attn_status load(const char *path, attn_dtype compute, bool to_compute, a
   if (status != ATTN_OK) return attn_fail_in(status, "%s: generation_config.json", path);
   if (to_compute) ATTN_TRY(attn_model_make_weights(model));
   status = attn_model_text_load(&model->source, &model->text);
+  if (status == ATTN_OK)
+    status = attn_embedding_config_load(&model->source, &model->config, &model->embedding_config);
   return status == ATTN_OK ? ATTN_OK : attn_fail_in(status, "%s", path);
 }
 
@@ -260,8 +260,8 @@ attn_status attn_model_read(const char *path, attn_dtype compute, attn_model **m
 
 bool attn_model_find_stored(const attn_model *model, int64_t index, attn_stored *stored) {
   attn_place place;
-  bool in_gguf = model->source.gguf != NULL;
-  return (in_gguf || model->source.safetensors) &&
-         attn_family_place(&model->config, &model->shapes[index], in_gguf, &place) == ATTN_OK &&
+  return (model->source.gguf || model->source.safetensors) &&
+         attn_source_place(&model->source, &model->config, &model->shapes[index], &place) ==
+             ATTN_OK &&
          attn_source_find(&model->source, place.name, stored) == ATTN_OK;
 }

@@ -98,6 +98,17 @@ static void add_feed_forward(inventory *list, int64_t l, attn_layer_parameters *
     add_matrices(list, prefix, c->feed_forward_width, p->feed_forward);
 }
 
+/* Of an encoder's MLP. */
+static void add_feed_forward_biases(inventory *list, int64_t l, attn_layer_parameters *p) {
+  const attn_model_config *c = &list->model->config;
+  char prefix[NAME_SIZE];
+  snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_mixer.", (long long)l);
+  attn_parameter_shape up = attn_vector("l1.bias", c->feed_forward_width, ATTN_INIT_CONSTANT, 0);
+  attn_parameter_shape down = attn_vector("l2.bias", c->hidden, ATTN_INIT_CONSTANT, 0);
+  p->feed_forward_bias[0] = add(list, prefix, up);
+  p->feed_forward_bias[1] = add(list, prefix, down);
+}
+
 static void add_layer(inventory *list, int64_t l) {
   attn_model *model = list->model;
   const attn_model_config *c = &model->config;
@@ -112,11 +123,25 @@ static void add_layer(inventory *list, int64_t l) {
   snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_norm.", (long long)l);
   add_norm(list, prefix, p->channel_norm);
   add_feed_forward(list, l, p);
+  if (c->encoder) add_feed_forward_biases(list, l, p);
   if (!c->sandwich) return;
   snprintf(prefix, sizeof prefix, "model.layers.%lld.token_after.", (long long)l);
   add_norm(list, prefix, p->token_after);
   snprintf(prefix, sizeof prefix, "model.layers.%lld.channel_after.", (long long)l);
   add_norm(list, prefix, p->channel_after);
+}
+
+/* What an encoder adds to the embedding of a token: looked up, never multiplied by. */
+static void add_encoder_tables(inventory *list) {
+  attn_model *model = list->model;
+  const attn_model_config *c = &model->config;
+  attn_parameter_shape positions =
+      attn_matrix("model.embed_positions.weight", c->positions, c->hidden);
+  attn_parameter_shape types = attn_matrix("model.embed_types.weight", c->token_types, c->hidden);
+  positions.product = types.product = false;
+  model->positions = add(list, "", positions);
+  if (c->token_types) model->token_types = add(list, "", types);
+  add_norm(list, "model.embed_norm.", model->embedding_norm);
 }
 
 static void take_inventory(inventory *list) {
@@ -125,7 +150,9 @@ static void take_inventory(inventory *list) {
   attn_parameter_shape table = attn_matrix("model.embed_tokens.weight", c->vocabulary, c->hidden);
   table.product = c->tied;
   model->embedding = add(list, "", table);
+  if (c->encoder) add_encoder_tables(list);
   for (int64_t l = 0; l < c->layer_count; ++l) add_layer(list, l);
+  if (c->encoder) return;
   add_norm(list, "model.norm.", model->final_norm);
   model->head = c->tied ? model->embedding
                         : add(list, "", attn_matrix("lm_head.weight", c->vocabulary, c->hidden));
@@ -264,6 +291,15 @@ void attn_model_destroy(attn_model *model) {
   attn_free(model);
 }
 
+attn_status attn_model_check_decoder(const attn_model *model, const char *what) {
+  if (!model->config.encoder) return ATTN_OK;
+  return attn_fail(
+      ATTN_UNSUPPORTED,
+      "%s: a model of type %s is an encoder: it embeds texts (attn embed) and predicts "
+      "no tokens",
+      what, model->config.type);
+}
+
 attn_status attn_model_check_compute(attn_dtype compute) {
   if (compute == ATTN_BF16 || compute == ATTN_F32 || compute == ATTN_F64) return ATTN_OK;
   return attn_fail(ATTN_UNSUPPORTED, "models compute in bfloat16, float32 or float64, not %s",
@@ -301,6 +337,7 @@ static void add_state_bytes(const attn_model *model, attn_model_info *info) {
   for (int64_t l = 0; l < model->config.layer_count; ++l) {
     const attn_layer_config *layer = &model->config.layers[l];
     attn_state_part parts[ATTN_STATE_PARTS];
+    if (layer->options.bidirectional) continue;
     int count = layer->mixer->state(&layer->options, model->compute, parts);
     for (int i = 0; i < count; ++i) {
       int64_t elements = 1;

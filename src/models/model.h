@@ -5,11 +5,13 @@
  *   logits = norm(x) W^T
  *
  * Sandwich norms (Gemma 2) also normalise what mixer and feed-forward give; logits may be capped. A
- * feed-forward may be a mixture of experts. MiniMax adds to norm(x), both with factors. */
+ * feed-forward may be a mixture of experts. MiniMax adds to norm(x), both with factors. Encoders
+ * (BERT) have a host of their own, encoder.c, which shares the parameters' list. */
 #ifndef ATTN_MODELS_MODEL_H
 #define ATTN_MODELS_MODEL_H
 
 #include "attn/model.h"
+#include "models/embedding.h"
 #include "models/generation.h"
 #include "models/source.h"
 #include "models/text.h"
@@ -19,6 +21,7 @@ typedef struct attn_layer_parameters {
   attn_parameter *mixer[ATTN_MIXER_PARAMETERS];
   attn_parameter *channel_norm[2];
   attn_parameter *feed_forward[3];                   /* gate, up, down; of an MLP: up, down */
+  attn_parameter *feed_forward_bias[2];              /* of an encoder's MLP */
   attn_parameter *token_after[2], *channel_after[2]; /* sandwich norms */
   /* Where there are experts: three parameters each, in place of feed_forward. */
   attn_parameter *router, *router_bias, **experts, *shared[3], *shared_gate;
@@ -29,14 +32,16 @@ struct attn_model {
   attn_dtype compute;
   attn_source source; /* that parameters may point into; empty without */
   attn_model_text text;
+  attn_embedding_config embedding_config;
   attn_generation generation;
   int64_t parameter_count;
   attn_parameter *parameters;
   attn_parameter_shape
       *shapes;    /* of each, with the host's full name; parameters have the family's */
   bool *borrowed; /* whose values lie in the source */
-  attn_parameter *embedding, *head; /* the same one when tied */
+  attn_parameter *embedding, *head; /* the same one when tied; an encoder has no head */
   attn_parameter *final_norm[2];
+  attn_parameter *positions, *token_types, *embedding_norm[2]; /* of an encoder */
   attn_layer_parameters *layers;
 };
 
@@ -75,6 +80,18 @@ attn_var *attn_decoder_loss(attn_graph *graph, const attn_model *model, const at
                             const int32_t *tokens, const int32_t *targets, bool checkpoint);
 /* Logits [rows, vocabulary] in the wide dtype of hidden rows. */
 attn_var *attn_decoder_logits(attn_graph *graph, const attn_model *model, attn_var *hidden);
+
+/* For hosts without a tape: a layer's inside is of no use once its result is there, so the result
+ * moves to `kept`, and the memory since `mark` is free again. */
+attn_var *attn_keep_result(attn_graph *graph, attn_arena_mark mark, const attn_tensor *kept,
+                           attn_var *x);
+
+/* The encoder (encoder.c): tokens [layout.rows] to rows [rows, hidden] in the compute dtype. types:
+ * of each token, or NULL: all are 0. */
+attn_var *attn_encoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
+                              const int32_t *tokens, const int32_t *types);
+/* ATTN_UNSUPPORTED, saying who asked, when the model is an encoder: it does not predict tokens. */
+attn_status attn_model_check_decoder(const attn_model *model, const char *what);
 
 /* The plans that a session has used, for `--explain`. */
 const struct attn_plan_cache *attn_session_plans(const attn_session *session);

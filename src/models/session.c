@@ -201,6 +201,7 @@ attn_status attn_session_create(const attn_model *model, const attn_session_opti
   attn_session_options checked;
   if (!model || !session)
     return attn_fail(ATTN_INVALID_ARGUMENT, "session: the model or the result is NULL");
+  ATTN_TRY(attn_model_check_decoder(model, "session"));
   ATTN_TRY(check_options(options, &checked));
   return create_session(model, &checked, NULL, session);
 }

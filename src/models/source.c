@@ -5,6 +5,7 @@
 #include "files/json.h"
 #include "models/generation.h"
 
+#include <stdio.h>
 #include <string.h>
 
 bool attn_is_gguf(const char *path) {
@@ -62,6 +63,34 @@ static bool plain_dtype(attn_block_type type, attn_dtype *dtype) {
   case ATTN_BLOCK_F64: *dtype = ATTN_F64; return true;
   default: return false;
   }
+}
+
+/* The file's own name for `name`: as it is, behind one of the family's prefixes, or the older name
+ * of a norm's weight or bias; unchanged when there is none of them. */
+static void as_stored(const attn_source *source, const attn_family *family, char *name,
+                      size_t size) {
+  static const char *const endings[][2] = {{".weight", ".gamma"}, {".bias", ".beta"}};
+  char tried[ATTN_PLACE_NAME];
+  for (int older = 0; older <= (family->gamma_beta ? 2 : 0); ++older) {
+    size_t length = strlen(name), end = older ? strlen(endings[older - 1][0]) : 0;
+    if (older && !attn_path_has_suffix(name, endings[older - 1][0])) continue;
+    for (const char *const *prefix = family->prefixes;; ++prefix) {
+      snprintf(tried, sizeof tried, "%s%.*s%s", prefix && *prefix ? *prefix : "",
+               (int)(length - end), name, older ? endings[older - 1][1] : "");
+      if (attn_safetensors_has(source->safetensors, tried)) {
+        snprintf(name, size, "%s", tried);
+        return;
+      }
+      if (!prefix || !*prefix) break;
+    }
+  }
+}
+
+attn_status attn_source_place(const attn_source *source, const attn_model_config *config,
+                              const attn_parameter_shape *shape, attn_place *place) {
+  ATTN_TRY(attn_family_place(config, shape, source->gguf != NULL, place));
+  if (source->safetensors) as_stored(source, config->family, place->name, sizeof place->name);
+  return ATTN_OK;
 }
 
 const char *attn_source_tensor(const attn_source *source, int64_t i) {

@@ -32,6 +32,9 @@ typedef struct attn_stored {
   const void *data;
 } attn_stored;
 
+/* Where the source keeps a parameter: as attn_family_place, by the name that is there. */
+attn_status attn_source_place(const attn_source *source, const attn_model_config *config,
+                              const attn_parameter_shape *shape, attn_place *place);
 /* The i-th tensor's name, borrowed; NULL beyond the last. */
 const char *attn_source_tensor(const attn_source *source, int64_t i);
 /* By its name there. */

@@ -159,6 +159,17 @@ static bool adds_bos(const attn_gguf_vocabulary *v) {
   return strcmp(v->model, "llama") == 0;
 }
 
+/* [CLS] and [SEP], by keys of their own (misspelt in the format) or as BOS and EOS; where no key
+ * says which tokens they are, those of BERT, as in llama.cpp. */
+static attn_status read_bert_ends(const attn_gguf *file, attn_tokenizer_spec *spec) {
+  if (spec->unknown < 0) spec->unknown = 100;
+  if (spec->bos < 0) spec->bos = 101;
+  if (spec->eos < 0) spec->eos = 102;
+  spec->add_bos = spec->add_eos = true;
+  ATTN_TRY(read_id(file, "tokenizer.ggml.cls_token_id", &spec->bos));
+  return read_id(file, "tokenizer.ggml.seperator_token_id", &spec->eos);
+}
+
 attn_status attn_gguf_vocabulary_read(const attn_gguf *file, attn_gguf_vocabulary *v) {
   attn_tokenizer_spec *spec = &v->spec;
   ATTN_TRY(read_text(file, "tokenizer.ggml.model", ATTN_REQUIRED, v->model, sizeof v->model));
@@ -169,6 +180,7 @@ attn_status attn_gguf_vocabulary_read(const attn_gguf *file, attn_gguf_vocabular
   ATTN_TRY(read_id(file, "tokenizer.ggml.bos_token_id", &spec->bos));
   ATTN_TRY(read_id(file, "tokenizer.ggml.eos_token_id", &spec->eos));
   ATTN_TRY(read_id(file, "tokenizer.ggml.unknown_token_id", &spec->unknown));
+  if (strcmp(v->model, "bert") == 0) ATTN_TRY(read_bert_ends(file, spec));
   ATTN_TRY(attn_gguf_bool(file, "tokenizer.ggml.add_bos_token", ATTN_OPTIONAL, &spec->add_bos));
   ATTN_TRY(attn_gguf_bool(file, "tokenizer.ggml.add_eos_token", ATTN_OPTIONAL, &spec->add_eos));
   ATTN_TRY(attn_gguf_bool(file, "tokenizer.ggml.add_space_prefix", ATTN_OPTIONAL,
@@ -234,6 +246,19 @@ static attn_status give(const attn_tokens *made, int32_t *tokens, int64_t capaci
   int64_t copied = (int64_t)made->count < capacity ? (int64_t)made->count : capacity;
   if (copied > 0) memcpy(tokens, made->ids, (size_t)copied * sizeof *tokens);
   *count = (int64_t)made->count;
+  return ATTN_OK;
+}
+
+attn_status attn_model_text_encode(const attn_model_text *text, const char *bytes, size_t size,
+                                   unsigned flags, attn_tokens *tokens) {
+  if (text->tokenizer) return attn_tokenizer_encode(text->tokenizer, bytes, size, flags, tokens);
+  size_t count = tokens->count + size;
+  int32_t *ids = attn_alloc_array(count ? count : 1, sizeof *ids);
+  if (!ids) return ATTN_OUT_OF_MEMORY;
+  if (tokens->count) memcpy(ids, tokens->ids, tokens->count * sizeof *ids);
+  for (size_t i = 0; i < size; ++i) ids[tokens->count + i] = (unsigned char)bytes[i];
+  attn_tokens_free(tokens);
+  *tokens = (attn_tokens){.ids = ids, .count = count, .capacity = count ? count : 1};
   return ATTN_OK;
 }
 

@@ -44,6 +44,9 @@ void attn_gguf_vocabulary_free(attn_gguf_vocabulary *vocabulary);
 attn_status attn_model_text_load(const attn_source *source, attn_model_text *text);
 void attn_model_text_free(attn_model_text *text);
 
+/* Appends the tokens of a text (flags: attn/text.h); without a tokenizer, its bytes. */
+attn_status attn_model_text_encode(const attn_model_text *text, const char *bytes, size_t size,
+                                   unsigned flags, attn_tokens *tokens);
 /* save_text.c: the tokenizer, its template and what is advised for sampling, beside a model's
  * weights in a directory, or as the keys tokenizer.* and general.sampling.*. They come from the
  * source that the model was loaded from; a model without one has none. */

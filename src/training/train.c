@@ -171,6 +171,7 @@ static attn_status open_model(run *r) {
   const char *config = o->config ? o->config : attn_training_default_config();
   ATTN_TRY(o->model ? attn_model_load(o->model, o->compute, &r->model)
                     : attn_model_create(config, o->seed, o->compute, &r->model));
+  ATTN_TRY(attn_model_check_decoder(r->model, "training"));
   if (r->model->config.vocabulary < BYTE_VALUES)
     return attn_fail(ATTN_INVALID_ARGUMENT,
                      "training: the model has a vocabulary of %lld; the bytes of a text need %d",

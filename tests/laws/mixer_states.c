@@ -97,7 +97,7 @@ static void pieces_equal_whole(const attn_mixer *mixer, const attn_mixer_options
 
 static void each_case_in_pieces(void *context) {
   (void)context;
-  test_each_case(pieces_equal_whole);
+  test_each_causal_case(pieces_equal_whole);
 }
 
 static void test_pieces(void **state) {
@@ -182,7 +182,7 @@ static void saved_equals_kept(const attn_mixer *mixer, const attn_mixer_options 
 
 static void test_saving(void **state) {
   (void)state;
-  test_each_case(saved_equals_kept);
+  test_each_causal_case(saved_equals_kept);
 }
 
 /* Forks -----------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ static void forks_do_not_meet(const attn_mixer *mixer, const attn_mixer_options 
 
 static void test_forks(void **state) {
   (void)state;
-  test_each_case(forks_do_not_meet);
+  test_each_causal_case(forks_do_not_meet);
 }
 
 /* Cuts ------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ static void cuts_are_exact(const attn_mixer *mixer, const attn_mixer_options *op
 
 static void test_cuts(void **state) {
   (void)state;
-  test_each_case(cuts_are_exact);
+  test_each_causal_case(cuts_are_exact);
 }
 
 /* Pages -----------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ static void strangers_do_not_leak(const attn_mixer *mixer, const attn_mixer_opti
 
 static void each_case_strangers(void *context) {
   (void)context;
-  test_each_case(strangers_do_not_leak);
+  test_each_causal_case(strangers_do_not_leak);
 }
 
 static void test_strangers(void **state) {
@@ -347,7 +347,7 @@ static void memory_is_bounded(const attn_mixer *mixer, const attn_mixer_options 
 
 static void test_memory(void **state) {
   (void)state;
-  test_each_case(memory_is_bounded);
+  test_each_causal_case(memory_is_bounded);
 }
 
 /* Limits ----------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ static void limits_are_kept(const attn_mixer *mixer, const attn_mixer_options *o
 
 static void test_limits(void **state) {
   (void)state;
-  test_each_case(limits_are_kept);
+  test_each_causal_case(limits_are_kept);
 }
 
 static attn_status apply_once(bench *b, attn_state *state, const attn_layout *layout,
@@ -438,6 +438,23 @@ static void test_refusals(void **state) {
   test_each_mixer(states_refuse);
 }
 
+/* What comes later would change what the state holds. */
+static void bidirectional_refuses(const attn_mixer *mixer, const attn_mixer_options *options) {
+  bench b;
+  if (!options->bidirectional) return;
+  bench_create(&b, mixer, options, ATTN_F32, 20);
+  attn_state *state = new_state(&b, 64, 1, NULL);
+  assert_int_equal(try_to_feed(&b, state, 10), ATTN_UNSUPPORTED);
+  assert_non_null(strstr(attn_error_message(), "bidirectional"));
+  attn_state_destroy(state);
+  bench_destroy(&b);
+}
+
+static void test_bidirectional_refuses(void **state) {
+  (void)state;
+  test_each_case(bidirectional_refuses);
+}
+
 /* Decoding --------------------------------------------------------------------------------------
  */
 
@@ -460,7 +477,7 @@ static void decode_allocates_nothing(const attn_mixer *mixer, const attn_mixer_o
 
 static void each_case_decodes(void *context) {
   (void)context;
-  test_each_case(decode_allocates_nothing);
+  test_each_causal_case(decode_allocates_nothing);
 }
 
 static void test_decoding(void **state) {
@@ -475,7 +492,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_forks),     cmocka_unit_test(test_cuts),
       cmocka_unit_test(test_strangers), cmocka_unit_test(test_memory),
       cmocka_unit_test(test_limits),    cmocka_unit_test(test_refusals),
-      cmocka_unit_test(test_decoding),
+      cmocka_unit_test(test_decoding),  cmocka_unit_test(test_bidirectional_refuses),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

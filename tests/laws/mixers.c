@@ -318,9 +318,35 @@ static void future_is_hidden(const attn_mixer *mixer, const attn_mixer_options *
   }
 }
 
+/* Without causality the last token reaches the first one, however the sequence is cut into tiles.
+ */
+static void future_is_seen(const attn_mixer *mixer, const attn_mixer_options *options) {
+  if (!options->bidirectional) return;
+  const int64_t window = options->window ? options->window : 1000, length = 140;
+  for (int d = 0; d < DTYPES; ++d) {
+    test_layer layer;
+    assert_ok(test_layer_create(&layer, mixer, options, dtypes[d], false));
+    attn_layout layout = attn_layout_equal(1, length);
+    int64_t hidden = layer.options.hidden, count = length * hidden, last = count - hidden;
+    int64_t first = length - window < 0 ? 0 : length - window; /* that sees the last token */
+    double *x = test_inputs(&layer, count, 5), *other = test_inputs(&layer, count, 6);
+    double *y = zeros(count), *changed = zeros(count);
+    assert_ok(test_layer_forward(&layer, &layout, x, y));
+    memcpy(other, x, (size_t)last * sizeof *x);
+    assert_ok(test_layer_forward(&layer, &layout, other, changed));
+    test_assert_same_bits(&layer, "y before the window", changed, y, first * hidden);
+    if (memcmp(changed + first * hidden, y + first * hidden, (size_t)hidden * sizeof *y) == 0)
+      fail_msg("%s: the last token does not reach token %lld", test_case_name(&layer),
+               (long long)first);
+    free(x), free(other), free(y), free(changed);
+    test_layer_destroy(&layer);
+  }
+}
+
 static void each_case_future(void *context) {
   (void)context;
-  test_each_case(future_is_hidden);
+  test_each_causal_case(future_is_hidden);
+  test_each_case(future_is_seen);
 }
 
 static void test_future(void **state) {

@@ -11,7 +11,8 @@
 #include <string.h>
 
 /* Relative to the norm of all logits. The reference is float64, stored as float32: 2^-24 each.
- * float32: the roundings of some ten operations in a row. bfloat16: as in reference.c. The logits
+ * float32: the roundings of some ten operations in a row, which the delta rule amplifies
+ * (Transformers' own float32 is up to 9e-6 away). bfloat16: as in reference.c. The logits
  * of one token alone may be small beside their errors, which all logits share: the worst of a
  * session's tokens is allowed 3 times as much.
  *
@@ -22,7 +23,7 @@ typedef struct tolerance {
   attn_dtype compute;
   double logits;
 } tolerance;
-static const tolerance tolerances[] = {{ATTN_F64, 2e-7}, {ATTN_F32, 5e-6}, {ATTN_BF16, 3e-2}};
+static const tolerance tolerances[] = {{ATTN_F64, 2e-7}, {ATTN_F32, 1e-5}, {ATTN_BF16, 3e-2}};
 static const double one_token = 3;
 
 typedef struct subject {

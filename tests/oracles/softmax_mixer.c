@@ -1,6 +1,7 @@
 /* Softmax attention, the whole row of scores at once:
  *
  *   o_i = sum_j softmax_j(cap(scale q_i . k_j)) v_j over i - window < j <= i,  y = o Wo^T
+ *   bidirectional: over i - window < j < i + window
  *   cap(s) = c tanh(s / c);  query head h reads key head h / (heads / kv_heads)
  *
  * o may be multiplied by sigmoid(x Wg^T), Qwen3-Next's gate, before Wo;
@@ -112,12 +113,14 @@ void oracle_softmax_mixer(const attn_mixer_options *o, int64_t rows, const doubl
     for (int64_t i = 0; i < rows; ++i) {
       int64_t shared = h / (o->heads / o->kv_heads);
       int64_t first = o->window > 0 && i >= o->window ? i - o->window + 1 : 0;
+      int64_t after = i + 1; /* the last key that is seen, and one more */
+      if (o->bidirectional) after = o->window > 0 && i + o->window < rows ? i + o->window : rows;
       double total = 0;
-      for (int64_t j = first; j <= i; ++j) {
+      for (int64_t j = first; j < after; ++j) {
         weights[j] = exp(score(o, q + (i * o->heads + h) * o->dim, k + j * keys + shared * o->dim));
         total += weights[j];
       }
-      for (int64_t j = first; j <= i; ++j)
+      for (int64_t j = first; j < after; ++j)
         for (int64_t c = 0; c < o->value_dim; ++c)
           out[i * width + h * o->value_dim + c] +=
               weights[j] / total * v[j * values + shared * o->value_dim + c];

@@ -67,6 +67,12 @@ static const test_case cases[] = {
     {"softmax", "soft cap", {.hidden = 32, .heads = 2, .soft_cap = 1.5}},
     {"softmax", "scale", {.hidden = 32, .heads = 2, .scale = 0.7}},
     {"softmax",
+     "bidirectional",
+     {.hidden = 32, .heads = 4, .rotary_dim = -1, .bidirectional = true, .bias = true}},
+    {"softmax",
+     "bidirectional, grouped, window of 20",
+     {.hidden = 24, .heads = 4, .kv_heads = 2, .window = 20, .bidirectional = true}},
+    {"softmax",
      "everything",
      {.hidden = 36,
       .heads = 6,
@@ -120,12 +126,16 @@ static void run_case(const attn_mixer *mixer, const test_case *c,
   current_case = "";
 }
 
+static bool is_case_of(const test_case *c, const attn_mixer *mixer) {
+  return !c->mixer || strcmp(c->mixer, mixer->info.name) == 0;
+}
+
 static void each_case(bool only_first,
                       void (*body)(const attn_mixer *, const attn_mixer_options *)) {
   for (int m = 0; m < attn_mixer_count(); ++m) {
     const attn_mixer *mixer = attn_mixer_at(m);
     for (size_t c = 0; c < sizeof cases / sizeof *cases; ++c) {
-      if (cases[c].mixer && strcmp(cases[c].mixer, mixer->info.name) != 0) continue;
+      if (!is_case_of(&cases[c], mixer)) continue;
       run_case(mixer, &cases[c], body);
       if (only_first) break;
     }
@@ -134,6 +144,13 @@ static void each_case(bool only_first,
 
 void test_each_case(void (*body)(const attn_mixer *, const attn_mixer_options *)) {
   each_case(false, body);
+}
+
+void test_each_causal_case(void (*body)(const attn_mixer *, const attn_mixer_options *)) {
+  for (int m = 0; m < attn_mixer_count(); ++m)
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; ++c)
+      if (is_case_of(&cases[c], attn_mixer_at(m)) && !cases[c].options.bidirectional)
+        run_case(attn_mixer_at(m), &cases[c], body);
 }
 
 void test_each_mixer(void (*body)(const attn_mixer *, const attn_mixer_options *)) {

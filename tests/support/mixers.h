@@ -14,6 +14,9 @@ typedef struct test_case {
 
 /* Calls body once for each mixer of the table and each of its cases, naming them when it fails. */
 void test_each_case(void (*body)(const attn_mixer *mixer, const attn_mixer_options *options));
+/* The same for the cases that are causal: those that have a state. */
+void test_each_causal_case(void (*body)(const attn_mixer *mixer,
+                                        const attn_mixer_options *options));
 /* The same for the first case of each mixer: for laws that options do not change. */
 void test_each_mixer(void (*body)(const attn_mixer *mixer, const attn_mixer_options *options));
 

@@ -11,14 +11,16 @@
 extern const attn_family attn_family_native, attn_family_llama, attn_family_qwen2,
     attn_family_qwen3, attn_family_gemma2, attn_family_mixtral, attn_family_qwen2_moe,
     attn_family_qwen3_moe, attn_family_qwen3_next, attn_family_minimax, attn_family_deepseek_v2,
-    attn_family_deepseek_v3, attn_family_kimi_linear;
+    attn_family_deepseek_v3, attn_family_kimi_linear, attn_family_bert, attn_family_roberta,
+    attn_family_distilbert;
 
 static const attn_family *const table[] = {
-    &attn_family_native,     &attn_family_llama,       &attn_family_qwen2,
-    &attn_family_qwen3,      &attn_family_gemma2,      &attn_family_mixtral,
-    &attn_family_qwen2_moe,  &attn_family_qwen3_moe,   &attn_family_qwen3_next,
-    &attn_family_minimax,    &attn_family_deepseek_v2, &attn_family_deepseek_v3,
-    &attn_family_kimi_linear};
+    &attn_family_native,      &attn_family_llama,       &attn_family_qwen2,
+    &attn_family_qwen3,       &attn_family_gemma2,      &attn_family_mixtral,
+    &attn_family_qwen2_moe,   &attn_family_qwen3_moe,   &attn_family_qwen3_next,
+    &attn_family_minimax,     &attn_family_deepseek_v2, &attn_family_deepseek_v3,
+    &attn_family_kimi_linear, &attn_family_bert,        &attn_family_roberta,
+    &attn_family_distilbert};
 
 enum { COUNT = sizeof table / sizeof *table };
 
@@ -51,6 +53,25 @@ attn_status attn_family_find(const char *type, const attn_family **family) {
 
 attn_status attn_family_find_architecture(const char *architecture, const attn_family **family) {
   return find(true, architecture, family);
+}
+
+static bool begins_with(const char *name, const char *beginning) {
+  return strncmp(name, beginning, strlen(beginning)) == 0;
+}
+
+const char *attn_family_without_prefix(const attn_family *family, const char *name) {
+  for (const char *const *p = family->prefixes; p && *p; ++p)
+    if (begins_with(name, *p)) return name + strlen(*p);
+  return name;
+}
+
+bool attn_family_leaves(const attn_model_config *config, const char *name) {
+  const attn_family *family = config->family;
+  if (family->leaves && family->leaves(config, name)) return true;
+  name = attn_family_without_prefix(family, name);
+  for (const char *const *beginning = family->left; beginning && *beginning; ++beginning)
+    if (begins_with(name, *beginning)) return true;
+  return false;
 }
 
 /* Configurations ---------------------------------------------------------------------------------

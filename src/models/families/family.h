@@ -32,8 +32,9 @@ typedef struct attn_row_map {
 int64_t attn_row_map_at(const attn_row_map *map, int64_t r);
 
 /* Where a file keeps a parameter. */
+enum { ATTN_PLACE_NAME = 192 };
 typedef struct attn_place {
-  char name[192];
+  char name[ATTN_PLACE_NAME];
   attn_row_map rows;
 } attn_place;
 
@@ -48,12 +49,19 @@ struct attn_family {
    * NULL: there are none. */
   void (*rows)(const attn_model_config *config, int64_t layer, const char *part, bool in_gguf,
                attn_row_map *map);
-  /* Whether a stored tensor may be left unused; NULL: none but those that load.c knows. */
+  /* Whether a stored tensor may be left unused; NULL: none but `left` and those that load.c knows.
+   */
   bool (*leaves)(const attn_model_config *config, const char *name);
   /* What GGUF files leave unsaid, as JSON text; NULL: nothing. */
   const char *gguf_defaults;
   /* In GGUF the rows of queries and keys have rotated channels j and j + dim / 2 side by side. */
   bool gguf_pairs_together;
+  const char *layers;          /* before a layer's number in safetensors; NULL: "model.layers." */
+  const char *const *prefixes; /* that may stand before all names there, then NULL; NULL: none */
+  bool gamma_beta; /* norms' weight and bias may be called gamma and beta there, as TensorFlow had
+                    * them */
+  const char *const *left; /* beginnings of names, without prefix, of tensors that are not needed,
+                            * then NULL; NULL: none */
 };
 
 /* ATTN_UNSUPPORTED lists what there is. */
@@ -65,6 +73,11 @@ attn_status attn_family_find_architecture(const char *architecture, const attn_f
  * shape->name (names.c). ATTN_UNSUPPORTED: GGUF files have no name for it. */
 attn_status attn_family_place(const attn_model_config *config, const attn_parameter_shape *shape,
                               bool in_gguf, attn_place *place);
+
+/* A name of safetensors without what may stand before it. */
+const char *attn_family_without_prefix(const attn_family *family, const char *name);
+/* Whether a tensor of safetensors is one that the family does without. */
+bool attn_family_leaves(const attn_model_config *config, const char *name);
 
 /* A GGUF file's metadata as the config.json of its family (gguf.c). */
 attn_status attn_family_config_from_gguf(const attn_gguf *file, json_t **config);

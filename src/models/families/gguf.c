@@ -29,6 +29,7 @@ static const field fields[] = {
     {"attention.key_length", "head_dim", INTEGER, ATTN_OPTIONAL},
     {"attention.sliding_window", "sliding_window", INTEGER, ATTN_OPTIONAL},
     {"attention.layer_norm_rms_epsilon", "rms_norm_eps", REAL, ATTN_OPTIONAL},
+    {"attention.layer_norm_epsilon", "layer_norm_eps", REAL, ATTN_OPTIONAL},
     {"rope.freq_base", "rope_theta", REAL, ATTN_OPTIONAL},
     {"context_length", "max_position_embeddings", INTEGER, ATTN_OPTIONAL},
 };
@@ -108,6 +109,16 @@ static void copy_dense_layers(const attn_gguf *file, json_t *config) {
   json_object_set_new(config, "mlp_only_layers", dense);
 }
 
+/* Tables of encoders: as long as their tensors. DistilBERT, which goes by the same architecture,
+ * has no token types. */
+static void copy_tables(const attn_gguf *file, json_t *config) {
+  const attn_gguf_tensor *positions, *types;
+  if (attn_gguf_find(file, "position_embd.weight", &positions) != ATTN_OK) return;
+  bool typed = attn_gguf_find(file, "token_types.weight", &types) == ATTN_OK;
+  json_object_set_new(config, "max_position_embeddings", json_integer(positions->shape[0]));
+  json_object_set_new(config, "type_vocab_size", json_integer(typed ? types->shape[0] : 0));
+}
+
 /* The vocabulary is as long as the table of embeddings, whose rows come last in GGUF's order. */
 static attn_status copy_vocabulary(const attn_gguf *file, json_t *config) {
   const attn_gguf_tensor *table, *head;
@@ -145,6 +156,7 @@ static attn_status copy_all(const attn_gguf *file, const char *architecture, jso
   ATTN_TRY(copy_rope_scaling(file, architecture, config));
   copy_biases(file, config);
   copy_dense_layers(file, config);
+  copy_tables(file, config);
   return copy_vocabulary(file, config);
 }
 

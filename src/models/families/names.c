@@ -13,10 +13,11 @@ typedef struct layer_name {
   const char *part; /* ".rest" */
 } layer_name;
 
+static const char layer_prefix[] = "model.layers.";
+
 static bool split(const char *name, layer_name *split) {
-  static const char prefix[] = "model.layers.";
-  if (strncmp(name, prefix, sizeof prefix - 1) != 0) return false;
-  split->digits = name + sizeof prefix - 1;
+  if (strncmp(name, layer_prefix, sizeof layer_prefix - 1) != 0) return false;
+  split->digits = name + sizeof layer_prefix - 1;
   split->digit_count = (int)strspn(split->digits, "0123456789");
   split->part = split->digits + split->digit_count;
   return split->digit_count && *split->part == '.';
@@ -93,11 +94,12 @@ attn_status attn_family_place(const attn_model_config *config, const attn_parame
     return ATTN_OK;
   }
   char middle[96];
+  const char *layers = family->layers ? family->layers : layer_prefix;
   bool numbered = fill_in(in_gguf ? row->gguf : row->checkpoint, number, middle, sizeof middle);
   if (!in_layer)
     snprintf(place->name, sizeof place->name, "%s%s", middle, rest);
   else
-    snprintf(place->name, sizeof place->name, "%s%.*s%s%s", in_gguf ? "blk." : "model.layers.",
+    snprintf(place->name, sizeof place->name, "%s%.*s%s%s", in_gguf ? "blk." : layers,
              layer.digit_count, layer.digits, middle, rest);
   if (number >= 0 && !numbered) /* one tensor for all of them, one behind the other */
     place->rows = (attn_row_map){.offset = number * shape->shape[0], .part = true};
