@@ -4,7 +4,7 @@
 #define ATTN_CLI_RUN_H
 
 #include "cli/cli.h"
-#include "cli/utf8.h"
+#include "base/utf8.h"
 #include "models/model.h"
 
 typedef struct run_options {
