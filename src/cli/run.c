@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 enum {
-  BYTES = 256, /* the vocabulary of a model without a tokenizer */
   MOST_PROMPT = 1 << 30,
   /* Tokens that a session may have when --max-context says nothing: a restored one more, a chat. */
   RESTORED_ROOM = 32768,
@@ -98,17 +97,6 @@ static attn_status create_session(runner *r) {
   return complete_prompt(r);
 }
 
-static attn_status open_model(runner *r, const char *given) {
-  attn_model_info info;
-  ATTN_TRY(attn_open_model(given, r->options->dtype, &r->model, &r->model_path));
-  ATTN_TRY(attn_model_get_info(r->model, &info));
-  if (r->model->text.tokenizer || info.vocabulary <= BYTES) return ATTN_OK;
-  return attn_fail(ATTN_UNSUPPORTED,
-                   "%s has a vocabulary of %lld tokens and no tokenizer.json; without one tokens "
-                   "are bytes (vocab_size at most %d)",
-                   r->model_path, (long long)info.vocabulary, BYTES);
-}
-
 /* Reports ---------------------------------------------------------------------------------------
  */
 
@@ -193,7 +181,7 @@ static attn_status continue_prompt(runner *r) {
 static attn_status run_model(runner *r, const char *model) {
   ATTN_TRY(attn_set_threads((int)r->options->threads));
   ATTN_TRY(read_prompt(r));
-  ATTN_TRY(open_model(r, model));
+  ATTN_TRY(attn_open_text_model(model, r->options->dtype, &r->model, &r->model_path));
   attn_catch_interrupts();
   ATTN_TRY(create_session(r));
   ATTN_TRY(r->options->chat ? run_chat(r) : continue_prompt(r));
