@@ -109,8 +109,8 @@ class Server:
         return self.get("/health")[1]
 
     def await_health(self, what, **wanted):
-        """Waits until the counts are so."""
-        for _ in range(300):
+        """Waits until the counts are so: long, as a checked build on a busy machine is slow."""
+        for _ in range(1200):
             health = self.health()
             if all(health[key] == value for key, value in wanted.items()):
                 return
