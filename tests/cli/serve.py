@@ -399,7 +399,7 @@ def test_origins_that_are_allowed():
 
 def test_stopping():
     # What is under way is finished.
-    with Server(ATTN, MODEL, *LONG) as s:
+    with Server(ATTN, MODEL, *LONG, "--drain", "300") as s:
         request = {"prompt": "Hello", "max_tokens": 3000, "seed": 1}
         whole, streamed = begin(s, request), begin(s, {**request, "stream": True})
         s.await_health("two run", active=2)
