@@ -3,7 +3,6 @@
 #include "base/memory.h"
 #include "server/server.h"
 
-#include <limits.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>

@@ -29,9 +29,9 @@ static json_t *finish_reason(attn_job_end end) {
 }
 
 static json_t *usage(const attn_job_news *news) {
-  return json_pack("{s:I, s:I, s:I}", "prompt_tokens", (json_int_t)news->prompt_tokens,
-                   "completion_tokens", (json_int_t)news->text_tokens, "total_tokens",
-                   (json_int_t)(news->prompt_tokens + news->text_tokens));
+  json_int_t prompt = news->prompt_tokens, text = news->text_tokens;
+  return json_pack("{s:I, s:I, s:I}", "prompt_tokens", prompt, "completion_tokens", text,
+                   "total_tokens", prompt + text);
 }
 
 /* Takes the choices. */

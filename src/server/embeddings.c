@@ -1,5 +1,4 @@
 /* /v1/embeddings. */
-#include "base/status.h"
 #include "server/exchange.h"
 
 /* The embeddings of e->request.inputs; refused until models can give them. */

@@ -63,7 +63,6 @@ enum MHD_Result attn_exchange_handle(void *server, struct MHD_Connection *connec
                                      const char *upload, size_t *upload_size, void **exchange);
 void attn_exchange_end(void *server, struct MHD_Connection *connection, void **exchange,
                        enum MHD_RequestTerminationCode code);
-attn_request_kind attn_exchange_kind(const attn_exchange *e);
 
 /* reply.c. */
 void attn_refuse(attn_exchange *e, unsigned status, const char *code, const char *format, ...)

@@ -1,5 +1,4 @@
 /* Sending: JSON, refusals in OpenAI's shape, and the headers that every answer has. */
-#include "base/memory.h"
 #include "base/status.h"
 #include "server/exchange.h"
 

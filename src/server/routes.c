@@ -7,7 +7,6 @@
 #include "engines/plan.h"
 #include "server/exchange.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -33,10 +32,6 @@ static const attn_route routes[] = {
     {"/v1/completions", true, false, attn_answer_text, ATTN_REQUEST_COMPLETION},
     {"/v1/embeddings", true, false, attn_answer_embeddings, ATTN_REQUEST_EMBEDDINGS},
 };
-
-attn_request_kind attn_exchange_kind(const attn_exchange *e) {
-  return e->route->kind;
-}
 
 static const attn_route *find_route(const char *path) {
   for (size_t i = 0; i < sizeof routes / sizeof *routes; ++i)

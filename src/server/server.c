@@ -3,11 +3,9 @@
 #include "base/status.h"
 #include "server/exchange.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
