@@ -59,10 +59,18 @@ class Browser:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 return answer["result"]
-            if answer.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
-                complaint = json.dumps(answer["params"])
-                if "status of 401" not in complaint:  # which test_errors_are_shown asks for
-                    self.complaints.append(complaint[:500])
+            self.note(answer)
+
+    def note(self, event):
+        """Keeps what the browser complains of: exceptions, and what it logs beyond notes."""
+        complaint = json.dumps(event.get("params"))
+        logged = event.get("method") == "Log.entryAdded"
+        if logged and event["params"]["entry"]["level"] not in ("warning", "error"):
+            return
+        if "status of 401" in complaint:  # which test_errors_are_shown asks for
+            return
+        if logged or event.get("method") == "Runtime.exceptionThrown":
+            self.complaints.append(complaint[:500])
 
     def value(self, expression):
         result = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
