@@ -53,6 +53,9 @@ json_t *attn_json_real(double value);
 char *attn_find_model(const char *given);
 /* Finds and loads. *path (may be NULL) as from attn_find_model. */
 attn_status attn_open_model(const char *given, attn_dtype compute, attn_model **model, char **path);
+/* One that reads and writes text: by its tokenizer, or bytes. */
+attn_status attn_open_text_model(const char *given, attn_dtype compute, attn_model **model,
+                                 char **path);
 
 /* dtypes that models and operators compute in */
 extern const char *const attn_compute_dtypes[];

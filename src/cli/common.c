@@ -2,7 +2,7 @@
 #include "base/memory.h"
 #include "engines/plan.h"
 #include "base/io.h"
-#include "models/source.h"
+#include "models/model.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -203,4 +203,17 @@ attn_status attn_open_model(const char *given, attn_dtype compute, attn_model **
   else
     attn_free(found);
   return status;
+}
+
+attn_status attn_open_text_model(const char *given, attn_dtype compute, attn_model **model,
+                                 char **path) {
+  enum { BYTES = 256 }; /* the vocabulary of a model without a tokenizer */
+  attn_model_info info;
+  ATTN_TRY(attn_open_model(given, compute, model, path));
+  ATTN_TRY(attn_model_get_info(*model, &info));
+  if ((*model)->text.tokenizer || info.vocabulary <= BYTES) return ATTN_OK;
+  return attn_fail(ATTN_UNSUPPORTED,
+                   "%s has a vocabulary of %lld tokens and no tokenizer.json; without one tokens "
+                   "are bytes (vocab_size at most %d)",
+                   *path, (long long)info.vocabulary, BYTES);
 }

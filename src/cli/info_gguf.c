@@ -4,7 +4,7 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "cli/info.h"
-#include "cli/utf8.h"
+#include "base/utf8.h"
 #include "files/gguf.h"
 #include "models/model.h"
 

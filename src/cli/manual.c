@@ -9,9 +9,9 @@
 static const char summary[] = "efficient attention for language models";
 
 static const char about[] =
-    "attn runs, trains, evaluates and measures language models whose attention is linear, sparse "
-    "or exact. A model is a directory with config.json and model.safetensors, or a .gguf file. "
-    "Without one named, "
+    "attn runs, serves, trains, evaluates and measures language models whose attention is linear, "
+    "sparse or exact. A model is a directory with config.json and model.safetensors, or a .gguf "
+    "file. Without one named, "
     "commands take the small model that comes with attn.";
 
 typedef struct entry {
@@ -29,6 +29,7 @@ static const entry environment[] = {
     {"ATTN_MODELS", "directory in which the model " ATTN_DEFAULT_MODEL " is looked for"},
     {"ATTN_KERNELS", "the kernels to use instead of the fastest ones that the processor has: "
                      "generic, avx2, avx512 or amx"},
+    {"ATTN_API_KEY", "the key that attn serve asks for, where --api-key does not say"},
     {"OMP_NUM_THREADS", "threads, where --threads does not say"},
     {"ATTN_WISDOM", "file of what planning by measurement has found; otherwise "
                     "$XDG_CACHE_HOME/attn/wisdom or ~/.cache/attn/wisdom"},

@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 enum {
-  BYTES = 256, /* the vocabulary of a model without a tokenizer */
   MOST_PROMPT = 1 << 30,
   /* Tokens that a session may have when --max-context says nothing: a restored one more, a chat. */
   RESTORED_ROOM = 32768,
@@ -159,18 +158,6 @@ static attn_status create_speculator(runner *r) {
   return attn_speculator_create(r->session, &options, &r->speculator);
 }
 
-static attn_status open_model(runner *r, const char *given) {
-  attn_model_info info;
-  ATTN_TRY(attn_open_model(given, r->options->dtype, &r->model, &r->model_path));
-  choose_sampling(r);
-  ATTN_TRY(attn_model_get_info(r->model, &info));
-  if (r->model->text.tokenizer || info.vocabulary <= BYTES) return ATTN_OK;
-  return attn_fail(ATTN_UNSUPPORTED,
-                   "%s has a vocabulary of %lld tokens and no tokenizer.json; without one tokens "
-                   "are bytes (vocab_size at most %d)",
-                   r->model_path, (long long)info.vocabulary, BYTES);
-}
-
 /* Reports ---------------------------------------------------------------------------------------
  */
 
@@ -259,7 +246,8 @@ static attn_status continue_prompt(runner *r) {
 static attn_status run_model(runner *r, const char *model) {
   ATTN_TRY(attn_set_threads((int)r->options->threads));
   ATTN_TRY(read_prompt(r));
-  ATTN_TRY(open_model(r, model));
+  ATTN_TRY(attn_open_text_model(model, r->options->dtype, &r->model, &r->model_path));
+  choose_sampling(r);
   attn_catch_interrupts();
   ATTN_TRY(create_session(r));
   ATTN_TRY(create_speculator(r));

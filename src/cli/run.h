@@ -5,7 +5,7 @@
 
 #include "attn/speculation.h"
 #include "cli/cli.h"
-#include "cli/utf8.h"
+#include "base/utf8.h"
 #include "models/model.h"
 
 typedef struct run_options {

@@ -96,7 +96,7 @@ attn_status attn_tokenizer_encode(const attn_tokenizer *tokenizer, const char *t
 
 /* Appends the bytes of `count` ids (flags: attn/text.h). A token may end inside a UTF-8 sequence,
  * which the next ones complete: bytes are passed on as they are, and a part that stays incomplete
- * is the caller's to show (src/cli/utf8.h). So a stream is decoded by calls with one id, the first
+ * is the caller's to show (src/base/utf8.h). So a stream is decoded by calls with one id, the first
  * with ATTN_DECODE_START. ATTN_INVALID_ARGUMENT for an id that is no token. */
 attn_status attn_tokenizer_decode(const attn_tokenizer *tokenizer, const int32_t *ids, size_t count,
                                   unsigned flags, attn_text *text);

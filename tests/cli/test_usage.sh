@@ -13,7 +13,7 @@ says err "run"
 run 2 "$attn" help trian
 says err "train"
 
-for command in run train eval bench list info help; do
+for command in run serve train eval bench list info help; do
   run 0 "$attn" "$command" --help
   says out "usage: attn $command"
   says out "examples:"

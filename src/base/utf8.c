@@ -1,4 +1,4 @@
-#include "cli/utf8.h"
+#include "base/utf8.h"
 
 static void add_replacement(attn_text *out) {
   attn_text_add(out, "\xef\xbf\xbd", 3); /* U+FFFD */

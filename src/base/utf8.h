@@ -1,6 +1,6 @@
 /* Bytes as they are sampled, as text that may be shown: complete UTF-8 sequences only. */
-#ifndef ATTN_CLI_UTF8_H
-#define ATTN_CLI_UTF8_H
+#ifndef ATTN_BASE_UTF8_H
+#define ATTN_BASE_UTF8_H
 
 #include "base/text.h"
 
