@@ -117,6 +117,11 @@ ATTN_API void attn_session_destroy(attn_session *session);
 /* Reads count >= 1 tokens. Afterwards the logits of the last one are there. On an error the session
  * is as before. One token: a decode step, which allocates nothing and takes no lock. */
 ATTN_API attn_status attn_session_feed(attn_session *session, const int32_t *tokens, int64_t count);
+/* Feeds one token to each of `count` different sessions of one model, as attn_session_feed does,
+ * but reads the weights once for all of them: continuous batching. The sessions belong to this
+ * thread; they may stand at any positions. On an error all are as before. */
+ATTN_API attn_status attn_session_step(attn_session *const *sessions, const int32_t *tokens,
+                                       int64_t count);
 /* [vocabulary] float32, until the next feed or rewind; NULL before the first token. */
 ATTN_API const float *attn_session_logits(const attn_session *session);
 /* Draws the next token from the logits without feeding it; history is the session's tokens. */

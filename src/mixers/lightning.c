@@ -82,6 +82,12 @@ static attn_var *decays(attn_graph *g, const attn_mixer_options *o) {
   return attn_graph_input(g, &values);
 }
 
+static attn_var *encode(attn_graph *g, const attn_mixer_call *call, attn_var *const *in,
+                        int which) {
+  (void)which;
+  return attn_layer_lrpe(g, in[0], attn_mixer_parameter(g, call, THETA), &call->layout);
+}
+
 static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
   const attn_mixer_options *o = call->options;
   int64_t width = o->heads * o->dim;
@@ -93,9 +99,8 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   q = attn_split_heads(g, q, o->heads);
   k = attn_split_heads(g, k, o->heads);
   if (o->lrpe) {
-    attn_var *theta = attn_mixer_parameter(g, call, THETA);
-    q = attn_layer_lrpe(g, q, theta, &call->layout);
-    k = attn_layer_lrpe(g, k, theta, &call->layout);
+    q = attn_split_heads(g, attn_mixer_each(g, call, encode, 0, 1, &q), o->heads);
+    k = attn_split_heads(g, attn_mixer_each(g, call, encode, 0, 1, &k), o->heads);
   }
   attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT;
   problem.decay = ATTN_DECAY_HEAD;

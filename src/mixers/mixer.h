@@ -75,6 +75,9 @@ typedef struct attn_mixer_call {
   attn_parameter **parameters; /* in the order of `parameters` below */
   attn_layout layout;
   attn_state *state; /* NULL without */
+  /* A step of several sequences: the layout has one token of each, and these are their states, in
+   * place of `state`. NULL otherwise. */
+  attn_state *const *states;
 } attn_mixer_call;
 
 typedef struct attn_mixer {
@@ -115,6 +118,14 @@ attn_var *attn_split_heads(attn_graph *graph, attn_var *x, int64_t heads);
 attn_var *attn_as_sequences(attn_graph *graph, const attn_layout *layout, attn_var *x);
 /* Back to [rows, heads * dim]. */
 attn_var *attn_join_heads(attn_graph *graph, const attn_layout *layout, attn_var *x);
+/* What a mixer does with its state, or with positions: a function of rows whose result has rows
+ * too, [rows, ...]. In a step of several sequences it is called for each, with its state and its
+ * row of every input [rows, ...]; else once. The result is [rows, width]. */
+enum { ATTN_MIXER_INPUTS = 4 };
+typedef attn_var *attn_mixer_part(attn_graph *graph, const attn_mixer_call *call,
+                                  attn_var *const *inputs, int which);
+attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_mixer_part *part,
+                          int which, int count, attn_var *const *inputs);
 /* The variable of parameter i. */
 attn_var *attn_mixer_parameter(attn_graph *graph, const attn_mixer_call *call, int i);
 /* attn_op_recurrent with the state of part `part` (a [value_heads, dim, value_dim] matrix). */

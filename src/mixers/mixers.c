@@ -186,6 +186,16 @@ static bool layout_adds_up(const attn_layout *layout) {
   return true;
 }
 
+static attn_var *apply_step(attn_graph *graph, const attn_mixer *mixer, const attn_mixer_call *call,
+                            attn_var *x) {
+  const attn_layout *layout = &call->layout;
+  if (layout->length != 1 || layout->offsets || graph->recording || call->state)
+    return attn_graph_fail(graph, ATTN_INVALID_ARGUMENT,
+                           "%s: states of several sequences take one token each, without gradients",
+                           mixer->info.name);
+  return mixer->apply(graph, call, x);
+}
+
 attn_var *attn_mixer_apply(attn_graph *graph, const attn_mixer *mixer, const attn_mixer_call *call,
                            attn_var *x) {
   if (!x) return NULL;
@@ -202,6 +212,7 @@ attn_var *attn_mixer_apply(attn_graph *graph, const attn_mixer *mixer, const att
                            "%s: %lld sequences of %s%lld tokens do not make %lld rows", name,
                            (long long)layout->batch, layout->offsets ? "at most " : "",
                            (long long)layout->length, (long long)layout->rows);
+  if (call->states) return apply_step(graph, mixer, call, x);
   if (!call->state) return mixer->apply(graph, call, x);
   if (call->options->bidirectional)
     return attn_graph_fail(graph, ATTN_UNSUPPORTED,
@@ -238,12 +249,76 @@ attn_var *attn_mixer_parameter(attn_graph *graph, const attn_mixer_call *call, i
   return attn_graph_parameter(graph, call->parameters[i]);
 }
 
+/* The call of sequence i alone. */
+static attn_mixer_call call_of(const attn_mixer_call *call, int64_t i) {
+  attn_mixer_call one = *call;
+  one.states = NULL;
+  one.state = call->states[i];
+  one.layout = attn_layout_equal(1, 1);
+  one.layout.position = attn_state_position(one.state);
+  return one;
+}
+
+attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_mixer_part *part,
+                          int which, int count, attn_var *const *inputs) {
+  int64_t rows = call->layout.rows;
+  for (int i = 0; i < count; ++i)
+    if (!inputs[i]) return NULL;
+  if (!call->states) return attn_join_heads(graph, &call->layout, part(graph, call, inputs, which));
+  attn_tensor all = {0};
+  for (int64_t r = 0; r < rows; ++r) {
+    attn_mixer_call one = call_of(call, r);
+    attn_var *row[ATTN_MIXER_INPUTS];
+    for (int i = 0; i < count; ++i) row[i] = attn_view_slice(graph, inputs[i], 0, r, 1);
+    attn_var *y = attn_join_heads(graph, &one.layout, part(graph, &one, row, which));
+    if (!y) return NULL;
+    if (r == 0)
+      all = attn_graph_tensor(graph, y->value.dtype, 2, (int64_t[]){rows, y->value.shape[1]});
+    attn_tensor target;
+    if (!all.data) return NULL;
+    attn_status status = attn_tensor_slice(&all, 0, r, 1, &target);
+    if (status != ATTN_OK) return attn_graph_error(graph, status);
+    attn_add_tensor(graph, &target, &y->value, 1, false);
+  }
+  return attn_graph_input(graph, &all);
+}
+
+/* One step of several sequences, each with its own state. */
+static attn_var *recurrent_step(attn_graph *graph, const attn_mixer_call *call, int part,
+                                const attn_recurrent_problem *options, attn_var *q, attn_var *k,
+                                attn_var *v, attn_var *decay, attn_var *beta) {
+  attn_tensor all = {0};
+  int64_t rows = call->layout.rows;
+  for (int64_t r = 0; r < rows; ++r) {
+    attn_mixer_call one = call_of(call, r);
+    bool by_row = options->decay != ATTN_DECAY_HEAD && decay;
+    attn_var *own = by_row ? attn_view_slice(graph, decay, 0, r, 1) : decay;
+    attn_var *y =
+        attn_mixer_recurrent(graph, &one, part, options, attn_view_slice(graph, q, 0, r, 1),
+                             attn_view_slice(graph, k, 0, r, 1), attn_view_slice(graph, v, 0, r, 1),
+                             own, beta ? attn_view_slice(graph, beta, 0, r, 1) : NULL);
+    if (!y) return NULL;
+    const int64_t *one_shape = y->value.shape;
+    if (r == 0)
+      all = attn_graph_tensor(graph, y->value.dtype, 4,
+                              (int64_t[]){rows, 1, one_shape[2], one_shape[3]});
+    attn_tensor target;
+    if (!all.data) return NULL;
+    attn_status status = attn_tensor_slice(&all, 0, r, 1, &target);
+    if (status != ATTN_OK) return attn_graph_error(graph, status);
+    attn_add_tensor(graph, &target, &y->value, 1, false);
+  }
+  return attn_graph_input(graph, &all);
+}
+
 attn_var *attn_mixer_recurrent(attn_graph *graph, const attn_mixer_call *call, int part,
                                const attn_recurrent_problem *options, attn_var *q, attn_var *k,
                                attn_var *v, attn_var *decay, attn_var *beta) {
   const attn_layout *layout = &call->layout;
   attn_recurrent_problem problem = *options;
   attn_recurrent_args args = {0};
+  if (!q || !k || !v) return NULL;
+  if (call->states) return recurrent_step(graph, call, part, options, q, k, v, decay, beta);
   problem.ragged = layout->offsets != NULL;
   if (problem.ragged) {
     problem.batch = layout->batch;

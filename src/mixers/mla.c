@@ -85,19 +85,14 @@ static attn_var *turn(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
   return o->rotary_dim > 0 ? attn_layer_rotary(g, x, &call->layout, o->rotary_dim, &o->rope) : x;
 }
 
-static inputs project(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
+/* From projected queries [rows, heads, dim + shared] and W_DKV x [rows, 1, rank + shared]. */
+static inputs take_apart(attn_graph *g, const attn_mixer_call *call, attn_var *const *in) {
   const attn_mixer_options *o = call->options;
-  attn_var *from = x, *q, *down, *latent, *shared;
-  if (o->query_rank)
-    from = attn_layer_rms_norm(g, attn_op_linear(g, x, call->parameters[Q_DOWN]),
-                               attn_mixer_parameter(g, call, Q_NORM), o->norm_epsilon);
-  q = attn_split_heads(g, attn_op_linear(g, from, call->parameters[Q]), o->heads);
-  down = attn_split_heads(g, attn_op_linear(g, x, call->parameters[KV_DOWN]), 1);
-  latent = attn_view_slice(g, down, 2, 0, o->latent_rank);
-  shared = attn_view_slice(g, down, 2, o->latent_rank, o->shared_dim);
+  attn_var *latent = attn_view_slice(g, in[1], 2, 0, o->latent_rank);
+  attn_var *shared = attn_view_slice(g, in[1], 2, o->latent_rank, o->shared_dim);
   return (inputs){
-      .q = attn_view_slice(g, q, 2, 0, o->dim),
-      .q_shared = turn(g, call, attn_view_slice(g, q, 2, o->dim, o->shared_dim)),
+      .q = attn_view_slice(g, in[0], 2, 0, o->dim),
+      .q_shared = turn(g, call, attn_view_slice(g, in[0], 2, o->dim, o->shared_dim)),
       .latent =
           attn_layer_rms_norm(g, latent, attn_mixer_parameter(g, call, KV_NORM), o->norm_epsilon),
       .k_shared = turn(g, call, shared),
@@ -207,16 +202,25 @@ static attn_var *with_state(attn_graph *g, const attn_mixer_call *call, const in
   return expanded(g, call, q, latent, attn_view_slice(g, all, 2, o->latent_rank, o->shared_dim));
 }
 
+static attn_var *attention(attn_graph *g, const attn_mixer_call *call, attn_var *const *projected,
+                           int which) {
+  inputs in = take_apart(g, call, projected);
+  (void)which;
+  if (call->state) return with_state(g, call, &in);
+  attn_var *q = attn_layer_append_channels(g, in.q, in.q_shared);
+  return expanded(g, call, q, in.latent, in.k_shared);
+}
+
 static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
-  inputs in = project(g, call, x);
-  attn_var *out;
-  if (call->state)
-    out = with_state(g, call, &in);
-  else
-    out =
-        expanded(g, call, attn_layer_append_channels(g, in.q, in.q_shared), in.latent, in.k_shared);
-  out = attn_join_heads(g, &call->layout, out);
-  return attn_op_linear(g, out, call->parameters[O]);
+  const attn_mixer_options *o = call->options;
+  attn_parameter **p = call->parameters;
+  attn_var *from = x;
+  if (o->query_rank)
+    from = attn_layer_rms_norm(g, attn_op_linear(g, x, p[Q_DOWN]),
+                               attn_mixer_parameter(g, call, Q_NORM), o->norm_epsilon);
+  attn_var *projected[] = {attn_split_heads(g, attn_op_linear(g, from, p[Q]), o->heads),
+                           attn_split_heads(g, attn_op_linear(g, x, p[KV_DOWN]), 1)};
+  return attn_op_linear(g, attn_mixer_each(g, call, attention, 0, 2, projected), p[O]);
 }
 
 const attn_mixer attn_mixer_mla = {

@@ -150,23 +150,29 @@ static attn_var *position(attn_graph *g, const attn_mixer_call *call, attn_var *
   return x;
 }
 
-static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
+/* From projected heads q, k, v to what attention gives. */
+static attn_var *attention(attn_graph *g, const attn_mixer_call *call, attn_var *const *in,
+                           int which) {
   const attn_mixer_options *o = call->options;
-  attn_var *q = attn_split_heads(g, project(g, call, x, Q, Q_BIAS), o->heads);
-  attn_var *k = attn_split_heads(g, project(g, call, x, K, K_BIAS), o->kv_heads);
-  attn_var *v = attn_split_heads(g, project(g, call, x, V, V_BIAS), o->kv_heads);
-  q = position(g, call, q, Q_NORM);
-  k = position(g, call, k, K_NORM);
-  if (!q || !k || !v) return NULL;
+  attn_var *q = position(g, call, in[Q], Q_NORM), *k = position(g, call, in[K], K_NORM);
+  (void)which;
+  if (!q || !k) return NULL;
   attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
   problem.causal = !o->bidirectional;
   problem.soft_cap = o->soft_cap;
   problem.scale = o->scale;
   if (o->window) problem.window_left = o->window - 1;
   if (o->window && o->bidirectional) problem.window_right = o->window - 1;
-  attn_var *out = call->state ? attend_with_state(g, call, problem, q, k, v)
-                              : attend(g, call, problem, q, k, v);
-  out = attn_join_heads(g, &call->layout, out);
+  return call->state ? attend_with_state(g, call, problem, q, k, in[V])
+                     : attend(g, call, problem, q, k, in[V]);
+}
+
+static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
+  const attn_mixer_options *o = call->options;
+  attn_var *heads[] = {[Q] = attn_split_heads(g, project(g, call, x, Q, Q_BIAS), o->heads),
+                       [K] = attn_split_heads(g, project(g, call, x, K, K_BIAS), o->kv_heads),
+                       [V] = attn_split_heads(g, project(g, call, x, V, V_BIAS), o->kv_heads)};
+  attn_var *out = attn_mixer_each(g, call, attention, 0, 3, heads);
   if (o->output_gate) {
     attn_var *gate = attn_op_linear(g, x, call->parameters[place(o, GATE)]);
     out = attn_op_gate(g, ATTN_SIGMOID, gate, out);

@@ -61,6 +61,7 @@ typedef struct block_context {
   int64_t layer;
   attn_layout layout;
   attn_state *state;
+  attn_state *const *states; /* of a step of several sequences */
 } block_context;
 
 static attn_var *block(attn_graph *g, void *context, attn_var *x) {
@@ -68,8 +69,11 @@ static attn_var *block(attn_graph *g, void *context, attn_var *x) {
   const attn_model_config *config = &c->model->config;
   attn_layer_parameters *p = &c->model->layers[c->layer];
   const attn_layer_config *layer = &config->layers[c->layer];
-  attn_mixer_call call = {
-      .options = &layer->options, .parameters = p->mixer, .layout = c->layout, .state = c->state};
+  attn_mixer_call call = {.options = &layer->options,
+                          .parameters = p->mixer,
+                          .layout = c->layout,
+                          .state = c->state,
+                          .states = c->states};
   attn_var *in = norm(g, config, p->token_norm, x);
   attn_var *mixed = attn_mixer_apply(g, layer->mixer, &call, in);
   if (config->sandwich) mixed = norm(g, config, p->token_after, mixed);
@@ -90,8 +94,17 @@ attn_var *attn_keep_result(attn_graph *g, attn_arena_mark mark, const attn_tenso
   return attn_graph_input(g, kept);
 }
 
-attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
-                              const int32_t *tokens, attn_state *const *states, bool checkpoint) {
+/* The states of layer l: one a sequence. */
+static attn_state *const *states_of_layer(attn_graph *g, attn_state *const *const *sequences,
+                                          int64_t count, int64_t l) {
+  attn_state **states = attn_arena_alloc(g->arena, (size_t)count * sizeof(attn_state *));
+  for (int64_t i = 0; states && i < count; ++i) states[i] = sequences[i][l];
+  return states;
+}
+
+static attn_var *run_layers(attn_graph *graph, const attn_model *model, const attn_layout *layout,
+                            const int32_t *tokens, attn_state *const *states,
+                            attn_state *const *const *sequences, bool checkpoint) {
   const attn_model_config *config = &model->config;
   attn_var *x =
       attn_layer_embedding(graph, model->embedding, tokens, layout->rows, config->embedding_scale);
@@ -105,10 +118,25 @@ attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const 
     if (!context) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
     *context = (block_context){
         .model = model, .layer = l, .layout = *layout, .state = states ? states[l] : NULL};
+    if (sequences) {
+      context->states = states_of_layer(graph, sequences, layout->batch, l);
+      if (!context->states) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
+    }
     x = checkpoint ? attn_graph_checkpoint(graph, block, context, x) : block(graph, context, x);
     if (!graph->recording) x = attn_keep_result(graph, mark, &kept[l % 2], x);
   }
   return norm(graph, config, model->final_norm, x);
+}
+
+attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
+                              const int32_t *tokens, attn_state *const *states, bool checkpoint) {
+  return run_layers(graph, model, layout, tokens, states, NULL, checkpoint);
+}
+
+attn_var *attn_decoder_step(attn_graph *graph, const attn_model *model, int64_t count,
+                            const int32_t *tokens, attn_state *const *const *sequences) {
+  attn_layout layout = attn_layout_equal(count, 1);
+  return run_layers(graph, model, &layout, tokens, NULL, sequences, false);
 }
 
 attn_var *attn_decoder_loss(attn_graph *graph, const attn_model *model, const attn_layout *layout,

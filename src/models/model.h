@@ -75,6 +75,10 @@ attn_status attn_model_refresh(attn_model *model);
  * states: one a layer, or NULL. With `checkpoint`, layers keep only their inputs for backward. */
 attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
                               const int32_t *tokens, attn_state *const *states, bool checkpoint);
+/* One token of each of `count` sequences, tokens [count], with the states of each, a layer each; to
+ * [count, hidden] as above. */
+attn_var *attn_decoder_step(attn_graph *graph, const attn_model *model, int64_t count,
+                            const int32_t *tokens, attn_state *const *const *sequences);
 /* The mean loss of predicting targets [rows] (-1: not counted); one element. */
 attn_var *attn_decoder_loss(attn_graph *graph, const attn_model *model, const attn_layout *layout,
                             const int32_t *tokens, const int32_t *targets, bool checkpoint);

@@ -52,14 +52,21 @@ int attn_delta_state(const attn_mixer_options *o, attn_dtype compute, attn_state
   return 4;
 }
 
+/* The convolution of q, k or v, whose last inputs the state keeps. */
+static attn_var *convolve(attn_graph *g, const attn_mixer_call *call, attn_var *const *in,
+                          int which) {
+  attn_tensor memory = {0};
+  if (call->state) memory = attn_state_fixed(call->state, ATTN_DELTA_Q_TAIL + which);
+  return attn_layer_short_convolution(g, in[0],
+                                      attn_mixer_parameter(g, call, ATTN_DELTA_Q_CONV + which),
+                                      &call->layout, call->state ? &memory : NULL);
+}
+
 /* silu(conv(x W^T)) split into heads. */
 static attn_var *project(attn_graph *g, const attn_mixer_call *call, attn_var *x, int which,
                          int64_t heads) {
-  attn_tensor memory = {0};
-  if (call->state) memory = attn_state_fixed(call->state, ATTN_DELTA_Q_TAIL + which);
   attn_var *y = attn_op_linear(g, x, call->parameters[ATTN_DELTA_Q + which]);
-  y = attn_layer_short_convolution(g, y, attn_mixer_parameter(g, call, ATTN_DELTA_Q_CONV + which),
-                                   &call->layout, call->state ? &memory : NULL);
+  y = attn_mixer_each(g, call, convolve, which, 1, &y);
   return attn_split_heads(g, attn_op_activate(g, ATTN_SILU, y), heads);
 }
 
