@@ -8,9 +8,9 @@
 #include <string.h>
 
 typedef struct serve_options {
-  const char *host, *api_key, *name;
+  const char *host, *api_key, *name, *prefix_directory;
   attn_words origins;
-  int64_t port, sessions, queue, max_tokens, max_body, timeout, drain, threads;
+  int64_t prefixes, port, sessions, queue, max_tokens, max_body, timeout, drain, threads;
   attn_dtype dtype;
 } serve_options;
 
@@ -29,7 +29,11 @@ static attn_server_options options_of(const serve_options *o, const char *name, 
       .port = (int)o->port,
       .model_name = name,
       .access = {.key = key, .origins = o->origins.items, .origin_count = o->origins.count},
-      .scheduler = {.sessions = o->sessions, .waiting = o->queue, .context = o->max_tokens},
+      .scheduler = {.sessions = o->sessions,
+                    .waiting = o->queue,
+                    .context = o->max_tokens,
+                    .prefixes = o->prefixes,
+                    .prefix_directory = o->prefix_directory},
       .most_body = (size_t)o->max_body,
       .idle_seconds = (int)o->timeout,
       .drain_seconds = (int)o->drain};
@@ -107,6 +111,7 @@ static const serve_options defaults = {.host = "127.0.0.1",
                                        .port = 8080,
                                        .sessions = 4,
                                        .queue = 64,
+                                       .prefixes = 16,
                                        .max_tokens = 8192,
                                        .max_body = 4 << 20,
                                        .timeout = 30,
@@ -133,6 +138,12 @@ static const attn_option table[] = {
      AT(queue), 0, 4096, NULL},
     {"max-tokens", 0, ATTN_OPTION_INT, "N", "Tokens of a request: prompt and text.", AT(max_tokens),
      2, INT32_MAX, NULL},
+    {"prefixes", 0, ATTN_OPTION_INT, "N",
+     "Remember the last N texts: what begins as one of them is not read again. 0: none.",
+     AT(prefixes), 0, 4000, NULL},
+    {"prefix-dir", 0, ATTN_OPTION_TEXT, "DIRECTORY",
+     "Keep those that are put away, and all at the end, in files for later.", AT(prefix_directory),
+     0, 0, NULL},
     {"max-body", 0, ATTN_OPTION_INT, "BYTES", "Of a request.", AT(max_body), 1, 1 << 30, NULL},
     {"timeout", 0, ATTN_OPTION_INT, "SECONDS", "Close connections on which nothing moves.",
      AT(timeout), 1, 86400, NULL},

@@ -5,12 +5,13 @@
 enum MHD_Result attn_answer_health(attn_exchange *e) {
   attn_scheduler_counts c = attn_scheduler_count(e->server->scheduler);
   return attn_send_json(e, MHD_HTTP_OK,
-                        json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "status", "ok",
+                        json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "status", "ok",
                                   "active", (json_int_t)c.active, "waiting", (json_int_t)c.waiting,
                                   "finished", (json_int_t)c.finished, "cancelled",
                                   (json_int_t)c.cancelled, "failed", (json_int_t)c.failed,
                                   "prompt_tokens", (json_int_t)c.prompt_tokens, "completion_tokens",
-                                  (json_int_t)c.text_tokens));
+                                  (json_int_t)c.text_tokens, "reused_tokens",
+                                  (json_int_t)c.reused_tokens));
 }
 
 /* Besides OpenAI's fields: how long a text may be, and whether the model can chat. */

@@ -30,8 +30,9 @@ static json_t *finish_reason(attn_job_end end) {
 
 static json_t *usage(const attn_job_news *news) {
   json_int_t prompt = news->prompt_tokens, text = news->text_tokens;
-  return json_pack("{s:I, s:I, s:I}", "prompt_tokens", prompt, "completion_tokens", text,
-                   "total_tokens", prompt + text);
+  return json_pack("{s:I, s:I, s:I, s:{s:I}}", "prompt_tokens", prompt, "completion_tokens", text,
+                   "total_tokens", prompt + text, "prompt_tokens_details", "cached_tokens",
+                   (json_int_t)news->reused_tokens);
 }
 
 /* Takes the choices. */

@@ -14,7 +14,8 @@ struct attn_server {
   attn_server_options options;
   attn_scheduler *scheduler;
   struct MHD_Daemon *daemon;
-  int64_t created; /* seconds since 1970 */
+  int64_t created;           /* seconds since 1970 */
+  pthread_mutex_t embedding; /* held while embeddings are computed */
 
   pthread_mutex_t lock; /* of what follows */
   pthread_cond_t quiet;

@@ -1,4 +1,5 @@
 #include "server/scheduler.h"
+#include "attn/prefix_cache.h"
 #include "attn/text.h"
 #include "base/memory.h"
 #include "base/status.h"
@@ -49,7 +50,10 @@ struct attn_scheduler {
   double deadline; /* of the jobs under way, when stopping */
 
   /* The engine's own. */
+  attn_prefix_cache *cache; /* NULL: none */
   attn_job **active, **writing;
+  attn_session **sessions; /* of a step, and their tokens */
+  int32_t *tokens;
   int64_t active_count;
   int64_t turn; /* whose prompt is read next */
 };
@@ -230,10 +234,20 @@ static attn_status write_token(attn_scheduler *s, attn_job *job, attn_job_end *e
 
 /* A session that has read nothing of the prompt, or the beginning of it (job->read). */
 static attn_status open_session(attn_scheduler *s, attn_job *job) {
+  const attn_job_spec *spec = &job->spec;
+  if (s->cache) {
+    ATTN_TRY(attn_prefix_cache_open(s->cache, spec->tokens, spec->token_count, &job->session));
+    job->read = attn_session_position(job->session);
+    pthread_mutex_lock(&s->lock);
+    s->counts.reused_tokens += job->read;
+    job->news.reused_tokens = job->read;
+    pthread_mutex_unlock(&s->lock);
+    return ATTN_OK;
+  }
   attn_session_options options = ATTN_SESSION_OPTIONS_INIT;
   options.forks = 1;
   options.checkpoints = 0; /* a job never goes back */
-  options.max_tokens = job->spec.token_count + job->spec.most_tokens;
+  options.max_tokens = spec->token_count + spec->most_tokens;
   job->read = 0;
   return attn_session_create(s->model, &options, &job->session);
 }
@@ -241,9 +255,11 @@ static attn_status open_session(attn_scheduler *s, attn_job *job) {
 /* Advances every job's session by its token. */
 static void step(attn_scheduler *s, attn_job **jobs, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    attn_status status = attn_session_feed(jobs[i]->session, &jobs[i]->token, 1);
-    if (status != ATTN_OK) fail(s, jobs[i], status);
+    s->sessions[i] = jobs[i]->session;
+    s->tokens[i] = jobs[i]->token;
   }
+  attn_status status = count ? attn_session_step(s->sessions, s->tokens, count) : ATTN_OK;
+  for (int64_t i = 0; i < count && status != ATTN_OK; ++i) fail(s, jobs[i], status);
 }
 
 static bool is_reading(const attn_job *job) {
@@ -381,6 +397,15 @@ static bool prepare_turn(attn_scheduler *s) {
   return more;
 }
 
+/* What jobs that have ended leave behind. A failure to remember costs only time later. */
+static void remember(attn_scheduler *s) {
+  for (int64_t i = 0; i < s->active_count && s->cache; ++i) {
+    attn_job *job = s->active[i];
+    if (job->session && job->news.end != ATTN_JOB_RUNNING && job->news.end != ATTN_JOB_FAILED)
+      (void)attn_prefix_cache_keep(s->cache, job->session);
+  }
+}
+
 static void open_sessions(attn_scheduler *s) {
   for (int64_t i = 0; i < s->active_count; ++i) {
     attn_job *job = s->active[i];
@@ -398,6 +423,7 @@ static void *run_engine(void *scheduler) {
     open_sessions(s);
     read_piece(s);
     write_all(s);
+    remember(s);
   }
   return NULL;
 }
@@ -405,11 +431,27 @@ static void *run_engine(void *scheduler) {
 /* The scheduler ---------------------------------------------------------------------------------
  */
 
+/* An encoder, which has no sessions, has no cache either. */
+static attn_status make_cache(attn_scheduler *s) {
+  const attn_scheduler_options *o = &s->options;
+  attn_prefix_cache_options options = ATTN_PREFIX_CACHE_OPTIONS_INIT;
+  if (!o->prefixes) return ATTN_OK;
+  options.session.max_tokens = o->context;
+  options.session.forks = o->sessions;
+  options.entries = o->prefixes;
+  options.directory = o->prefix_directory;
+  attn_status status = attn_prefix_cache_create(s->model, &options, &s->cache);
+  return status == ATTN_UNSUPPORTED ? ATTN_OK : status;
+}
+
 static attn_status start(attn_scheduler *s) {
   size_t most = (size_t)(s->options.sessions + s->options.waiting);
   s->active = attn_alloc_array(most, sizeof(attn_job *));
   s->writing = attn_alloc_array(most, sizeof(attn_job *));
-  if (!s->active || !s->writing) return ATTN_OUT_OF_MEMORY;
+  s->sessions = attn_alloc_array(most, sizeof(attn_session *));
+  s->tokens = attn_alloc_array(most, sizeof *s->tokens);
+  if (!s->active || !s->writing || !s->sessions || !s->tokens) return ATTN_OUT_OF_MEMORY;
+  ATTN_TRY(make_cache(s));
   int error = pthread_create(&s->thread, NULL, run_engine, s);
   return error ? attn_fail(ATTN_OUT_OF_MEMORY, "no thread: %s", strerror(error)) : ATTN_OK;
 }
@@ -446,8 +488,11 @@ void attn_scheduler_destroy(attn_scheduler *s) {
   pthread_cond_destroy(&s->work);
   pthread_mutex_destroy(&s->lock);
   pthread_condattr_destroy(&s->monotonic);
+  attn_prefix_cache_destroy(s->cache);
   attn_free(s->active);
   attn_free(s->writing);
+  attn_free(s->sessions);
+  attn_free(s->tokens);
   attn_free(s);
 }
 

@@ -2,7 +2,9 @@
  *
  * A job is one text to be written. Threads submit jobs and wait for their text; the engine's thread
  * admits up to `sessions` of them, in order of arrival, and takes turns: a piece of one prompt,
- * then one token for every job that is writing. So a long prompt does not hold up the others. */
+ * then one token for every job that is writing, all in one step. So a long prompt does not hold up
+ * the others. What a job has read and written stays in a prefix cache, for those that begin alike.
+ */
 #ifndef ATTN_SERVER_SCHEDULER_H
 #define ATTN_SERVER_SCHEDULER_H
 
@@ -14,9 +16,11 @@ typedef struct attn_scheduler attn_scheduler;
 typedef struct attn_job attn_job;
 
 typedef struct attn_scheduler_options {
-  int64_t sessions; /* jobs at once */
-  int64_t waiting;  /* jobs in the queue besides */
-  int64_t context;  /* tokens of a job: prompt and text */
+  int64_t sessions;             /* jobs at once */
+  int64_t waiting;              /* jobs in the queue besides */
+  int64_t context;              /* tokens of a job: prompt and text */
+  int64_t prefixes;             /* states that the prefix cache keeps; 0: there is none */
+  const char *prefix_directory; /* for those that leave it; NULL: they are forgotten */
 } attn_scheduler_options;
 
 attn_status attn_scheduler_start(const attn_model *model, const attn_scheduler_options *options,
@@ -31,6 +35,7 @@ typedef struct attn_scheduler_counts {
   int64_t active, waiting;             /* now */
   int64_t finished, cancelled, failed; /* jobs so far */
   int64_t prompt_tokens, text_tokens;  /* of those, and of the active ones */
+  int64_t reused_tokens;               /* of the prompts: known from earlier jobs */
 } attn_scheduler_counts;
 attn_scheduler_counts attn_scheduler_count(attn_scheduler *scheduler);
 
@@ -64,6 +69,7 @@ typedef enum attn_job_end {
 typedef struct attn_job_news {
   attn_job_end end;
   int64_t prompt_tokens, text_tokens; /* what was written so far */
+  int64_t reused_tokens;              /* of the prompt: not read again */
   char message[256];                  /* why it failed */
 } attn_job_news;
 

@@ -75,6 +75,7 @@ attn_status attn_server_start(const attn_model *model, const attn_server_options
   s->options = *options;
   s->created = (int64_t)time(NULL);
   pthread_mutex_init(&s->lock, NULL);
+  pthread_mutex_init(&s->embedding, NULL);
   pthread_cond_init(&s->quiet, NULL);
   attn_status status = start(s);
   if (status == ATTN_OK)
@@ -115,5 +116,6 @@ void attn_server_stop(attn_server *s) {
   attn_scheduler_destroy(s->scheduler);
   pthread_cond_destroy(&s->quiet);
   pthread_mutex_destroy(&s->lock);
+  pthread_mutex_destroy(&s->embedding);
   attn_free(s);
 }

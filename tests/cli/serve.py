@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -20,8 +21,13 @@ JSON = {"Content-Type": "application/json"}
 
 def run_command(*arguments):
     """What `attn run` says, as JSON."""
-    return json.loads(subprocess.run([ATTN, "run", *arguments, "--json"], capture_output=True,
+    return json.loads(subprocess.run([ATTN, "run", *arguments, "--dtype", "float32", "--json"], capture_output=True,
                                      check=True, stdin=subprocess.DEVNULL).stdout)
+
+
+def counts_of(usage):
+    """Without what was known already, which depends on what came before."""
+    return {k: v for k, v in usage.items() if k != "prompt_tokens_details"}
 
 
 def text_of(events):
@@ -49,7 +55,7 @@ def test_completions_are_those_of_the_command():
         equal(choice["finish_reason"], "length", "finish_reason")
         equal(answer["object"], "text_completion", "object")
         equal(answer["model"], "model", "model")
-        equal(answer["usage"], {"prompt_tokens": 5, "completion_tokens": 40, "total_tokens": 45},
+        equal(counts_of(answer["usage"]), {"prompt_tokens": 5, "completion_tokens": 40, "total_tokens": 45},
               "usage")
         equal(text_of(s.stream(COMPLETIONS, request)), expected["text"], "streamed greedy text")
         random = {"prompt": "Hello", "max_tokens": 40, "temperature": 1, "top_p": 0.9, "top_k": 20,
@@ -164,8 +170,47 @@ def test_models_health_and_page():
             fail("the page needs the network, or writes HTML")
         status, headers, page = s.request("HEAD", "/health")
         equal((status, page), (200, b""), "HEAD")
-        equal(s.post("/v1/embeddings", {"input": "x"})[0], 501, "status of embeddings")
         equal(s.post("/v1/embeddings", {"input": 1})[0], 400, "status of wrong embeddings")
+
+
+def test_embeddings_are_those_of_the_command():
+    texts = ["One text.", "Another, longer text, of more words.", "Short"]
+    done = subprocess.run([ATTN, "embed", MODEL, "--json", *texts], capture_output=True, check=True)
+    expected = json.loads(done.stdout)["embeddings"]
+    with Server(ATTN, MODEL) as s:
+        status, answer = s.post("/v1/embeddings", {"input": texts})
+        equal(status, 200, "status of embeddings")
+        equal([d["index"] for d in answer["data"]], [0, 1, 2], "order of embeddings")
+        for given, wanted in zip(answer["data"], expected):
+            worst = max(abs(a - b) for a, b in zip(given["embedding"], wanted))
+            equal((len(given["embedding"]), worst < 1e-5), (len(wanted), True), "an embedding")
+        one = s.post("/v1/embeddings", {"input": list(texts[0].encode())})[1]
+        worst = max(abs(a - b) for a, b in zip(one["data"][0]["embedding"], expected[0]))
+        equal(worst < 1e-5, True, "an embedding of tokens")
+        equal(one["usage"], {"prompt_tokens": 9, "total_tokens": 9}, "usage of embeddings")
+        equal(s.post("/v1/embeddings", {"input": ""})[0], 400, "status of an empty text")
+        equal(s.post("/v1/embeddings", {"input": [999999]})[0], 400, "status of a foreign token")
+
+
+def test_what_is_known_is_not_read_again():
+    prompt = "A long beginning that many share. " * 20
+    with Server(ATTN, MODEL, "--prefixes", "0") as s:
+        expected = [complete(s, prompt=prompt + end, max_tokens=20, temperature=0) for end in "abca"]
+        equal(s.health()["reused_tokens"], 0, "tokens reused without a cache")
+    with tempfile.TemporaryDirectory() as folder:
+        for known in (False, True):
+            with Server(ATTN, MODEL, "--prefix-dir", folder) as s:
+                texts, cached = [], []
+                for end in "abca":
+                    status, answer = s.post(COMPLETIONS, {"prompt": prompt + end, "max_tokens": 20,
+                                                          "temperature": 0})
+                    texts.append(answer["choices"][0]["text"])
+                    cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+                equal(texts, expected, "texts with a cache")
+                equal(cached[0] > 0, known, "the first text is known from a file")
+                if min(cached[1:]) < len(prompt) // 2:
+                    fail(f"reused only {cached}")
+                equal(s.health()["reused_tokens"], sum(cached), "tokens reused")
 
 
 def test_several_clients_get_what_one_gets():
@@ -290,7 +335,7 @@ def test_refusals():
                 fail("405 without Allow: " + what)
         error = s.post(COMPLETIONS, {"prompt": "x", "top_p": 2})[1]["error"]
         equal(error["param"], "top_p", "param")
-        equal(s.post(COMPLETIONS, {"prompt": "x" * 84, "temperature": 0})[1]["usage"],
+        equal(counts_of(s.post(COMPLETIONS, {"prompt": "x" * 84, "temperature": 0})[1]["usage"]),
               {"prompt_tokens": 84, "completion_tokens": 16, "total_tokens": 100}, "a full context")
         equal(s.post(COMPLETIONS, {"prompt": "x"}, {"Origin": f"http://127.0.0.1:{s.port}"})[0], 200,
               "status of the page's own request")
