@@ -22,7 +22,6 @@ typedef struct entry {
 } entry;
 
 struct attn_prefix_cache {
-  const attn_model *model;
   attn_prefix_cache_options options;
   char *directory;
   attn_session *root; /* whose page pools every session and checkpoint shares; reads nothing */
@@ -192,7 +191,6 @@ static attn_status create(const attn_model *model, const attn_prefix_cache_optio
     return attn_fail(ATTN_INVALID_ARGUMENT,
                      "prefix cache: entries %lld and files %lld, expected 1 to %d, 0 or more",
                      (long long)options->entries, (long long)options->files, 1 << 20);
-  cache->model = model;
   cache->options = *options;
   /* Every entry and every open session may have pages of its own. */
   attn_session_options root = options->session;
@@ -290,8 +288,8 @@ static attn_status keep(attn_prefix_cache *cache, const int32_t *tokens,
 
 attn_status attn_prefix_cache_keep(attn_prefix_cache *cache, const attn_session *session) {
   attn_checkpoint *now;
-  if (session->model != cache->model)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "prefix cache: the session is of another model");
+  if (!attn_session_is_related(cache->root, session))
+    return attn_fail(ATTN_INVALID_ARGUMENT, "prefix cache: the session is not of this cache");
   if (attn_session_position(session) == 0) return ATTN_OK;
   attn_status status = ATTN_OK;
   for (int64_t i = 0; i < session->checkpoint_count && status == ATTN_OK; ++i)

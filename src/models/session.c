@@ -32,17 +32,25 @@ static void destroy_states(attn_state **states, int64_t count) {
   attn_free(states);
 }
 
+/* How many full sequences the pools hold: one a session, and where sessions have marks a page more
+ * for each, since the last page of a mark is copied when the session goes on. */
+static int64_t sharers_of(const attn_session *s) {
+  int64_t forks = s->options.forks;
+  int64_t pages = (s->options.max_tokens + ATTN_PAGE_TOKENS - 1) / ATTN_PAGE_TOKENS;
+  return s->needs_checkpoints ? forks + (forks + pages - 1) / pages : forks;
+}
+
 /* One state a layer, with the pools of `family` (or new ones). */
 static attn_status create_states(const attn_session *s, attn_state *const *family,
                                  attn_state ***states) {
-  int64_t count = attn_session_layers(s);
+  int64_t count = attn_session_layers(s), sharers = sharers_of(s);
   attn_state **made = attn_alloc_array((size_t)count, sizeof *made);
   if (!made) return ATTN_OUT_OF_MEMORY;
   attn_status status = ATTN_OK;
   for (int64_t l = 0; l < count && status == ATTN_OK; ++l) {
     attn_state_part parts[ATTN_STATE_PARTS];
     int part_count = describe(s->model, l, parts);
-    status = attn_state_create(parts, part_count, s->options.max_tokens, s->options.forks,
+    status = attn_state_create(parts, part_count, s->options.max_tokens, sharers,
                                family ? family[l] : NULL, &made[l]);
   }
   if (status == ATTN_OK)
@@ -391,6 +399,13 @@ attn_status attn_session_create_at(const attn_session *family, const int32_t *to
   return ATTN_OK;
 }
 
+bool attn_session_is_related(const attn_session *a, const attn_session *b) {
+  bool related = a->model == b->model && a->options.max_tokens == b->options.max_tokens;
+  for (int64_t l = 0; related && l < attn_session_layers(a); ++l)
+    related = attn_state_is_related(a->states[l], b->states[l]);
+  return related;
+}
+
 static bool cut_all(attn_session *s, int64_t position) {
   if (s->needs_checkpoints) return false;
   for (int64_t l = 0; l < attn_session_layers(s); ++l)
@@ -419,6 +434,7 @@ attn_status attn_session_mark(attn_session *s) {
 
 attn_status attn_session_retreat(attn_session *s, int64_t position) {
   s->has_logits = false;
+  if (position == attn_session_position(s)) return ATTN_OK;
   drop_behind(s, position);
   if (cut_all(s, position)) return ATTN_OK;
   restore_checkpoint(s, position);

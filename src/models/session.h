@@ -57,6 +57,8 @@ attn_status attn_session_retreat(attn_session *session, int64_t position);
 /* A checkpoint of this place that belongs to the caller, who releases it; NULL is fine there. */
 attn_status attn_session_make_checkpoint(const attn_session *session, attn_checkpoint **made);
 void attn_session_release_checkpoint(const attn_session *session, attn_checkpoint *checkpoint);
+/* Whether states of one may become states of the other. */
+bool attn_session_is_related(const attn_session *a, const attn_session *b);
 /* A session of the same family as `family` (pools and options are shared) that has read `count`
  * tokens, whose state is that of `checkpoint`, without logits. */
 attn_status attn_session_create_at(const attn_session *family, const int32_t *tokens, int64_t count,

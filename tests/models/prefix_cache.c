@@ -5,7 +5,9 @@
 
 #include "attn/prefix_cache.h"
 #include "base/random.h"
+#include "engines/plan_cache.h"
 #include "models/prefix_tree.h"
+#include "models/session.h"
 
 #include <dirent.h>
 #include <stdio.h>
@@ -100,6 +102,15 @@ static attn_model *load(const char *family) {
   attn_model *model;
   snprintf(path, sizeof path, "%s/tests/models/fixtures/families/%s", ATTN_SOURCE_DIR, family);
   assert_ok(attn_model_load(path, ATTN_F32, &model));
+  return model;
+}
+
+/* No rows at all in its states. */
+static attn_model *make_recurrent(void) {
+  attn_model *model;
+  assert_ok(attn_model_create("{\"vocab_size\": 96, \"hidden_size\": 16, \"num_hidden_layers\": 2, "
+                              "\"mixer\": \"lightning\"}",
+                              3, ATTN_F32, &model));
   return model;
 }
 
@@ -280,12 +291,78 @@ static void sessions_live_on(void **state) {
   attn_model_destroy(model);
 }
 
+/* A session of another family has pages elsewhere, and perhaps more tokens than there is room for.
+ */
+static void strangers_are_refused(void **state) {
+  (void)state;
+  for (int recurrent = 0; recurrent < 2; ++recurrent) {
+    attn_model *model = recurrent ? make_recurrent() : load("llama");
+    attn_prefix_cache *cache = make_cache(model, 8, NULL);
+    attn_session *stranger;
+    assert_ok(attn_session_create(model, NULL, &stranger));
+    for (int i = 0; i < 3; ++i) {
+      int32_t tokens[PROMPT];
+      make_prompt(tokens, PROMPT, 0);
+      assert_ok(attn_session_feed(stranger, tokens, PROMPT));
+    }
+    assert_int_equal(attn_prefix_cache_keep(cache, stranger), ATTN_INVALID_ARGUMENT);
+    assert_int_equal(attn_prefix_cache_get_stats(cache).entries, 0);
+    attn_session_destroy(stranger);
+    attn_prefix_cache_destroy(cache);
+    attn_model_destroy(model);
+  }
+}
+
+static void count_plan(void *count, const attn_plan_info *info) {
+  (void)info;
+  ++*(int *)count;
+}
+
+/* Without checkpoints a kept recurrent state still serves: nothing is read again. */
+static void states_serve_without_checkpoints(void **state) {
+  (void)state;
+  for (int in_files = 0; in_files < 2; ++in_files) {
+    char directory[] = "/tmp/attn-prefix-XXXXXX";
+    assert_non_null(mkdtemp(directory));
+    attn_model *model = load("kimi_linear");
+    attn_prefix_cache_options options = ATTN_PREFIX_CACHE_OPTIONS_INIT;
+    attn_prefix_cache *cache;
+    attn_session *session;
+    int32_t tokens[PROMPT];
+    int plans = 0;
+    options.session.max_tokens = 512;
+    options.session.checkpoints = 0;
+    options.directory = in_files ? directory : NULL;
+    make_prompt(tokens, PROMPT, 0);
+    assert_ok(attn_prefix_cache_create(model, &options, &cache));
+    assert_int_equal(serve(cache, model, tokens, PROMPT - 1, true), 0);
+    if (in_files) {
+      attn_prefix_cache_destroy(cache);
+      assert_ok(attn_prefix_cache_create(model, &options, &cache));
+    }
+    assert_ok(attn_prefix_cache_open(cache, tokens, PROMPT, &session));
+    assert_int_equal(attn_session_position(session), PROMPT - 1);
+    attn_plan_cache_visit(attn_session_plans(session), count_plan, &plans);
+    assert_int_equal(plans, 0); /* no layer has run */
+    assert_ok(attn_session_feed(session, tokens + PROMPT - 1, 1));
+    assert_as_fresh(model, session);
+    attn_session_destroy(session);
+    attn_prefix_cache_destroy(cache);
+    attn_model_destroy(model);
+    empty_directory(directory);
+  }
+}
+
 int main(int argc, char **argv) {
   if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(trees_match_a_plain_search), cmocka_unit_test(each_family),
-      cmocka_unit_test(old_states_are_given_up),    cmocka_unit_test(files_serve_later_caches),
+      cmocka_unit_test(trees_match_a_plain_search),
+      cmocka_unit_test(each_family),
+      cmocka_unit_test(old_states_are_given_up),
+      cmocka_unit_test(files_serve_later_caches),
       cmocka_unit_test(sessions_live_on),
+      cmocka_unit_test(strangers_are_refused),
+      cmocka_unit_test(states_serve_without_checkpoints),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -167,12 +167,43 @@ static void full_sessions_and_bad_calls(void **state) {
   attn_model_destroy(model);
 }
 
+/* A family of one session: its pages hold the mark, too, up to the last token. */
+static void one_session_is_filled(void **state) {
+  (void)state;
+  static const char *const kinds[] = {"qwen3_next", "qwen2_window", "kimi_linear"};
+  attn_sampling greedy = ATTN_SAMPLING_INIT;
+  greedy.temperature = 0;
+  for (int k = 0; k < 3; ++k)
+    for (int drafts = 0; drafts < 2; ++drafts) {
+      attn_model *model = load(kinds[k]);
+      attn_session_options options = ATTN_SESSION_OPTIONS_INIT;
+      attn_speculation speculation = ATTN_SPECULATION_INIT;
+      attn_session *session;
+      attn_speculator *speculator;
+      int32_t prompt[PROMPT], tokens[64];
+      int64_t count;
+      options.max_tokens = 128;
+      options.forks = 1;
+      for (int i = 0; i < PROMPT; ++i) prompt[i] = 3 + (i % 13) * 5;
+      assert_ok(attn_session_create(model, &options, &session));
+      assert_ok(attn_session_feed(session, prompt, PROMPT));
+      if (drafts) speculation.draft = model;
+      assert_ok(attn_speculator_create(session, &speculation, &speculator));
+      while (attn_session_position(session) < options.max_tokens)
+        assert_ok(attn_speculator_step(speculator, &greedy, 64, tokens, &count));
+      attn_speculator_destroy(speculator);
+      attn_session_destroy(session);
+      attn_model_destroy(model);
+    }
+}
+
 int main(int argc, char **argv) {
   if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(each_family),
       cmocka_unit_test(sessions_stay_whole),
       cmocka_unit_test(full_sessions_and_bad_calls),
+      cmocka_unit_test(one_session_is_filled),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

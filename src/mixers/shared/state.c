@@ -315,6 +315,12 @@ void attn_state_assign(attn_state *target, const attn_state *source) {
   target->position = source->position;
 }
 
+bool attn_state_is_related(const attn_state *a, const attn_state *b) {
+  for (int i = 0; i < a->count && i < b->count; ++i)
+    if (a->parts[i].pool != b->parts[i].pool) return false;
+  return a->count == b->count;
+}
+
 void attn_state_clear(attn_state *state) {
   for (int i = 0; i < state->count; ++i) {
     part_storage *part = &state->parts[i];

@@ -62,6 +62,8 @@ attn_tensor attn_state_page_table(const attn_state *state, int part);
  * for source's tokens. Copies fixed parts, shares pages. Used for forks and checkpoints. Allocates
  * nothing. */
 void attn_state_assign(attn_state *target, const attn_state *source);
+/* Whether `b` takes its pages from the pools of `a`. */
+bool attn_state_is_related(const attn_state *a, const attn_state *b);
 /* Back to no tokens. */
 void attn_state_clear(attn_state *state);
 /* Cuts to the first `position` tokens if the state allows it: no fixed parts, and every row that
