@@ -140,6 +140,11 @@ ATTN_API attn_status attn_session_fork(attn_session *session, attn_session **for
  */
 ATTN_API attn_status attn_session_rewind(attn_session *session, int64_t position);
 
+/* Asks that this place stay cheap to go back to, as the end of a turn of a chat is: a checkpoint
+ * here, which is not given up for others before four more are asked for. Where the state can be cut
+ * every place is cheap, and nothing is done. */
+ATTN_API void attn_session_checkpoint(attn_session *session);
+
 /* The session as a file: tokens, logits and state, with a version and a checksum; a file of another
  * model, version or length is refused (ATTN_BAD_FORMAT). Checkpoints are not saved: a rewind behind
  * the restored position replays from the start unless the state can be cut. */

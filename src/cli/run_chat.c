@@ -41,6 +41,7 @@ static attn_status read_up_to(runner *r, const int32_t *tokens, int64_t count) {
   while (common < position && common < count - 1 && known[common] == tokens[common]) ++common;
   if (common < position) ATTN_TRY(attn_session_rewind(r->session, common));
   r->token_count += count - common;
+  attn_session_checkpoint(r->session); /* the turn may be written again */
   return run_feed(r, tokens + common, count - common);
 }
 

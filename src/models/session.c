@@ -66,6 +66,7 @@ static attn_status create_states(const attn_session *s, attn_state *const *famil
 static void free_checkpoint(const attn_session *s, attn_checkpoint *c) {
   if (!c) return;
   destroy_states(c->states, attn_session_layers(s));
+  attn_free(c->logits);
   attn_free(c);
 }
 
@@ -108,6 +109,7 @@ static void drop_checkpoint(attn_session *s, int64_t i) {
   attn_checkpoint *c = s->checkpoints[i];
   memmove(&s->checkpoints[i], &s->checkpoints[i + 1],
           (size_t)(s->checkpoint_count - i - 1) * sizeof *s->checkpoints);
+  memmove(&s->kept[i], &s->kept[i + 1], (size_t)(s->checkpoint_count - i - 1) * sizeof *s->kept);
   --s->checkpoint_count;
   if (atomic_fetch_sub(&c->users, 1) != 1) return;
   if (s->spare_count == ATTN_MOST_CHECKPOINTS) {
@@ -121,6 +123,7 @@ static void drop_checkpoint(attn_session *s, int64_t i) {
 
 /* Which one to give up when the list is full: where the gap that it leaves is smallest beside its
  * distance from the end, so that the list stays denser near the end. */
+enum { MOST_KEPT = 4 }; /* of those asked for: the last ones */
 static int64_t least_useful(const attn_session *s, int64_t now) {
   int64_t best = 0;
   double least = 1e300;
@@ -129,6 +132,7 @@ static int64_t least_useful(const attn_session *s, int64_t now) {
     int64_t after = i + 1 < s->checkpoint_count ? s->checkpoints[i + 1]->position : now;
     double distance = (double)(now - s->checkpoints[i]->position) + 1;
     double cost = (double)(after - before) / distance;
+    if (s->kept[i]) continue;
     if (cost < least) {
       least = cost;
       best = i;
@@ -148,7 +152,32 @@ void attn_session_take_checkpoint(attn_session *s) {
     attn_state_assign(c->states[l], s->states[l]);
   c->position = position;
   atomic_store(&c->users, 1);
+  c->has_logits = false;
+  s->kept[s->checkpoint_count] = false;
   s->checkpoints[s->checkpoint_count++] = c;
+}
+
+/* Without memory for them it costs a token later. Other sessions may read a shared one. */
+static void remember_logits(const attn_session *s, attn_checkpoint *c) {
+  size_t count = (size_t)s->model->config.vocabulary;
+  if (!s->has_logits || c->has_logits || atomic_load(&c->users) != 1) return;
+  if (!c->logits) c->logits = attn_alloc_array(count, sizeof *c->logits);
+  if (!c->logits) return;
+  memcpy(c->logits, s->logits, count * sizeof *c->logits);
+  c->has_logits = true;
+}
+
+void attn_session_checkpoint(attn_session *s) {
+  attn_session_take_checkpoint(s);
+  int64_t position = attn_session_position(s), last = s->checkpoint_count - 1, kept = 0;
+  if (last < 0 || s->checkpoints[last]->position != position) return;
+  s->kept[last] = true;
+  remember_logits(s, s->checkpoints[last]);
+  int64_t most = s->options.checkpoints / 2 < MOST_KEPT ? s->options.checkpoints / 2 : MOST_KEPT;
+  for (int64_t i = last; i >= 0; --i) {
+    kept += s->kept[i];
+    if (kept > most) s->kept[i] = false;
+  }
 }
 
 /* Creation --------------------------------------------------------------------------------------
@@ -255,6 +284,7 @@ attn_status attn_session_run(attn_session *s, int64_t count, int64_t logit_rows,
     }
   }
   ATTN_TRY(attn_graph_status(g));
+  s->tokens_read += count;
   for (int64_t l = 0; l < attn_session_layers(s); ++l) attn_state_advance(s->states[l], count);
   return ATTN_OK;
 }
@@ -371,6 +401,7 @@ attn_status attn_session_fork(attn_session *session, attn_session **fork) {
   child->has_logits = session->has_logits;
   for (int64_t i = 0; i < session->checkpoint_count; ++i) {
     child->checkpoints[i] = session->checkpoints[i];
+    child->kept[i] = session->kept[i];
     atomic_fetch_add(&child->checkpoints[i]->users, 1);
   }
   child->checkpoint_count = session->checkpoint_count;
@@ -453,6 +484,17 @@ void attn_session_clear(attn_session *s) {
   for (int64_t l = 0; l < attn_session_layers(s); ++l) attn_state_clear(s->states[l]);
 }
 
+/* From a checkpoint of just this place, logits included. */
+static bool restore_exactly(attn_session *s, int64_t position) {
+  const attn_checkpoint *c = s->checkpoint_count ? s->checkpoints[s->checkpoint_count - 1] : NULL;
+  if (!c || c->position != position || !c->has_logits) return false;
+  for (int64_t l = 0; l < attn_session_layers(s); ++l)
+    attn_state_assign(s->states[l], c->states[l]);
+  memcpy(s->logits, c->logits, (size_t)s->model->config.vocabulary * sizeof *s->logits);
+  s->has_logits = true;
+  return true;
+}
+
 attn_status attn_session_rewind(attn_session *session, int64_t position) {
   int64_t now = attn_session_position(session);
   if (position < 0 || position > now)
@@ -461,7 +503,8 @@ attn_status attn_session_rewind(attn_session *session, int64_t position) {
   if (position == now) return ATTN_OK;
   session->has_logits = false;
   drop_behind(session, position);
-  /* The last token is run again in any case: its logits belong to the result. */
+  if (restore_exactly(session, position)) return ATTN_OK;
+  /* The last token is run again: its logits belong to the result. */
   int64_t before = position ? position - 1 : 0;
   if (!cut_all(session, before)) restore_checkpoint(session, before);
   attn_status status = run_to(session, position);

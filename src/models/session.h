@@ -17,6 +17,8 @@ typedef struct attn_checkpoint {
   _Atomic int64_t users;
   int64_t position;
   attn_state **states; /* a layer each */
+  float *logits; /* [vocabulary], where has_logits: else a way back reads the last token again */
+  bool has_logits;
 } attn_checkpoint;
 
 struct attn_session {
@@ -31,7 +33,9 @@ struct attn_session {
   bool needs_checkpoints; /* whether any layer's state cannot simply be cut */
   int64_t checkpoint_count, spare_count;
   attn_checkpoint *checkpoints[ATTN_MOST_CHECKPOINTS]; /* ascending position */
+  bool kept[ATTN_MOST_CHECKPOINTS]; /* which of them attn_session_checkpoint asked for */
   attn_checkpoint *spares[ATTN_MOST_CHECKPOINTS];
+  int64_t tokens_read;   /* in all, those read again counted */
   attn_checkpoint *mark; /* one more, where attn_session_mark was called last; NULL: never yet */
 };
 

@@ -5,6 +5,7 @@
 #include "attn/model.h"
 #include "base/fault.h"
 #include "base/memory.h"
+#include "models/session.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -168,6 +169,40 @@ static void every_mixer(void **state) {
       sessions_survive_files(&f);
       attn_model_destroy(f.model);
     }
+}
+
+/* After a long conversation its last turn is written anew, however long the answer to it was: no
+ * more than a spacing is read again where checkpoints were asked for. */
+static void an_edited_turn(void **state) {
+  (void)state;
+  for (size_t m = 0; m < sizeof mixer_lists / sizeof *mixer_lists; ++m) {
+    fixture f = make_fixture(mixer_lists[m], "", ATTN_F32);
+    attn_session_options options = ATTN_SESSION_OPTIONS_INIT;
+    attn_session *session, *fresh;
+    options.max_tokens = 4096;
+    options.checkpoint_spacing = 64;
+    options.checkpoints = 8;
+    assert_ok(attn_session_create(f.model, &options, &session));
+    assert_ok(attn_session_create(f.model, &options, &fresh));
+    for (int i = 0; i < 4; ++i) {
+      attn_session_checkpoint(session);
+      assert_ok(attn_session_feed(session, f.tokens, TOKENS - 7));
+    }
+    int64_t turn = 3 * (TOKENS - 7), before = session->tokens_read;
+    assert_ok(attn_session_rewind(session, turn));
+    assert_ok(attn_session_feed(session, f.tokens + 11, 30));
+    assert_true(session->tokens_read - before - 30 <= 64);
+    assert_ok(attn_session_feed(fresh, attn_session_tokens(session), turn + 30));
+    double got[VOCABULARY], expected[VOCABULARY];
+    for (int i = 0; i < VOCABULARY; ++i) {
+      got[i] = (double)attn_session_logits(session)[i];
+      expected[i] = (double)attn_session_logits(fresh)[i];
+    }
+    assert_true(test_relative_error(got, expected, VOCABULARY) <= f.tolerance);
+    attn_session_destroy(session);
+    attn_session_destroy(fresh);
+    attn_model_destroy(f.model);
+  }
 }
 
 /* A window frees the pages behind it, so that memory stays flat, and rewinding needs checkpoints.
@@ -347,6 +382,7 @@ static void evaluation(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_mixer),
+      cmocka_unit_test(an_edited_turn),
       cmocka_unit_test(windows),
       cmocka_unit_test(decode_allocates_nothing),
       cmocka_unit_test(bad_calls_are_refused),
