@@ -27,6 +27,8 @@ static const char *const mixer_lists[] = {
     "\"kda\"",
     "\"lightning\", \"softmax\"",
     "\"kda\", \"kda\", \"kda\", \"softmax\"",
+    "\"mla\"",
+    "\"minimax\", \"mla\"",
 };
 
 typedef struct fixture {

@@ -19,7 +19,10 @@ static const char *const known_keys[] = {
     "use_lrpe", "lrpe_layers", "decay_schedule", "conv_size", "gate_rank", "feed_forward",
     "intermediate_size", "norm", "norm_eps", "tie_word_embeddings", "scale_embedding",
     "max_position_embeddings", "initializer_range", "transformers_version", "bos_token_id",
-    "eos_token_id", "pad_token_id", "use_cache",
+    "eos_token_id", "pad_token_id", "use_cache", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim",
+    "use_qk_norm", "use_output_gate", "num_experts", "num_experts_per_tok", "norm_topk_prob",
+    "moe_intermediate_size", "shared_expert_intermediate_size", "decoder_sparse_step",
+    "mlp_only_layers",
     /* TransNormerLLM's own names */
     "decoder_layers", "decoder_embed_dim", "decoder_attention_heads", "hidden_dim", "glu_dim",
     "no_scale_embedding", "linear_use_lrpe_list", "norm_type", "linear_act_fun", "glu_act",
@@ -88,6 +91,11 @@ static attn_status read_options(const json_t *json, attn_mixer_options *o) {
   ATTN_TRY(integer(json, "rotary_dim", NULL, ATTN_OPTIONAL, -1, 256, &o->rotary_dim));
   ATTN_TRY(integer(json, "conv_size", NULL, ATTN_OPTIONAL, 1, 16, &o->convolution));
   ATTN_TRY(integer(json, "gate_rank", NULL, ATTN_OPTIONAL, 1, ATTN_MOST_HIDDEN, &o->gate_rank));
+  ATTN_TRY(integer(json, "kv_lora_rank", NULL, ATTN_OPTIONAL, 1, 1024, &o->latent_rank));
+  ATTN_TRY(integer(json, "q_lora_rank", NULL, ATTN_OPTIONAL, 1, ATTN_MOST_HIDDEN, &o->query_rank));
+  ATTN_TRY(integer(json, "qk_rope_head_dim", NULL, ATTN_OPTIONAL, 1, 256, &o->shared_dim));
+  ATTN_TRY(attn_json_bool(json, "use_qk_norm", ATTN_OPTIONAL, &o->qk_norm));
+  ATTN_TRY(attn_json_bool(json, "use_output_gate", ATTN_OPTIONAL, &o->output_gate));
   ATTN_TRY(attn_json_double(json, "rope_theta", ATTN_OPTIONAL, 1, 1e12, &o->rope.base));
   ATTN_TRY(attn_json_double(json, "soft_cap", ATTN_OPTIONAL, 0, 1e6, &o->soft_cap));
   ATTN_TRY(attn_json_choice(json, "decay_schedule", ATTN_OPTIONAL, schedule_names, 2, &schedule));
@@ -140,7 +148,7 @@ static attn_status configure(const json_t *json, attn_model_config *c) {
   if (!c->layers) return ATTN_OUT_OF_MEMORY;
   for (int64_t l = 0; l < c->layer_count; ++l)
     ATTN_TRY(read_layer(json, l, &common, transnormer, &c->layers[l]));
-  return ATTN_OK;
+  return attn_family_read_qwen_experts(json, c);
 }
 
 const attn_family attn_family_native = {
