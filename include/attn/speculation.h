@@ -3,8 +3,8 @@
  *
  * Tokens are the same that plain decoding chooses, sampled ones too: attn_session_sample draws by
  * seed and position, so each proposed token is compared with the one that would have been drawn.
- * (Reading rows together rounds otherwise than reading them one by one; only where two tokens are
- * within that rounding may the choice differ.) */
+ * What is
+ * read at once, 8 tokens at most, gives the same bits as read one by one. */
 #ifndef ATTN_SPECULATION_H
 #define ATTN_SPECULATION_H
 
@@ -16,7 +16,7 @@ extern "C" {
 
 typedef struct attn_speculation {
   size_t struct_size;
-  int64_t tokens;          /* proposed at once, 1 to 32 */
+  int64_t tokens;          /* proposed at once, 1 to 7 */
   const attn_model *draft; /* a smaller model of the same vocabulary; NULL: prompt look-up */
   /* Prompt look-up: what followed the latest earlier occurrence of the last `longest` tokens, or of
    * fewer, down to `shortest`. */

@@ -334,7 +334,7 @@ static const attn_option table[] = {
     {"speculate", 0, ATTN_OPTION_INT, "N",
      "Propose N tokens at once from what the text says elsewhere, or from --draft, and keep those "
      "that the model would have written: the same text, sooner. 0: one token at a time.",
-     AT(speculate), 0, 32, NULL},
+     AT(speculate), 0, 7, NULL},
     {"draft", 0, ATTN_OPTION_TEXT, "MODEL",
      "A smaller model with the same tokens, which proposes what comes next.", AT(draft), 0, 0,
      NULL},

@@ -8,7 +8,7 @@
 enum {
   USUAL_TOKEN = 256,  /* bytes at most */
   FEED_TOKENS = 4096, /* between two looks at Ctrl-C */
-  MOST_AT_ONCE = 64,  /* of a step of speculation */
+  MOST_AT_ONCE = 8,   /* of a step of speculation */
 };
 
 static attn_status write_pending(runner *r) {

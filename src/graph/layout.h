@@ -13,6 +13,10 @@ typedef struct attn_layout {
   int64_t position;       /* of the first token of every sequence: what a state has seen before */
 } attn_layout;
 
+/* So many tokens behind a state give what they would give one by one, to the bit: products take
+ * them row by row, and so do the engines (mixers/mixer.h). Speculation relies on it. */
+enum { ATTN_FEW_ROWS = 8 };
+
 static inline attn_layout attn_layout_equal(int64_t batch, int64_t length) {
   return (attn_layout){.batch = batch, .length = length, .rows = batch * length};
 }

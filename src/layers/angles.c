@@ -1,8 +1,10 @@
 #include "layers/angles.h"
+#include "graph/layout.h"
 
 #include <math.h>
 
-/* Exact every RESYNC positions, by rotation in between: a float64 rotation loses one ulp a step. */
+/* Exact every RESYNC positions, by rotation in between: a float64 rotation loses one ulp a step. A
+ * few rows are all exact, as they would be one by one. */
 enum { RESYNC = 32 };
 
 static void write_row(const attn_tensor *table, int64_t row, int64_t j, double value) {
@@ -19,7 +21,8 @@ attn_status attn_angle_tables(attn_graph *graph, const double *theta, int64_t wi
   *cosines = attn_graph_tensor(graph, graph->wide, 2, shape);
   *sines = attn_graph_tensor(graph, graph->wide, 2, shape);
   if (!cosines->data || !sines->data) return graph->status;
-  int64_t blocks = (count + RESYNC - 1) / RESYNC;
+  const int64_t run = count <= ATTN_FEW_ROWS ? 1 : RESYNC;
+  int64_t blocks = (count + run - 1) / run;
   double *steps = attn_arena_alloc(graph->arena, 2 * (size_t)width * sizeof *steps);
   if (!steps) return ATTN_OUT_OF_MEMORY;
   for (int64_t j = 0; j < width; ++j) {
@@ -28,7 +31,7 @@ attn_status attn_angle_tables(attn_graph *graph, const double *theta, int64_t wi
   }
 #pragma omp parallel for num_threads(graph->threads) schedule(static) if (count * width > 1 << 12)
   for (int64_t block = 0; block < blocks; ++block) {
-    int64_t start = block * RESYNC, end = start + RESYNC < count ? start + RESYNC : count;
+    int64_t start = block * run, end = start + run < count ? start + run : count;
     for (int64_t j = 0; j < width; ++j) {
       double angle = (double)(first + start) * theta[j];
       double c = cos(angle), s = sin(angle), step_c = steps[2 * j], step_s = steps[2 * j + 1];

@@ -8,6 +8,7 @@
 #define ATTN_MIXERS_MIXER_H
 
 #include "attn/mixer.h"
+#include "attn/softmax.h"
 #include "graph/graph.h"
 #include "graph/layout.h"
 #include "layers/layers.h"
@@ -126,6 +127,14 @@ typedef attn_var *attn_mixer_part(attn_graph *graph, const attn_mixer_call *call
                                   attn_var *const *inputs, int which);
 attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_mixer_part *part,
                           int which, int count, attn_var *const *inputs);
+/* Whether a state takes 2 to ATTN_FEW_ROWS tokens: what is summed over tokens then goes one by one,
+ * so that the result is to the bit that of as many steps. */
+bool attn_mixer_few_rows(const attn_mixer_call *call);
+/* attn_op_softmax of queries q [1, rows, heads, dim] over pages, one row after the other: row r
+ * sees the first keys + r keys. */
+attn_var *attn_mixer_softmax_rows(attn_graph *graph, const attn_softmax_problem *problem,
+                                  const attn_softmax_args *args, attn_var *q, attn_var *k,
+                                  attn_var *v, int64_t keys);
 /* The variable of parameter i. */
 attn_var *attn_mixer_parameter(attn_graph *graph, const attn_mixer_call *call, int i);
 /* attn_op_recurrent with the state of part `part` (a [value_heads, dim, value_dim] matrix). */

@@ -249,14 +249,19 @@ attn_var *attn_mixer_parameter(attn_graph *graph, const attn_mixer_call *call, i
   return attn_graph_parameter(graph, call->parameters[i]);
 }
 
-/* The call of sequence i alone. */
-static attn_mixer_call call_of(const attn_mixer_call *call, int64_t i) {
+/* The call of row r alone: of sequence r, or of the state's r-th token to come. */
+static attn_mixer_call call_of(const attn_mixer_call *call, int64_t r) {
   attn_mixer_call one = *call;
   one.states = NULL;
-  one.state = call->states[i];
+  if (call->states) one.state = call->states[r];
   one.layout = attn_layout_equal(1, 1);
-  one.layout.position = attn_state_position(one.state);
+  one.layout.position = attn_state_position(one.state) + (call->states ? 0 : r);
   return one;
+}
+
+bool attn_mixer_few_rows(const attn_mixer_call *call) {
+  int64_t rows = call->layout.rows;
+  return call->state && rows > 1 && rows <= ATTN_FEW_ROWS;
 }
 
 attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_mixer_part *part,
@@ -283,8 +288,32 @@ attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_m
   return attn_graph_input(graph, &all);
 }
 
-/* One step of several sequences, each with its own state. */
-static attn_var *recurrent_step(attn_graph *graph, const attn_mixer_call *call, int part,
+attn_var *attn_mixer_softmax_rows(attn_graph *graph, const attn_softmax_problem *problem,
+                                  const attn_softmax_args *args, attn_var *q, attn_var *k,
+                                  attn_var *v, int64_t keys) {
+  if (!q || !k || !v) return NULL;
+  int64_t rows = q->value.shape[1];
+  int64_t shape[4] = {1, rows, q->value.shape[2], v->value.shape[3]};
+  attn_tensor all = attn_graph_tensor(graph, q->value.dtype, 4, shape);
+  int32_t *length = attn_arena_alloc(graph->arena, sizeof *length);
+  if (!all.data) return NULL;
+  if (!length) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
+  attn_softmax_args one = *args;
+  one.key_lengths = length;
+  for (int64_t r = 0; r < rows; ++r) {
+    attn_tensor target;
+    *length = (int32_t)(keys + r);
+    attn_var *y = attn_op_softmax(graph, problem, &one, attn_view_slice(graph, q, 1, r, 1), k, v);
+    if (!y) return NULL;
+    attn_status status = attn_tensor_slice(&all, 1, r, 1, &target);
+    if (status != ATTN_OK) return attn_graph_error(graph, status);
+    attn_add_tensor(graph, &target, &y->value, 1, false);
+  }
+  return attn_graph_input(graph, &all);
+}
+
+/* Row by row: each with its own state, or all with one. */
+static attn_var *recurrent_rows(attn_graph *graph, const attn_mixer_call *call, int part,
                                 const attn_recurrent_problem *options, attn_var *q, attn_var *k,
                                 attn_var *v, attn_var *decay, attn_var *beta) {
   attn_tensor all = {0};
@@ -318,7 +347,8 @@ attn_var *attn_mixer_recurrent(attn_graph *graph, const attn_mixer_call *call, i
   attn_recurrent_problem problem = *options;
   attn_recurrent_args args = {0};
   if (!q || !k || !v) return NULL;
-  if (call->states) return recurrent_step(graph, call, part, options, q, k, v, decay, beta);
+  if (call->states || attn_mixer_few_rows(call))
+    return recurrent_rows(graph, call, part, options, q, k, v, decay, beta);
   problem.ragged = layout->offsets != NULL;
   if (problem.ragged) {
     problem.batch = layout->batch;

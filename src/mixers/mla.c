@@ -152,8 +152,13 @@ static attn_var *absorbed(attn_graph *g, const attn_mixer_call *call, const inpu
   v.shape[3] = o->latent_rank;
   attn_var *q = attn_layer_absorb(g, in->q, call->parameters[K_UP]);
   q = attn_layer_append_channels(g, q, in->q_shared);
-  attn_var *out = attn_op_softmax(g, &problem, &args, attn_as_sequences(g, &call->layout, q),
-                                  attn_graph_input(g, &k), attn_graph_input(g, &v));
+  q = attn_as_sequences(g, &call->layout, q);
+  attn_var *keys_of = attn_graph_input(g, &k), *values_of = attn_graph_input(g, &v);
+  int64_t rows = call->layout.rows;
+  attn_var *out =
+      attn_mixer_few_rows(call)
+          ? attn_mixer_softmax_rows(g, &problem, &args, q, keys_of, values_of, keys - rows + 1)
+          : attn_op_softmax(g, &problem, &args, q, keys_of, values_of);
   out = attn_split_heads(g, attn_join_heads(g, &call->layout, out), o->heads);
   return attn_layer_expand(g, out, call->parameters[V_UP]);
 }

@@ -115,8 +115,11 @@ static attn_var *attend_with_state(attn_graph *g, const attn_mixer_call *call,
   attn_softmax_args args = {.page_table = table, .key_lengths = length};
   attn_tensor k_pages = page_view(call->state, 0, o->kv_heads, o->dim);
   attn_tensor v_pages = page_view(call->state, values, o->kv_heads, o->value_dim);
-  return attn_op_softmax(g, &problem, &args, attn_as_sequences(g, &call->layout, q),
-                         attn_graph_input(g, &k_pages), attn_graph_input(g, &v_pages));
+  q = attn_as_sequences(g, &call->layout, q);
+  attn_var *keys_of = attn_graph_input(g, &k_pages), *values_of = attn_graph_input(g, &v_pages);
+  if (attn_mixer_few_rows(call))
+    return attn_mixer_softmax_rows(g, &problem, &args, q, keys_of, values_of, *length - rows + 1);
+  return attn_op_softmax(g, &problem, &args, q, keys_of, values_of);
 }
 
 static attn_var *attend(attn_graph *g, const attn_mixer_call *call, attn_softmax_problem problem,

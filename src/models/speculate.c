@@ -8,12 +8,14 @@
 #include "attn/text.h"
 #include "base/memory.h"
 #include "base/status.h"
+#include "graph/layout.h"
 #include "models/sampling.h"
 #include "models/session.h"
 
 #include <string.h>
 
-enum { MOST_PROPOSED = 32, MOST_NGRAM = 64 };
+/* With the token that is drawn first, few enough to give what they would give one by one. */
+enum { MOST_PROPOSED = ATTN_FEW_ROWS - 1, MOST_NGRAM = 64 };
 
 struct attn_speculator {
   attn_session *session, *draft; /* draft: NULL for look-up */

@@ -13,12 +13,16 @@ static const char *const families[] = {
 };
 enum { FAMILIES = sizeof families / sizeof *families, VOCABULARY = 96, TOKENS = 120, PROMPT = 40 };
 
-static attn_model *load(const char *family) {
+static attn_model *load_in(const char *family, attn_dtype compute) {
   char path[512];
   attn_model *model;
   snprintf(path, sizeof path, "%s/tests/models/fixtures/families/%s", ATTN_SOURCE_DIR, family);
-  assert_ok(attn_model_load(path, ATTN_F32, &model));
+  assert_ok(attn_model_load(path, compute, &model));
   return model;
+}
+
+static attn_model *load(const char *family) {
+  return load_in(family, ATTN_F32);
 }
 
 /* A session that has read a prompt with something to look up in it. */
@@ -113,6 +117,42 @@ static void each_family(void **state) {
   attn_model_destroy(other);
 }
 
+/* A few tokens at once give the bits that they give one by one: what all of this rests on. */
+static void assert_same_bits(const char *name, const attn_model *model) {
+  attn_session *together = start(model), *alone = start(model);
+  for (int64_t count = 2; count <= 8; ++count) {
+    int32_t tokens[8];
+    for (int i = 0; i < count; ++i) tokens[i] = (int32_t)(17 * count + 31 * i) % VOCABULARY;
+    assert_ok(attn_session_feed(together, tokens, count));
+    for (int i = 0; i < count; ++i) assert_ok(attn_session_feed(alone, &tokens[i], 1));
+    if (memcmp(attn_session_logits(together), attn_session_logits(alone),
+               VOCABULARY * sizeof(float)) != 0)
+      fail_msg("%s, %lld tokens: logits differ by %g", name, (long long)count,
+               logit_error(together, alone));
+  }
+  attn_session_destroy(together);
+  attn_session_destroy(alone);
+}
+
+static void each_gives_the_same_bits(void *context) {
+  static const char *const quantised[] = {"llama/model.q8_0.gguf", "qwen2_moe/model.q8_0.gguf",
+                                          "qwen3/model.q8_0.gguf"};
+  static const attn_dtype dtypes[] = {ATTN_F32, ATTN_BF16, ATTN_F64};
+  (void)context;
+  for (int d = 0; d < 3; ++d)
+    for (int f = 0; f < FAMILIES + 3; ++f) {
+      const char *name = f < FAMILIES ? families[f] : quantised[f - FAMILIES];
+      attn_model *model = load_in(name, dtypes[d]);
+      assert_same_bits(name, model);
+      attn_model_destroy(model);
+    }
+}
+
+static void few_tokens_give_the_same_bits(void **state) {
+  (void)state;
+  test_on_every_path(each_gives_the_same_bits, NULL);
+}
+
 /* Afterwards the session rewinds as any other. */
 static void sessions_stay_whole(void **state) {
   (void)state;
@@ -150,7 +190,7 @@ static void full_sessions_and_bad_calls(void **state) {
   attn_speculation bad = ATTN_SPECULATION_INIT;
   int32_t tokens[64];
   int64_t count;
-  bad.tokens = 33;
+  bad.tokens = 8;
   assert_int_equal(attn_speculator_create(session, &bad, &speculator), ATTN_INVALID_ARGUMENT);
   bad.tokens = 4;
   bad.shortest = 0;
@@ -200,9 +240,8 @@ static void one_session_is_filled(void **state) {
 int main(int argc, char **argv) {
   if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(each_family),
-      cmocka_unit_test(sessions_stay_whole),
-      cmocka_unit_test(full_sessions_and_bad_calls),
+      cmocka_unit_test(each_family),           cmocka_unit_test(few_tokens_give_the_same_bits),
+      cmocka_unit_test(sessions_stay_whole),   cmocka_unit_test(full_sessions_and_bad_calls),
       cmocka_unit_test(one_session_is_filled),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
