@@ -6,6 +6,7 @@
 #include "base/fault.h"
 #include "base/hash.h"
 #include "base/memory.h"
+#include "models/session.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -338,6 +339,27 @@ static void failures_leave_the_logits(void **state) {
   attn_model_destroy(f.model);
 }
 
+/* What was read behind the place that a session goes back to has no say afterwards. */
+static void retreats_forget(void **state) {
+  (void)state;
+  fixture f = make_fixture("\"gated_delta_net\", \"softmax\"", "", ATTN_F32);
+  attn_session *session = make_session(&f, 64, 4);
+  assert_ok(attn_session_feed(session, f.tokens, 20));
+  assert_ok(attn_session_feed(session, f.tokens + 100, 200)); /* of another text */
+  assert_ok(attn_session_mark(session));
+  assert_ok(attn_session_retreat(session, 20));
+  assert_null(attn_session_logits(session));
+  assert_ok(attn_session_feed(session, f.tokens + 20, 230));
+  assert_logits(&f, session, 250);
+  static const int64_t targets[] = {230, 193, 192, 130, 65, 64, 20, 3};
+  for (size_t i = 0; i < sizeof targets / sizeof *targets; ++i) {
+    assert_ok(attn_session_rewind(session, targets[i]));
+    assert_logits(&f, session, targets[i]);
+  }
+  attn_session_destroy(session);
+  attn_model_destroy(f.model);
+}
+
 /* Checksums are no signatures. */
 static void strange_tokens_are_refused(void **state) {
   (void)state;
@@ -409,6 +431,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(foreign_files_are_refused),
       cmocka_unit_test(allocation_failures),
       cmocka_unit_test(failures_leave_the_logits),
+      cmocka_unit_test(retreats_forget),
       cmocka_unit_test(strange_tokens_are_refused),
       cmocka_unit_test(evaluation),
   };
