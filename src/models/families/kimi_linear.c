@@ -101,7 +101,7 @@ static attn_status set_experts(const json_t *json, attn_model_config *c) {
   for (int64_t l = 0; l < c->layer_count; ++l) {
     const char *type = types ? json_string_value(json_array_get(types, (size_t)l)) : NULL;
     bool sparse = type ? strcmp(type, "sparse") == 0 : l >= dense && l % step == 0;
-    if (types && (!type || (strcmp(type, "sparse") && strcmp(type, "dense"))))
+    if (types && (!type || (strcmp(type, "sparse") != 0 && strcmp(type, "dense") != 0)))
       return attn_fail(ATTN_BAD_FORMAT, "mlp_layer_types: expected sparse or dense for each layer");
     if (sparse) c->layers[l].experts = experts;
   }
