@@ -325,14 +325,19 @@ static void restore_checkpoint(attn_session *s, int64_t position) {
 
 /* After a failure part of the layers may have moved on: goes back to `position` by replay, or to no
  * tokens at all when that fails too. The message of the first failure is kept. */
-attn_status attn_session_recover(attn_session *s, int64_t position, attn_status status) {
+attn_status attn_session_recover(attn_session *s, int64_t position, bool logits_stand,
+                                 attn_status status) {
   char first[512];
   strncpy(first, attn_error_message(), sizeof first - 1);
   first[sizeof first - 1] = 0;
   s->has_logits = false;
   restore_checkpoint(s, position);
-  if (run_to(s, position) == ATTN_OK) return attn_fail(status, "%s", first);
+  if (run_to(s, position) == ATTN_OK) {
+    s->has_logits = s->has_logits || logits_stand;
+    return attn_fail(status, "%s", first);
+  }
   restore_checkpoint(s, -1);
+  s->has_logits = false;
   return attn_fail(status, "%s; the session has lost its tokens", first);
 }
 
@@ -358,8 +363,9 @@ attn_status attn_session_feed(attn_session *session, const int32_t *tokens, int6
   int64_t position = attn_session_position(session);
   ATTN_TRY(attn_session_check_tokens(session, tokens, count));
   memmove(session->tokens + position, tokens, (size_t)count * sizeof *tokens);
+  bool had_logits = session->has_logits; /* and keeps them until all is read */
   attn_status status = run_to(session, position + count);
-  return status == ATTN_OK ? ATTN_OK : attn_session_recover(session, position, status);
+  return status == ATTN_OK ? ATTN_OK : attn_session_recover(session, position, had_logits, status);
 }
 
 const float *attn_session_logits(const attn_session *session) {
@@ -508,5 +514,5 @@ attn_status attn_session_rewind(attn_session *session, int64_t position) {
   int64_t before = position ? position - 1 : 0;
   if (!cut_all(session, before)) restore_checkpoint(session, before);
   attn_status status = run_to(session, position);
-  return status == ATTN_OK ? ATTN_OK : attn_session_recover(session, position, status);
+  return status == ATTN_OK ? ATTN_OK : attn_session_recover(session, position, false, status);
 }

@@ -51,8 +51,10 @@ attn_status attn_session_run(attn_session *session, int64_t count, int64_t logit
  * at this position. */
 void attn_session_take_checkpoint(attn_session *session);
 void attn_session_after_tokens(attn_session *session);
-/* Goes back to `position` after `status`, which it returns; the message of `status` is kept. */
-attn_status attn_session_recover(attn_session *session, int64_t position, attn_status status);
+/* Goes back to `position` after `status`, which it returns; the message of `status` is kept.
+ * Whether session->logits still are those of `position` is for the caller to say. */
+attn_status attn_session_recover(attn_session *session, int64_t position, bool logits_stand,
+                                 attn_status status);
 /* Remembers this place, for going back a few tokens whatever the mixers are. Costs a copy of the
  * recurrent states, nothing where all can be cut. */
 attn_status attn_session_mark(attn_session *session);

@@ -117,6 +117,8 @@ static attn_status check_file(const attn_session *s, const attn_file_map *map,
 
 static attn_status read_session(attn_session *s, const session_header *header, reader *r) {
   ATTN_TRY(read_bytes(r, s->tokens, (size_t)header->position * sizeof *s->tokens));
+  if (header->position && attn_session_check_tokens(s, s->tokens, header->position) != ATTN_OK)
+    return attn_fail_in(ATTN_BAD_FORMAT, "its tokens");
   ATTN_TRY(read_bytes(r, s->logits, (size_t)header->vocabulary * sizeof *s->logits));
   for (int64_t l = 0; l < attn_session_layers(s); ++l) {
     ATTN_TRY(attn_state_restore(s->states[l], read_bytes, r));

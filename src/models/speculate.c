@@ -111,7 +111,8 @@ static attn_status ask_draft(attn_speculator *s, const int32_t *tokens, int64_t 
   int64_t known = attn_session_position(s->draft), same = 0;
   const int32_t *read = attn_session_tokens(s->draft);
   while (same < known && same < count - 1 && read[same] == tokens[same]) ++same;
-  if (same < known) ATTN_TRY(attn_session_retreat(s->draft, same));
+  attn_status status = same < known ? attn_session_retreat(s->draft, same) : ATTN_OK;
+  if (status != ATTN_OK) return attn_session_recover(s->draft, same, false, status);
   ATTN_TRY(attn_session_feed(s->draft, tokens + same, count - same));
   ATTN_TRY(attn_session_mark(s->draft));
   for (*found = 0; *found < most;) {
@@ -203,7 +204,7 @@ attn_status attn_speculator_step(attn_speculator *s, const attn_sampling *sampli
   session->tokens[position] = first;
   ATTN_TRY(propose(s, room_for(s, capacity), &proposed));
   attn_status status = read_and_keep(s, sampling, proposed, &accepted);
-  if (status != ATTN_OK) return attn_session_recover(session, position, status);
+  if (status != ATTN_OK) return attn_session_recover(session, position, true, status);
   attn_session_after_tokens(session);
   *count = 1 + accepted;
   memcpy(tokens, session->tokens + position, (size_t)*count * sizeof *tokens);

@@ -31,7 +31,7 @@ static void bench_create(bench *b, const attn_mixer *mixer, const attn_mixer_opt
   b->y = calloc((size_t)b->count, sizeof *b->y);
   b->expected = calloc((size_t)b->count, sizeof *b->expected);
   test_layer_oracle(&b->layer, &layout, b->x, (const double *const *)b->layer.values, b->expected);
-  b->tolerance = test_layer_tolerance(&b->layer, &layout, b->x);
+  b->tolerance = test_layer_tolerance(&b->layer, &layout, b->x, b->expected);
 }
 
 static void bench_destroy(bench *b) {

@@ -22,7 +22,8 @@ static void assert_equals_oracle(const test_layer *layer, const attn_layout *lay
   double *y = zeros(count), *expected = zeros(count);
   assert_ok(test_layer_forward(layer, layout, x, y));
   test_layer_oracle(layer, layout, x, (const double *const *)layer->values, expected);
-  test_assert_close(layer, "y", y, expected, count, test_layer_tolerance(layer, layout, x));
+  test_assert_close(layer, "y", y, expected, count,
+                    test_layer_tolerance(layer, layout, x, expected));
   free(y), free(expected);
 }
 

@@ -4,6 +4,7 @@
 #include "support/test.h"
 
 #include "attn/text.h"
+#include "files/json.h"
 #include "graph/operations.h"
 #include "models/model.h"
 
@@ -232,11 +233,108 @@ static void chats_are_encoded(void **state) {
   attn_model_destroy(model);
 }
 
-int main(void) {
+/* Configurations ---------------------------------------------------------------------------------
+ */
+
+/* A fixture's config.json with another value under "key" or "object/key". */
+static attn_status configure_with(const char *family, const char *key, const char *value,
+                                  attn_model_config *config) {
+  char path[512], object[64] = "";
+  const char *slash = strchr(key, '/');
+  snprintf(path, sizeof path, "%s/tests/models/fixtures/families/%s/config.json", ATTN_SOURCE_DIR,
+           family);
+  json_t *json, *made = json_loads(value, JSON_DECODE_ANY, NULL);
+  assert_ok(attn_json_load(path, &json));
+  assert_non_null(made);
+  if (slash) snprintf(object, sizeof object, "%.*s", (int)(slash - key), key);
+  json_t *target = slash ? json_object_get(json, object) : json;
+  assert_int_equal(json_object_set_new(target, slash ? slash + 1 : key, made), 0);
+  return attn_model_config_read(json, family, config);
+}
+
+static const struct {
+  const char *family, *key, *value, *message;
+} refusals[] = {
+    {"kimi_linear", "linear_attn_config/kda_layers", "[-9223372036854775808]", "from 1 to 4"},
+    {"kimi_linear", "linear_attn_config/kda_layers", "[0]", "from 1 to 4"},
+    {"kimi_linear", "linear_attn_config/kda_layers", "[5]", "from 1 to 4"},
+    {"kimi_linear", "linear_attn_config/kda_layers", "[\"1\"]", "from 1 to 4"},
+    {"kimi_linear", "linear_attn_config", "[]", "an object"},
+    {"kimi_linear", "linear_attn_config/num_heads", "0", "num_heads"},
+    {"kimi_linear", "mlp_layer_types", "[\"dense\"]", "mlp_layer_types"},
+    {"kimi_linear", "mlp_layer_types", "[\"dense\", \"sparse\", \"spares\", \"sparse\"]",
+     "mlp_layer_types"},
+    {"kimi_linear", "moe_router_activation_func", "\"softmax\"", "not sigmoid"},
+    {"kimi_linear", "num_expert_group", "3", "groups"},
+    {"kimi_linear", "num_experts", "65536", "more than 65536 experts"},
+    {"deepseek_v3", "qk_rope_head_dim", "5", "qk_rope_head_dim"},
+    {"deepseek_v3", "kv_lora_rank", "1024", "1024 + 4"},
+    {"deepseek_v3", "num_experts_per_tok", "5", "groups"}, /* two groups of two hold four */
+    {"deepseek_v3", "num_experts_per_tok", "9", "from 1 to 8"},
+    {"deepseek_v3", "n_group", "5", "groups"},
+    {"deepseek_v3", "topk_group", "5", "groups"},
+    {"deepseek_v3", "topk_group", "null", "groups"},
+    {"deepseek_v3", "n_routed_experts", "null", "n_routed_experts"},
+    {"deepseek_v3", "n_routed_experts", "0", "n_routed_experts"},
+    {"deepseek_v3", "moe_layer_freq", "0", "moe_layer_freq"},
+    {"deepseek_v3", "attention_bias", "true", "attention_bias"},
+    {"deepseek_v3", "rope_parameters/factor", "0.5", "factor"},
+    {"deepseek_v3", "rope_parameters/beta_fast", "0.5", "beta_slow"},
+    {"deepseek_v3", "rope_parameters/rope_type", "\"su\"", "rope_type"},
+    {"deepseek_v2_groups", "topk_method", "\"noaux_tc\"", "topk_method"},
+    {"minimax", "attn_type_list", "[1, 0]", "attn_type_list"},
+    {"minimax", "attn_type_list", "[1, 0, 1, 2]", "attn_type_list"},
+    {"minimax", "attn_type_list", "[1, 0, 1, \"1\"]", "attn_type_list"},
+    {"minimax", "layer_types", "[\"full_attention\"]", "layer_types"},
+    {"minimax", "rotary_dim", "14", "rotary_dim"},
+    {"minimax", "num_local_experts", "16385", "more than 65536 experts"},
+    {"minimax", "shared_intermediate_size", "1", "shared_intermediate_size"},
+    {"qwen3_next", "linear_num_key_heads", "3", "multiple"},
+    {"qwen3_next", "linear_num_key_heads", "0", "linear_num_key_heads"},
+    {"qwen3_next", "linear_conv_kernel_dim", "17", "linear_conv_kernel_dim"},
+    {"qwen3_next", "layer_types", "[1, 2, 3, 4]", "layer_types"},
+    {"qwen3_next", "num_experts_per_tok", "null", "num_experts_per_tok"},
+    {"qwen2_moe", "decoder_sparse_step", "0", "decoder_sparse_step"},
+    {"qwen3_moe", "num_experts", "-1", "num_experts"},
+    {"mixtral", "num_local_experts", "1e3", "num_local_experts"},
+};
+
+static void wrong_configurations_are_refused(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof refusals / sizeof *refusals; ++i) {
+    attn_model_config config;
+    attn_status status =
+        configure_with(refusals[i].family, refusals[i].key, refusals[i].value, &config);
+    if (status == ATTN_OK) attn_model_config_free(&config);
+    if ((status != ATTN_BAD_FORMAT && status != ATTN_UNSUPPORTED) ||
+        !strstr(attn_error_message(), refusals[i].message))
+      fail_msg("%s with %s = %s: %s, %s", refusals[i].family, refusals[i].key, refusals[i].value,
+               attn_status_name(status), attn_error_message());
+  }
+}
+
+/* A part of nothing turns nothing: it is not left to the default, which turns all. */
+static void a_part_of_nothing_is_nothing(void **state) {
+  (void)state;
+  static const char *const families[] = {"minimax", "qwen3_next"};
+  for (int f = 0; f < 2; ++f) {
+    attn_model_config config;
+    assert_ok(configure_with(families[f], "rope_parameters/partial_rotary_factor", "0", &config));
+    for (int64_t l = 0; l < config.layer_count; ++l)
+      if (strcmp(config.layers[l].mixer->info.name, "softmax") == 0)
+        assert_int_equal(config.layers[l].options.rotary_dim, -1);
+    attn_model_config_free(&config);
+  }
+}
+
+int main(int argc, char **argv) {
+  if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(logits_equal_transformers),
       cmocka_unit_test(quantised_models_are_saved),
       cmocka_unit_test(chats_are_encoded),
+      cmocka_unit_test(wrong_configurations_are_refused),
+      cmocka_unit_test(a_part_of_nothing_is_nothing),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -62,6 +62,15 @@ static void assert_match(const attn_prefix_tree *tree, const sequence *all,
   assert_true(in_common(found, wanted) == longest);
 }
 
+/* Edges are as long as they can be: a node is a branch, or has an entry. */
+static void assert_no_chains(const attn_prefix_node *node) {
+  for (const attn_prefix_node *child = node->child; child; child = child->sibling) {
+    assert_true(child->entry || (child->child && child->child->sibling));
+    assert_int_equal(child->depth, node->depth + child->count);
+    assert_no_chains(child);
+  }
+}
+
 static void trees_match_a_plain_search(void **state) {
   (void)state;
   attn_prefix_tree tree = {0};
@@ -83,6 +92,7 @@ static void trees_match_a_plain_search(void **state) {
     }
     sequence wanted = random_sequence(&random);
     assert_match(&tree, all, &wanted);
+    assert_no_chains(&tree.root);
   }
   for (int i = 0; i < SEQUENCES; ++i)
     if (all[i].node) attn_prefix_tree_remove(all[i].node);
@@ -210,6 +220,23 @@ static void old_states_are_given_up(void **state) {
   int32_t first[PROMPT];
   make_prompt(first, 0, 0);
   assert_int_equal(serve(cache, model, first, PROMPT, false), 0);
+  attn_prefix_cache_destroy(cache);
+  attn_model_destroy(model);
+}
+
+/* What is opened is used: it stays longer than what was kept after it. */
+static void opened_states_stay(void **state) {
+  (void)state;
+  attn_model *model = load("llama");
+  attn_prefix_cache *cache = make_cache(model, 2, NULL);
+  int32_t tokens[3][PROMPT];
+  for (int how = 0; how < 3; ++how) make_prompt(tokens[how], 0, how);
+  assert_int_equal(serve(cache, model, tokens[0], PROMPT, true), 0);
+  assert_int_equal(serve(cache, model, tokens[1], PROMPT, true), 0);
+  assert_int_equal(serve(cache, model, tokens[0], PROMPT, false), PROMPT - 1);
+  assert_int_equal(serve(cache, model, tokens[2], PROMPT, true), 0);
+  assert_int_equal(serve(cache, model, tokens[1], PROMPT, false), 0);
+  assert_int_equal(serve(cache, model, tokens[0], PROMPT, false), PROMPT - 1);
   attn_prefix_cache_destroy(cache);
   attn_model_destroy(model);
 }
@@ -363,6 +390,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(sessions_live_on),
       cmocka_unit_test(strangers_are_refused),
       cmocka_unit_test(states_serve_without_checkpoints),
+      cmocka_unit_test(opened_states_stay),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,6 +4,7 @@
 
 #include "attn/model.h"
 #include "base/fault.h"
+#include "base/hash.h"
 #include "base/memory.h"
 #include "models/session.h"
 
@@ -355,6 +356,81 @@ static void allocation_failures(void **state) {
   attn_model_destroy(f.model);
 }
 
+/* As before, logits included: also at a checkpoint, where nothing has to be replayed. */
+static void failures_leave_the_logits(void **state) {
+  (void)state;
+  fixture f = make_fixture("\"gated_delta_net\", \"softmax\"", "", ATTN_F32);
+  bool failed = true;
+  for (int64_t n = 0; failed; ++n) {
+    attn_session *session = make_session(&f, 64, 4);
+    for (int i = 0; i < 64; ++i) assert_ok(attn_session_feed(session, f.tokens + i, 1));
+    attn_fault_arm(ATTN_FAULT_ALLOC, n); /* 64 rows need more memory than one */
+    attn_status status = attn_session_feed(session, f.tokens + 64, 64);
+    failed = attn_fault_disarm(ATTN_FAULT_ALLOC);
+    assert_true(failed || n > 0);
+    assert_int_equal(status, failed ? ATTN_OUT_OF_MEMORY : ATTN_OK);
+    assert_logits(&f, session, failed ? 64 : 128);
+    attn_session_destroy(session);
+  }
+  attn_model_destroy(f.model);
+}
+
+/* What was read behind the place that a session goes back to has no say afterwards. */
+static void retreats_forget(void **state) {
+  (void)state;
+  fixture f = make_fixture("\"gated_delta_net\", \"softmax\"", "", ATTN_F32);
+  attn_session *session = make_session(&f, 64, 4);
+  assert_ok(attn_session_feed(session, f.tokens, 20));
+  assert_ok(attn_session_feed(session, f.tokens + 100, 200)); /* of another text */
+  assert_ok(attn_session_mark(session));
+  assert_ok(attn_session_retreat(session, 20));
+  assert_null(attn_session_logits(session));
+  assert_ok(attn_session_feed(session, f.tokens + 20, 230));
+  assert_logits(&f, session, 250);
+  static const int64_t targets[] = {230, 193, 192, 130, 65, 64, 20, 3};
+  for (size_t i = 0; i < sizeof targets / sizeof *targets; ++i) {
+    assert_ok(attn_session_rewind(session, targets[i]));
+    assert_logits(&f, session, targets[i]);
+  }
+  attn_session_destroy(session);
+  attn_model_destroy(f.model);
+}
+
+/* Checksums are no signatures. */
+static void strange_tokens_are_refused(void **state) {
+  (void)state;
+  enum { HEADER = 56 };
+  static unsigned char bytes[1 << 20];
+  char path[] = "/tmp/attn-session-XXXXXX";
+  int descriptor = mkstemp(path);
+  assert_true(descriptor >= 0);
+  close(descriptor);
+  fixture f = make_fixture("\"gla\"", "", ATTN_F32);
+  attn_session *session = make_session(&f, 64, 4);
+  assert_ok(attn_session_feed(session, f.tokens, 20));
+  assert_ok(attn_session_save(session, path));
+  FILE *file = fopen(path, "r+b");
+  assert_non_null(file);
+  size_t size = fread(bytes, 1, sizeof bytes, file);
+  assert_in_range(size, HEADER + 20 * 4, sizeof bytes - 1);
+  assert_memory_equal(bytes + HEADER, f.tokens, 20 * sizeof *f.tokens);
+  const int32_t strange = VOCABULARY;
+  memcpy(bytes + HEADER + 7 * sizeof strange, &strange, sizeof strange);
+  uint64_t sum = attn_hash(ATTN_HASH_START, bytes, size - sizeof sum);
+  memcpy(bytes + size - sizeof sum, &sum, sizeof sum);
+  rewind(file);
+  assert_int_equal(fwrite(bytes, 1, size, file), size);
+  fclose(file);
+  assert_int_equal(attn_session_restore(session, path), ATTN_BAD_FORMAT);
+  assert_non_null(strstr(attn_error_message(), "token"));
+  assert_int_equal(attn_session_position(session), 0);
+  assert_ok(attn_session_feed(session, f.tokens, 30));
+  assert_logits(&f, session, 30);
+  remove(path);
+  attn_session_destroy(session);
+  attn_model_destroy(f.model);
+}
+
 /* The mean loss does not depend on how the text is cut, as far as the context is the same. */
 static void evaluation(void **state) {
   (void)state;
@@ -381,7 +457,8 @@ static void evaluation(void **state) {
   attn_model_destroy(f.model);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_mixer),
       cmocka_unit_test(an_edited_turn),
@@ -390,6 +467,9 @@ int main(void) {
       cmocka_unit_test(bad_calls_are_refused),
       cmocka_unit_test(foreign_files_are_refused),
       cmocka_unit_test(allocation_failures),
+      cmocka_unit_test(failures_leave_the_logits),
+      cmocka_unit_test(retreats_forget),
+      cmocka_unit_test(strange_tokens_are_refused),
       cmocka_unit_test(evaluation),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -3,6 +3,8 @@
 #include "support/test.h"
 
 #include "attn/speculation.h"
+#include "attn/text.h"
+#include "models/session.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -76,6 +78,9 @@ static attn_speculation_stats check(const char *name, const attn_session *plain,
         fail_msg("%s: token %lld is %d, plain decoding gives %d", name, (long long)i,
                  attn_session_tokens(session)[i], attn_session_tokens(plain)[i]);
   }
+  assert_int_equal(session->checkpoint_count, plain->checkpoint_count);
+  for (int64_t i = 0; i < plain->checkpoint_count; ++i)
+    assert_int_equal(session->checkpoints[i]->position, plain->checkpoints[i]->position);
   if (!(logit_error(session, plain) <= 2e-5))
     fail_msg("%s: logits differ by %g", name, logit_error(session, plain));
   attn_speculation_stats stats = attn_speculator_get_stats(speculator);
@@ -167,7 +172,9 @@ static void sessions_stay_whole(void **state) {
     int64_t count;
     assert_ok(attn_speculator_step(speculator, &greedy, 8, tokens, &count));
   }
-  static const int64_t targets[] = {290, 256, 200, 65, 41};
+  /* around the last mark, one by one; at and between checkpoints */
+  static const int64_t targets[] = {299, 298, 297, 296, 295, 294, 293,
+                                    292, 291, 290, 256, 200, 65,  41};
   for (size_t i = 0; i < sizeof targets / sizeof *targets; ++i) {
     assert_ok(attn_session_rewind(session, targets[i]));
     assert_ok(attn_session_create(model, NULL, &fresh));
@@ -207,6 +214,49 @@ static void full_sessions_and_bad_calls(void **state) {
   attn_model_destroy(model);
 }
 
+static int most_frequent(const int32_t text[TOKENS]) {
+  int count[VOCABULARY] = {0}, best = 0;
+  for (int i = 0; i < TOKENS; ++i) ++count[text[i]];
+  for (int token = 0; token < VOCABULARY; ++token)
+    if (count[token] > count[best]) best = token;
+  return best;
+}
+
+/* A token that ends the text is the last of its step, whatever was proposed behind it. */
+static void ends_end_steps(void **state) {
+  (void)state;
+  attn_sampling greedy = ATTN_SAMPLING_INIT;
+  greedy.temperature = 0;
+  attn_model *model = load("llama");
+  attn_session *plain = decode_plainly(model, &greedy), *session;
+  const int32_t *text = attn_session_tokens(plain);
+  attn_model *ending = load("llama");
+  ending->text.ends[ending->text.end_count++] = most_frequent(text + PROMPT);
+  for (int drafts = 0; drafts < 2; ++drafts) {
+    attn_speculation speculation = ATTN_SPECULATION_INIT;
+    attn_speculator *speculator;
+    int ended = 0;
+    if (drafts) speculation.draft = ending;
+    session = start(ending);
+    assert_ok(attn_speculator_create(session, &speculation, &speculator));
+    while (attn_session_position(session) < PROMPT + TOKENS) {
+      int32_t tokens[40];
+      int64_t count;
+      assert_ok(attn_speculator_step(speculator, &greedy, 40, tokens, &count));
+      for (int64_t i = 0; i + 1 < count; ++i) assert_false(attn_model_is_end(ending, tokens[i]));
+      ended += attn_model_is_end(ending, tokens[count - 1]);
+    }
+    assert_true(ended > 1);
+    assert_memory_equal(attn_session_tokens(session), text, (PROMPT + TOKENS) * sizeof *text);
+    assert_true(attn_speculator_get_stats(speculator).accepted > 0);
+    attn_speculator_destroy(speculator);
+    attn_session_destroy(session);
+  }
+  attn_session_destroy(plain);
+  attn_model_destroy(ending);
+  attn_model_destroy(model);
+}
+
 /* A family of one session: its pages hold the mark, too, up to the last token. */
 static void one_session_is_filled(void **state) {
   (void)state;
@@ -240,9 +290,9 @@ static void one_session_is_filled(void **state) {
 int main(int argc, char **argv) {
   if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(each_family),           cmocka_unit_test(few_tokens_give_the_same_bits),
-      cmocka_unit_test(sessions_stay_whole),   cmocka_unit_test(full_sessions_and_bad_calls),
-      cmocka_unit_test(one_session_is_filled),
+      cmocka_unit_test(each_family),         cmocka_unit_test(few_tokens_give_the_same_bits),
+      cmocka_unit_test(sessions_stay_whole), cmocka_unit_test(full_sessions_and_bad_calls),
+      cmocka_unit_test(ends_end_steps),      cmocka_unit_test(one_session_is_filled),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -35,7 +35,9 @@ static place make_place(void) {
   snprintf(p.directory, sizeof p.directory, "/tmp/attn-training-XXXXXX");
   assert_non_null(mkdtemp(p.directory));
   snprintf(p.text, sizeof p.text, "%.60s/text", p.directory);
-  for (int i = 0; i < 2; ++i) snprintf(p.output[i], PATH_SIZE, "%.60s/out%d", p.directory, i);
+  char directory[PATH_SIZE]; /* a copy: GCC takes two members of a struct for overlapping */
+  memcpy(directory, p.directory, sizeof directory);
+  for (int i = 0; i < 2; ++i) snprintf(p.output[i], PATH_SIZE, "%.60s/out%d", directory, i);
   write_text(p.text, "the quick brown fox jumps over the lazy dog. ", 40);
   return p;
 }

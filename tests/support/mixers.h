@@ -72,7 +72,8 @@ int64_t test_parameter_count(const test_layer *layer, int i);
 void test_parameters_alloc(const test_layer *layer, double *arrays[ATTN_MIXER_PARAMETERS]);
 void test_parameters_free(const test_layer *layer, double *arrays[ATTN_MIXER_PARAMETERS]);
 
-/* The relative error that a correct layer may have against the oracle at these inputs.
+/* The relative error that a correct layer may have against the oracle at these inputs, of which the
+ * oracle makes `expected`.
  *
  * float64: a fixed 1e-10, some 10^5 roundings of 2^-53 of which each may be amplified. Else it is
  * measured: how far the oracle's own result moves when every input and every weight is moved by a
@@ -87,7 +88,8 @@ double *test_moved_inputs(const test_layer *layer, const double *x, int64_t coun
 void test_moved_parameters(const test_layer *layer, double *parameters[ATTN_MIXER_PARAMETERS]);
 #define TEST_FLOAT64_ERROR       1e-10
 #define TEST_ROUNDINGS_IN_LAYERS 8
-double test_layer_tolerance(const test_layer *layer, const attn_layout *layout, const double *x);
+double test_layer_tolerance(const test_layer *layer, const attn_layout *layout, const double *x,
+                            const double *expected);
 
 /* An empty state of the layer. */
 attn_status test_state_create(const test_layer *layer, int64_t capacity, int64_t sharers,

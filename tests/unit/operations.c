@@ -751,6 +751,24 @@ static void close_to_oracles(void **state) {
   }
 }
 
+/* Of experts that score the same the first are chosen. */
+static void equal_scores(void **state) {
+  (void)state;
+  for (int i = 0; i < CASES; ++i) {
+    if (strncmp(cases[i].name, "experts", strlen("experts")) != 0) continue;
+    trial_inputs inputs = trial_inputs_create(&cases[i], 11);
+    memset(inputs.values[1], 0, (size_t)inputs.count[1] * sizeof(double));
+    trial_outcome got = trial_run(&cases[i], &inputs, ATTN_F64, false);
+    double *expected = malloc((size_t)got.count * sizeof *expected);
+    cases[i].oracle(expected, inputs.values);
+    double error = test_relative_error(got.value, expected, got.count);
+    if (!(error < float64_values)) fail_msg("%s: relative error %g", cases[i].name, error);
+    free(expected);
+    trial_outcome_destroy(&got);
+    trial_inputs_destroy(&inputs);
+  }
+}
+
 static double loss_at(const operation_case *c, const trial_inputs *inputs, double *place,
                       double value) {
   double before = *place;
@@ -864,6 +882,7 @@ static void checkpoints_change_no_bit(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(close_to_oracles), cmocka_unit_test(gradients_equal_differences),
-      cmocka_unit_test(dtypes_agree), cmocka_unit_test(checkpoints_change_no_bit)};
+      cmocka_unit_test(dtypes_agree), cmocka_unit_test(checkpoints_change_no_bit),
+      cmocka_unit_test(equal_scores)};
   return cmocka_run_group_tests(tests, NULL, trial_teardown);
 }

@@ -96,6 +96,9 @@ attn_status attn_family_read_mla(const json_t *json, attn_model_config *c, attn_
 static attn_status read_positions(const json_t *json, attn_model_config *c, attn_mixer_options *o) {
   json_t *scaling = NULL;
   double all = 0;
+  if (o->shared_dim % 2)
+    return attn_fail(ATTN_BAD_FORMAT, "qk_rope_head_dim is %lld: channels turn in pairs",
+                     (long long)o->shared_dim);
   ATTN_TRY(attn_family_read_rope(json, c, &o->rope, NULL));
   ATTN_TRY(attn_json_object(json, "rope_scaling", ATTN_OPTIONAL, &scaling));
   if (!scaling) ATTN_TRY(attn_json_object(json, "rope_parameters", ATTN_OPTIONAL, &scaling));

@@ -110,7 +110,8 @@ attn_status attn_family_set_linear(const json_t *json, attn_model_config *c, con
   for (int64_t l = 0; l < c->layer_count; ++l) {
     bool linear = (l + 1) % interval != 0;
     const char *type = types ? json_string_value(json_array_get(types, (size_t)l)) : NULL;
-    if (types && (!type || (strcmp(type, "linear_attention") && strcmp(type, "full_attention"))))
+    if (types &&
+        (!type || (strcmp(type, "linear_attention") != 0 && strcmp(type, "full_attention") != 0)))
       return attn_fail(ATTN_BAD_FORMAT,
                        "layer_types: expected linear_attention or full_attention for each layer");
     if (type) linear = strcmp(type, "linear_attention") == 0;

@@ -69,13 +69,14 @@ static attn_status set_layers(const json_t *json, attn_model_config *c,
   if (!list) return attn_family_set_linear(json, c, "kda", kda, 4);
   ATTN_TRY(attn_mixer_find("kda", &index));
   for (size_t i = 0; i < json_array_size(list); ++i) {
-    int64_t l = json_integer_value(json_array_get(list, i)) - 1;
-    if (l < 0 || l >= c->layer_count)
+    int64_t number = json_integer_value(json_array_get(list, i));
+    if (number < 1 || number > c->layer_count)
       return attn_fail(ATTN_BAD_FORMAT, "kda_layers: expected numbers from 1 to %lld",
                        (long long)c->layer_count);
-    c->layers[l].mixer = attn_mixer_at(index);
-    c->layers[l].options = *kda;
-    c->layers[l].options.layer = l;
+    attn_layer_config *layer = &c->layers[number - 1];
+    layer->mixer = attn_mixer_at(index);
+    layer->options = *kda;
+    layer->options.layer = number - 1;
   }
   return ATTN_OK;
 }
@@ -100,8 +101,8 @@ static attn_status set_experts(const json_t *json, attn_model_config *c) {
   for (int64_t l = 0; l < c->layer_count; ++l) {
     const char *type = types ? json_string_value(json_array_get(types, (size_t)l)) : NULL;
     bool sparse = type ? strcmp(type, "sparse") == 0 : l >= dense && l % step == 0;
-    if (types && !type)
-      return attn_fail(ATTN_BAD_FORMAT, "mlp_layer_types: expected a name for each layer");
+    if (types && (!type || (strcmp(type, "sparse") != 0 && strcmp(type, "dense") != 0)))
+      return attn_fail(ATTN_BAD_FORMAT, "mlp_layer_types: expected sparse or dense for each layer");
     if (sparse) c->layers[l].experts = experts;
   }
   return ATTN_OK;

@@ -65,7 +65,8 @@ attn_status attn_family_set_windows(const json_t *json, attn_model_config *c, in
   for (int64_t l = 0; l < c->layer_count; ++l) {
     bool slides = l >= from;
     const char *type = types ? json_string_value(json_array_get(types, (size_t)l)) : NULL;
-    if (types && (!type || (strcmp(type, "sliding_attention") && strcmp(type, "full_attention"))))
+    if (types &&
+        (!type || (strcmp(type, "sliding_attention") != 0 && strcmp(type, "full_attention") != 0)))
       return attn_fail(ATTN_BAD_FORMAT,
                        "layer_types: expected sliding_attention or full_attention for each layer");
     if (type) slides = strcmp(type, "sliding_attention") == 0;

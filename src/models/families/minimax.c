@@ -97,10 +97,12 @@ static attn_status read_type_list(const json_t *json, attn_model_config *c,
                                   const attn_mixer *linear, const attn_mixer_options *options) {
   json_t *list = NULL;
   ATTN_TRY(attn_json_array(json, "attn_type_list", ATTN_OPTIONAL, &list));
-  if (list && json_array_size(list) < (size_t)c->layer_count)
-    return attn_fail(ATTN_BAD_FORMAT, "attn_type_list: expected 0 or 1 for each layer");
   for (int64_t l = 0; list && l < c->layer_count; ++l) {
-    if (json_integer_value(json_array_get(list, (size_t)l)) == 1) continue;
+    const json_t *type = json_array_get(list, (size_t)l);
+    json_int_t value = json_integer_value(type);
+    if (!json_is_integer(type) || value < 0 || value > 1)
+      return attn_fail(ATTN_BAD_FORMAT, "attn_type_list: expected 0 or 1 for each layer");
+    if (value == 1) continue;
     c->layers[l].mixer = linear;
     c->layers[l].options = *options;
     c->layers[l].options.layer = l;
@@ -116,7 +118,7 @@ static attn_status read_softmax(const json_t *json, attn_model_config *c, attn_m
   ATTN_TRY(attn_json_int(json, "rotary_dim", ATTN_OPTIONAL, 2, 256, &turned));
   if (!o->dim) o->dim = c->hidden / o->heads;
   if (part != 1) turned = (int64_t)((double)o->dim * part) / 2 * 2;
-  o->rotary_dim = turned;
+  o->rotary_dim = part != 1 && turned == 0 ? -1 : turned;
   return ATTN_OK;
 }
 
@@ -152,7 +154,7 @@ static attn_status configure(const json_t *json, attn_model_config *c) {
                                .norm_epsilon = usual_epsilon};
   ATTN_TRY(attn_mixer_find("minimax", &index));
   ATTN_TRY(attn_family_make_layers(c, "softmax", &softmax));
-  if (json_object_get(json, "attn_type_list"))
+  if (json_is_array(json_object_get(json, "attn_type_list")))
     ATTN_TRY(read_type_list(json, c, attn_mixer_at(index), &linear));
   else
     ATTN_TRY(attn_family_set_linear(json, c, "minimax", &linear, 2));
