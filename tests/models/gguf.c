@@ -15,8 +15,9 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char *const families[] = {"llama", "llama_tied", "mistral",  "qwen2",
-                                       "qwen3", "qwen2_moe",  "qwen3_moe"};
+static const char *const families[] = {"llama",      "llama_tied", "mistral",   "qwen2",
+                                       "qwen3",      "qwen2_moe",  "qwen3_moe", "gemma2_gguf",
+                                       "llama_yarn", "qwen3_yarn", "mixtral"};
 enum { FAMILIES = sizeof families / sizeof *families };
 
 static char directory[64];
@@ -192,7 +193,12 @@ static void tensors_are_those_of_the_reference(void **state) {
                {"qwen2_moe", "model.gguf", ATTN_WEIGHTS_F32},
                {"qwen2_moe", "model.q8_0.gguf", ATTN_WEIGHTS_Q8_0},
                {"qwen3_moe", "model.gguf", ATTN_WEIGHTS_F32},
-               {"qwen3_moe", "model.q8_0.gguf", ATTN_WEIGHTS_Q8_0}};
+               {"qwen3_moe", "model.q8_0.gguf", ATTN_WEIGHTS_Q8_0},
+               {"gemma2_gguf", "model.gguf", ATTN_WEIGHTS_F32},
+               {"gemma2_gguf", "model.q8_0.gguf", ATTN_WEIGHTS_Q8_0},
+               {"llama_yarn", "model.gguf", ATTN_WEIGHTS_F32},
+               {"mixtral", "model.gguf", ATTN_WEIGHTS_F32},
+               {"mixtral", "model.q8_0.gguf", ATTN_WEIGHTS_Q8_0}};
   const char *path = in_directory("reference.gguf");
   for (size_t i = 0; i < sizeof pairs / sizeof *pairs; ++i) {
     attn_model *model = load(fixture(pairs[i].family, NULL));
@@ -297,7 +303,8 @@ static void bad_advice_names_the_file(void **state) {
 
 static void what_gguf_cannot_say(void **state) {
   (void)state;
-  static const char *const pairs[][2] = {{"gemma2", "gemma2"}, {"qwen2_window", "windows"}};
+  static const char *const pairs[][2] = {{"gemma2", "scale of queries"},
+                                         {"qwen2_window", "windows"}};
   const char *path = in_directory("refused.gguf");
   attn_model *model;
   for (int i = 0; i < 2; ++i) {

@@ -45,13 +45,18 @@ const attn_family_name attn_family_mla_names[] = {
 
 static const attn_mixer_names mixer_names[] = {{"mla", attn_family_mla_names}, {NULL, NULL}};
 
-void attn_family_mla_rows(const attn_mixer_options *o, const char *part, bool interleaved,
-                          attn_row_map *map) {
+/* Newer GGUF files have W_UK and W_UV apart, W_UK transposed. */
+void attn_family_mla_store(const attn_mixer_options *o, const char *part, bool interleaved,
+                           attn_naming naming, attn_place *place) {
   int64_t both = o->dim + o->value_dim;
-  if (strstr(part, ".k_up_proj."))
+  attn_row_map *map = &place->rows;
+  if (naming == ATTN_IN_GGUF) {
+    if (strstr(part, ".k_up_proj.")) place->transposed = o->dim;
+  } else if (strstr(part, ".k_up_proj.")) {
     *map = (attn_row_map){.run = o->dim, .period = both, .part = true};
-  if (strstr(part, ".v_up_proj."))
+  } else if (strstr(part, ".v_up_proj.")) {
     *map = (attn_row_map){.run = o->value_dim, .period = both, .offset = o->dim, .part = true};
+  }
   if (!interleaved) return;
   if (strstr(part, ".q_proj.") || strstr(part, ".q_up_proj."))
     *map = (attn_row_map){.head = o->dim + o->shared_dim, .turned_from = o->dim};
@@ -59,12 +64,11 @@ void attn_family_mla_rows(const attn_mixer_options *o, const char *part, bool in
     *map = (attn_row_map){.head = o->latent_rank + o->shared_dim, .turned_from = o->latent_rank};
 }
 
-static void rows(const attn_model_config *c, int64_t layer, const char *part, bool in_gguf,
-                 attn_row_map *map) {
+static void store(const attn_model_config *c, int64_t layer, const char *part, attn_naming naming,
+                  attn_place *place) {
   bool interleaved = true;
-  (void)in_gguf;
   (void)attn_json_bool(c->json, "rope_interleave", ATTN_OPTIONAL, &interleaved);
-  attn_family_mla_rows(&c->layers[layer].options, part, interleaved, map);
+  attn_family_mla_store(&c->layers[layer].options, part, interleaved, naming, place);
 }
 
 /* Layers beyond the last predict further tokens; they are not read. */
@@ -187,12 +191,12 @@ const attn_family attn_family_deepseek_v2 = {.types = (const char *const[]){"dee
                                              .configure = configure_v2,
                                              .names = names,
                                              .mixer_names = mixer_names,
-                                             .rows = rows,
+                                             .store = store,
                                              .leaves = leaves};
 
 const attn_family attn_family_deepseek_v3 = {.types = (const char *const[]){"deepseek_v3", NULL},
                                              .configure = configure_v3,
                                              .names = names,
                                              .mixer_names = mixer_names,
-                                             .rows = rows,
+                                             .store = store,
                                              .leaves = leaves};

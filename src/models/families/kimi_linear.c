@@ -32,11 +32,10 @@ static const attn_family_name kda_names[] = {{".token_mixer.", ".self_attn.", NU
 static const attn_mixer_names mixer_names[] = {
     {"kda", kda_names}, {"mla", attn_family_mla_names}, {NULL, NULL}};
 
-static void rows(const attn_model_config *c, int64_t layer, const char *part, bool in_gguf,
-                 attn_row_map *map) {
-  (void)in_gguf;
+static void store(const attn_model_config *c, int64_t layer, const char *part, attn_naming naming,
+                  attn_place *place) {
   if (strcmp(c->layers[layer].mixer->info.name, "mla") == 0)
-    attn_family_mla_rows(&c->layers[layer].options, part, false, map);
+    attn_family_mla_store(&c->layers[layer].options, part, false, naming, place);
 }
 
 /* The numbers of linear_attn_config, or those that Transformers writes beside it. */
@@ -122,4 +121,4 @@ const attn_family attn_family_kimi_linear = {.types = (const char *const[]){"kim
                                              .configure = configure,
                                              .names = names,
                                              .mixer_names = mixer_names,
-                                             .rows = rows};
+                                             .store = store};

@@ -66,10 +66,11 @@ static void take(attn_row_map *map, int64_t run, int64_t period, int64_t offset)
   *map = (attn_row_map){.run = run, .period = period, .offset = offset, .part = true};
 }
 
-static void rows(const attn_model_config *c, int64_t layer, const char *part, bool in_gguf,
-                 attn_row_map *map) {
+static void store(const attn_model_config *c, int64_t layer, const char *part, attn_naming naming,
+                  attn_place *place) {
   const attn_mixer_options *o = &c->layers[layer].options;
-  (void)in_gguf;
+  attn_row_map *map = &place->rows;
+  (void)naming;
   if (strcmp(c->layers[layer].mixer->info.name, "softmax") == 0) {
     if (is(part, "q_proj")) take(map, o->dim, 2 * o->dim, 0);
     if (is(part, "g_proj")) take(map, o->dim, 2 * o->dim, o->dim);
@@ -133,5 +134,5 @@ const attn_family attn_family_qwen3_next = {.types = (const char *const[]){"qwen
                                             .configure = configure,
                                             .names = names,
                                             .mixer_names = mixer_names,
-                                            .rows = rows,
+                                            .store = store,
                                             .leaves = leaves};
