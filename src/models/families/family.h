@@ -146,7 +146,9 @@ attn_status attn_family_set_linear(const json_t *json, attn_model_config *config
  * those that turn together side by side (deepseek.c). */
 attn_status attn_family_read_mla(const json_t *json, attn_model_config *config,
                                  attn_mixer_options *options);
-extern const attn_family_name attn_family_mla_names[];
+extern const attn_family_name attn_family_mla_names[], attn_family_mla_older_names[];
+/* Of what GGUF's keys gave: the widths of heads as config.json has them. */
+attn_status attn_family_complete_mla(json_t *config);
 void attn_family_mla_store(const attn_mixer_options *options, const char *part, bool interleaved,
                            attn_naming naming, attn_place *place);
 /* Their experts, scored by sigmoid with a correction (V3) or by softmax. */
