@@ -101,6 +101,8 @@ static attn_status place_parameter(plan *p, int64_t index) {
   const attn_parameter_shape *shape = &p->model->shapes[index];
   attn_place *place = &p->places[index];
   ATTN_TRY(attn_family_place(&p->model->config, shape, ATTN_IN_GGUF, place));
+  if (place->transposed || place->negative_exp)
+    return attn_fail(ATTN_UNSUPPORTED, "%s is not written", place->name);
   int64_t at = place->rows.part ? find_shared(p, place->name) : -1;
   if (at < 0) {
     at = p->count++;

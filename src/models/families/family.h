@@ -154,6 +154,8 @@ void attn_family_mla_store(const attn_mixer_options *options, const char *part, 
 /* Their experts, scored by sigmoid with a correction (V3) or by softmax. */
 attn_status attn_family_read_deepseek_experts(const json_t *json, bool by_sigmoid,
                                               attn_experts_config *experts);
+/* layer_types as a GGUF file's tensors tell them (qwen3_next.c). */
+json_t *attn_family_linear_layers(const attn_gguf *file, const json_t *config);
 /* The experts of Qwen's models, in the layers that decoder_sparse_step and mlp_only_layers leave to
  * them (qwen_moe.c). */
 attn_status attn_family_read_qwen_experts(const json_t *json, attn_model_config *config);

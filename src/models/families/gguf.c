@@ -29,12 +29,17 @@ static const attn_gguf_field fields[] = {
 enum { KEY_SIZE = 160 };
 
 static attn_status copy_field(const attn_gguf *file, const char *architecture,
-                              const attn_gguf_field *f, json_t *config) {
+                              const attn_family *family, const attn_gguf_field *f,
+                              json_t *config) {
   char key[KEY_SIZE];
   snprintf(key, sizeof key, "%s.%s", architecture, f->gguf);
   int64_t integer = -1;
   double real = -1;
   bool flag = false;
+  attn_gguf_list list;
+  if (family->gguf_own_heads && strcmp(f->gguf, "attention.head_count_kv") == 0 &&
+      attn_gguf_array(file, key, ATTN_REQUIRED, &list) == ATTN_OK)
+    return ATTN_OK; /* a number a layer, which their tensors show too */
   if (f->kind == ATTN_GGUF_INTEGER)
     ATTN_TRY(attn_gguf_int(file, key, f->need, 0, INT32_MAX, &integer));
   if (f->kind == ATTN_GGUF_REAL) ATTN_TRY(attn_gguf_double(file, key, f->need, 0, 1e12, &real));
@@ -194,7 +199,7 @@ static attn_status copy_all(const attn_gguf *file, const char *architecture,
                             const attn_family *family, json_t *config) {
   const attn_gguf_field *field;
   for (size_t i = 0; (field = attn_family_gguf_field(family, i)); ++i)
-    ATTN_TRY(copy_field(file, architecture, field, config));
+    ATTN_TRY(copy_field(file, architecture, family, field, config));
   if (!family->gguf_own_heads) ATTN_TRY(check_heads(file, architecture, config));
   ATTN_TRY(copy_rope_scaling(file, architecture, family, config));
   copy_biases(file, config);
