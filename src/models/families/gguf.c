@@ -29,8 +29,7 @@ static const attn_gguf_field fields[] = {
 enum { KEY_SIZE = 160 };
 
 static attn_status copy_field(const attn_gguf *file, const char *architecture,
-                              const attn_family *family, const attn_gguf_field *f,
-                              json_t *config) {
+                              const attn_family *family, const attn_gguf_field *f, json_t *config) {
   char key[KEY_SIZE];
   snprintf(key, sizeof key, "%s.%s", architecture, f->gguf);
   int64_t integer = -1;
