@@ -58,7 +58,7 @@ static const attn_family_name delta_names[] = {
     {".token_mixer.dt_bias", ".linear_attn.dt_bias", ".ssm_dt.bias"},
     {NULL, NULL, NULL}};
 
-/* Until 2026 together, as in safetensors. What is not of Gated DeltaNet is never looked for by
+/* In older files together, as in safetensors. What is not of Gated DeltaNet is never looked for by
  * these names: it has its own. */
 static const attn_family_name older_names[] = {{".token_mixer.q_proj.", NULL, ".ssm_in."},
                                                {".token_mixer.k_proj.", NULL, ".ssm_in."},
