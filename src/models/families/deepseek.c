@@ -58,6 +58,7 @@ void attn_family_mla_store(const attn_mixer_options *o, const char *part, bool i
   attn_row_map *map = &place->rows;
   if (naming == ATTN_IN_GGUF) {
     if (strstr(part, ".k_up_proj.")) place->transposed = o->dim;
+    if (strstr(part, ".k_up_proj.") || strstr(part, ".v_up_proj.")) place->heads = o->heads;
   } else if (strstr(part, ".k_up_proj.")) {
     *map = (attn_row_map){.run = o->dim, .period = both, .part = true};
   } else if (strstr(part, ".v_up_proj.")) {
@@ -207,6 +208,7 @@ static const attn_gguf_field fields[] = {
     {"attention.value_length_mla", "v_head_dim", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
     {"rope.dimension_count", "qk_rope_head_dim", ATTN_GGUF_INTEGER, ATTN_REQUIRED},
     {"expert_shared_count", "n_shared_experts", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
+    {"expert_gating_func", "gating", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
     {"expert_group_count", "n_group", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
     {"expert_group_used_count", "topk_group", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
     {"expert_weights_scale", "routed_scaling_factor", ATTN_GGUF_REAL, ATTN_OPTIONAL},
@@ -251,19 +253,20 @@ static bool takes_v3(const attn_gguf *file) {
   return scored_by(file) == SIGMOID;
 }
 
-static attn_status complete(const attn_gguf *file, json_t *config) {
-  if (!file)
-    return attn_fail(ATTN_UNSUPPORTED, "GGUF files of architecture 'deepseek2' are not written");
+static attn_status complete(json_t *config) {
+  json_object_del(config, "gating");
   json_object_set(config, "n_routed_experts", json_object_get(config, "num_experts"));
   json_object_del(config, "num_experts");
   return attn_family_complete_mla(config);
 }
 
 static attn_status complete_v2(const attn_gguf *file, json_t *config) {
-  ATTN_TRY(complete(file, config));
-  if (scored_by(file) != SOFTMAX)
+  int64_t function = number(config, "gating");
+  (void)file;
+  if (function != 0 && function != SOFTMAX)
     return attn_fail(ATTN_UNSUPPORTED, "deepseek2.expert_gating_func is %lld, expected 1 or 2",
-                     (long long)scored_by(file));
+                     (long long)function);
+  ATTN_TRY(complete(config));
   if (json_is_true(json_object_get(config, "norm_topk_prob")))
     return attn_fail(ATTN_UNSUPPORTED,
                      "deepseek2.expert_weights_norm is true beside scores by softmax");
@@ -273,9 +276,44 @@ static attn_status complete_v2(const attn_gguf *file, json_t *config) {
 }
 
 static attn_status complete_v3(const attn_gguf *file, json_t *config) {
-  ATTN_TRY(complete(file, config));
+  (void)file;
+  ATTN_TRY(complete(config));
   if (!json_object_get(config, "norm_topk_prob"))
     json_object_set_new(config, "norm_topk_prob", json_false());
+  return ATTN_OK;
+}
+
+static void set(json_t *config, const char *key, int64_t value) {
+  json_object_set_new(config, key, json_integer(value));
+}
+
+static void say_experts(const attn_model_config *c, json_t *config) {
+  int64_t dense = 0;
+  while (dense < c->layer_count && !c->layers[dense].experts.routing.experts) ++dense;
+  set(config, "first_k_dense_replace", dense);
+  if (dense == c->layer_count) return;
+  const attn_experts_config *experts = &c->layers[dense].experts;
+  const attn_routing *r = &experts->routing;
+  set(config, "n_shared_experts", experts->shared_width / experts->width);
+  set(config, "gating", r->sigmoid ? SIGMOID : SOFTMAX);
+  json_object_set_new(config, "routed_scaling_factor", json_real(r->scale));
+  json_object_set_new(config, "norm_topk_prob", json_boolean(r->normalise));
+  set(config, "n_group", r->groups > 1 ? r->groups : 1);
+  set(config, "topk_group", r->groups > 1 ? r->active_groups : 1);
+}
+
+/* As newer files: of attention over the latents. */
+static attn_status say(const attn_model_config *c, json_t *config) {
+  const attn_mixer_options *o = &c->layers[0].options;
+  say_experts(c, config);
+  set(config, "num_key_value_heads", 1);
+  set(config, "head_dim", o->latent_rank + o->shared_dim);
+  set(config, "value_length", o->latent_rank);
+  set(config, "key_length_mla", o->dim + o->shared_dim);
+  set(config, "v_head_dim", o->value_dim);
+  set(config, "kv_lora_rank", o->latent_rank);
+  set(config, "qk_rope_head_dim", o->shared_dim);
+  if (o->query_rank) set(config, "q_lora_rank", o->query_rank);
   return ATTN_OK;
 }
 
@@ -290,6 +328,7 @@ const attn_family attn_family_deepseek_v2 = {.types = (const char *const[]){"dee
                                              .gguf_takes = takes_v2,
                                              .gguf_fields = fields,
                                              .gguf_complete = complete_v2,
+                                             .gguf_say = say,
                                              .gguf_older = attn_family_mla_older_names,
                                              .gguf_own_heads = true,
                                              .gguf_mscale = true};
@@ -305,6 +344,7 @@ const attn_family attn_family_deepseek_v3 = {.types = (const char *const[]){"dee
                                              .gguf_takes = takes_v3,
                                              .gguf_fields = fields,
                                              .gguf_complete = complete_v3,
+                                             .gguf_say = say,
                                              .gguf_older = attn_family_mla_older_names,
                                              .gguf_own_heads = true,
                                              .gguf_mscale = true};

@@ -38,6 +38,7 @@ typedef struct attn_place {
   attn_row_map rows;
   int64_t transposed; /* each head of so many rows is stored as columns; 0: none */
   bool negative_exp;  /* -exp(value) is stored */
+  int64_t heads;      /* the tensor has an axis of so many in front of its rows; 0: it has not */
 } attn_place;
 
 /* By whose names. Older GGUF files have other tensors than newer ones in some places. */
@@ -78,6 +79,8 @@ struct attn_family {
   /* Makes what the fields gave the config.json that it stands for. NULL `file`: it is about to be
    * written. NULL: there is nothing to do. */
   attn_status (*gguf_complete)(const attn_gguf *file, json_t *config);
+  /* The way back: adds to `config` what the fields are written from. NULL: they are all there. */
+  attn_status (*gguf_say)(const attn_model_config *model, json_t *config);
   const attn_family_name *gguf_older; /* looked into first for ATTN_IN_OLDER_GGUF */
   bool gguf_own_heads;                /* gguf_complete checks the widths of heads */
   bool gguf_mscale; /* YaRN's yarn_log_multiplier is a tenth of mscale and mscale_all_dim */

@@ -62,13 +62,28 @@ static void set_experts(const attn_model_config *c, json_t *json) {
   json_decref(dense);
 }
 
+/* DeepSeek's mscale_all_dim; 0: the model has none. */
+static double mscale_of(const attn_model_config *c) {
+  json_t *scaling = json_object_get(c->json, "rope_scaling");
+  if (!json_is_object(scaling)) scaling = json_object_get(c->json, "rope_parameters");
+  return c->family->gguf_mscale ? json_number_value(json_object_get(scaling, "mscale_all_dim")) : 0;
+}
+
 static void set_scaling(const attn_model_config *c, json_t *json) {
   const attn_rope *rope = &first_layer(c)->rope;
   int64_t count = attn_family_rope_count(c);
   if (rope->scaling == ATTN_ROPE_LINEAR)
     json_object_set_new(json, "rope_scaling",
                         json_pack("{s:s, s:f}", "type", "linear", "factor", rope->factor));
-  if (rope->scaling == ATTN_ROPE_YARN)
+  double scale = mscale_of(c);
+  if (rope->scaling == ATTN_ROPE_YARN && scale > 0)
+    json_object_set_new(json, "rope_scaling",
+                        json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f}", "type", "yarn", "factor",
+                                  rope->factor, "original_max_position_embeddings",
+                                  rope->original_length, "beta_fast", rope->high_factor,
+                                  "beta_slow", rope->low_factor, "mscale", scale, "mscale_all_dim",
+                                  scale));
+  else if (rope->scaling == ATTN_ROPE_YARN)
     json_object_set_new(json, "rope_scaling",
                         json_pack("{s:s, s:f, s:f, s:f, s:f, s:f}", "type", "yarn", "factor",
                                   rope->factor, "original_max_position_embeddings",
@@ -123,10 +138,12 @@ static const char *different_experts(const attn_experts_config *a, const attn_ex
 /* Llama 3's scaling becomes factors. */
 static bool different_rope(const attn_rope *x, const attn_rope *y) {
   if (!near(x->base, y->base) || !near(x->magnitude, y->magnitude)) return true;
+  bool factors = x->scaling == ATTN_ROPE_LLAMA3 || x->scaling == ATTN_ROPE_FACTORS;
+  if (factors) return y->scaling != ATTN_ROPE_FACTORS;
+  if (x->scaling != y->scaling || !near(x->factor, y->factor)) return true;
   if (x->scaling != ATTN_ROPE_YARN) return false;
-  return x->scaling != y->scaling || !near(x->factor, y->factor) ||
-         !near(x->low_factor, y->low_factor) || !near(x->high_factor, y->high_factor) ||
-         !near(x->original_length, y->original_length);
+  return !near(x->factor, y->factor) || !near(x->low_factor, y->low_factor) ||
+         !near(x->high_factor, y->high_factor) || !near(x->original_length, y->original_length);
 }
 
 static const char *different_layer(const attn_layer_config *a, const attn_layer_config *b) {
@@ -135,6 +152,10 @@ static const char *different_layer(const attn_layer_config *a, const attn_layer_
   if (x->heads != y->heads || x->kv_heads != y->kv_heads || x->dim != y->dim ||
       x->value_dim != y->value_dim)
     return "heads";
+  if (x->latent_rank != y->latent_rank || x->query_rank != y->query_rank ||
+      x->shared_dim != y->shared_dim)
+    return "latents";
+  if (x->convolution != y->convolution) return "convolutions";
   if (x->window != y->window) return "windows";
   if (!near(x->soft_cap, y->soft_cap)) return "soft caps";
   if (!near(x->scale, y->scale)) return "scale of queries";
@@ -210,14 +231,18 @@ static void add_scaling_real(const char *architecture, const char *name, double 
 }
 
 /* The magnitude is written where it does not follow from the factor. */
-static void add_yarn(const attn_rope *rope, const char *architecture, attn_gguf_draft *draft) {
+static void add_yarn(const attn_model_config *c, const char *architecture, attn_gguf_draft *draft) {
+  const attn_rope *rope = &first_layer(c)->rope;
+  const double part = 0.1; /* of mscale, that DeepSeek's files have */
   double usual = rope->factor > 1 ? 0.1 * log(rope->factor) + 1 : 1;
   char key[KEY_SIZE];
   snprintf(key, sizeof key, "%s.rope.scaling.original_context_length", architecture);
   attn_gguf_add_u32(draft, key, (uint32_t)rope->original_length);
   add_scaling_real(architecture, "yarn_beta_fast", rope->high_factor, draft);
   add_scaling_real(architecture, "yarn_beta_slow", rope->low_factor, draft);
-  if (!near(usual, rope->magnitude))
+  if (mscale_of(c) > 0)
+    add_scaling_real(architecture, "yarn_log_multiplier", part * mscale_of(c), draft);
+  else if (!near(usual, rope->magnitude))
     add_scaling_real(architecture, "yarn_attn_factor", rope->magnitude, draft);
 }
 
@@ -230,7 +255,7 @@ static void add_scaling(const attn_model_config *c, const char *architecture,
   snprintf(key, sizeof key, "%s.rope.scaling.type", architecture);
   attn_gguf_add_string(draft, key, yarn ? "yarn" : "linear", strlen(yarn ? "yarn" : "linear"));
   add_scaling_real(architecture, "factor", rope->factor, draft);
-  if (yarn) add_yarn(rope, architecture, draft);
+  if (yarn) add_yarn(c, architecture, draft);
 }
 
 static void add_keys(const attn_model_config *c, const json_t *json, attn_gguf_draft *draft) {
@@ -250,11 +275,15 @@ static void add_keys(const attn_model_config *c, const json_t *json, attn_gguf_d
 attn_status attn_family_config_to_gguf(const attn_model_config *c, attn_gguf_draft *draft) {
   if (!c->family->architectures)
     return attn_fail(ATTN_UNSUPPORTED, "models of type '%s' have no names in GGUF files", c->type);
-  json_t *json = config_of_reader(c);
-  if (!json) return attn_fail(ATTN_OUT_OF_MEMORY, "out of memory");
-  attn_status status = c->family->gguf_complete ? c->family->gguf_complete(NULL, json) : ATTN_OK;
-  if (status == ATTN_OK) status = check_same(c, json);
-  if (status == ATTN_OK) add_keys(c, json, draft);
-  json_decref(json);
+  const attn_family *family = c->family;
+  json_t *said = config_of_reader(c), *read = NULL;
+  attn_status status = said && family->gguf_say ? family->gguf_say(c, said) : ATTN_OK;
+  if (status == ATTN_OK && !(read = json_deep_copy(said)))
+    status = attn_fail(ATTN_OUT_OF_MEMORY, "out of memory");
+  if (status == ATTN_OK && family->gguf_complete) status = family->gguf_complete(NULL, read);
+  if (status == ATTN_OK) status = check_same(c, read);
+  if (status == ATTN_OK) add_keys(c, said, draft);
+  json_decref(said);
+  json_decref(read);
   return status;
 }

@@ -163,6 +163,7 @@ static const attn_gguf_field fields[] = {
     {"ssm.group_count", "linear_num_key_heads", ATTN_GGUF_INTEGER, ATTN_REQUIRED},
     {"ssm.time_step_rank", "linear_num_value_heads", ATTN_GGUF_INTEGER, ATTN_REQUIRED},
     {"ssm.inner_size", "inner_size", ATTN_GGUF_INTEGER, ATTN_REQUIRED},
+    {"full_attention_interval", "full_attention_interval", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
     {NULL, NULL, 0, 0}};
 
 static int64_t number(const json_t *json, const char *key) {
@@ -193,8 +194,6 @@ static attn_status complete(const attn_gguf *file, json_t *config) {
   static const char *const gone[] = {"value_length", "rotary_dim", "inner_size"};
   int64_t dim = number(config, "head_dim"), turned = number(config, "rotary_dim");
   int64_t heads = number(config, "linear_num_value_heads"), all = number(config, "inner_size");
-  if (!file)
-    return attn_fail(ATTN_UNSUPPORTED, "GGUF files of architecture 'qwen3next' are not written");
   if (dim < 1 || turned < 1 || turned > dim || number(config, "value_length") != dim)
     return attn_fail(ATTN_BAD_FORMAT,
                      "qwen3next: heads of %lld, values of %lld, of which %lld channels turn",
@@ -204,8 +203,46 @@ static attn_status complete(const attn_gguf *file, json_t *config) {
                      (long long)all, (long long)heads);
   json_object_set_new(config, "linear_value_head_dim", json_integer(all / heads));
   json_object_set_new(config, "partial_rotary_factor", json_real(part_of(turned, dim)));
-  json_object_set_new(config, "layer_types", attn_family_linear_layers(file, config));
+  if (file) json_object_set_new(config, "layer_types", attn_family_linear_layers(file, config));
   for (size_t i = 0; i < sizeof gone / sizeof *gone; ++i) json_object_del(config, gone[i]);
+  return ATTN_OK;
+}
+
+static bool is_linear(const attn_model_config *c, int64_t layer) {
+  return strcmp(c->layers[layer].mixer->info.name, "softmax") != 0;
+}
+
+/* 0: softmax attention is not in every n-th layer. */
+static int64_t interval_of(const attn_model_config *c) {
+  int64_t n = 1;
+  while (n <= c->layer_count && is_linear(c, n - 1)) ++n;
+  for (int64_t l = 0; l < c->layer_count; ++l)
+    if (is_linear(c, l) != ((l + 1) % n != 0)) return 0;
+  return n > 1 && n <= c->layer_count ? n : 0;
+}
+
+static void set(json_t *config, const char *key, int64_t value) {
+  json_object_set_new(config, key, json_integer(value));
+}
+
+static attn_status say(const attn_model_config *c, json_t *config) {
+  int64_t interval = interval_of(c);
+  if (!interval)
+    return attn_fail(ATTN_UNSUPPORTED,
+                     "softmax attention is not in every n-th layer, as GGUF files say it");
+  const attn_mixer_options *linear = &c->layers[0].options;
+  const attn_mixer_options *softmax = &c->layers[interval - 1].options;
+  set(config, "full_attention_interval", interval);
+  set(config, "num_key_value_heads", softmax->kv_heads);
+  set(config, "head_dim", softmax->dim);
+  set(config, "value_length", softmax->value_dim);
+  set(config, "rotary_dim", softmax->rotary_dim);
+  json_object_set_new(config, "rope_theta", json_real(softmax->rope.base));
+  set(config, "linear_conv_kernel_dim", linear->convolution);
+  set(config, "linear_key_head_dim", linear->dim);
+  set(config, "linear_num_key_heads", linear->kv_heads);
+  set(config, "linear_num_value_heads", linear->heads);
+  set(config, "inner_size", linear->heads * linear->value_dim);
   return ATTN_OK;
 }
 
@@ -220,5 +257,6 @@ const attn_family attn_family_qwen3_next = {.types = (const char *const[]){"qwen
                                             .gguf_defaults = "{\"norm_topk_prob\": true}",
                                             .gguf_fields = fields,
                                             .gguf_complete = complete,
+                                            .gguf_say = say,
                                             .gguf_older = older_names,
                                             .gguf_own_heads = true};
