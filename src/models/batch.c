@@ -58,6 +58,7 @@ attn_status attn_session_step(attn_session *const *sessions, const int32_t *toke
   if (count == 1) return attn_session_feed(sessions[0], tokens, 1);
   attn_status status = step(sessions, tokens, count);
   for (int64_t i = 0; i < count && status != ATTN_OK; ++i)
-    status = attn_session_recover(sessions[i], attn_session_position(sessions[i]), status);
+    status = attn_session_recover(sessions[i], attn_session_position(sessions[i]),
+                                  sessions[i]->has_logits, status);
   return status;
 }

@@ -3,6 +3,7 @@
 #include "base/status.h"
 #include "models/model.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,9 +40,25 @@ static attn_status check_shape(const attn_parameter_shape *shape, const origin *
       (long long)rows, (long long)columns);
 }
 
+/* A head's matrix lies there as columns: rows of the tensor are as long as the head has rows here.
+ */
+static attn_status check_transposed(const attn_parameter_shape *shape, const origin *from) {
+  const attn_stored *stored = &from->stored;
+  int64_t head = from->place.transposed, rows = shape->shape[0], columns = shape->shape[1];
+  if (rows % head == 0 && stored->count == rows * columns &&
+      stored->shape[stored->rank - 1] == head)
+    return ATTN_OK;
+  return attn_fail(ATTN_BAD_FORMAT,
+                   "%s has %lld elements in rows of %lld, expected %lld of %lld in rows of %lld",
+                   from->place.name, (long long)stored->count,
+                   (long long)stored->shape[stored->rank - 1], (long long)rows, (long long)columns,
+                   (long long)head);
+}
+
 static attn_status find(const attn_model *model, const attn_parameter_shape *shape, origin *from) {
   ATTN_TRY(attn_source_place(&model->source, &model->config, shape, &from->place));
   ATTN_TRY(attn_source_find(&model->source, from->place.name, &from->stored));
+  if (from->place.transposed) return check_transposed(shape, from);
   const attn_row_map *map = &from->place.rows;
   int64_t columns = shape->rank == 2 ? shape->shape[1] : 1;
   from->rows = from->stored.count / columns;
@@ -76,6 +93,59 @@ static attn_status convert(const attn_parameter_shape *shape, const origin *from
     if (status == ATTN_OK) status = attn_tensor_copy(&source, &target);
   }
   return status;
+}
+
+/* Row `r` of a stored tensor, whose rows have `count` elements, as `dtype`: float32 of blocks. */
+static attn_status read_row(const attn_stored *stored, int64_t r, int64_t count, attn_dtype dtype,
+                            void *row) {
+  attn_tensor source, target;
+  if (stored->in_blocks) {
+    const attn_block_format *format = attn_block_get_format(stored->type);
+    int64_t size = count / format->elements * format->bytes;
+    return attn_blocks_to_f32(stored->type, (const char *)stored->data + r * size, row, count);
+  }
+  int64_t size = count * (int64_t)attn_dtype_size(stored->dtype);
+  ATTN_TRY(attn_tensor_wrap((char *)(uintptr_t)stored->data + r * size, stored->dtype, 1, &count,
+                            &source));
+  ATTN_TRY(attn_tensor_wrap(row, dtype, 1, &count, &target));
+  return attn_tensor_copy(&source, &target);
+}
+
+/* A copy of what is stored as columns of each head; blocks, which lie across our rows, become
+ * float32. */
+static attn_status convert_transposed(const attn_parameter_shape *shape, const origin *from,
+                                      attn_tensor *value) {
+  const attn_stored *stored = &from->stored;
+  int64_t head = from->place.transposed, columns = shape->shape[1];
+  bool widened = stored->in_blocks || stored->dtype == ATTN_F16;
+  attn_dtype dtype = widened ? ATTN_F32 : stored->dtype;
+  size_t size = attn_dtype_size(dtype);
+  ATTN_TRY(attn_tensor_create(dtype, shape->rank, shape->shape, value));
+  char *row = attn_alloc_array((size_t)head, size);
+  attn_status status = row ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+  for (int64_t r = 0; r < shape->shape[0] / head * columns && status == ATTN_OK; ++r) {
+    char *first = (char *)value->data + (size_t)(r / columns * head * columns + r % columns) * size;
+    status = read_row(stored, r, head, dtype, row);
+    for (int64_t i = 0; i < head && status == ATTN_OK; ++i)
+      memcpy(first + (size_t)(i * columns) * size, row + (size_t)i * size, size);
+  }
+  attn_free(row);
+  return status;
+}
+
+/* What is stored as -exp(value), in float64: so that it can be written again as it was. */
+static attn_status convert_negative_exp(const attn_parameter_shape *shape, const origin *from,
+                                        attn_tensor *value) {
+  if (from->stored.in_blocks)
+    return attn_fail(ATTN_UNSUPPORTED, "%s is quantised", from->place.name);
+  ATTN_TRY(convert(shape, from, ATTN_F64, value));
+  double *numbers = value->data;
+  for (int64_t i = 0; i < shape->shape[0]; ++i) {
+    if (!(numbers[i] < 0))
+      return attn_fail(ATTN_BAD_FORMAT, "%s: expected numbers below 0", from->place.name);
+    numbers[i] = log(-numbers[i]);
+  }
+  return ATTN_OK;
 }
 
 /* The weight of a norm that is stored without the 1 that is added to it. */
@@ -129,6 +199,8 @@ static attn_status bind(attn_model *model, int64_t index) {
   origin from;
   ATTN_TRY(find(model, shape, &from));
   const attn_stored *stored = &from.stored;
+  if (from.place.transposed) return convert_transposed(shape, &from, value);
+  if (from.place.negative_exp) return convert_negative_exp(shape, &from, value);
   if (stored->in_blocks) return bind_blocks(model, index, &from);
   if (attn_model_norm_offset(model, index) && model->source.safetensors)
     return convert_offset(model, shape, &from, value);

@@ -33,7 +33,8 @@ static attn_parameter *add(inventory *list, const char *prefix, attn_parameter_s
   shape.name = attn_strdup(name);
   attn_place place = {0};
   if (shape.name)
-    list->failed |= attn_family_place(&list->model->config, &shape, false, &place) != ATTN_OK;
+    list->failed |=
+        attn_family_place(&list->model->config, &shape, ATTN_IN_SAFETENSORS, &place) != ATTN_OK;
   parameter->name = attn_strdup(place.name);
   parameter->decay = shape.decay;
   list->model->shapes[index] = shape;

@@ -89,7 +89,8 @@ static attn_status add(tensor_list *list, int64_t index) {
   const attn_parameter *p = &list->model->parameters[index];
   attn_place place;
   attn_tensor copy = {0};
-  ATTN_TRY(attn_family_place(&list->model->config, &list->model->shapes[index], false, &place));
+  ATTN_TRY(attn_family_place(&list->model->config, &list->model->shapes[index], ATTN_IN_SAFETENSORS,
+                             &place));
   bool offset = attn_model_norm_offset(list->model, index);
   ATTN_TRY(offset ? copy_without_one(p, list->dtype, &copy)
                   : attn_parameter_copy(p, list->dtype, &copy));

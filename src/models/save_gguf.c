@@ -6,6 +6,7 @@
 #include "base/status.h"
 #include "models/model.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { PIECE_ROWS = 256 };
@@ -14,6 +15,7 @@ typedef struct target {
   const char *name; /* of places[first] */
   int64_t first;    /* the first of its parameters */
   int64_t members, rows, columns;
+  const attn_place *place; /* the first's */
   attn_block_type type;
   int rank;
 } target;
@@ -54,8 +56,10 @@ static attn_block_type stored_type(const attn_model *model, int64_t index) {
   attn_dtype dtype = p->value.dtype;
   attn_stored stored;
   if (p->blocks) return p->block_type;
-  if (attn_model_find_stored(model, index, &stored) && !stored.in_blocks)
-    dtype = stored.dtype; /* float16 was widened */
+  bool found = attn_model_find_stored(model, index, &stored);
+  if (found && !stored.in_blocks) dtype = stored.dtype; /* float16 was widened */
+  for (int i = 0; found && stored.in_blocks && i < ATTN_WEIGHT_TYPES; ++i)
+    if (types[i].block == stored.type) return stored.type; /* so were transposed blocks */
   return dtype == ATTN_F16 ? ATTN_BLOCK_F16 : dtype == ATTN_BF16 ? ATTN_BLOCK_BF16 : ATTN_BLOCK_F32;
 }
 
@@ -100,16 +104,25 @@ static int64_t find_shared(const plan *p, const char *name) {
 static attn_status place_parameter(plan *p, int64_t index) {
   const attn_parameter_shape *shape = &p->model->shapes[index];
   attn_place *place = &p->places[index];
-  ATTN_TRY(attn_family_place(&p->model->config, shape, true, place));
+  ATTN_TRY(attn_family_place(&p->model->config, shape, ATTN_IN_GGUF, place));
   int64_t at = place->rows.part ? find_shared(p, place->name) : -1;
   if (at < 0) {
     at = p->count++;
     p->targets[at] = (target){.name = place->name,
                               .first = index,
                               .columns = shape->rank == 2 ? shape->shape[1] : 1,
+                              .place = place,
                               .rank = shape->rank};
   }
   target *t = &p->targets[at];
+  if (place->transposed) {
+    *t = (target){.name = place->name, .first = index, .place = place, .rank = shape->rank};
+    t->members = 1;
+    t->columns = place->transposed;
+    t->rows = shape->shape[0] / place->transposed * shape->shape[1];
+    p->target_of[index] = at;
+    return ATTN_OK;
+  }
   if (shape->rank != t->rank || (t->rank == 2 && shape->shape[1] != t->columns))
     return attn_fail(ATTN_INTERNAL, "%s: parts of different shapes", place->name);
   ++t->members;
@@ -118,13 +131,15 @@ static attn_status place_parameter(plan *p, int64_t index) {
   return ATTN_OK;
 }
 
-/* All experts are a tensor [experts, rows, columns]; everything else is [rows, columns]. */
+/* All experts are a tensor [experts, rows, columns], some matrices [heads, rows, columns];
+ * everything else is [rows, columns]. */
 static attn_status describe(const plan *p, target *t, attn_gguf_draft *draft) {
   int64_t flat[] = {t->rows, t->columns}, deep[] = {t->members, t->rows / t->members, t->columns};
-  bool experts = t->rank == 2 && strstr(t->name, "_exps.");
+  bool experts = t->rank == 2 && strstr(t->name, "_exps."), heads = t->place->heads > 0;
+  if (heads) deep[0] = t->place->heads, deep[1] = t->rows / t->place->heads;
   t->type = choose_type(p, t);
-  return attn_gguf_add_tensor(draft, t->name, t->type, experts ? 3 : t->rank,
-                              experts ? deep : flat);
+  return attn_gguf_add_tensor(draft, t->name, t->type, experts || heads ? 3 : t->rank,
+                              experts || heads ? deep : flat);
 }
 
 static attn_status plan_tensors(plan *p, attn_gguf_draft *draft) {
@@ -208,6 +223,45 @@ static attn_status put_rows(const target *t, const row *rows, attn_gguf_sink *si
   return status;
 }
 
+/* Columns of each head as rows. */
+static attn_status put_transposed(const plan *p, const target *t, attn_gguf_sink *sink) {
+  const attn_parameter *from = &p->model->parameters[t->first];
+  const attn_block_format *format = attn_block_get_format(t->type);
+  int64_t head = t->columns, columns = p->model->shapes[t->first].shape[1];
+  size_t size = (size_t)(head / format->elements * format->bytes);
+  float *rows = attn_alloc_array((size_t)(head + 1), (size_t)(columns > head ? columns : head) * 4);
+  char *blocks = attn_alloc_array((size_t)columns, size);
+  attn_status status = rows && blocks ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+  float *row = rows ? rows + head * columns : NULL;
+  for (int64_t first = 0; first < t->rows && status == ATTN_OK; first += columns) {
+    for (int64_t i = 0; i < head && status == ATTN_OK; ++i)
+      status = attn_parameter_row(from, first / columns * head + i, rows + i * columns);
+    for (int64_t c = 0; c < columns && status == ATTN_OK; ++c) {
+      for (int64_t i = 0; i < head; ++i) row[i] = rows[i * columns + c];
+      if (t->type == ATTN_BLOCK_F32)
+        memcpy(blocks + (size_t)c * size, row, size);
+      else
+        status = attn_blocks_from_f32(t->type, row, blocks + (size_t)c * size, head);
+    }
+    if (status == ATTN_OK) status = attn_gguf_put(sink, blocks, (size_t)columns * size);
+  }
+  attn_free(rows);
+  attn_free(blocks);
+  return status;
+}
+
+static attn_status put_negative_exp(const plan *p, const target *t, attn_gguf_sink *sink) {
+  attn_tensor copy;
+  ATTN_TRY(attn_parameter_copy(&p->model->parameters[t->first], ATTN_F64, &copy));
+  attn_status status = ATTN_OK;
+  for (int64_t i = 0; i < t->rows && status == ATTN_OK; ++i) {
+    float number = (float)-exp(((const double *)copy.data)[i]);
+    status = attn_gguf_put(sink, &number, sizeof number);
+  }
+  attn_tensor_destroy(&copy);
+  return status;
+}
+
 static attn_status put_vector(const target *t, const row *rows, attn_gguf_sink *sink) {
   const attn_parameter *last = NULL;
   attn_tensor copy = {0};
@@ -239,6 +293,8 @@ static attn_status fill(const void *context, int64_t tensor, attn_gguf_sink *sin
   row *rows = NULL;
   if (tensor == p->count) return put_factors(&p->model->config, sink);
   const target *t = &p->targets[tensor];
+  if (t->place->transposed) return put_transposed(p, t, sink);
+  if (t->place->negative_exp) return put_negative_exp(p, t, sink);
   attn_status status = find_rows(p, tensor, &rows);
   if (status == ATTN_OK)
     status = t->rank == 1 ? put_vector(t, rows, sink) : put_rows(t, rows, sink);

@@ -86,9 +86,20 @@ static void as_stored(const attn_source *source, const attn_family *family, char
   }
 }
 
+static bool gguf_has(const attn_gguf *file, const char *name) {
+  const attn_gguf_tensor *tensor;
+  return attn_gguf_find(file, name, &tensor) == ATTN_OK;
+}
+
 attn_status attn_source_place(const attn_source *source, const attn_model_config *config,
                               const attn_parameter_shape *shape, attn_place *place) {
-  ATTN_TRY(attn_family_place(config, shape, source->gguf != NULL, place));
+  attn_place older;
+  ATTN_TRY(
+      attn_family_place(config, shape, source->gguf ? ATTN_IN_GGUF : ATTN_IN_SAFETENSORS, place));
+  if (source->gguf && config->family->gguf_older && !gguf_has(source->gguf, place->name) &&
+      attn_family_place(config, shape, ATTN_IN_OLDER_GGUF, &older) == ATTN_OK &&
+      gguf_has(source->gguf, older.name))
+    *place = older;
   if (source->safetensors) as_stored(source, config->family, place->name, sizeof place->name);
   return ATTN_OK;
 }

@@ -18,8 +18,9 @@
 
 #define FIXTURES ATTN_SOURCE_DIR "/tests/unit/fixtures/tokenizer/"
 
-static const char *const families[] = {"gpt2",   "roberta", "llama3", "qwen2",  "smollm",
-                                       "splits", "llama2",  "bert",   "unigram"};
+static const char *const families[] = {"gpt2",    "roberta",   "llama3",    "qwen2",
+                                       "smollm",  "splits",    "llama2",    "bert",
+                                       "unigram", "deepseek2", "deepseek3", "kimi"};
 enum { FAMILIES = sizeof families / sizeof *families };
 
 static char directory[64];
@@ -333,9 +334,12 @@ static void specifications_equal_files(void **state) {
                                          {"gpt2", NULL},
                                          {"llama3", "llama-bpe"},
                                          {"qwen2", "qwen2"},
-                                         {"smollm", "smollm"}};
+                                         {"smollm", "smollm"},
+                                         {"deepseek2", "deepseek-llm"},
+                                         {"deepseek3", "deepseek-v3"},
+                                         {"kimi_set", "kimi-k2"}};
   attn_tokenizer *tokenizer;
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < 8; ++i) {
     specification *s = specify(pairs[i][0], "gpt2", pairs[i][1]);
     assert_ok(attn_tokenizer_create(&s->spec, &tokenizer));
     free(s);

@@ -101,8 +101,10 @@ static void check_arrays(const attn_tokenizer *tokenizer, const char *model, con
 static void byte_level(void **state) {
   (void)state;
   static const char *const pairs[][2] = {
-      {"gpt2", "gpt-2"}, {"llama3", "llama-bpe"}, {"qwen2", "qwen2"}, {"smollm", "smollm"}};
-  for (int i = 0; i < 4; ++i) {
+      {"gpt2", "gpt-2"},    {"llama3", "llama-bpe"},       {"qwen2", "qwen2"},
+      {"smollm", "smollm"}, {"deepseek2", "deepseek-llm"}, {"deepseek3", "deepseek-v3"},
+      {"kimi", "kimi-k2"}};
+  for (int i = 0; i < 7; ++i) {
     attn_tokenizer *tokenizer = load(pairs[i][0]);
     check_arrays(tokenizer, "gpt2", pairs[i][1]);
     attn_tokenizer_destroy(tokenizer);

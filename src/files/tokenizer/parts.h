@@ -296,15 +296,20 @@ attn_status attn_copy_bytes(const char *bytes, size_t size, char **copy, size_t 
 
 /* The i-th way to cut words that tokenizer.ggml.pre can name, or NULL beyond the last; several
  * names may have the same, of which the first is the usual one. */
+enum { ATTN_WORD_SPLITS = 6 };
 typedef struct attn_word_splitter {
-  const char *name, *regex;
-  bool digits, compose, whole_words;
+  const char *name;
+  const char *splits[ATTN_WORD_SPLITS]; /* one after the other, NULL behind the last */
+  bool compose, whole_words;
 } attn_word_splitter;
+extern const char attn_split_digits[]; /* no expression: each number by itself */
 const attn_word_splitter *attn_word_splitter_at(size_t i);
 attn_status attn_add_word_splitter(attn_tokenizer *tokenizer, const attn_word_splitter *splitter);
 /* The steps of SentencePiece: U+2581 for spaces, and (prefix) before a text. */
 attn_status attn_add_line_steps(attn_tokenizer *tokenizer, bool prefix);
 
-extern const char attn_regex_gpt2[], attn_regex_llama3[], attn_regex_qwen2[];
+extern const char attn_regex_gpt2[], attn_regex_llama3[], attn_regex_qwen2[], attn_regex_kimi[];
+extern const char attn_regex_deepseek_letters[], attn_regex_deepseek_marks[],
+    attn_regex_deepseek_east[], attn_regex_deepseek3_east[], attn_regex_deepseek3[];
 
 #endif

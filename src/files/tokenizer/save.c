@@ -154,14 +154,18 @@ static json_t *byte_level(bool regex) {
 }
 
 static json_t *word_splits(const attn_word_splitter *splitter) {
-  bool plain = strcmp(splitter->regex, attn_regex_gpt2) == 0;
+  bool plain = false; /* the expression of GPT-2 is ByteLevel's own */
   json_t *list = json_array();
-  if (splitter->digits)
-    json_array_append_new(list, json_pack("{s:s, s:b}", "type", "Digits", "individual_digits", 1));
-  if (!plain)
-    json_array_append_new(list,
-                          json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex",
-                                    splitter->regex, "behavior", "Isolated", "invert", 0));
+  for (int i = 0; i < ATTN_WORD_SPLITS && splitter->splits[i]; ++i) {
+    const char *split = splitter->splits[i];
+    plain = split == attn_regex_gpt2;
+    if (split == attn_split_digits)
+      json_array_append_new(list,
+                            json_pack("{s:s, s:b}", "type", "Digits", "individual_digits", 1));
+    else if (!plain)
+      json_array_append_new(list, json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern",
+                                            "Regex", split, "behavior", "Isolated", "invert", 0));
+  }
   json_array_append_new(list, byte_level(plain));
   return json_pack("{s:s, s:o}", "type", "Sequence", "pretokenizers", list);
 }

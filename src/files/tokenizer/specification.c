@@ -54,13 +54,22 @@ static attn_status add_ends(attn_tokenizer *tokenizer, const attn_tokenizer_spec
 
 /* -- gpt2 -- */
 
+const char attn_split_digits[] = "digits";
+
 static const attn_word_splitter splitters[] = {
-    {"gpt-2", attn_regex_gpt2, false, false, false},
-    {"smollm", attn_regex_gpt2, true, false, false},
-    {"llama-bpe", attn_regex_llama3, false, false, true},
-    {"llama3", attn_regex_llama3, false, false, true},
-    {"llama-v3", attn_regex_llama3, false, false, true},
-    {"qwen2", attn_regex_qwen2, false, true, false},
+    {"gpt-2", {attn_regex_gpt2}, false, false},
+    {"smollm", {attn_split_digits, attn_regex_gpt2}, false, false},
+    {"llama-bpe", {attn_regex_llama3}, false, true},
+    {"llama3", {attn_regex_llama3}, false, true},
+    {"llama-v3", {attn_regex_llama3}, false, true},
+    {"qwen2", {attn_regex_qwen2}, true, false},
+    {"deepseek-llm",
+     {"[\r\n]", attn_regex_deepseek_letters, attn_regex_deepseek_marks, "\\s+$",
+      attn_regex_deepseek_east, attn_split_digits},
+     false,
+     false},
+    {"deepseek-v3", {"\\p{N}{1,3}", attn_regex_deepseek3_east, attn_regex_deepseek3}, false, false},
+    {"kimi-k2", {attn_regex_kimi}, false, false},
 };
 
 const attn_word_splitter *attn_word_splitter_at(size_t i) {
@@ -81,16 +90,16 @@ attn_status attn_add_word_splitter(attn_tokenizer *tokenizer, const attn_word_sp
     step->kind = ATTN_STEP_UNICODE;
     step->compose = true;
   }
-  if (splitter->digits) {
+  for (int i = 0; i < ATTN_WORD_SPLITS && splitter->splits[i]; ++i) {
+    const char *split = splitter->splits[i];
     ATTN_TRY(attn_step_new(tokenizer->splits, &tokenizer->split_count, &step));
     step->kind = ATTN_STEP_SPLIT;
     step->behaviour = ATTN_SPLIT_ISOLATED;
-    step->pattern = (attn_pattern){.kind = ATTN_PATTERN_CLASS, .class = attn_is_number};
+    if (split == attn_split_digits)
+      step->pattern = (attn_pattern){.kind = ATTN_PATTERN_CLASS, .class = attn_is_number};
+    else
+      ATTN_TRY(attn_pattern_regex(&step->pattern, split, strlen(split)));
   }
-  ATTN_TRY(attn_step_new(tokenizer->splits, &tokenizer->split_count, &step));
-  step->kind = ATTN_STEP_SPLIT;
-  step->behaviour = ATTN_SPLIT_ISOLATED;
-  ATTN_TRY(attn_pattern_regex(&step->pattern, splitter->regex, strlen(splitter->regex)));
   ATTN_TRY(attn_step_new(tokenizer->splits, &tokenizer->split_count, &step));
   step->kind = ATTN_STEP_BYTES;
   return ATTN_OK;

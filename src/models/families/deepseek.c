@@ -13,45 +13,57 @@
 #include <string.h>
 
 static const attn_family_name names[] = {
-    {"model.embed_tokens.", "model.embed_tokens.", NULL},
-    {"model.norm.", "model.norm.", NULL},
-    {"lm_head.", "lm_head.", NULL},
-    {".token_norm.", ".input_layernorm.", NULL},
-    {".channel_norm.", ".post_attention_layernorm.", NULL},
-    {".channel_mixer.l1.", ".mlp.gate_proj.", NULL},
-    {".channel_mixer.l2.", ".mlp.up_proj.", NULL},
-    {".channel_mixer.l3.", ".mlp.down_proj.", NULL},
-    {".channel_mixer.router.bias", ".mlp.gate.e_score_correction_bias", NULL},
-    {".channel_mixer.router.", ".mlp.gate.", NULL},
-    {".channel_mixer.experts.#.l1.", ".mlp.experts.#.gate_proj.", NULL},
-    {".channel_mixer.experts.#.l2.", ".mlp.experts.#.up_proj.", NULL},
-    {".channel_mixer.experts.#.l3.", ".mlp.experts.#.down_proj.", NULL},
-    {".channel_mixer.shared.l1.", ".mlp.shared_experts.gate_proj.", NULL},
-    {".channel_mixer.shared.l2.", ".mlp.shared_experts.up_proj.", NULL},
-    {".channel_mixer.shared.l3.", ".mlp.shared_experts.down_proj.", NULL},
+    {"model.embed_tokens.", "model.embed_tokens.", "token_embd."},
+    {"model.norm.", "model.norm.", "output_norm."},
+    {"lm_head.", "lm_head.", "output."},
+    {".token_norm.", ".input_layernorm.", ".attn_norm."},
+    {".channel_norm.", ".post_attention_layernorm.", ".ffn_norm."},
+    {".channel_mixer.l1.", ".mlp.gate_proj.", ".ffn_gate."},
+    {".channel_mixer.l2.", ".mlp.up_proj.", ".ffn_up."},
+    {".channel_mixer.l3.", ".mlp.down_proj.", ".ffn_down."},
+    {".channel_mixer.router.bias", ".mlp.gate.e_score_correction_bias", ".exp_probs_b.bias"},
+    {".channel_mixer.router.", ".mlp.gate.", ".ffn_gate_inp."},
+    {".channel_mixer.experts.#.l1.", ".mlp.experts.#.gate_proj.", ".ffn_gate_exps."},
+    {".channel_mixer.experts.#.l2.", ".mlp.experts.#.up_proj.", ".ffn_up_exps."},
+    {".channel_mixer.experts.#.l3.", ".mlp.experts.#.down_proj.", ".ffn_down_exps."},
+    {".channel_mixer.shared.l1.", ".mlp.shared_experts.gate_proj.", ".ffn_gate_shexp."},
+    {".channel_mixer.shared.l2.", ".mlp.shared_experts.up_proj.", ".ffn_up_shexp."},
+    {".channel_mixer.shared.l3.", ".mlp.shared_experts.down_proj.", ".ffn_down_shexp."},
     {NULL, NULL, NULL}};
 
 const attn_family_name attn_family_mla_names[] = {
-    {".token_mixer.q_proj.", ".self_attn.q_proj.", NULL},
-    {".token_mixer.q_up_proj.", ".self_attn.q_b_proj.", NULL},
-    {".token_mixer.q_down_proj.", ".self_attn.q_a_proj.", NULL},
-    {".token_mixer.q_norm.", ".self_attn.q_a_layernorm.", NULL},
-    {".token_mixer.kv_down_proj.", ".self_attn.kv_a_proj_with_mqa.", NULL},
-    {".token_mixer.kv_norm.", ".self_attn.kv_a_layernorm.", NULL},
-    {".token_mixer.k_up_proj.", ".self_attn.kv_b_proj.", NULL},
-    {".token_mixer.v_up_proj.", ".self_attn.kv_b_proj.", NULL},
-    {".token_mixer.o_proj.", ".self_attn.o_proj.", NULL},
+    {".token_mixer.q_proj.", ".self_attn.q_proj.", ".attn_q."},
+    {".token_mixer.q_up_proj.", ".self_attn.q_b_proj.", ".attn_q_b."},
+    {".token_mixer.q_down_proj.", ".self_attn.q_a_proj.", ".attn_q_a."},
+    {".token_mixer.q_norm.", ".self_attn.q_a_layernorm.", ".attn_q_a_norm."},
+    {".token_mixer.kv_down_proj.", ".self_attn.kv_a_proj_with_mqa.", ".attn_kv_a_mqa."},
+    {".token_mixer.kv_norm.", ".self_attn.kv_a_layernorm.", ".attn_kv_a_norm."},
+    {".token_mixer.k_up_proj.", ".self_attn.kv_b_proj.", ".attn_k_b."},
+    {".token_mixer.v_up_proj.", ".self_attn.kv_b_proj.", ".attn_v_b."},
+    {".token_mixer.o_proj.", ".self_attn.o_proj.", ".attn_output."},
+    {NULL, NULL, NULL}};
+
+/* Until spring 2025, as in safetensors. */
+const attn_family_name attn_family_mla_older_names[] = {
+    {".token_mixer.k_up_proj.", NULL, ".attn_kv_b."},
+    {".token_mixer.v_up_proj.", NULL, ".attn_kv_b."},
     {NULL, NULL, NULL}};
 
 static const attn_mixer_names mixer_names[] = {{"mla", attn_family_mla_names}, {NULL, NULL}};
 
-void attn_family_mla_rows(const attn_mixer_options *o, const char *part, bool interleaved,
-                          attn_row_map *map) {
+/* Newer GGUF files have W_UK and W_UV apart, W_UK transposed. */
+void attn_family_mla_store(const attn_mixer_options *o, const char *part, bool interleaved,
+                           attn_naming naming, attn_place *place) {
   int64_t both = o->dim + o->value_dim;
-  if (strstr(part, ".k_up_proj."))
+  attn_row_map *map = &place->rows;
+  if (naming == ATTN_IN_GGUF) {
+    if (strstr(part, ".k_up_proj.")) place->transposed = o->dim;
+    if (strstr(part, ".k_up_proj.") || strstr(part, ".v_up_proj.")) place->heads = o->heads;
+  } else if (strstr(part, ".k_up_proj.")) {
     *map = (attn_row_map){.run = o->dim, .period = both, .part = true};
-  if (strstr(part, ".v_up_proj."))
+  } else if (strstr(part, ".v_up_proj.")) {
     *map = (attn_row_map){.run = o->value_dim, .period = both, .offset = o->dim, .part = true};
+  }
   if (!interleaved) return;
   if (strstr(part, ".q_proj.") || strstr(part, ".q_up_proj."))
     *map = (attn_row_map){.head = o->dim + o->shared_dim, .turned_from = o->dim};
@@ -59,12 +71,11 @@ void attn_family_mla_rows(const attn_mixer_options *o, const char *part, bool in
     *map = (attn_row_map){.head = o->latent_rank + o->shared_dim, .turned_from = o->latent_rank};
 }
 
-static void rows(const attn_model_config *c, int64_t layer, const char *part, bool in_gguf,
-                 attn_row_map *map) {
+static void store(const attn_model_config *c, int64_t layer, const char *part, attn_naming naming,
+                  attn_place *place) {
   bool interleaved = true;
-  (void)in_gguf;
   (void)attn_json_bool(c->json, "rope_interleave", ATTN_OPTIONAL, &interleaved);
-  attn_family_mla_rows(&c->layers[layer].options, part, interleaved, map);
+  attn_family_mla_store(&c->layers[layer].options, part, interleaved, naming, place);
 }
 
 /* Layers beyond the last predict further tokens; they are not read. */
@@ -186,16 +197,157 @@ static attn_status configure_v3(const json_t *json, attn_model_config *c) {
   return configure(json, c, true);
 }
 
+/* GGUF -------------------------------------------------------------------------------------------
+ * V2 and V3 are one architecture, told apart by how experts are scored. Newer files describe
+ * attention over the latents, as one key of all heads: those of the heads are in keys of their own.
+ */
+
+static const attn_gguf_field fields[] = {
+    {"leading_dense_block_count", "first_k_dense_replace", ATTN_GGUF_INTEGER, ATTN_REQUIRED},
+    {"attention.q_lora_rank", "q_lora_rank", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
+    {"attention.kv_lora_rank", "kv_lora_rank", ATTN_GGUF_INTEGER, ATTN_REQUIRED},
+    {"attention.key_length_mla", "key_length_mla", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
+    {"attention.value_length", "value_length", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
+    {"attention.value_length_mla", "v_head_dim", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
+    {"rope.dimension_count", "qk_rope_head_dim", ATTN_GGUF_INTEGER, ATTN_REQUIRED},
+    {"expert_shared_count", "n_shared_experts", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
+    {"expert_gating_func", "gating", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
+    {"expert_group_count", "n_group", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
+    {"expert_group_used_count", "topk_group", ATTN_GGUF_INTEGER, ATTN_OPTIONAL},
+    {"expert_weights_scale", "routed_scaling_factor", ATTN_GGUF_REAL, ATTN_OPTIONAL},
+    {"expert_weights_norm", "norm_topk_prob", ATTN_GGUF_FLAG, ATTN_OPTIONAL},
+    {NULL, NULL, 0, 0}};
+
+static int64_t number(const json_t *json, const char *key) {
+  return json_integer_value(json_object_get(json, key));
+}
+
+attn_status attn_family_complete_mla(json_t *config) {
+  static const char *const gone[] = {"head_dim", "key_length_mla", "value_length",
+                                     "mlp_only_layers"};
+  bool apart = json_object_get(config, "key_length_mla") != NULL;
+  int64_t key = number(config, apart ? "key_length_mla" : "head_dim");
+  int64_t turned = number(config, "qk_rope_head_dim");
+  if (key <= turned)
+    return attn_fail(ATTN_BAD_FORMAT, "attention.key_length%s is %lld, of which %lld turn",
+                     apart ? "_mla" : "", (long long)key, (long long)turned);
+  json_object_set_new(config, "qk_nope_head_dim", json_integer(key - turned));
+  if (!json_object_get(config, "v_head_dim"))
+    json_object_set_new(config, "v_head_dim", json_integer(number(config, "value_length")));
+  json_object_set(config, "num_key_value_heads", json_object_get(config, "num_attention_heads"));
+  for (size_t i = 0; i < sizeof gone / sizeof *gone; ++i) json_object_del(config, gone[i]);
+  return ATTN_OK;
+}
+
+enum { SOFTMAX = 1, SIGMOID = 2 }; /* of expert_gating_func */
+
+/* Files of V2 from before V3 say nothing. */
+static int64_t scored_by(const attn_gguf *file) {
+  int64_t function = SOFTMAX;
+  (void)attn_gguf_int(file, "deepseek2.expert_gating_func", ATTN_OPTIONAL, 0, 255, &function);
+  return function ? function : SOFTMAX;
+}
+
+static bool takes_v2(const attn_gguf *file) {
+  return scored_by(file) != SIGMOID;
+}
+
+static bool takes_v3(const attn_gguf *file) {
+  return scored_by(file) == SIGMOID;
+}
+
+static attn_status complete(json_t *config) {
+  json_object_del(config, "gating");
+  json_object_set(config, "n_routed_experts", json_object_get(config, "num_experts"));
+  json_object_del(config, "num_experts");
+  return attn_family_complete_mla(config);
+}
+
+static attn_status complete_v2(const attn_gguf *file, json_t *config) {
+  int64_t function = number(config, "gating");
+  (void)file;
+  if (function != 0 && function != SOFTMAX)
+    return attn_fail(ATTN_UNSUPPORTED, "deepseek2.expert_gating_func is %lld, expected 1 or 2",
+                     (long long)function);
+  ATTN_TRY(complete(config));
+  if (json_is_true(json_object_get(config, "norm_topk_prob")))
+    return attn_fail(ATTN_UNSUPPORTED,
+                     "deepseek2.expert_weights_norm is true beside scores by softmax");
+  if (number(config, "n_group") > 1)
+    json_object_set_new(config, "topk_method", json_string("group_limited_greedy"));
+  return ATTN_OK;
+}
+
+static attn_status complete_v3(const attn_gguf *file, json_t *config) {
+  (void)file;
+  ATTN_TRY(complete(config));
+  if (!json_object_get(config, "norm_topk_prob"))
+    json_object_set_new(config, "norm_topk_prob", json_false());
+  return ATTN_OK;
+}
+
+static void set(json_t *config, const char *key, int64_t value) {
+  json_object_set_new(config, key, json_integer(value));
+}
+
+static void say_experts(const attn_model_config *c, json_t *config) {
+  int64_t dense = 0;
+  while (dense < c->layer_count && !c->layers[dense].experts.routing.experts) ++dense;
+  set(config, "first_k_dense_replace", dense);
+  if (dense == c->layer_count) return;
+  const attn_experts_config *experts = &c->layers[dense].experts;
+  const attn_routing *r = &experts->routing;
+  set(config, "n_shared_experts", experts->shared_width / experts->width);
+  set(config, "gating", r->sigmoid ? SIGMOID : SOFTMAX);
+  json_object_set_new(config, "routed_scaling_factor", json_real(r->scale));
+  json_object_set_new(config, "norm_topk_prob", json_boolean(r->normalise));
+  set(config, "n_group", r->groups > 1 ? r->groups : 1);
+  set(config, "topk_group", r->groups > 1 ? r->active_groups : 1);
+}
+
+/* As newer files: of attention over the latents. */
+static attn_status say(const attn_model_config *c, json_t *config) {
+  const attn_mixer_options *o = &c->layers[0].options;
+  say_experts(c, config);
+  set(config, "num_key_value_heads", 1);
+  set(config, "head_dim", o->latent_rank + o->shared_dim);
+  set(config, "value_length", o->latent_rank);
+  set(config, "key_length_mla", o->dim + o->shared_dim);
+  set(config, "v_head_dim", o->value_dim);
+  set(config, "kv_lora_rank", o->latent_rank);
+  set(config, "qk_rope_head_dim", o->shared_dim);
+  if (o->query_rank) set(config, "q_lora_rank", o->query_rank);
+  return ATTN_OK;
+}
+
 const attn_family attn_family_deepseek_v2 = {.types = (const char *const[]){"deepseek_v2", NULL},
+                                             .architectures =
+                                                 (const char *const[]){"deepseek2", NULL},
                                              .configure = configure_v2,
                                              .names = names,
                                              .mixer_names = mixer_names,
-                                             .rows = rows,
-                                             .leaves = leaves};
+                                             .store = store,
+                                             .leaves = leaves,
+                                             .gguf_takes = takes_v2,
+                                             .gguf_fields = fields,
+                                             .gguf_complete = complete_v2,
+                                             .gguf_say = say,
+                                             .gguf_older = attn_family_mla_older_names,
+                                             .gguf_own_heads = true,
+                                             .gguf_mscale = true};
 
 const attn_family attn_family_deepseek_v3 = {.types = (const char *const[]){"deepseek_v3", NULL},
+                                             .architectures =
+                                                 (const char *const[]){"deepseek2", NULL},
                                              .configure = configure_v3,
                                              .names = names,
                                              .mixer_names = mixer_names,
-                                             .rows = rows,
-                                             .leaves = leaves};
+                                             .store = store,
+                                             .leaves = leaves,
+                                             .gguf_takes = takes_v3,
+                                             .gguf_fields = fields,
+                                             .gguf_complete = complete_v3,
+                                             .gguf_say = say,
+                                             .gguf_older = attn_family_mla_older_names,
+                                             .gguf_own_heads = true,
+                                             .gguf_mscale = true};

@@ -30,11 +30,13 @@ static bool among(const char *const *names, const char *name) {
   return false;
 }
 
-static attn_status find(bool in_gguf, const char *wanted, const attn_family **family) {
+/* NULL `file`: by model_type. */
+static attn_status find(const attn_gguf *file, const char *wanted, const attn_family **family) {
   char known[512] = "";
   for (int i = 0; i < COUNT; ++i) {
-    const char *const *names = in_gguf ? table[i]->architectures : table[i]->types;
-    if (among(names, wanted)) {
+    const char *const *names = file ? table[i]->architectures : table[i]->types;
+    bool takes = !file || !table[i]->gguf_takes || table[i]->gguf_takes(file);
+    if (among(names, wanted) && takes) {
       *family = table[i];
       return ATTN_OK;
     }
@@ -44,15 +46,16 @@ static attn_status find(bool in_gguf, const char *wanted, const attn_family **fa
     }
   }
   return attn_fail(ATTN_UNSUPPORTED, "%s '%s' is not among %s",
-                   in_gguf ? "general.architecture" : "model_type", wanted, known);
+                   file ? "general.architecture" : "model_type", wanted, known);
 }
 
 attn_status attn_family_find(const char *type, const attn_family **family) {
-  return find(false, type, family);
+  return find(NULL, type, family);
 }
 
-attn_status attn_family_find_architecture(const char *architecture, const attn_family **family) {
-  return find(true, architecture, family);
+attn_status attn_family_find_architecture(const char *architecture, const attn_gguf *file,
+                                          const attn_family **family) {
+  return find(file, architecture, family);
 }
 
 static bool begins_with(const char *name, const char *beginning) {

@@ -4,7 +4,7 @@
  *
  * Norms multiply by 1 + weight; embeddings by sqrt(hidden). Attention logits and the vocabulary's
  * are soft-capped; every second layer sees a window; queries are scaled by
- * query_pre_attn_scalar^(-1/2). GGUF files do not say that number: they are not read. */
+ * query_pre_attn_scalar^(-1/2). GGUF files do not say that number: it is what llama.cpp takes. */
 #include "base/status.h"
 #include "files/json.h"
 #include "models/families/family.h"
@@ -12,20 +12,26 @@
 #include <math.h>
 #include <string.h>
 
-static const attn_family_name names[] = {{"model.embed_tokens.", "model.embed_tokens.", NULL},
-                                         {"model.norm.", "model.norm.", NULL},
-                                         {".token_norm.", ".input_layernorm.", NULL},
-                                         {".token_after.", ".post_attention_layernorm.", NULL},
-                                         {".token_mixer.q_proj.", ".self_attn.q_proj.", NULL},
-                                         {".token_mixer.k_proj.", ".self_attn.k_proj.", NULL},
-                                         {".token_mixer.v_proj.", ".self_attn.v_proj.", NULL},
-                                         {".token_mixer.o_proj.", ".self_attn.o_proj.", NULL},
-                                         {".channel_norm.", ".pre_feedforward_layernorm.", NULL},
-                                         {".channel_after.", ".post_feedforward_layernorm.", NULL},
-                                         {".channel_mixer.l1.", ".mlp.gate_proj.", NULL},
-                                         {".channel_mixer.l2.", ".mlp.up_proj.", NULL},
-                                         {".channel_mixer.l3.", ".mlp.down_proj.", NULL},
-                                         {NULL, NULL, NULL}};
+static const attn_family_name names[] = {
+    {"model.embed_tokens.", "model.embed_tokens.", "token_embd."},
+    {"model.norm.", "model.norm.", "output_norm."},
+    {".token_norm.", ".input_layernorm.", ".attn_norm."},
+    {".token_after.", ".post_attention_layernorm.", ".post_attention_norm."},
+    {".token_mixer.q_proj.", ".self_attn.q_proj.", ".attn_q."},
+    {".token_mixer.k_proj.", ".self_attn.k_proj.", ".attn_k."},
+    {".token_mixer.v_proj.", ".self_attn.v_proj.", ".attn_v."},
+    {".token_mixer.o_proj.", ".self_attn.o_proj.", ".attn_output."},
+    {".channel_norm.", ".pre_feedforward_layernorm.", ".ffn_norm."},
+    {".channel_after.", ".post_feedforward_layernorm.", ".post_ffw_norm."},
+    {".channel_mixer.l1.", ".mlp.gate_proj.", ".ffn_gate."},
+    {".channel_mixer.l2.", ".mlp.up_proj.", ".ffn_up."},
+    {".channel_mixer.l3.", ".mlp.down_proj.", ".ffn_down."},
+    {NULL, NULL, NULL}};
+
+static const attn_gguf_field fields[] = {
+    {"attn_logit_softcapping", "attn_logit_softcapping", ATTN_GGUF_REAL, ATTN_OPTIONAL},
+    {"final_logit_softcapping", "final_logit_softcapping", ATTN_GGUF_REAL, ATTN_OPTIONAL},
+    {NULL, NULL, 0, 0}};
 
 static attn_status check_activation(const json_t *json) {
   const char *activation = "gelu_pytorch_tanh";
@@ -83,5 +89,24 @@ static attn_status configure(const json_t *json, attn_model_config *c) {
   return set_windows(json, c);
 }
 
-const attn_family attn_family_gemma2 = {
-    .types = (const char *const[]){"gemma2", NULL}, .configure = configure, .names = names};
+/* The width of a head, but for the model of 27B, which goes by its layers: hidden / heads there. */
+static attn_status complete(const attn_gguf *file, json_t *config) {
+  const int64_t layers_of_27b = 46;
+  int64_t heads = json_integer_value(json_object_get(config, "num_attention_heads"));
+  int64_t scalar = json_integer_value(json_object_get(config, "head_dim"));
+  int64_t layers = json_integer_value(json_object_get(config, "num_hidden_layers"));
+  int64_t hidden = json_integer_value(json_object_get(config, "hidden_size"));
+  (void)file;
+  if ((layers == layers_of_27b || scalar == 0) && heads > 0) scalar = hidden / heads;
+  if (!json_object_get(config, "head_dim")) /* as GGUF means it; Gemma's default is 256 */
+    json_object_set_new(config, "head_dim", json_integer(scalar));
+  json_object_set_new(config, "query_pre_attn_scalar", json_integer(scalar));
+  return ATTN_OK;
+}
+
+const attn_family attn_family_gemma2 = {.types = (const char *const[]){"gemma2", NULL},
+                                        .architectures = (const char *const[]){"gemma2", NULL},
+                                        .configure = configure,
+                                        .names = names,
+                                        .gguf_fields = fields,
+                                        .gguf_complete = complete};

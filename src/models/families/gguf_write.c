@@ -62,12 +62,34 @@ static void set_experts(const attn_model_config *c, json_t *json) {
   json_decref(dense);
 }
 
+/* DeepSeek's mscale_all_dim; 0: the model has none. */
+static double mscale_of(const attn_model_config *c) {
+  json_t *scaling = json_object_get(c->json, "rope_scaling");
+  if (!json_is_object(scaling)) scaling = json_object_get(c->json, "rope_parameters");
+  return c->family->gguf_mscale ? json_number_value(json_object_get(scaling, "mscale_all_dim")) : 0;
+}
+
 static void set_scaling(const attn_model_config *c, json_t *json) {
   const attn_rope *rope = &first_layer(c)->rope;
   int64_t count = attn_family_rope_count(c);
   if (rope->scaling == ATTN_ROPE_LINEAR)
     json_object_set_new(json, "rope_scaling",
                         json_pack("{s:s, s:f}", "type", "linear", "factor", rope->factor));
+  double scale = mscale_of(c);
+  if (rope->scaling == ATTN_ROPE_YARN && scale > 0)
+    json_object_set_new(json, "rope_scaling",
+                        json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f}", "type", "yarn", "factor",
+                                  rope->factor, "original_max_position_embeddings",
+                                  rope->original_length, "beta_fast", rope->high_factor,
+                                  "beta_slow", rope->low_factor, "mscale", scale, "mscale_all_dim",
+                                  scale));
+  else if (rope->scaling == ATTN_ROPE_YARN)
+    json_object_set_new(json, "rope_scaling",
+                        json_pack("{s:s, s:f, s:f, s:f, s:f, s:f}", "type", "yarn", "factor",
+                                  rope->factor, "original_max_position_embeddings",
+                                  rope->original_length, "beta_fast", rope->high_factor,
+                                  "beta_slow", rope->low_factor, "attention_factor",
+                                  rope->magnitude > 0 ? rope->magnitude : 1));
   if (!count) return;
   json_t *list = json_array();
   for (int64_t j = 0; j < count; ++j)
@@ -77,14 +99,14 @@ static void set_scaling(const attn_model_config *c, json_t *json) {
 }
 
 static json_t *config_of_reader(const attn_model_config *c) {
-  const char *gguf, *key;
-  bool real;
+  const attn_gguf_field *field;
   const char *defaults = c->family->gguf_defaults ? c->family->gguf_defaults : "{}";
   json_t *json = json_loads(defaults, 0, NULL);
   json_object_set_new(json, "model_type", json_string(c->family->types[0]));
-  for (size_t i = 0; attn_family_gguf_field(i, &gguf, &key, &real); ++i) {
-    json_t *value = json_object_get(c->json, key);
-    if (json_is_number(value) || json_is_boolean(value)) json_object_set(json, key, value);
+  for (size_t i = 0; (field = attn_family_gguf_field(c->family, i)); ++i) {
+    json_t *value = json_object_get(c->json, field->config);
+    if (json_is_number(value) || json_is_boolean(value))
+      json_object_set(json, field->config, value);
   }
   if (json_object_get(json, "sliding_window") && !first_layer(c)->window)
     json_object_del(json, "sliding_window"); /* Qwen's, which its layers do not use */
@@ -113,21 +135,34 @@ static const char *different_experts(const attn_experts_config *a, const attn_ex
   return same ? NULL : "experts";
 }
 
+/* Llama 3's scaling becomes factors. */
+static bool different_rope(const attn_rope *x, const attn_rope *y) {
+  if (!near(x->base, y->base) || !near(x->magnitude, y->magnitude)) return true;
+  bool factors = x->scaling == ATTN_ROPE_LLAMA3 || x->scaling == ATTN_ROPE_FACTORS;
+  if (factors) return y->scaling != ATTN_ROPE_FACTORS;
+  if (x->scaling != y->scaling || !near(x->factor, y->factor)) return true;
+  if (x->scaling != ATTN_ROPE_YARN) return false;
+  return !near(x->factor, y->factor) || !near(x->low_factor, y->low_factor) ||
+         !near(x->high_factor, y->high_factor) || !near(x->original_length, y->original_length);
+}
+
 static const char *different_layer(const attn_layer_config *a, const attn_layer_config *b) {
   const attn_mixer_options *x = &a->options, *y = &b->options;
   if (a->mixer != b->mixer) return "mixers";
   if (x->heads != y->heads || x->kv_heads != y->kv_heads || x->dim != y->dim ||
       x->value_dim != y->value_dim)
     return "heads";
+  if (x->latent_rank != y->latent_rank || x->query_rank != y->query_rank ||
+      x->shared_dim != y->shared_dim)
+    return "latents";
+  if (x->convolution != y->convolution) return "convolutions";
   if (x->window != y->window) return "windows";
   if (!near(x->soft_cap, y->soft_cap)) return "soft caps";
   if (!near(x->scale, y->scale)) return "scale of queries";
   if (x->bias != y->bias || x->output_bias != y->output_bias) return "biases";
   if (x->qk_norm != y->qk_norm) return "norms of heads";
   if (x->output_gate != y->output_gate) return "gates of outputs";
-  if (x->rotary_dim != y->rotary_dim || !near(x->rope.base, y->rope.base) ||
-      !near(x->rope.magnitude, y->rope.magnitude) || x->rope.scaling == ATTN_ROPE_YARN)
-    return "positions";
+  if (x->rotary_dim != y->rotary_dim || different_rope(&x->rope, &y->rope)) return "positions";
   if (!near(a->mixed.keep, b->mixed.keep) || !near(a->mixed.add, b->mixed.add) ||
       !near(a->fed.keep, b->fed.keep) || !near(a->fed.add, b->fed.add))
     return "residuals";
@@ -188,23 +223,48 @@ static void add_integer(const char *architecture, const char *name, int64_t valu
   if (!attn_gguf_has_key(draft, key)) attn_gguf_add_u32(draft, key, (uint32_t)value);
 }
 
+static void add_scaling_real(const char *architecture, const char *name, double value,
+                             attn_gguf_draft *draft) {
+  char key[KEY_SIZE];
+  snprintf(key, sizeof key, "%s.rope.scaling.%s", architecture, name);
+  attn_gguf_add_f32(draft, key, (float)value);
+}
+
+/* The magnitude is written where it does not follow from the factor. */
+static void add_yarn(const attn_model_config *c, const char *architecture, attn_gguf_draft *draft) {
+  const attn_rope *rope = &first_layer(c)->rope;
+  const double part = 0.1; /* of mscale, that DeepSeek's files have */
+  double usual = rope->factor > 1 ? 0.1 * log(rope->factor) + 1 : 1;
+  char key[KEY_SIZE];
+  snprintf(key, sizeof key, "%s.rope.scaling.original_context_length", architecture);
+  attn_gguf_add_u32(draft, key, (uint32_t)rope->original_length);
+  add_scaling_real(architecture, "yarn_beta_fast", rope->high_factor, draft);
+  add_scaling_real(architecture, "yarn_beta_slow", rope->low_factor, draft);
+  if (mscale_of(c) > 0)
+    add_scaling_real(architecture, "yarn_log_multiplier", part * mscale_of(c), draft);
+  else if (!near(usual, rope->magnitude))
+    add_scaling_real(architecture, "yarn_attn_factor", rope->magnitude, draft);
+}
+
 static void add_scaling(const attn_model_config *c, const char *architecture,
                         attn_gguf_draft *draft) {
   const attn_rope *rope = &first_layer(c)->rope;
+  bool yarn = rope->scaling == ATTN_ROPE_YARN;
   char key[KEY_SIZE];
-  if (rope->scaling != ATTN_ROPE_LINEAR) return;
+  if (rope->scaling != ATTN_ROPE_LINEAR && !yarn) return;
   snprintf(key, sizeof key, "%s.rope.scaling.type", architecture);
-  attn_gguf_add_string(draft, key, "linear", strlen("linear"));
-  snprintf(key, sizeof key, "%s.rope.scaling.factor", architecture);
-  attn_gguf_add_f32(draft, key, (float)rope->factor);
+  attn_gguf_add_string(draft, key, yarn ? "yarn" : "linear", strlen(yarn ? "yarn" : "linear"));
+  add_scaling_real(architecture, "factor", rope->factor, draft);
+  if (yarn) add_yarn(c, architecture, draft);
 }
 
 static void add_keys(const attn_model_config *c, const json_t *json, attn_gguf_draft *draft) {
-  const char *architecture = c->family->architectures[0], *name, *key;
-  bool real;
+  const char *architecture = c->family->architectures[0];
+  const attn_gguf_field *field;
   const attn_mixer_options *o = first_layer(c);
-  for (size_t i = 0; attn_family_gguf_field(i, &name, &key, &real); ++i)
-    add_value(architecture, name, real, json_object_get(json, key), draft);
+  for (size_t i = 0; (field = attn_family_gguf_field(c->family, i)); ++i)
+    add_value(architecture, field->gguf, field->kind == ATTN_GGUF_REAL,
+              json_object_get(json, field->config), draft);
   add_integer(architecture, "attention.value_length", o->value_dim, draft);
   add_integer(architecture, "rope.dimension_count", o->rotary_dim, draft);
   add_integer(architecture, "vocab_size", c->vocabulary, draft);
@@ -215,10 +275,15 @@ static void add_keys(const attn_model_config *c, const json_t *json, attn_gguf_d
 attn_status attn_family_config_to_gguf(const attn_model_config *c, attn_gguf_draft *draft) {
   if (!c->family->architectures)
     return attn_fail(ATTN_UNSUPPORTED, "models of type '%s' have no names in GGUF files", c->type);
-  json_t *json = config_of_reader(c);
-  if (!json) return attn_fail(ATTN_OUT_OF_MEMORY, "out of memory");
-  attn_status status = check_same(c, json);
-  if (status == ATTN_OK) add_keys(c, json, draft);
-  json_decref(json);
+  const attn_family *family = c->family;
+  json_t *said = config_of_reader(c), *read = NULL;
+  attn_status status = said && family->gguf_say ? family->gguf_say(c, said) : ATTN_OK;
+  if (status == ATTN_OK && !(read = json_deep_copy(said)))
+    status = attn_fail(ATTN_OUT_OF_MEMORY, "out of memory");
+  if (status == ATTN_OK && family->gguf_complete) status = family->gguf_complete(NULL, read);
+  if (status == ATTN_OK) status = check_same(c, read);
+  if (status == ATTN_OK) add_keys(c, said, draft);
+  json_decref(said);
+  json_decref(read);
   return status;
 }

@@ -113,10 +113,18 @@ static attn_status configure_qwen3(const json_t *json, attn_model_config *c) {
   return configure_qwen(json, c, true);
 }
 
+/* With experts it is Mixtral's. */
+static bool takes(const attn_gguf *file) {
+  int64_t experts = 0;
+  (void)attn_gguf_int(file, "llama.expert_count", ATTN_OPTIONAL, 0, INT32_MAX, &experts);
+  return experts == 0;
+}
+
 const attn_family attn_family_llama = {.types = (const char *const[]){"llama", "mistral", NULL},
                                        .architectures = (const char *const[]){"llama", NULL},
                                        .configure = configure_llama,
                                        .names = names,
+                                       .gguf_takes = takes,
                                        .gguf_pairs_together = true};
 
 const attn_family attn_family_qwen2 = {.types = (const char *const[]){"qwen2", NULL},

@@ -38,16 +38,16 @@ static const attn_family_name linear_names[] = {
 static const attn_mixer_names mixer_names[] = {
     {"softmax", softmax_names}, {"minimax", linear_names}, {NULL, NULL}};
 
-static void rows(const attn_model_config *c, int64_t layer, const char *part, bool in_gguf,
-                 attn_row_map *map) {
+static void store(const attn_model_config *c, int64_t layer, const char *part, attn_naming naming,
+                  attn_place *place) {
   static const char *const which[] = {".q_proj.", ".k_proj.", ".v_proj."};
   const attn_layer_config *l = &c->layers[layer];
   int64_t dim = l->options.dim;
-  (void)in_gguf;
+  (void)naming;
   if (strcmp(l->mixer->info.name, "minimax") != 0) return;
   for (int i = 0; i < 3; ++i)
     if (strstr(part, which[i]))
-      *map = (attn_row_map){.run = dim, .period = 3 * dim, .offset = i * dim, .part = true};
+      place->rows = (attn_row_map){.run = dim, .period = 3 * dim, .offset = i * dim, .part = true};
 }
 
 /* Decays, which follow from the sizes. */
@@ -171,5 +171,5 @@ const attn_family attn_family_minimax = {
     .configure = configure,
     .names = names,
     .mixer_names = mixer_names,
-    .rows = rows,
+    .store = store,
     .leaves = leaves};

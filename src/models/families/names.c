@@ -51,8 +51,13 @@ static const attn_family_name *find_in(const attn_family_name *names, const char
   return NULL;
 }
 
-static const attn_family_name *find_row(const attn_family *family, const char *mixer,
-                                        const char *part, const char **rest, int64_t *number) {
+static const attn_family_name *find_row(const attn_family *family, attn_naming naming,
+                                        const char *mixer, const char *part, const char **rest,
+                                        int64_t *number) {
+  if (naming == ATTN_IN_OLDER_GGUF) {
+    const attn_family_name *row = find_in(family->gguf_older, part, rest, number);
+    if (row) return row;
+  }
   for (const attn_mixer_names *own = family->mixer_names; mixer && own && own->mixer; ++own) {
     if (strcmp(own->mixer, mixer) != 0) continue;
     const attn_family_name *row = find_in(own->names, part, rest, number);
@@ -77,8 +82,9 @@ static bool in_pairs(const attn_family *family, const char *part) {
 }
 
 attn_status attn_family_place(const attn_model_config *config, const attn_parameter_shape *shape,
-                              bool in_gguf, attn_place *place) {
+                              attn_naming naming, attn_place *place) {
   const attn_family *family = config->family;
+  bool in_gguf = naming != ATTN_IN_SAFETENSORS;
   const char *host = shape->name, *rest = "", *mixer = NULL;
   layer_name layer = {0};
   bool in_layer = split(host, &layer);
@@ -86,7 +92,7 @@ attn_status attn_family_place(const attn_model_config *config, const attn_parame
   *place = (attn_place){0};
   if (in_layer) mixer = config->layers[l].mixer->info.name;
   const attn_family_name *row =
-      find_row(family, mixer, in_layer ? layer.part : host, &rest, &number);
+      find_row(family, naming, mixer, in_layer ? layer.part : host, &rest, &number);
   if (in_gguf && (!row || !row->gguf))
     return attn_fail(ATTN_UNSUPPORTED, "%s has no name in GGUF files", host);
   if (!row) {
@@ -105,7 +111,7 @@ attn_status attn_family_place(const attn_model_config *config, const attn_parame
     place->rows = (attn_row_map){.offset = number * shape->shape[0], .part = true};
   if (in_gguf && in_layer && in_pairs(family, layer.part))
     place->rows.head = config->layers[l].options.dim;
-  if (in_layer && family->rows) family->rows(config, l, layer.part, in_gguf, &place->rows);
+  if (in_layer && family->store) family->store(config, l, layer.part, naming, place);
   return ATTN_OK;
 }
 
