@@ -46,7 +46,7 @@ typedef struct attn_message {
 /* The tokens of a chat up to where the assistant is to write, as the model's chat template has
  * them; written as by attn_model_encode. Roles are written by the template alone: special tokens in
  * a content stay text. ATTN_UNSUPPORTED when the model has no template, or one that is not
- * recognised (ChatML, Llama 3, Gemma, Mistral, Zephyr and Phi 3 are). */
+ * recognised (ChatML, Llama 3, Gemma, Mistral, Zephyr, Phi 3, DeepSeek-V2 and V3, and Kimi are). */
 ATTN_API attn_status attn_model_encode_chat(const attn_model *model, const attn_message *messages,
                                             int count, int32_t *tokens, int64_t capacity,
                                             int64_t *written);

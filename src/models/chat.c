@@ -7,6 +7,12 @@
  *   Mistral   BOS [INST] CONTENT [/INST] CONTENT</s> ...             (system before the first user)
  *   Zephyr    <|ROLE|>\nCONTENT</s>\n ...                            <|assistant|>\n
  *   Phi 3     <|ROLE|>\nCONTENT<|end|>\n ...                         <|assistant|>\n
+ *   DeepSeek-V2  BOS SYSTEM\n\nUser: CONTENT\n\nAssistant: CONTENT EOS ...     Assistant:
+ *   DeepSeek-V3  BOS SYSTEM<|User|>CONTENT<|Assistant|>CONTENT EOS ...        <|Assistant|>
+ *   Kimi      <|im_ROLE|>ROLE<|im_middle|>CONTENT<|im_end|> ...
+ * <|im_assistant|>assistant<|im_middle|>
+ *
+ * (DeepSeek's own bars and underlines are U+FF5C and U+2581.)
  *
  * A piece between special tokens is encoded whole, as a template's text and a content together, and
  * special tokens only where the template has them. */
@@ -17,8 +23,15 @@
 
 #include <string.h>
 
-static const char *const format_names[ATTN_CHAT_FORMATS] = {NULL,    NULL,      "chatml", "llama3",
-                                                            "gemma", "mistral", "zephyr", "phi3"};
+static const char *const format_names[ATTN_CHAT_FORMATS] = {
+    NULL,     NULL,   "chatml",    "llama3",    "gemma", "mistral",
+    "zephyr", "phi3", "deepseek2", "deepseek3", "kimi"};
+
+#define BAR   "\xef\xbd\x9c"
+#define SPACE "\xe2\x96\x81"
+static const char deepseek_user[] = "<" BAR "User" BAR ">";
+static const char deepseek_assistant[] = "<" BAR "Assistant" BAR ">";
+static const char deepseek_end[] = "<" BAR "end" SPACE "of" SPACE "sentence" BAR ">";
 
 const char *attn_model_chat_template(const attn_model *model) {
   return model ? format_names[model->text.chat] : NULL;
@@ -31,12 +44,13 @@ static const char *find(const char *text, size_t size, const char *wanted) {
   return memmem(text, size, wanted, strlen(wanted));
 }
 
-/* ChatML templates may begin a chat that has no system message with one of their own:
+/* ChatML's templates and Kimi's may begin a chat that has no system message with one of their own:
  * '<|im_start|>system\nYou are ...<|im_end|>' as a literal of the template. */
 static attn_status find_system(const char *template, size_t size, attn_model_text *text) {
-  static const char *const starts[] = {"<|im_start|>system\\n", "<|im_start|>system\n"};
+  static const char *const starts[] = {"<|im_start|>system\\n", "<|im_start|>system\n",
+                                       "<|im_system|>system<|im_middle|>"};
   const char *end = template + size;
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < 3; ++i) {
     const char *at = template;
     while ((at = find(at, (size_t)(end - at), starts[i]))) {
       at += strlen(starts[i]);
@@ -59,16 +73,23 @@ attn_status attn_chat_recognise(const char *template, size_t size, attn_model_te
   static const struct {
     const char *mark;
     attn_chat_format format;
-  } marks[] = {{"<|im_start|>", ATTN_CHAT_CHATML},   {"<|start_header_id|>", ATTN_CHAT_LLAMA3},
-               {"<start_of_turn>", ATTN_CHAT_GEMMA}, {"[INST]", ATTN_CHAT_MISTRAL},
-               {"<|end|>", ATTN_CHAT_PHI3},          {"<|user|>", ATTN_CHAT_ZEPHYR}};
+  } marks[] = {{deepseek_assistant, ATTN_CHAT_DEEPSEEK3},
+               {"<|im_middle|>", ATTN_CHAT_KIMI},
+               {"'Assistant: ' + message['content'] + eos_token", ATTN_CHAT_DEEPSEEK2},
+               {"<|im_start|>", ATTN_CHAT_CHATML},
+               {"<|start_header_id|>", ATTN_CHAT_LLAMA3},
+               {"<start_of_turn>", ATTN_CHAT_GEMMA},
+               {"[INST]", ATTN_CHAT_MISTRAL},
+               {"<|end|>", ATTN_CHAT_PHI3},
+               {"<|user|>", ATTN_CHAT_ZEPHYR}};
   text->chat = ATTN_CHAT_UNKNOWN;
   for (size_t i = 0; i < sizeof marks / sizeof *marks; ++i)
     if (find(template, size, marks[i].mark)) {
       text->chat = marks[i].format;
       break;
     }
-  return text->chat == ATTN_CHAT_CHATML ? find_system(template, size, text) : ATTN_OK;
+  bool may_have_system = text->chat == ATTN_CHAT_CHATML || text->chat == ATTN_CHAT_KIMI;
+  return may_have_system ? find_system(template, size, text) : ATTN_OK;
 }
 
 /* Writing ----------------------------------------------------------------------------------------
@@ -119,6 +140,22 @@ static void begin(writer *w, const attn_model_text *text) {
   attn_tokens_free(&ends);
 }
 
+/* DeepSeek's: nothing before a system message, and only V2 has something behind it. */
+static void deepseek_turn(writer *w, bool is_v3, const char *role, const char *content) {
+  bool system = strcmp(role, "system") == 0, assistant = strcmp(role, "assistant") == 0;
+  if (is_v3 && !system)
+    special(w, assistant ? deepseek_assistant : deepseek_user);
+  else if (!system)
+    plain(w, assistant ? "Assistant:" : "User:");
+  if (!content) return;
+  if (!is_v3 && !system) plain(w, " ");
+  plain(w, content);
+  if (assistant)
+    special(w, deepseek_end);
+  else if (!is_v3)
+    plain(w, "\n\n");
+}
+
 /* One message with what stands around it; content NULL: only the beginning. */
 static void turn(writer *w, attn_chat_format format, const char *role, const char *content) {
   bool assistant = strcmp(role, "assistant") == 0;
@@ -150,6 +187,17 @@ static void turn(writer *w, attn_chat_format format, const char *role, const cha
     plain(w, content);
     special(w, "<end_of_turn>");
     plain(w, "\n");
+    return;
+  case ATTN_CHAT_DEEPSEEK2:
+  case ATTN_CHAT_DEEPSEEK3: deepseek_turn(w, format == ATTN_CHAT_DEEPSEEK3, role, content); return;
+  case ATTN_CHAT_KIMI:
+    snprintf(tag, sizeof tag, "<|im_%.20s|>", role);
+    special(w, tag);
+    plain(w, role);
+    special(w, "<|im_middle|>");
+    if (!content) return;
+    plain(w, content);
+    special(w, "<|im_end|>");
     return;
   case ATTN_CHAT_MISTRAL:
     if (!content) return;
@@ -194,6 +242,7 @@ static void write_messages(writer *w, const attn_model_text *text, const attn_me
     attn_text_free(&joined);
     pending = NULL;
   }
+  if (pending) turn(w, text->chat, "user", pending); /* nothing followed it */
   turn(w, text->chat, "assistant", NULL);
 }
 

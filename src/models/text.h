@@ -18,6 +18,9 @@ typedef enum attn_chat_format {
   ATTN_CHAT_MISTRAL,
   ATTN_CHAT_ZEPHYR,
   ATTN_CHAT_PHI3,
+  ATTN_CHAT_DEEPSEEK2,
+  ATTN_CHAT_DEEPSEEK3,
+  ATTN_CHAT_KIMI,
   ATTN_CHAT_FORMATS
 } attn_chat_format;
 
