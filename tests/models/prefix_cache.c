@@ -345,6 +345,36 @@ static void files_serve_later_caches(void **state) {
   }
 }
 
+/* Of more files than may be there the oldest go, in whatever order the directory lists them. */
+static void old_files_are_given_up(void **state) {
+  (void)state;
+  enum { FILES = 6, KEPT = 3 };
+  char directory[] = "/tmp/attn-prefix-XXXXXX";
+  assert_non_null(mkdtemp(directory));
+  attn_model *model = load("llama");
+  attn_prefix_cache_options options = ATTN_PREFIX_CACHE_OPTIONS_INIT;
+  attn_prefix_cache *cache;
+  int32_t tokens[FILES][PROMPT];
+  options.session.max_tokens = 512;
+  options.directory = directory;
+  for (int i = 0; i < FILES; ++i) { /* written one after the other */
+    make_prompt(tokens[i], 0, i);
+    assert_ok(attn_prefix_cache_create(model, &options, &cache));
+    assert_int_equal(serve(cache, model, tokens[i], PROMPT, true), 0);
+    attn_prefix_cache_destroy(cache);
+  }
+  options.files = KEPT;
+  assert_ok(attn_prefix_cache_create(model, &options, &cache));
+  attn_prefix_cache_destroy(cache);
+  assert_ok(attn_prefix_cache_create(model, &options, &cache));
+  for (int i = 0; i < FILES; ++i)
+    assert_int_equal(serve(cache, model, tokens[i], PROMPT, false),
+                     i < FILES - KEPT ? 0 : PROMPT - 1);
+  attn_prefix_cache_destroy(cache);
+  empty_directory(directory);
+  attn_model_destroy(model);
+}
+
 /* Sessions outlive the cache that made them. */
 static void sessions_live_on(void **state) {
   (void)state;
@@ -436,6 +466,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(strangers_are_refused),
       cmocka_unit_test(states_serve_without_checkpoints),
       cmocka_unit_test(opened_states_stay),
+      cmocka_unit_test(old_files_are_given_up),
       cmocka_unit_test(full_sessions_are_kept),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
