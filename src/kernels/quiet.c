@@ -38,7 +38,7 @@ bool attn_quiet_now(int threads) {
 }
 
 #if defined(__linux__)
-static bool bind(int processor) {
+static bool run_on(int processor) {
   cpu_set_t set;
   CPU_ZERO(&set);
   CPU_SET(processor, &set);
@@ -61,7 +61,7 @@ void attn_quiet_move(int threads) {
   double rates[MOST_PROCESSORS];
   if (count < threads) return;
   for (int i = 0; i < count; ++i) {
-    bind(processors[i]);
+    run_on(processors[i]);
     rates[i] = rate_now();
     best_rate = fmax(best_rate, rates[i]);
   }
@@ -74,7 +74,7 @@ void attn_quiet_move(int threads) {
         rates[t] = rate, processors[t] = processor;
       }
 #pragma omp parallel num_threads(threads)
-  bind(processors[omp_get_thread_num()]);
+  run_on(processors[omp_get_thread_num()]);
 }
 #else
 void attn_quiet_move(int threads) {

@@ -44,6 +44,10 @@ static attn_status configure(attn_mixer_options *o) {
   if (o->latent_rank + o->shared_dim > MOST_LATENT)
     return attn_fail(ATTN_INVALID_ARGUMENT, "mla: latents of %lld + %lld channels, at most %d",
                      (long long)o->latent_rank, (long long)o->shared_dim, MOST_LATENT);
+  bool factors = o->rotary_dim > 0 && o->rope.scaling == ATTN_ROPE_FACTORS;
+  if (factors && (!o->rope.factors || o->rope.factor_count != o->shared_dim / 2))
+    return attn_fail(ATTN_INVALID_ARGUMENT, "mla: %lld rotary factors, expected %lld",
+                     (long long)o->rope.factor_count, (long long)o->shared_dim / 2);
   if (o->rope.base == 0) o->rope.base = 10000;
   if (o->rope.base > 1) return ATTN_OK;
   return attn_fail(ATTN_INVALID_ARGUMENT, "mla: rope_theta %g is not above 1", o->rope.base);

@@ -8,8 +8,11 @@
 #include "models/session.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* A state of the tree: a checkpoint, or a file. */
@@ -169,14 +172,51 @@ static void find_file(attn_prefix_cache *cache, const char *name) {
   attn_free(path);
 }
 
+typedef struct found_file {
+  char *name;
+  int64_t seconds, nanoseconds; /* when it was written */
+} found_file;
+
+static int by_age(const void *a, const void *b) {
+  const found_file *x = a, *y = b;
+  if (x->seconds != y->seconds) return x->seconds < y->seconds ? -1 : 1;
+  if (x->nanoseconds != y->nanoseconds) return x->nanoseconds < y->nanoseconds ? -1 : 1;
+  return strcmp(x->name, y->name);
+}
+
+static attn_status add_found(DIR *directory, const char *name, found_file **files, size_t *count) {
+  struct stat status;
+  if (!attn_path_has_suffix(name, suffix) || fstatat(dirfd(directory), name, &status, 0) != 0)
+    return ATTN_OK;
+  if ((*count & (*count - 1)) == 0) { /* room for a power of two */
+    found_file *more = attn_realloc(*files, (*count ? 2 * *count : 1) * sizeof *more);
+    if (!more) return ATTN_OUT_OF_MEMORY;
+    *files = more;
+  }
+  char *copy = attn_strdup(name);
+  if (!copy) return ATTN_OUT_OF_MEMORY;
+  (*files)[(*count)++] = (found_file){copy, status.st_mtim.tv_sec, status.st_mtim.tv_nsec};
+  return ATTN_OK;
+}
+
+/* The oldest first: it is the first to be given up. */
 static attn_status find_files(attn_prefix_cache *cache) {
+  found_file *files = NULL;
+  size_t count = 0;
   ATTN_TRY(attn_make_directories(cache->directory));
   DIR *directory = opendir(cache->directory);
   if (!directory) return attn_fail(ATTN_IO_ERROR, "cannot read %s", cache->directory);
-  for (struct dirent *item; (item = readdir(directory));)
-    if (attn_path_has_suffix(item->d_name, suffix)) find_file(cache, item->d_name);
+  attn_status status = ATTN_OK;
+  for (struct dirent *item; status == ATTN_OK && (item = readdir(directory));)
+    status = add_found(directory, item->d_name, &files, &count);
   closedir(directory);
-  return ATTN_OK;
+  if (count) qsort(files, count, sizeof *files, by_age);
+  for (size_t i = 0; i < count; ++i) {
+    if (status == ATTN_OK) find_file(cache, files[i].name);
+    attn_free(files[i].name);
+  }
+  attn_free(files);
+  return status;
 }
 
 /* Public ----------------------------------------------------------------------------------------

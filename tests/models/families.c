@@ -299,6 +299,8 @@ static const struct {
     {"deepseek_v3", "attention_bias", "true", "attention_bias"},
     {"deepseek_v3", "rope_parameters/factor", "0.5", "factor"},
     {"deepseek_v3", "rope_parameters/beta_fast", "0.5", "beta_slow"},
+    {"deepseek_v3", "rope_parameters", "{\"rope_type\": \"factors\", \"factors\": [1, 2, 3]}",
+     "3 rotary factors, expected 2"},
     {"deepseek_v3", "rope_parameters/rope_type", "\"su\"", "rope_type"},
     {"deepseek_v2_groups", "topk_method", "\"noaux_tc\"", "topk_method"},
     {"minimax", "attn_type_list", "[1, 0]", "attn_type_list"},

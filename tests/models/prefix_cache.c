@@ -4,6 +4,7 @@
 #include "support/test.h"
 
 #include "attn/prefix_cache.h"
+#include "attn/speculation.h"
 #include "base/random.h"
 #include "engines/plan_cache.h"
 #include "models/prefix_tree.h"
@@ -241,6 +242,50 @@ static void opened_states_stay(void **state) {
   attn_model_destroy(model);
 }
 
+/* Sessions that are read to their last token, speculate there and are kept, over and over: the pool
+ * has room for all that may be there at once. */
+static void full_sessions_are_kept(void **state) {
+  (void)state;
+  enum { FULL = 128, SPECULATED = 20, ROUNDS = 30 };
+  static const char *const kinds[] = {"llama", "mistral", "qwen3_next", "kimi_linear"};
+  attn_sampling greedy = ATTN_SAMPLING_INIT;
+  greedy.temperature = 0;
+  for (int k = 0; k < 4; ++k) {
+    attn_model *model = load(kinds[k]);
+    attn_prefix_cache_options options = ATTN_PREFIX_CACHE_OPTIONS_INIT;
+    attn_prefix_cache *cache;
+    attn_random random = {.seed = 7 + (uint64_t)k};
+    options.session.max_tokens = FULL;
+    options.session.checkpoint_spacing = 64;
+    options.session.forks = 1;
+    options.entries = 3;
+    assert_ok(attn_prefix_cache_create(model, &options, &cache));
+    for (int round = 0; round < ROUNDS; ++round) {
+      int32_t tokens[PROMPT];
+      attn_session *session;
+      attn_speculator *speculator;
+      int64_t count = 50 + (int64_t)attn_random_below(&random, FULL - 50);
+      make_prompt(tokens, 40 + (int)attn_random_below(&random, FULL - 40),
+                  (int)attn_random_below(&random, 3));
+      assert_ok(attn_prefix_cache_open(cache, tokens, count, &session));
+      int64_t known = attn_session_position(session);
+      assert_ok(attn_session_feed(session, tokens + known, count - known));
+      assert_ok(attn_speculator_create(session, NULL, &speculator));
+      while (attn_session_position(session) < FULL) {
+        int32_t made[SPECULATED];
+        assert_ok(attn_speculator_step(speculator, &greedy, SPECULATED, made, &count));
+      }
+      if (round % 5 == 0) assert_as_fresh(model, session);
+      assert_ok(attn_prefix_cache_keep(cache, session));
+      attn_speculator_destroy(speculator);
+      attn_session_destroy(session);
+    }
+    assert_true(attn_prefix_cache_get_stats(cache).reused > 0);
+    attn_prefix_cache_destroy(cache);
+    attn_model_destroy(model);
+  }
+}
+
 static void empty_directory(const char *path) {
   DIR *directory = opendir(path);
   char name[512];
@@ -298,6 +343,36 @@ static void files_serve_later_caches(void **state) {
     attn_model_destroy(model);
     attn_model_destroy(other);
   }
+}
+
+/* Of more files than may be there the oldest go, in whatever order the directory lists them. */
+static void old_files_are_given_up(void **state) {
+  (void)state;
+  enum { FILES = 6, KEPT = 3 };
+  char directory[] = "/tmp/attn-prefix-XXXXXX";
+  assert_non_null(mkdtemp(directory));
+  attn_model *model = load("llama");
+  attn_prefix_cache_options options = ATTN_PREFIX_CACHE_OPTIONS_INIT;
+  attn_prefix_cache *cache;
+  int32_t tokens[FILES][PROMPT];
+  options.session.max_tokens = 512;
+  options.directory = directory;
+  for (int i = 0; i < FILES; ++i) { /* written one after the other */
+    make_prompt(tokens[i], 0, i);
+    assert_ok(attn_prefix_cache_create(model, &options, &cache));
+    assert_int_equal(serve(cache, model, tokens[i], PROMPT, true), 0);
+    attn_prefix_cache_destroy(cache);
+  }
+  options.files = KEPT;
+  assert_ok(attn_prefix_cache_create(model, &options, &cache));
+  attn_prefix_cache_destroy(cache);
+  assert_ok(attn_prefix_cache_create(model, &options, &cache));
+  for (int i = 0; i < FILES; ++i)
+    assert_int_equal(serve(cache, model, tokens[i], PROMPT, false),
+                     i < FILES - KEPT ? 0 : PROMPT - 1);
+  attn_prefix_cache_destroy(cache);
+  empty_directory(directory);
+  attn_model_destroy(model);
 }
 
 /* Sessions outlive the cache that made them. */
@@ -391,6 +466,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(strangers_are_refused),
       cmocka_unit_test(states_serve_without_checkpoints),
       cmocka_unit_test(opened_states_stay),
+      cmocka_unit_test(old_files_are_given_up),
+      cmocka_unit_test(full_sessions_are_kept),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
