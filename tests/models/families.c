@@ -318,6 +318,8 @@ static const struct {
     {"qwen2_moe", "decoder_sparse_step", "0", "decoder_sparse_step"},
     {"qwen3_moe", "num_experts", "-1", "num_experts"},
     {"mixtral", "num_local_experts", "1e3", "num_local_experts"},
+    {"gemma2", "layer_types", "[\"sliding_attention\", \"fall_attention\", \"full_attention\"]",
+     "layer_types"},
 };
 
 static void wrong_configurations_are_refused(void **state) {

@@ -64,8 +64,9 @@ static attn_status set_windows(const json_t *json, attn_model_config *c) {
   for (int64_t l = 0; l < c->layer_count; ++l) {
     const char *type = json_string_value(json_array_get(types, (size_t)l));
     bool slides = type ? strcmp(type, "sliding_attention") == 0 : l % 2 == 0;
-    if (types && !type)
-      return attn_fail(ATTN_BAD_FORMAT, "layer_types: expected a name for each layer");
+    if (types && (!type || (!slides && strcmp(type, "full_attention") != 0)))
+      return attn_fail(ATTN_BAD_FORMAT,
+                       "layer_types: expected sliding_attention or full_attention for each layer");
     if (slides) c->layers[l].options.window = window;
   }
   return ATTN_OK;
