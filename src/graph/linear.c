@@ -1,6 +1,11 @@
 /* y = x w^T through the dense engine. */
 #include "engines/dense/dense.h"
+#include "graph/layout.h"
 #include "graph/operations.h"
+#include "kernels/matvec.h"
+
+_Static_assert((int)ATTN_FEW_ROWS <= (int)ATTN_MATVEC_ROWS,
+               "few rows go through products row by row");
 
 typedef struct linear_node {
   attn_node node;

@@ -70,18 +70,6 @@ static double log_decay(const attn_mixer_options *o, int64_t head) {
   return -alibi_slope(head, o->heads) * (1 - depth + 1e-5);
 }
 
-static attn_var *decays(attn_graph *g, const attn_mixer_options *o) {
-  attn_tensor values = attn_graph_tensor(g, g->wide, 1, &o->heads);
-  if (!values.data) return NULL;
-  for (int64_t h = 0; h < o->heads; ++h) {
-    if (g->wide == ATTN_F64)
-      ((double *)values.data)[h] = log_decay(o, h);
-    else
-      ((float *)values.data)[h] = (float)log_decay(o, h);
-  }
-  return attn_graph_input(g, &values);
-}
-
 static attn_var *encode(attn_graph *g, const attn_mixer_call *call, attn_var *const *in,
                         int which) {
   (void)which;
@@ -104,7 +92,8 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   }
   attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT;
   problem.decay = ATTN_DECAY_HEAD;
-  attn_var *out = attn_mixer_recurrent(g, call, MATRIX, &problem, q, k, v, decays(g, o), NULL);
+  attn_var *out = attn_mixer_recurrent(g, call, MATRIX, &problem, q, k, v,
+                                       attn_mixer_decays(g, o, log_decay), NULL);
   out = attn_layer_rms_norm(g, attn_join_heads(g, &call->layout, out), NULL, o->norm_epsilon);
   return attn_op_linear(g, attn_op_gate(g, ATTN_IDENTITY, out, u), call->parameters[OUT]);
 }

@@ -55,18 +55,6 @@ static double log_decay(const attn_mixer_options *o, int64_t head) {
   return -exp2(-8 * (double)(head + 1) / (double)o->heads) * (1 - depth + 1e-5);
 }
 
-static attn_var *decays(attn_graph *g, const attn_mixer_options *o) {
-  attn_tensor values = attn_graph_tensor(g, g->wide, 1, &o->heads);
-  if (!values.data) return NULL;
-  for (int64_t h = 0; h < o->heads; ++h) {
-    if (g->wide == ATTN_F64)
-      ((double *)values.data)[h] = log_decay(o, h);
-    else
-      ((float *)values.data)[h] = (float)log_decay(o, h);
-  }
-  return attn_graph_input(g, &values);
-}
-
 static attn_var *project(attn_graph *g, const attn_mixer_call *call, attn_var *x, int which) {
   attn_var *y = attn_op_activate(g, ATTN_SILU, attn_op_linear(g, x, call->parameters[which]));
   return attn_split_heads(g, y, call->options->heads);
@@ -76,9 +64,9 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   const attn_mixer_options *o = call->options;
   attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT;
   problem.decay = ATTN_DECAY_HEAD;
-  attn_var *out =
-      attn_mixer_recurrent(g, call, MATRIX, &problem, project(g, call, x, Q),
-                           project(g, call, x, K), project(g, call, x, V), decays(g, o), NULL);
+  attn_var *out = attn_mixer_recurrent(g, call, MATRIX, &problem, project(g, call, x, Q),
+                                       project(g, call, x, K), project(g, call, x, V),
+                                       attn_mixer_decays(g, o, log_decay), NULL);
   out = attn_layer_rms_norm(g, attn_join_heads(g, &call->layout, out),
                             attn_mixer_parameter(g, call, NORM), o->norm_epsilon);
   attn_var *gate = attn_op_linear(g, x, call->parameters[GATE]);

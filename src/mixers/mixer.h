@@ -137,6 +137,9 @@ attn_var *attn_mixer_softmax_rows(attn_graph *graph, const attn_softmax_problem 
                                   attn_var *v, int64_t keys);
 /* The variable of parameter i. */
 attn_var *attn_mixer_parameter(attn_graph *graph, const attn_mixer_call *call, int i);
+/* Decays that a head has once and for all: their logarithms [heads], wide. */
+attn_var *attn_mixer_decays(attn_graph *graph, const attn_mixer_options *options,
+                            double (*log_decay)(const attn_mixer_options *options, int64_t head));
 /* attn_op_recurrent with the state of part `part` (a [value_heads, dim, value_dim] matrix). */
 struct attn_recurrent_problem;
 attn_var *attn_mixer_recurrent(attn_graph *graph, const attn_mixer_call *call, int part,

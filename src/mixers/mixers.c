@@ -249,6 +249,31 @@ attn_var *attn_mixer_parameter(attn_graph *graph, const attn_mixer_call *call, i
   return attn_graph_parameter(graph, call->parameters[i]);
 }
 
+attn_var *attn_mixer_decays(attn_graph *graph, const attn_mixer_options *options,
+                            double (*log_decay)(const attn_mixer_options *options, int64_t head)) {
+  attn_tensor values = attn_graph_tensor(graph, graph->wide, 1, &options->heads);
+  if (!values.data) return NULL;
+  for (int64_t h = 0; h < options->heads; ++h) {
+    if (graph->wide == ATTN_F64)
+      ((double *)values.data)[h] = log_decay(options, h);
+    else
+      ((float *)values.data)[h] = (float)log_decay(options, h);
+  }
+  return attn_graph_input(graph, &values);
+}
+
+/* Copies y to place r of `axis` of `all`; false after an error. */
+static bool put_row(attn_graph *graph, const attn_tensor *all, int axis, int64_t r, attn_var *y) {
+  attn_tensor target;
+  if (!y || !all->data) return false;
+  attn_status status = attn_tensor_slice(all, axis, r, 1, &target);
+  if (status == ATTN_OK)
+    attn_add_tensor(graph, &target, &y->value, 1, false);
+  else
+    attn_graph_error(graph, status);
+  return status == ATTN_OK;
+}
+
 /* The call of row r alone: of sequence r, or of the state's r-th token to come. */
 static attn_mixer_call call_of(const attn_mixer_call *call, int64_t r) {
   attn_mixer_call one = *call;
@@ -279,11 +304,7 @@ attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_m
     if (!y) return NULL;
     if (r == 0)
       all = attn_graph_tensor(graph, y->value.dtype, 2, (int64_t[]){rows, y->value.shape[1]});
-    attn_tensor target;
-    if (!all.data) return NULL;
-    attn_status status = attn_tensor_slice(&all, 0, r, 1, &target);
-    if (status != ATTN_OK) return attn_graph_error(graph, status);
-    attn_add_tensor(graph, &target, &y->value, 1, false);
+    if (!put_row(graph, &all, 0, r, y)) return NULL;
   }
   return attn_graph_input(graph, &all);
 }
@@ -301,13 +322,9 @@ attn_var *attn_mixer_softmax_rows(attn_graph *graph, const attn_softmax_problem 
   attn_softmax_args one = *args;
   one.key_lengths = length;
   for (int64_t r = 0; r < rows; ++r) {
-    attn_tensor target;
     *length = (int32_t)(keys + r);
     attn_var *y = attn_op_softmax(graph, problem, &one, attn_view_slice(graph, q, 1, r, 1), k, v);
-    if (!y) return NULL;
-    attn_status status = attn_tensor_slice(&all, 1, r, 1, &target);
-    if (status != ATTN_OK) return attn_graph_error(graph, status);
-    attn_add_tensor(graph, &target, &y->value, 1, false);
+    if (!put_row(graph, &all, 1, r, y)) return NULL;
   }
   return attn_graph_input(graph, &all);
 }
@@ -331,11 +348,7 @@ static attn_var *recurrent_rows(attn_graph *graph, const attn_mixer_call *call, 
     if (r == 0)
       all = attn_graph_tensor(graph, y->value.dtype, 4,
                               (int64_t[]){rows, 1, one_shape[2], one_shape[3]});
-    attn_tensor target;
-    if (!all.data) return NULL;
-    attn_status status = attn_tensor_slice(&all, 0, r, 1, &target);
-    if (status != ATTN_OK) return attn_graph_error(graph, status);
-    attn_add_tensor(graph, &target, &y->value, 1, false);
+    if (!put_row(graph, &all, 0, r, y)) return NULL;
   }
   return attn_graph_input(graph, &all);
 }

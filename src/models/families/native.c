@@ -148,6 +148,8 @@ static attn_status configure(const json_t *json, attn_model_config *c) {
   if (!c->layers) return ATTN_OUT_OF_MEMORY;
   for (int64_t l = 0; l < c->layer_count; ++l)
     ATTN_TRY(read_layer(json, l, &common, transnormer, &c->layers[l]));
+  if (json_object_get(json, "num_experts_per_tok") && !json_object_get(json, "num_experts"))
+    return attn_fail(ATTN_BAD_FORMAT, "num_experts_per_tok without num_experts");
   return attn_family_read_qwen_experts(json, c);
 }
 
