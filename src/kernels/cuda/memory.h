@@ -1,0 +1,25 @@
+/* Devices, memory and streams. */
+#ifndef ATTN_KERNELS_CUDA_MEMORY_H
+#define ATTN_KERNELS_CUDA_MEMORY_H
+
+#define ATTN_CUDA_MEMORY(K)                                                                        \
+  /* GPUs that the driver sees; 0 with a message when there is no driver. */                       \
+  K(int, device_count, (void))                                                                     \
+  /* Describes a GPU and makes it ready; refuses one older than 8.0. May take a moment. */         \
+  K(attn_status, device_open, (int index, attn_cuda_device *device))                               \
+  /* Free and total bytes now. */                                                                  \
+  K(attn_status, memory_info, (int device, size_t *free_bytes, size_t *total_bytes))               \
+  /* Memory that work queued behind it on the stream may use; given back in the stream's order.    \
+   * The error names what was asked for and what is free. */                                       \
+  K(attn_status, allocate, (int device, size_t bytes, void **memory, attn_cuda_stream stream))     \
+  K(attn_status, release, (int device, void *memory, attn_cuda_stream stream))                     \
+  K(attn_status, stream_create, (int device, attn_cuda_stream *stream))                            \
+  K(attn_status, stream_destroy, (int device, attn_cuda_stream stream))                            \
+  /* Waits until all work of the stream is done; errors of kernels show here. */                   \
+  K(attn_status, synchronize, (int device, attn_cuda_stream stream))                               \
+  /* Bytes between any two of host and device memory. From or to pageable host memory it waits. */ \
+  K(attn_status, copy,                                                                             \
+    (int device, void *to, const void *from, size_t bytes, attn_cuda_stream stream))               \
+  K(attn_status, zero, (int device, void *memory, size_t bytes, attn_cuda_stream stream))
+
+#endif
