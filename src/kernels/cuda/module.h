@@ -49,6 +49,8 @@ typedef struct attn_cuda_choice {
 #endif
 
 #include "kernels/cuda/memory.h"
+#include "kernels/cuda/rows.h"
+#include "kernels/cuda/dense.h"
 #include "kernels/cuda/recurrent.h"
 #include "kernels/cuda/softmax.h"
 
@@ -61,6 +63,8 @@ extern "C" {
   /* The message of the last error in this thread. */                                              \
   K(const char *, error, (void))                                                                   \
   ATTN_CUDA_MEMORY(K)                                                                              \
+  ATTN_CUDA_ROWS(K)                                                                                \
+  ATTN_CUDA_DENSE(K)                                                                               \
   ATTN_CUDA_RECURRENT(K)                                                                           \
   ATTN_CUDA_SOFTMAX(K)
 

@@ -10,7 +10,7 @@
 
 #define ATTN_CUDA_RECURRENT(K)                                                                     \
   /* How one pass (ATTN_PASS_FORWARD or ATTN_PASS_BACKWARD) is done; problem->scale and epsilon    \
-   * are filled in. `total` is the number of tokens of all sequences. */                                   \
+   * are filled in. `total` is the number of tokens of all sequences. */                           \
   K(attn_status, recurrent_plan,                                                                   \
     (const attn_cuda_device *device, const attn_recurrent_problem *problem, attn_pass pass,        \
      attn_cuda_choice *choice))                                                                    \

@@ -1,0 +1,97 @@
+/* Element-wise operations, sums over rows or columns, norms, look-ups and the optimiser's step.
+ *
+ * Operands are tensors of float64, float32, bfloat16 or float16 with any strides (0 repeats an
+ * element) and, unless a comment says otherwise, of one shape; dtypes mix freely. Arithmetic is
+ * float64 when an operand is, else float32, as in the CPU's kernels/rows.h. An absent tensor is
+ * NULL. `accumulate` adds to what the target holds. Targets may be the same memory as an operand of
+ * the same shape and strides. "Rows" are all axes but the innermost. */
+#ifndef ATTN_KERNELS_CUDA_ROWS_H
+#define ATTN_KERNELS_CUDA_ROWS_H
+
+#include "attn/tensor.h"
+#include "kernels/rows.h"
+
+/* Sums over rows are made in this many parts, each in row order, then added up in order. */
+enum { ATTN_CUDA_PARTS = 256 };
+
+/* The formatter would break this list. */
+/* clang-format off */
+#define ATTN_CUDA_ROWS(K)                                                                          \
+  /* y = alpha a + beta b; b may be NULL */                                                        \
+  K(attn_status, add, (const attn_tensor *y, double alpha, const attn_tensor *a, double beta,      \
+                       const attn_tensor *b, attn_cuda_stream stream))                             \
+  /* y (+)= sum over j < count <= 8 of a[j] (.) b[j] */                                            \
+  K(attn_status, multiply_sum, (const attn_tensor *y, bool accumulate, int count,                  \
+                                const attn_tensor *a, const attn_tensor *b,                        \
+                                attn_cuda_stream stream))                                          \
+  /* y = f(x), and dx (+)= f'(x) dy */                                                             \
+  K(attn_status, activate, (attn_activation f, const attn_tensor *y, const attn_tensor *x,         \
+                            attn_cuda_stream stream))                                              \
+  K(attn_status, activate_backward, (attn_activation f, const attn_tensor *dx, bool accumulate,    \
+                                     const attn_tensor *x, const attn_tensor *dy,                  \
+                                     attn_cuda_stream stream))                                     \
+  /* y = f(a) b; da (+)= f'(a) b dy, db (+)= f(a) dy, each optional */                             \
+  K(attn_status, gate, (attn_activation f, const attn_tensor *y, const attn_tensor *a,             \
+                        const attn_tensor *b, attn_cuda_stream stream))                            \
+  K(attn_status, gate_backward, (attn_activation f, const attn_tensor *da, bool accumulate_a,      \
+                                 const attn_tensor *db, bool accumulate_b, const attn_tensor *a,   \
+                                 const attn_tensor *b, const attn_tensor *dy,                      \
+                                 attn_cuda_stream stream))                                         \
+  /* x = cap tanh(x / cap), in place */                                                            \
+  K(attn_status, cap, (const attn_tensor *x, double cap, attn_cuda_stream stream))                 \
+  /* y[r] = sum over c of a[r, c] b[r, c]: y has the leading axes of a and b */                    \
+  K(attn_status, row_dot, (const attn_tensor *y, const attn_tensor *a, const attn_tensor *b,       \
+                           attn_cuda_stream stream))                                               \
+  /* y[c] (+)= sum over rows of a[r, c] b[r, c]; b NULL: of a. y [n]; workspace: ATTN_CUDA_PARTS n \
+   * float64 */                                                                                    \
+  K(attn_status, column_dot, (const attn_tensor *y, bool accumulate, const attn_tensor *a,         \
+                              const attn_tensor *b, void *workspace, attn_cuda_stream stream))     \
+  /* RMS norm: r = 1 / sqrt(sum x^2 / divisor + epsilon), y = r x (.) weight. Layer norm (mean not \
+   * NULL): r = 1 / sqrt(var x + epsilon), y = r (x - mean) (.) weight + bias. weight and bias [n] \
+   * or NULL; factor and mean: a float64 a row, kept for backward */                               \
+  K(attn_status, norm, (const attn_tensor *y, const attn_tensor *x, const attn_tensor *weight,     \
+                        const attn_tensor *bias, double divisor, double epsilon, double *factor,   \
+                        double *mean, attn_cuda_stream stream))                                    \
+  /* dx (+)= ..., each of dx, d_weight [n], d_bias [n] optional, the last two overwritten;         \
+   * workspace: 2 ATTN_CUDA_PARTS n float64 */                                                     \
+  K(attn_status, norm_backward, (const attn_tensor *dx, bool accumulate,                           \
+                                 const attn_tensor *d_weight, const attn_tensor *d_bias,           \
+                                 const attn_tensor *x, const attn_tensor *weight,                  \
+                                 const attn_tensor *dy, double divisor, const double *factor,      \
+                                 const double *mean, void *workspace, attn_cuda_stream stream))    \
+  /* Replaces logits z [rows, n] (float32 or float64) by scale (softmax(z) - onehot(target)), and  \
+   * losses[r] = logsumexp(z) - z[target]; a row whose target is negative becomes 0, its loss too. \
+   * dz, if not NULL, takes the result instead (any dtype, e.g. bfloat16), z is then only read */  \
+  K(attn_status, cross_entropy, (const attn_tensor *z, const int32_t *targets, double scale,       \
+                                 const attn_tensor *dz, double *losses, attn_cuda_stream stream))  \
+  /* *sum = scale times the sum of values[0 .. n), in a fixed order; *sum in `dtype` */            \
+  K(attn_status, total, (const double *values, int64_t n, double scale, void *sum,                 \
+                         attn_dtype dtype, attn_cuda_stream stream))                               \
+  /* y[r] = factor table[index[r]]: table [m, n], y [rows, n] */                                   \
+  K(attn_status, gather, (const attn_tensor *y, double factor, const attn_tensor *table,           \
+                          const int32_t *index, attn_cuda_stream stream))                          \
+  /* table[index[r]] += factor x[r], in row order for each row of the table; workspace:            \
+   * (m + 1 + 2 rows) int32, aligned to 256 */                                                     \
+  K(attn_status, scatter_add, (const attn_tensor *table, double factor, const attn_tensor *x,      \
+                               const int32_t *index, void *workspace, attn_cuda_stream stream))    \
+  /* cosines, sines [count, width] of (first + row) theta[column], angles in float64. `position`,  \
+   * if not NULL, is device memory whose value is added to first (a replayed graph moves on) */    \
+  K(attn_status, angles, (const attn_tensor *cosines, const attn_tensor *sines,                    \
+                          const double *theta, int64_t first, const int64_t *position,             \
+                          attn_cuda_stream stream))                                                \
+  /* *sum = the sum of the squares of x (any shape), float64; workspace: ATTN_CUDA_PARTS float64 */\
+  K(attn_status, sum_squares, (const attn_tensor *x, double *sum, void *workspace,                 \
+                               attn_cuda_stream stream))                                           \
+  /* One step of AdamW (arXiv 1711.05101) on contiguous float32 (or float64) w, gradient g and     \
+   * moments m, v: g' = clip g;  m = beta1 m + (1 - beta1) g';  v = beta2 v + (1 - beta2) g'^2;    \
+   * w -= rate (m / correction1 / (sqrt(v / correction2) + epsilon) + decay w). clip = min(1,      \
+   * clip_norm / sqrt(*norm_squared)) from device memory; norm_squared NULL: 1. copy, if not NULL, \
+   * gets w in its own dtype (bfloat16), so that no pass of its own is needed. g is zeroed. */     \
+  K(attn_status, adamw, (const attn_tensor *w, const attn_tensor *g, const attn_tensor *m,         \
+                         const attn_tensor *v, const attn_tensor *copy, double rate, double beta1, \
+                         double beta2, double epsilon, double decay, double correction1,           \
+                         double correction2, const double *norm_squared, double clip_norm,         \
+                         attn_cuda_stream stream))
+/* clang-format on */
+
+#endif
