@@ -27,6 +27,11 @@ ATTN_API attn_status attn_model_load(const char *directory, attn_dtype compute, 
 ATTN_API attn_status attn_model_create(const char *config, uint64_t seed, attn_dtype compute,
                                        attn_model **model);
 ATTN_API void attn_model_destroy(attn_model *model);
+/* Brings the weights to a device, where sessions made from then on, evaluation and embedding run.
+ * Quantised weights become ones of the compute dtype on a GPU. No session of the model may be
+ * there. ATTN_OUT_OF_MEMORY says what was asked for and what is free; the model is then as it was.
+ */
+ATTN_API attn_status attn_model_move(attn_model *model, attn_device device);
 /* Writes config.json and model.safetensors, weights in `dtype` (float32, bfloat16 or float16), into
  * the directory, which is made if needed; and what the model was loaded with of generation_config,
  * tokenizer and chat template. */

@@ -44,9 +44,10 @@ typedef struct attn_recurrent_problem {
   attn_decay decay;
   attn_update update;
   bool normalise;
-  double epsilon; /* of the normaliser; 0 means 1e-6 */
-  bool ragged;    /* packed: args.offsets is given */
-  int64_t block;  /* tokens a block; 0: the plan chooses */
+  double epsilon;     /* of the normaliser; 0 means 1e-6 */
+  bool ragged;        /* packed: args.offsets is given */
+  int64_t block;      /* tokens a block; 0: the plan chooses */
+  attn_device device; /* where the tensors lie; {0}: the processor */
   attn_planning planning;
 } attn_recurrent_problem;
 
@@ -65,13 +66,15 @@ typedef struct attn_recurrent_args {
   attn_tensor initial_state; /* optional, [batch, value_heads, dim, value_dim] float32 (float64) */
   attn_tensor final_state;   /* optional, the same shape; may be the same memory as initial_state */
   attn_tensor initial_normaliser, final_normaliser; /* with normalise: [batch, value_heads, dim] */
-  const int32_t *offsets;                           /* ragged: batch + 1 cumulative lengths */
+  const int32_t *offsets; /* ragged: batch + 1 cumulative lengths, on the problem's device */
   /* Backward. d_final_state is optional (zero when absent); the rest, where present, are
    * overwritten. d_decay has the shape of decay. */
   attn_tensor d_o, d_final_state, d_final_normaliser;
   attn_tensor d_q, d_k, d_v, d_decay, d_beta, d_initial_state, d_initial_normaliser;
 } attn_recurrent_args;
 
+/* On a GPU the dtype may be float16 too; a call queues its work and returns, the workspace is
+ * memory of the device (aligned to 256), and offsets, which lie there, are not checked. */
 ATTN_API attn_status attn_recurrent_plan(const attn_recurrent_problem *problem, attn_plan **plan);
 ATTN_API attn_status attn_recurrent_forward(const attn_plan *plan, const attn_recurrent_args *args,
                                             void *workspace);

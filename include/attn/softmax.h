@@ -39,6 +39,7 @@ typedef struct attn_softmax_problem {
   bool paged;                       /* keys and values in pages: args.page_table is given */
   int64_t page_size;                /* tokens a page, when paged */
   int64_t splits;                   /* over keys; 0: the plan chooses */
+  attn_device device;               /* where the tensors lie; {0}: the processor */
   attn_planning planning;
 } attn_softmax_problem;
 
@@ -64,6 +65,7 @@ typedef struct attn_softmax_args {
   attn_tensor sinks;                          /* float32 [heads] */
   const int32_t *query_offsets, *key_offsets; /* ragged: batch + 1 cumulative lengths each */
   const int32_t *key_lengths;                 /* optional, [batch]: keys in use, <= key_length */
+                                              /* these three on the problem's device */
   attn_tensor page_table;                     /* paged: int32 [batch, pages a sequence] */
 
   /* Backward: gradients of the loss. d_lse is optional (zero when absent). d_q, d_k, d_v are
@@ -72,7 +74,10 @@ typedef struct attn_softmax_args {
   attn_tensor d_q, d_k, d_v, d_bias, d_sinks;
 } attn_softmax_args;
 
-/* Checks the problem and makes a plan. ATTN_INVALID_ARGUMENT or ATTN_INVALID_SHAPE names the field.
+/* Checks the problem and makes a plan. On a GPU the dtype may be float16 too; a call queues its
+ * work and returns, the workspace is memory of the device (aligned to 256), and offsets, lengths
+ * and page tables, which lie there, are not checked. ATTN_INVALID_ARGUMENT or ATTN_INVALID_SHAPE
+ * names the field.
  */
 ATTN_API attn_status attn_softmax_plan(const attn_softmax_problem *problem, attn_plan **plan);
 

@@ -81,7 +81,8 @@ ATTN_API attn_status attn_tensor_expand(const attn_tensor *tensor, int rank, con
                                         attn_tensor *view);
 
 /* Copies element by element between any strides and any pair of the floating dtypes, or between
- * equal dtypes; rounds to nearest even. Shapes must be equal. */
+ * equal dtypes; rounds to nearest even. Shapes must be equal. The two may lie on different devices.
+ */
 ATTN_API attn_status attn_tensor_copy(const attn_tensor *source, const attn_tensor *target);
 ATTN_API attn_status attn_tensor_fill(const attn_tensor *tensor, double value);
 /* One element as a double; for tests and small tools, not for loops that matter. */

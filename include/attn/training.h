@@ -3,7 +3,7 @@
 #ifndef ATTN_TRAINING_H
 #define ATTN_TRAINING_H
 
-#include "attn/tensor.h"
+#include "attn/device.h"
 
 #include <signal.h>
 
@@ -63,6 +63,7 @@ typedef struct attn_training_options {
   /* When it becomes non-zero the run stops within one micro-batch, writes a checkpoint and returns
    * ATTN_INTERRUPTED: for a signal handler to set. May be NULL. */
   const volatile sig_atomic_t *interrupt;
+  attn_device device; /* (*) where it computes; {0}: the processor */
 } attn_training_options;
 
 #define ATTN_TRAINING_OPTIONS_INIT                                                                 \

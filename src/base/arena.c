@@ -1,4 +1,4 @@
-/* Arenas: a list of chunks, each at least twice as large as the one before. */
+/* Arenas: a list of chunks, each twice as large as the one before, up to the largest. */
 #include "base/memory.h"
 #include "base/status.h"
 
@@ -8,7 +8,7 @@
 #endif
 
 /* A chunk of this many bytes is worth large pages: the kernel's are 2 MiB on x86-64. */
-enum { MAX_CHUNKS = 48, SMALL_PAGE = 4096, HUGE_CHUNK = 8 << 20 };
+enum { MAX_CHUNKS = 256, SMALL_PAGE = 4096, HUGE_CHUNK = 8 << 20 };
 
 typedef struct chunk {
   char *memory;
@@ -16,13 +16,15 @@ typedef struct chunk {
 } chunk;
 
 struct attn_arena {
+  attn_arena_source source;
   chunk chunks[MAX_CHUNKS];
   size_t count;   /* chunks that exist */
   size_t current; /* the chunk that is being filled; those after it are empty */
 };
 
-static size_t align_up(size_t size) {
-  return (size + ATTN_ALIGNMENT - 1) / ATTN_ALIGNMENT * ATTN_ALIGNMENT;
+static size_t align_up(const attn_arena *arena, size_t size) {
+  size_t alignment = arena->source.alignment;
+  return (size + alignment - 1) / alignment * alignment;
 }
 
 /* Asks for large pages, which take a five-hundredth of the page faults and of the translations: the
@@ -39,22 +41,41 @@ static void prefer_large_pages(char *memory, size_t size) {
 #endif
 }
 
+static void *take_from_heap(void *context, size_t size) {
+  (void)context;
+  char *memory = attn_alloc(size);
+  if (memory) prefer_large_pages(memory, size);
+  return memory;
+}
+
+static void give_to_heap(void *context, void *memory) {
+  (void)context;
+  attn_free(memory);
+}
+
 static bool add_chunk(attn_arena *arena, size_t size) {
   if (arena->count == MAX_CHUNKS) {
     attn_fail(ATTN_OUT_OF_MEMORY, "out of memory: an arena of %d chunks is full", MAX_CHUNKS);
     return false;
   }
-  char *memory = attn_alloc(size);
+  char *memory = arena->source.take(arena->source.context, size);
   if (!memory) return false;
-  prefer_large_pages(memory, size);
   arena->chunks[arena->count++] = (chunk){.memory = memory, .size = size};
   return true;
 }
 
 attn_arena *attn_arena_create(size_t first_chunk) {
+  return attn_arena_create_from(first_chunk, (attn_arena_source){.take = take_from_heap,
+                                                                 .give = give_to_heap,
+                                                                 .alignment = ATTN_ALIGNMENT,
+                                                                 .largest_chunk = SIZE_MAX});
+}
+
+attn_arena *attn_arena_create_from(size_t first_chunk, attn_arena_source source) {
   attn_arena *arena = attn_alloc_zero(sizeof *arena);
   if (!arena) return NULL;
-  if (!add_chunk(arena, align_up(first_chunk ? first_chunk : (size_t)1 << 16))) {
+  arena->source = source;
+  if (!add_chunk(arena, align_up(arena, first_chunk ? first_chunk : (size_t)1 << 16))) {
     attn_free(arena);
     return NULL;
   }
@@ -63,12 +84,13 @@ attn_arena *attn_arena_create(size_t first_chunk) {
 
 void attn_arena_destroy(attn_arena *arena) {
   if (!arena) return;
-  for (size_t i = 0; i < arena->count; ++i) attn_free(arena->chunks[i].memory);
+  for (size_t i = 0; i < arena->count; ++i)
+    arena->source.give(arena->source.context, arena->chunks[i].memory);
   attn_free(arena);
 }
 
 void *attn_arena_alloc(attn_arena *arena, size_t size) {
-  size_t needed = align_up(size);
+  size_t needed = align_up(arena, size);
   if (needed < size) {
     attn_fail(ATTN_OUT_OF_MEMORY, "out of memory: %zu bytes asked for", size);
     return NULL;
@@ -82,6 +104,7 @@ void *attn_arena_alloc(attn_arena *arena, size_t size) {
     }
     if (arena->current + 1 == arena->count) {
       size_t size_next = arena->chunks[arena->count - 1].size * 2;
+      if (size_next > arena->source.largest_chunk) size_next = arena->source.largest_chunk;
       if (!add_chunk(arena, size_next > needed ? size_next : needed)) return NULL;
     }
     arena->chunks[++arena->current].used = 0;

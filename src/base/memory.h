@@ -34,9 +34,18 @@ typedef struct attn_arena_mark {
 } attn_arena_mark;
 
 attn_arena *attn_arena_create(size_t first_chunk); /* NULL when out of memory */
+/* The same over memory that is not the heap's: a GPU's. The arena never looks into it. */
+typedef struct attn_arena_source {
+  void *(*take)(void *context, size_t size); /* NULL with the message set */
+  void (*give)(void *context, void *memory);
+  void *context;
+  size_t alignment;     /* of what is handed out; `take` gives at least that */
+  size_t largest_chunk; /* chunks double up to this size, unless more is asked for at once */
+} attn_arena_source;
+attn_arena *attn_arena_create_from(size_t first_chunk, attn_arena_source source);
 void attn_arena_destroy(attn_arena *arena);
 void *attn_arena_alloc(attn_arena *arena, size_t size); /* aligned to 64, not zeroed; NULL on OOM */
-void *attn_arena_alloc_zero(attn_arena *arena, size_t size);
+void *attn_arena_alloc_zero(attn_arena *arena, size_t size); /* of the heap only */
 attn_arena_mark attn_arena_get_mark(const attn_arena *arena);
 /* Gives back everything allocated since the mark; chunks are kept for reuse. */
 void attn_arena_release(attn_arena *arena, attn_arena_mark mark);

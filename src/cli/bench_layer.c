@@ -87,8 +87,8 @@ static attn_status create_state(layer *l) {
   const attn_layer_config *config = &l->model->config.layers[0];
   attn_state_part parts[ATTN_STATE_PARTS];
   int count = config->mixer->state(&config->options, l->c.dtype, parts);
-  return attn_state_create(parts, count, l->c.length + ATTN_BENCH_MOST_TIMES + 1, 1, NULL,
-                           &l->state);
+  return attn_state_create((attn_device){0}, parts, count, l->c.length + ATTN_BENCH_MOST_TIMES + 1,
+                           1, NULL, &l->state);
 }
 
 static attn_status fill_layer(layer *l) {

@@ -51,11 +51,22 @@ json_t *attn_json_real(double value);
  * (message set) when there is none. To be freed by attn_free. */
 #define ATTN_DEFAULT_MODEL "lightning-kjv"
 char *attn_find_model(const char *given);
-/* Finds and loads. *path (may be NULL) as from attn_find_model. */
-attn_status attn_open_model(const char *given, attn_dtype compute, attn_model **model, char **path);
+/* Finds, loads, and brings to a device (attn_device_parse). *path (may be NULL) as from
+ * attn_find_model. */
+attn_status attn_open_model(const char *given, attn_dtype compute, const char *device,
+                            attn_model **model, char **path);
 /* One that reads and writes text: by its tokenizer, or bytes. */
-attn_status attn_open_text_model(const char *given, attn_dtype compute, attn_model **model,
-                                 char **path);
+attn_status attn_open_text_model(const char *given, attn_dtype compute, const char *device,
+                                 attn_model **model, char **path);
+
+/* The row of the option --device. */
+#define ATTN_DEVICE_AUTO "auto"
+#define ATTN_DEVICE_OPTION(offset)                                                                 \
+  {                                                                                                \
+    "device", 0, ATTN_OPTION_TEXT, "DEVICE",                                                       \
+        "Where it runs: cpu, cuda, cuda:N, or auto, which takes a GPU where there is one.",        \
+        offset, 0, 0, NULL                                                                         \
+  }
 
 /* dtypes that models and operators compute in */
 extern const char *const attn_compute_dtypes[];

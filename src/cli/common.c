@@ -193,11 +193,20 @@ char *attn_find_model(const char *given) {
   return attn_strdup(given);
 }
 
-attn_status attn_open_model(const char *given, attn_dtype compute, attn_model **model,
-                            char **path) {
+/* "auto" takes a GPU only where the model has room. */
+static attn_status move_to(attn_model *model, const char *name) {
+  attn_device device;
+  ATTN_TRY(attn_device_parse(name, &device));
+  attn_status status = attn_model_move(model, device);
+  return strcmp(name, ATTN_DEVICE_AUTO) == 0 ? ATTN_OK : status;
+}
+
+attn_status attn_open_model(const char *given, attn_dtype compute, const char *device,
+                            attn_model **model, char **path) {
   char *found = attn_find_model(given);
   if (!found) return ATTN_NOT_FOUND;
   attn_status status = attn_model_load(found, compute, model);
+  if (status == ATTN_OK) status = move_to(*model, device);
   if (path && status == ATTN_OK)
     *path = found;
   else
@@ -205,11 +214,11 @@ attn_status attn_open_model(const char *given, attn_dtype compute, attn_model **
   return status;
 }
 
-attn_status attn_open_text_model(const char *given, attn_dtype compute, attn_model **model,
-                                 char **path) {
+attn_status attn_open_text_model(const char *given, attn_dtype compute, const char *device,
+                                 attn_model **model, char **path) {
   enum { BYTES = 256 }; /* the vocabulary of a model without a tokenizer */
   attn_model_info info;
-  ATTN_TRY(attn_open_model(given, compute, model, path));
+  ATTN_TRY(attn_open_model(given, compute, device, model, path));
   ATTN_TRY(attn_model_get_info(*model, &info));
   if ((*model)->text.tokenizer || info.vocabulary <= BYTES) return ATTN_OK;
   return attn_fail(ATTN_UNSUPPORTED,

@@ -18,6 +18,7 @@ typedef struct embed_options {
   int pooling; /* attn_pooling */
   bool normalize, no_normalize;
   attn_dtype dtype;
+  const char *device;
   int64_t threads;
   bool json, stats;
 } embed_options;
@@ -160,7 +161,7 @@ static attn_status open_lines(embedder *e) {
 static attn_status prepare(embedder *e) {
   const embed_options *o = e->options;
   ATTN_TRY(attn_set_threads((int)o->threads));
-  ATTN_TRY(attn_open_model(e->words->items[0], o->dtype, &e->model, &e->path));
+  ATTN_TRY(attn_open_model(e->words->items[0], o->dtype, o->device, &e->model, &e->path));
   ATTN_TRY(attn_model_get_embedding_info(e->model, &e->info));
   e->how = (attn_embedding_options)ATTN_EMBEDDING_OPTIONS_INIT;
   e->how.pooling = (attn_pooling)o->pooling;
@@ -245,7 +246,7 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   return code;
 }
 
-static const embed_options defaults = {.dtype = ATTN_F32};
+static const embed_options defaults = {.dtype = ATTN_F32, .device = ATTN_DEVICE_AUTO};
 static const char *const poolings[] = {"default",   "mean",          "cls", "last", "max",
                                        "mean-sqrt", "weighted-mean", NULL}; /* as attn_pooling */
 
@@ -261,6 +262,7 @@ static const attn_option table[] = {
      "Leave their length, whatever the model's files say.", AT(no_normalize), 0, 0, NULL},
     {"dtype", 0, ATTN_OPTION_DTYPE, "TYPE", "Of the computation", AT(dtype), 0, 0,
      attn_compute_dtypes},
+    ATTN_DEVICE_OPTION(AT(device)),
     {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",
      AT(threads), 0, 4096, NULL},
     {"stats", 0, ATTN_OPTION_FLAG, NULL, "Print counts and speed on standard error.", AT(stats), 0,

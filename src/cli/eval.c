@@ -14,6 +14,7 @@ typedef struct eval_options {
   attn_words data;
   int64_t window, overlap, limit, threads;
   attn_dtype dtype;
+  const char *device;
   bool json;
 } eval_options;
 
@@ -78,7 +79,7 @@ static attn_status encode_text(const eval_options *o, evaluation *e) {
 
 static attn_status evaluate(const eval_options *o, const char *model, evaluation *e) {
   ATTN_TRY(attn_set_threads((int)o->threads));
-  ATTN_TRY(attn_open_model(model, o->dtype, &e->model, &e->path));
+  ATTN_TRY(attn_open_model(model, o->dtype, o->device, &e->model, &e->path));
   ATTN_TRY(encode_text(o, e));
   double start = attn_now();
   ATTN_TRY(attn_model_evaluate(e->model, e->tokens, e->count, o->window, o->overlap, &e->loss,
@@ -129,7 +130,8 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   return code;
 }
 
-static const eval_options defaults = {.window = 2048, .dtype = ATTN_BF16};
+static const eval_options defaults = {
+    .window = 2048, .dtype = ATTN_BF16, .device = ATTN_DEVICE_AUTO};
 
 #define AT(field) ATTN_FIELD(eval_options, field)
 static const attn_option table[] = {
@@ -145,6 +147,7 @@ static const attn_option table[] = {
      1LL << 40, NULL},
     {"dtype", 0, ATTN_OPTION_DTYPE, "TYPE", "Of the computation", AT(dtype), 0, 0,
      attn_compute_dtypes},
+    ATTN_DEVICE_OPTION(AT(device)),
     {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",
      AT(threads), 0, 4096, NULL},
     {"json", 0, ATTN_OPTION_FLAG, NULL, "Print a JSON object.", AT(json), 0, 0, NULL},

@@ -153,7 +153,7 @@ static attn_status create_speculator(runner *r) {
   attn_speculation options = ATTN_SPECULATION_INIT;
   if (!o->speculate && !o->draft) return ATTN_OK;
   if (o->speculate) options.tokens = o->speculate;
-  if (o->draft) ATTN_TRY(attn_model_load(o->draft, o->dtype, &r->draft));
+  if (o->draft) ATTN_TRY(attn_open_model(o->draft, o->dtype, o->device, &r->draft, NULL));
   options.draft = r->draft;
   return attn_speculator_create(r->session, &options, &r->speculator);
 }
@@ -246,7 +246,8 @@ static attn_status continue_prompt(runner *r) {
 static attn_status run_model(runner *r, const char *model) {
   ATTN_TRY(attn_set_threads((int)r->options->threads));
   ATTN_TRY(read_prompt(r));
-  ATTN_TRY(attn_open_text_model(model, r->options->dtype, &r->model, &r->model_path));
+  ATTN_TRY(attn_open_text_model(model, r->options->dtype, r->options->device, &r->model,
+                                &r->model_path));
   choose_sampling(r);
   attn_catch_interrupts();
   ATTN_TRY(create_session(r));
@@ -288,7 +289,8 @@ static const run_options defaults = {.tokens = UNSET,
                                      .min_p = UNSET,
                                      .repetition_penalty = UNSET,
                                      .repetition_window = UNSET,
-                                     .dtype = ATTN_BF16};
+                                     .dtype = ATTN_BF16,
+                                     .device = ATTN_DEVICE_AUTO};
 
 #define AT(field) ATTN_FIELD(run_options, field)
 static const attn_option table[] = {
@@ -354,6 +356,7 @@ static const attn_option table[] = {
      AT(max_context), 0, INT32_MAX, NULL},
     {"dtype", 0, ATTN_OPTION_DTYPE, "TYPE", "Of the computation", AT(dtype), 0, 0,
      attn_compute_dtypes},
+    ATTN_DEVICE_OPTION(AT(device)),
     {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",
      AT(threads), 0, 4096, NULL},
     {"json", 0, ATTN_OPTION_FLAG, NULL, "Print one JSON object at the end instead of the text.",

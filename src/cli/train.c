@@ -10,7 +10,7 @@
 
 typedef struct train_options {
   attn_words data;
-  const char *config;
+  const char *config, *device;
   int schedule;
   int64_t threads;
   bool resume, fresh, json, quiet;
@@ -131,6 +131,7 @@ static int train(reporter *r, const train_options *o) {
   attn_status status = attn_set_threads((int)o->threads);
   if (status == ATTN_OK && o->config)
     status = attn_file_read(o->config, MOST_CONFIG, &config, NULL);
+  if (status == ATTN_OK) status = attn_device_parse(o->device, &options.device);
   if (status != ATTN_OK) return attn_report(r->command, status);
   options.config = config;
   options.data = o->data.items;
@@ -160,7 +161,8 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   return train(&r, o);
 }
 
-static const train_options defaults = {.training = ATTN_TRAINING_OPTIONS_INIT};
+static const train_options defaults = {.training = ATTN_TRAINING_OPTIONS_INIT,
+                                       .device = ATTN_DEVICE_AUTO};
 
 static const char *const save_dtypes[] = {"bfloat16", "float32", "float16", NULL};
 
@@ -220,6 +222,7 @@ static const attn_option table[] = {
      0, NULL},
     {"dtype", 0, ATTN_OPTION_DTYPE, "TYPE", "Of the computation", OF(compute), 0, 0,
      attn_compute_dtypes},
+    ATTN_DEVICE_OPTION(AT(device)),
     {"save-dtype", 0, ATTN_OPTION_DTYPE, "TYPE", "Of the weights in the model's file",
      OF(save_dtype), 0, 0, save_dtypes},
     {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",

@@ -4,6 +4,7 @@
 
 #include "attn/plan.h"
 #include "kernels/kernels.h"
+#include "tensor/device.h"
 
 typedef enum attn_engine { ATTN_ENGINE_SOFTMAX, ATTN_ENGINE_RECURRENT } attn_engine;
 
@@ -13,7 +14,19 @@ struct attn_plan {
   attn_plan_info info;
   const attn_kernels *kernels; /* the table of the path that was current when the plan was made */
   int threads;                 /* that the plan was made for; execution uses no more */
+  attn_gpu *gpu;               /* of a plan for a GPU, else NULL */
+  attn_cuda_choice choice[2];  /* what the CUDA module chose: forward, backward */
 };
+
+static inline attn_cuda_choice *attn_plan_choice(attn_plan *plan, attn_pass pass) {
+  return &plan->choice[pass == ATTN_PASS_BACKWARD];
+}
+/* Whether a tensor lies where the plan runs. */
+static inline bool attn_plan_has_device(const attn_plan *plan, const attn_tensor *tensor) {
+  bool on_gpu = attn_is_cuda(tensor->device);
+  return on_gpu == (plan->gpu != NULL) &&
+         (!on_gpu || tensor->device.index == plan->gpu->device.index);
+}
 
 /* Wisdom: a map from a key (engine, problem, path, threads; no tab or newline, at most 1024
  * characters; the processor is added to it) to a few integers. Thread-safe. Recording keeps it for

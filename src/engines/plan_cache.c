@@ -26,10 +26,12 @@ typedef struct entry {
 #define SOFTMAX_FIELDS(X)                                                                          \
   X(struct_size) X(dtype) X(passes) X(batch) X(query_length) X(key_length) X(heads) X(kv_heads)    \
   X(dim) X(value_dim) X(scale) X(causal) X(window_left) X(window_right) X(soft_cap) X(bias)        \
-  X(alibi) X(sinks) X(ragged) X(paged) X(page_size) X(splits) X(planning)
+  X(alibi) X(sinks) X(ragged) X(paged) X(page_size) X(splits)                   \
+  X(device.kind) X(device.index) X(planning)
 #define RECURRENT_FIELDS(X)                                                                        \
   X(struct_size) X(dtype) X(passes) X(batch) X(length) X(heads) X(value_heads) X(dim) X(value_dim) \
-  X(scale) X(decay) X(update) X(normalise) X(epsilon) X(ragged) X(block) X(planning)
+  X(scale) X(decay) X(update) X(normalise) X(epsilon) X(ragged) X(block)        \
+  X(device.kind) X(device.index) X(planning)
 /* clang-format on */
 /* A field added to a problem has to be added above. */
 #define ENDS_WITH_PLANNING(type)                                                                   \

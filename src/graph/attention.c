@@ -3,15 +3,16 @@
 #include "engines/plan.h"
 #include "engines/plan_cache.h"
 #include "graph/operations.h"
+#include "graph/passes.h"
 
 #include <string.h>
 
-/* A workspace for one execution; the caller releases the arena to *mark afterwards. */
-static attn_status workspace_for(attn_graph *g, const attn_plan *plan, attn_arena_mark *mark,
+/* A workspace for one execution; the caller releases the graph to *mark afterwards. */
+static attn_status workspace_for(attn_graph *g, const attn_plan *plan, attn_graph_mark *mark,
                                  void **workspace) {
-  *mark = attn_arena_get_mark(g->arena);
+  *mark = attn_graph_get_mark(g);
   *workspace =
-      plan->info.workspace_bytes ? attn_arena_alloc(g->arena, plan->info.workspace_bytes) : NULL;
+      plan->info.workspace_bytes ? attn_arena_alloc(g->memory, plan->info.workspace_bytes) : NULL;
   return plan->info.workspace_bytes && !*workspace ? ATTN_OUT_OF_MEMORY : ATTN_OK;
 }
 
@@ -31,6 +32,13 @@ static bool are_sequences(attn_graph *g, attn_var *q, attn_var *k, attn_var *v, 
                           bool paged) {
   return is_sequence(g, "q", q, ragged) && is_sequence(g, "k", k, ragged && !paged) &&
          is_sequence(g, "v", v, ragged && !paged);
+}
+
+/* Host arrays of the call as the plan's device reads them; they may be NULL. */
+static bool upload(attn_graph *g, const int32_t **array, int64_t count) {
+  if (!*array) return true;
+  *array = attn_pass_upload(g, *array, (size_t)count * sizeof **array);
+  return *array != NULL;
 }
 
 static int64_t extent(const attn_tensor *t, int from_last) {
@@ -57,11 +65,11 @@ static attn_status softmax_backward(attn_graph *g, attn_node *node) {
   if (g->status != ATTN_OK) return g->status;
   const attn_plan *plan;
   ATTN_TRY(attn_plan_cache_softmax(g->plans, &self->problem, &plan));
-  attn_arena_mark mark;
+  attn_graph_mark mark;
   void *workspace;
   ATTN_TRY(workspace_for(g, plan, &mark, &workspace));
   ATTN_TRY(attn_softmax_backward(plan, &args, workspace));
-  attn_arena_release(g->arena, mark);
+  attn_graph_release(g, mark);
   attn_gradient_add(g, self->q, &args.d_q);
   attn_gradient_add(g, self->k, &args.d_k);
   attn_gradient_add(g, self->v, &args.d_v);
@@ -75,6 +83,7 @@ attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options
   attn_softmax_args bound = *args;
   bool records = graph->recording && (q->needs_gradient || k->needs_gradient || v->needs_gradient);
   problem.struct_size = sizeof problem;
+  problem.device = graph->device;
   problem.dtype = q->value.dtype;
   problem.passes = ATTN_PASS_FORWARD | (records ? ATTN_PASS_BACKWARD : 0);
   problem.heads = extent(&q->value, 1);
@@ -97,6 +106,10 @@ attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options
   bound.k = k->value;
   bound.v = v->value;
   bound.o = attn_graph_tensor(graph, problem.dtype, q->value.rank, shape);
+  if (!upload(graph, &bound.key_lengths, problem.batch) ||
+      !upload(graph, &bound.query_offsets, problem.batch + 1) ||
+      !upload(graph, &bound.key_offsets, problem.batch + 1))
+    return NULL;
   if (records) {
     int64_t lse[3] = {problem.batch, problem.heads, problem.query_length};
     int64_t packed[2] = {problem.heads, q->value.shape[0]};
@@ -105,11 +118,11 @@ attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options
   }
   attn_var *o = attn_graph_result(graph, bound.o, 3, (attn_var *[]){q, k, v});
   if (!o || graph->status != ATTN_OK) return NULL;
-  attn_arena_mark mark;
+  attn_graph_mark mark;
   void *workspace;
   status = workspace_for(graph, plan, &mark, &workspace);
   if (status == ATTN_OK) status = attn_softmax_forward(plan, &bound, workspace);
-  attn_arena_release(graph->arena, mark);
+  attn_graph_release(graph, mark);
   if (status != ATTN_OK) return attn_graph_error(graph, status);
   softmax_node *node = attn_graph_record(graph, sizeof *node, o, softmax_backward);
   if (node) {
@@ -143,11 +156,11 @@ static attn_status recurrent_backward(attn_graph *g, attn_node *node) {
   if (g->status != ATTN_OK) return g->status;
   const attn_plan *plan;
   ATTN_TRY(attn_plan_cache_recurrent(g->plans, &self->problem, &plan));
-  attn_arena_mark mark;
+  attn_graph_mark mark;
   void *workspace;
   ATTN_TRY(workspace_for(g, plan, &mark, &workspace));
   ATTN_TRY(attn_recurrent_backward(plan, &args, workspace));
-  attn_arena_release(g->arena, mark);
+  attn_graph_release(g, mark);
   for (int i = 0; i < 5; ++i)
     if (self->inputs[i]) attn_gradient_add(g, self->inputs[i], targets[i]);
   return g->status;
@@ -172,6 +185,7 @@ attn_var *attn_op_recurrent(attn_graph *graph, const attn_recurrent_problem *opt
   bool records = false;
   for (int i = 0; i < 5; ++i) records |= graph->recording && inputs[i] && inputs[i]->needs_gradient;
   problem.struct_size = sizeof problem;
+  problem.device = graph->device;
   problem.dtype = q->value.dtype;
   problem.passes = ATTN_PASS_FORWARD | (records ? ATTN_PASS_BACKWARD : 0);
   problem.heads = extent(&q->value, 1);
@@ -196,13 +210,14 @@ attn_var *attn_op_recurrent(attn_graph *graph, const attn_recurrent_problem *opt
     keep_state(graph, &bound.initial_normaliser, &bound.final_normaliser);
   }
   bound.o = attn_graph_tensor_like(graph, problem.dtype, &v->value);
+  if (!upload(graph, &bound.offsets, problem.batch + 1)) return NULL;
   attn_var *o = attn_graph_result(graph, bound.o, 5, inputs);
   if (!o || graph->status != ATTN_OK) return NULL;
-  attn_arena_mark mark;
+  attn_graph_mark mark;
   void *workspace;
   status = workspace_for(graph, plan, &mark, &workspace);
   if (status == ATTN_OK) status = attn_recurrent_forward(plan, &bound, workspace);
-  attn_arena_release(graph->arena, mark);
+  attn_graph_release(graph, mark);
   if (status != ATTN_OK) return attn_graph_error(graph, status);
   recurrent_node *node = attn_graph_record(graph, sizeof *node, o, recurrent_backward);
   if (node) {

@@ -8,11 +8,11 @@
  * one product with w less than recomputing the logits. */
 #include "engines/dense/dense.h"
 #include "graph/operations.h"
+#include "graph/passes.h"
 
-#include <math.h>
-#include <string.h>
-
-enum { CHUNK_LOGITS = 1 << 22 }; /* logits a chunk holds at most: 16 MiB of float32 */
+/* Logits a chunk holds at most: 16 MiB of float32, 256 MiB on a GPU, where products need the rows.
+ */
+enum { CHUNK_LOGITS = 1 << 22, GPU_CHUNK_LOGITS = 1 << 26 };
 
 typedef struct cross_entropy_node {
   attn_node node;
@@ -24,45 +24,24 @@ typedef struct cross_entropy_node {
 
 static attn_status cross_entropy_backward(attn_graph *g, attn_node *node) {
   cross_entropy_node *self = (cross_entropy_node *)node;
-  double upstream = attn_tensor_get(&node->output->gradient, (int64_t[]){0});
+  const attn_tensor *upstream = &node->output->gradient;
   bool accumulate;
   attn_tensor dx = attn_gradient_of(g, self->x, &accumulate);
-  if (dx.data) attn_add_tensor(g, &dx, &self->dx, upstream, accumulate);
-  if (self->dw.data) attn_add_tensor(g, &self->w->gradient, &self->dw, upstream, true);
+  if (dx.data) attn_pass_scale_by(g, &dx, accumulate, upstream, &self->dx);
+  if (self->dw.data) attn_pass_scale_by(g, &self->w->gradient, true, upstream, &self->dw);
   return g->status;
 }
 
-void attn_cap_tensor(attn_graph *g, const attn_tensor *x, double cap) {
-  int64_t count = attn_tensor_count(x);
-#pragma omp parallel for num_threads(g->threads) schedule(static) if (count > ATTN_SERIAL_ELEMENTS)
-  for (int64_t i = 0; i < count; ++i)
-    if (x->dtype == ATTN_F64)
-      ((double *)x->data)[i] = cap * tanh(((double *)x->data)[i] / cap);
-    else
-      ((float *)x->data)[i] = (float)cap * tanhf(((float *)x->data)[i] / (float)cap);
-}
-
-/* One chunk of rows: adds its loss to *sum, leaves its gradients in dx and dw where present. */
+/* One chunk of rows: leaves its losses in `losses`, its gradients in dx and dw where present. */
 static attn_status chunk(attn_graph *g, attn_parameter *w, const attn_tensor *x, double cap,
                          const int32_t *targets, double weight, const attn_tensor *dx,
-                         const attn_tensor *dw, bool first, double *row_loss, double *sum) {
+                         const attn_tensor *dw, bool first, const attn_tensor *losses) {
   int64_t rows = x->shape[0], vocabulary = w->value.shape[0];
   attn_tensor logits = attn_graph_tensor(g, g->wide, 2, (int64_t[]){rows, vocabulary});
   if (!logits.data) return g->status;
   ATTN_TRY(attn_dense_forward(w->weight, x, &logits, false, g->arena));
-  if (cap > 0) attn_cap_tensor(g, &logits, cap);
-  const attn_kernels *kernels = g->kernels;
-#pragma omp parallel for num_threads(g->threads)                                                   \
-    schedule(static) if (rows * vocabulary > ATTN_SERIAL_ELEMENTS)
-  for (int64_t r = 0; r < rows; ++r) {
-    attn_span row = attn_row(&logits, vocabulary, r);
-    row_loss[r] = 0;
-    if (targets[r] >= 0)
-      row_loss[r] = kernels->row_cross_entropy(row, vocabulary, targets[r], weight);
-    else /* whatever the logits are, infinite ones too */
-      memset(row.data, 0, (size_t)vocabulary * attn_dtype_size(row.dtype));
-  }
-  for (int64_t r = 0; r < rows; ++r) *sum += row_loss[r];
+  if (cap > 0) attn_pass_cap(g, &logits, cap);
+  attn_pass_cross_entropy(g, &logits, targets, weight, losses);
   if (!dx->data && !dw->data) return ATTN_OK;
   attn_tensor dz = logits;
   if (g->compute != g->wide) {
@@ -111,24 +90,26 @@ attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_para
   if (graph->status != ATTN_OK) return NULL;
 
   attn_tensor rows_x = attn_as_rows(graph, &x->value);
-  int64_t step = CHUNK_LOGITS / vocabulary ? CHUNK_LOGITS / vocabulary : 1;
-  double sum = 0;
+  attn_tensor losses = attn_graph_tensor(graph, ATTN_F64, 1, &rows);
+  targets = attn_pass_upload(graph, targets, (size_t)rows * sizeof *targets);
+  if (!rows_x.data || !losses.data || !targets) return NULL;
+  int64_t step = (graph->gpu ? GPU_CHUNK_LOGITS : CHUNK_LOGITS) / vocabulary;
+  if (step < 1) step = 1;
   for (int64_t start = 0; start < rows; start += step) {
     int64_t length = rows - start < step ? rows - start : step;
-    attn_arena_mark mark = attn_arena_get_mark(graph->arena);
-    double *row_loss = attn_arena_alloc(graph->arena, (size_t)length * sizeof *row_loss);
-    attn_tensor part_x, part_dx = dx;
-    attn_status status = row_loss ? ATTN_OK : ATTN_OUT_OF_MEMORY;
-    if (status == ATTN_OK) status = attn_tensor_slice(&rows_x, 0, start, length, &part_x);
+    attn_graph_mark mark = attn_graph_get_mark(graph);
+    attn_tensor part_x, part_losses, part_dx = dx;
+    attn_status status = attn_tensor_slice(&rows_x, 0, start, length, &part_x);
+    if (status == ATTN_OK) status = attn_tensor_slice(&losses, 0, start, length, &part_losses);
     if (status == ATTN_OK && dx.data) status = attn_tensor_slice(&dx, 0, start, length, &part_dx);
     if (status == ATTN_OK)
       status = chunk(graph, w, &part_x, cap, targets + start, weight, &part_dx, &dw, start == 0,
-                     row_loss, &sum);
+                     &part_losses);
     if (status != ATTN_OK) return attn_graph_error(graph, status);
-    attn_arena_release(graph->arena, mark);
+    attn_graph_release(graph, mark);
   }
-  attn_status status = attn_tensor_fill(&value, sum * weight);
-  if (status != ATTN_OK) return attn_graph_error(graph, status);
+  attn_pass_total(graph, &value, weight, &losses);
+  if (graph->status != ATTN_OK) return NULL;
   cross_entropy_node *node = attn_graph_record(graph, sizeof *node, loss, cross_entropy_backward);
   if (node) {
     node->x = x;

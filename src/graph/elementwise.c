@@ -1,4 +1,5 @@
 #include "graph/operations.h"
+#include "graph/passes.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -52,13 +53,6 @@ static attn_var *finish(attn_graph *g, attn_tensor value, attn_var *a, attn_var 
   return y;
 }
 
-/* A parallel loop over the rows of tensors that were brought to rows. */
-#define PRAGMA(text) _Pragma(#text)
-#define FOR_ROWS(g, rows, width)                                                                   \
-  PRAGMA(omp parallel for num_threads(g->threads) schedule(static)                                 \
-         if (rows * width > ATTN_SERIAL_ELEMENTS))                                                 \
-  for (int64_t r = 0; r < rows; ++r)
-
 /* gradient of x += factor * dy */
 static void pass_on(attn_graph *g, attn_var *x, double factor, const attn_tensor *dy) {
   bool accumulate;
@@ -83,10 +77,7 @@ attn_var *attn_op_add(attn_graph *graph, attn_var *a, attn_var *b) {
   attn_tensor to = attn_as_rows(graph, &value);
   attn_tensor from_a = attn_as_rows(graph, &a->value), from_b = attn_as_rows(graph, &b->value);
   if (!to.data || !from_a.data || !from_b.data) return NULL;
-  int64_t rows = to.shape[0], width = to.shape[1];
-  FOR_ROWS(graph, rows, width)
-  graph->kernels->row_add(attn_row(&to, to.stride[0], r), 1, attn_row(&from_a, from_a.stride[0], r),
-                          1, attn_row(&from_b, from_b.stride[0], r), width);
+  attn_pass_add(graph, &to, 1, &from_a, 1, &from_b);
   return finish(graph, value, a, b, ATTN_IDENTITY, 1, add_backward);
 }
 
@@ -118,11 +109,7 @@ static attn_status activate_backward(attn_graph *g, attn_node *node) {
   attn_tensor x = attn_as_rows(g, &self->a->value);
   attn_tensor dy = attn_as_rows(g, &node->output->gradient);
   if (!dx.data || !x.data || !dy.data) return g->status;
-  int64_t rows = x.shape[0], width = x.shape[1];
-  FOR_ROWS(g, rows, width)
-  g->kernels->row_activate_backward(self->f, attn_row(&dx, dx.stride[0], r), accumulate,
-                                    attn_row(&x, x.stride[0], r), attn_row(&dy, dy.stride[0], r),
-                                    width);
+  attn_pass_activate_backward(g, self->f, &dx, accumulate, &x, &dy);
   attn_gradient_add(g, self->a, &dx);
   return g->status;
 }
@@ -132,10 +119,7 @@ static attn_var *activate_into(attn_graph *g, attn_activation f, attn_var *x, at
   attn_tensor value = attn_graph_tensor_like(g, dtype, &x->value);
   attn_tensor from = attn_as_rows(g, &x->value), to = attn_as_rows(g, &value);
   if (!to.data || !from.data) return NULL;
-  int64_t rows = from.shape[0], width = from.shape[1];
-  FOR_ROWS(g, rows, width)
-  g->kernels->row_activate(f, attn_row(&to, to.stride[0], r), attn_row(&from, from.stride[0], r),
-                           width);
+  attn_pass_activate(g, f, &to, &from);
   return finish(g, value, x, NULL, f, 1, activate_backward);
 }
 
@@ -155,14 +139,8 @@ static void gate_gradient(attn_graph *g, elementwise_node *self, bool first, con
   bool accumulate;
   attn_tensor dx = attn_gradient_rows(g, x, &accumulate);
   if (!dx.data) return;
-  int64_t rows = a->shape[0], width = a->shape[1];
-  FOR_ROWS(g, rows, width) {
-    attn_span none = {0}, to = attn_row(&dx, dx.stride[0], r);
-    g->kernels->row_gate_backward(self->f, first ? to : none, accumulate, first ? none : to,
-                                  accumulate, attn_row(a, a->stride[0], r),
-                                  attn_row(b, b->stride[0], r), attn_row(dy, dy->stride[0], r),
-                                  width);
-  }
+  attn_pass_gate_backward(g, self->f, first ? &dx : NULL, accumulate, first ? NULL : &dx,
+                          accumulate, a, b, dy);
   attn_gradient_add(g, x, &dx);
 }
 
@@ -173,12 +151,7 @@ static void gate_gradients(attn_graph *g, elementwise_node *self, const attn_ten
   attn_tensor da = attn_gradient_rows(g, self->a, &add_a);
   attn_tensor db = attn_gradient_rows(g, self->b, &add_b);
   if (!da.data || !db.data) return;
-  int64_t rows = a->shape[0], width = a->shape[1];
-  FOR_ROWS(g, rows, width)
-  g->kernels->row_gate_backward(self->f, attn_row(&da, da.stride[0], r), add_a,
-                                attn_row(&db, db.stride[0], r), add_b, attn_row(a, a->stride[0], r),
-                                attn_row(b, b->stride[0], r), attn_row(dy, dy->stride[0], r),
-                                width);
+  attn_pass_gate_backward(g, self->f, &da, add_a, &db, add_b, a, b, dy);
   attn_gradient_add(g, self->a, &da);
   attn_gradient_add(g, self->b, &db);
 }
@@ -208,12 +181,17 @@ attn_var *attn_op_gate(attn_graph *graph, attn_activation f, attn_var *a, attn_v
   attn_tensor to = attn_as_rows(graph, &value);
   attn_tensor from_a = attn_as_rows(graph, &a->value), from_b = attn_as_rows(graph, &b->value);
   if (!to.data || !from_a.data || !from_b.data) return NULL;
-  int64_t rows = to.shape[0], width = to.shape[1];
-  FOR_ROWS(graph, rows, width)
-  graph->kernels->row_gate(f, attn_row(&to, to.stride[0], r),
-                           attn_row(&from_a, from_a.stride[0], r),
-                           attn_row(&from_b, from_b.stride[0], r), width);
+  attn_pass_gate(graph, f, &to, &from_a, &from_b);
   return finish(graph, value, a, b, f, 1, gate_backward);
+}
+
+/* One row [n] as `rows` of them. */
+static attn_tensor repeat_row(const attn_tensor *row, int64_t rows) {
+  attn_tensor repeated = *row;
+  repeated.rank = 2;
+  repeated.shape[0] = rows, repeated.stride[0] = 0;
+  repeated.shape[1] = attn_tensor_count(row), repeated.stride[1] = 1;
+  return repeated;
 }
 
 static attn_status bias_backward(attn_graph *g, attn_node *node) {
@@ -223,10 +201,7 @@ static attn_status bias_backward(attn_graph *g, attn_node *node) {
   attn_tensor dy = attn_as_rows(g, &node->output->gradient);
   attn_tensor sum = attn_graph_tensor(g, g->wide, 1, &dy.shape[1]);
   if (!dy.data || !sum.data) return g->status;
-  attn_span to = {sum.data, sum.dtype};
-  ATTN_TRY(attn_tensor_fill(&sum, 0));
-  for (int64_t r = 0; r < dy.shape[0]; ++r) /* one thread: the sum has one order */
-    g->kernels->row_add(to, 1, to, 1, attn_row(&dy, dy.stride[0], r), sum.shape[0]);
+  attn_pass_column_dot(g, &sum, &dy, NULL);
   attn_gradient_add(g, self->b, &sum);
   return g->status;
 }
@@ -242,11 +217,8 @@ attn_var *attn_op_add_bias(attn_graph *graph, attn_var *x, attn_var *bias) {
   attn_tensor value = attn_graph_tensor_like(graph, x->value.dtype, &x->value);
   attn_tensor to = attn_as_rows(graph, &value), from = attn_as_rows(graph, &x->value);
   if (!to.data || !from.data) return NULL;
-  int64_t rows = to.shape[0];
-  attn_span offset = {bias->value.data, bias->value.dtype};
-  FOR_ROWS(graph, rows, width)
-  graph->kernels->row_add(attn_row(&to, to.stride[0], r), 1, attn_row(&from, from.stride[0], r), 1,
-                          offset, width);
+  attn_tensor offset = repeat_row(&bias->value, to.shape[0]);
+  attn_pass_add(graph, &to, 1, &from, 1, &offset);
   return finish(graph, value, x, bias, ATTN_IDENTITY, 1, bias_backward);
 }
 
@@ -259,40 +231,25 @@ typedef struct columns_node {
 static attn_status columns_backward(attn_graph *g, attn_node *node) {
   columns_node *self = (columns_node *)node;
   attn_tensor dy = attn_as_rows(g, &node->output->gradient), x = attn_as_rows(g, &self->x->value);
-  int64_t rows = dy.shape[0], width = dy.shape[1];
-  attn_span row = {self->row.data, self->row.dtype};
+  int64_t width = dy.shape[1];
+  attn_tensor row = repeat_row(&self->row, dy.shape[0]);
   bool accumulate;
-  attn_tensor target = attn_gradient_of(g, self->x, &accumulate);
-  if (target.data) {
-    attn_tensor dx = attn_as_rows(g, &target);
-    if (dx.data != target.data) return attn_fail(ATTN_INTERNAL, "columns: gradient not in rows");
-    FOR_ROWS(g, rows, width) {
-      attn_span upstream = attn_row(&dy, dy.stride[0], r);
-      g->kernels->row_multiply_sum(attn_row(&dx, dx.stride[0], r), accumulate, &upstream, &row, 1,
-                                   width);
-    }
+  attn_tensor dx = attn_gradient_rows(g, self->x, &accumulate);
+  if (dx.data) {
+    attn_pass_multiply_sum(g, &dx, accumulate, 1, &dy, &row);
+    attn_gradient_add(g, self->x, &dx);
   }
   attn_tensor ds = attn_gradient_overwrite(g, self->s);
   if (!ds.data) return g->status;
   attn_tensor sums = attn_graph_tensor_like(g, g->wide, &self->row);
   if (!sums.data) return g->status;
-  ATTN_TRY(attn_tensor_fill(&sums, 0));
-  attn_span to = {sums.data, sums.dtype};
-  for (int64_t r = 0; r < rows; ++r) { /* one thread: the sum has one order */
-    attn_span upstream = attn_row(&dy, dy.stride[0], r), from = attn_row(&x, x.stride[0], r);
-    g->kernels->row_multiply_sum(to, true, &upstream, &from, 1, width);
-  }
-  int64_t count = ds.shape[0], repeat = width / count;
-  attn_tensor ones = attn_graph_tensor(g, g->wide, 1, &repeat);
+  attn_pass_column_dot(g, &sums, &dy, &x);
+  int64_t count = ds.shape[0], shape[2] = {count, width / count};
+  attn_tensor ones = attn_graph_tensor(g, g->wide, 2, shape), grid;
   if (!ones.data) return g->status;
   ATTN_TRY(attn_tensor_fill(&ones, 1));
-  attn_span one = {ones.data, ones.dtype};
-  for (int64_t i = 0; i < count; ++i) {
-    double total = g->kernels->row_dot(attn_row(&sums, repeat, i), one, repeat);
-    attn_tensor element;
-    ATTN_TRY(attn_tensor_slice(&ds, 0, i, 1, &element));
-    ATTN_TRY(attn_tensor_fill(&element, total));
-  }
+  ATTN_TRY(attn_tensor_reshape(&sums, 2, shape, &grid));
+  attn_pass_row_dot(g, &ds, &grid, &ones);
   attn_gradient_add(g, self->s, &ds);
   return g->status;
 }
@@ -317,12 +274,8 @@ attn_var *attn_op_scale_columns(attn_graph *graph, attn_var *x, attn_var *s, int
   attn_status status = attn_tensor_reshape(&row, 2, shape, &grid);
   if (status == ATTN_OK) status = attn_tensor_copy(&factors, &grid);
   if (status != ATTN_OK) return attn_graph_error(graph, status);
-  int64_t rows = from.shape[0];
-  attn_span factor = {row.data, row.dtype};
-  FOR_ROWS(graph, rows, width) {
-    attn_span in = attn_row(&from, from.stride[0], r);
-    graph->kernels->row_multiply_sum(attn_row(&to, to.stride[0], r), false, &in, &factor, 1, width);
-  }
+  attn_tensor factor = repeat_row(&row, from.shape[0]);
+  attn_pass_multiply_sum(graph, &to, false, 1, &from, &factor);
   attn_var *y = attn_graph_result(graph, value, 2, (attn_var *[]){x, s});
   columns_node *node = attn_graph_record(graph, sizeof *node, y, columns_backward);
   if (node) {
@@ -333,29 +286,17 @@ attn_var *attn_op_scale_columns(attn_graph *graph, attn_var *x, attn_var *s, int
   return y;
 }
 
-/* One number a row, whatever the dtype. */
-static double number_at(const attn_graph *g, const attn_tensor *s, int64_t r) {
-  double one = 1;
-  return g->kernels->row_dot(attn_row(s, s->stride[0], r), (attn_span){&one, ATTN_F64}, 1);
-}
-
 static attn_status rows_backward(attn_graph *g, attn_node *node) {
   elementwise_node *self = (elementwise_node *)node;
   attn_tensor dy = attn_as_rows(g, &node->output->gradient);
   attn_tensor x = attn_as_rows(g, &self->a->value), s = attn_as_rows(g, &self->b->value);
-  attn_tensor ds = attn_graph_tensor(g, ATTN_F64, 2, s.shape);
+  attn_tensor ds = attn_graph_tensor(g, g->wide, 2, s.shape), column = ds;
   bool accumulate;
   attn_tensor dx = attn_gradient_rows(g, self->a, &accumulate);
   if (!dy.data || !x.data || !s.data || !ds.data || g->status != ATTN_OK) return g->status;
-  int64_t rows = x.shape[0], width = x.shape[1];
-  FOR_ROWS(g, rows, width) {
-    attn_span upstream = attn_row(&dy, dy.stride[0], r);
-    ((double *)ds.data)[r] = g->kernels->row_dot(upstream, attn_row(&x, x.stride[0], r), width);
-    if (!dx.data) continue;
-    attn_span to = attn_row(&dx, dx.stride[0], r);
-    g->kernels->row_add(to, number_at(g, &s, r), upstream, accumulate ? 1 : 0,
-                        accumulate ? to : (attn_span){0}, width);
-  }
+  column.rank = 1;
+  attn_pass_row_dot(g, &column, &dy, &x);
+  if (dx.data) attn_pass_scale_rows(g, &dx, accumulate, &s, &dy);
   attn_gradient_add(g, self->a, &dx);
   attn_gradient_add(g, self->b, &ds);
   return g->status;
@@ -371,9 +312,6 @@ attn_var *attn_op_scale_rows(attn_graph *graph, attn_var *x, attn_var *s) {
   attn_tensor value = attn_graph_tensor_like(graph, x->value.dtype, &x->value);
   attn_tensor from = attn_as_rows(graph, &x->value), factors = attn_as_rows(graph, &s->value);
   if (!value.data || !from.data || !factors.data) return NULL;
-  int64_t rows = from.shape[0], width = from.shape[1];
-  FOR_ROWS(graph, rows, width)
-  graph->kernels->row_add(attn_row(&value, width, r), number_at(graph, &factors, r),
-                          attn_row(&from, from.stride[0], r), 0, (attn_span){0}, width);
+  attn_pass_scale_rows(graph, &value, false, &factors, &from);
   return finish(graph, value, x, s, ATTN_IDENTITY, 1, rows_backward);
 }

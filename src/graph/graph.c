@@ -1,6 +1,7 @@
 #include "graph/graph.h"
 #include "engines/plan_cache.h"
 #include "graph/operations.h"
+#include "graph/passes.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -9,6 +10,7 @@
 /* A gradient buffer that no variable needs any more, kept for the next one of its size. */
 typedef struct attn_free_buffer {
   struct attn_free_buffer *next;
+  void *memory;
   size_t size;
 } attn_free_buffer;
 
@@ -21,16 +23,24 @@ typedef struct attn_columns {
 enum { FIRST_CHUNK = 1 << 20 };
 
 attn_status attn_graph_create(attn_dtype compute, attn_graph **graph) {
+  return attn_graph_create_on((attn_device){0}, compute, graph);
+}
+
+attn_status attn_graph_create_on(attn_device device, attn_dtype compute, attn_graph **graph) {
   if (compute != ATTN_F64 && compute != ATTN_F32 && compute != ATTN_BF16)
     return attn_fail(ATTN_UNSUPPORTED, "graph: cannot compute in %s; float64, float32 or bfloat16",
                      attn_dtype_name(compute));
   attn_graph *g = attn_alloc_zero(sizeof *g);
   if (!g) return ATTN_OUT_OF_MEMORY;
+  g->device = device;
+  g->gpu = attn_is_cuda(device) ? attn_gpu_open(device.index) : NULL;
   g->arena = attn_arena_create(FIRST_CHUNK);
+  g->memory = g->gpu ? attn_device_arena(device, FIRST_CHUNK) : g->arena;
   g->plans = attn_plan_cache_create();
-  if (!g->arena || !g->plans) {
+  bool lacks_gpu = attn_is_cuda(device) && !g->gpu;
+  if (!g->arena || !g->memory || !g->plans || lacks_gpu) {
     attn_graph_destroy(g);
-    return ATTN_OUT_OF_MEMORY;
+    return lacks_gpu ? ATTN_UNSUPPORTED : ATTN_OUT_OF_MEMORY;
   }
   g->compute = compute;
   g->wide = compute == ATTN_F64 ? ATTN_F64 : ATTN_F32;
@@ -41,6 +51,7 @@ attn_status attn_graph_create(attn_dtype compute, attn_graph **graph) {
 
 void attn_graph_destroy(attn_graph *graph) {
   if (!graph) return;
+  if (graph->memory != graph->arena) attn_arena_destroy(graph->memory);
   attn_arena_destroy(graph->arena);
   attn_plan_cache_destroy(graph->plans);
   attn_free(graph);
@@ -48,6 +59,7 @@ void attn_graph_destroy(attn_graph *graph) {
 
 void attn_graph_reset(attn_graph *graph, bool recording) {
   attn_arena_reset(graph->arena);
+  attn_arena_reset(graph->memory);
   graph->recording = recording;
   graph->status = ATTN_OK;
   graph->used_up = false;
@@ -76,6 +88,21 @@ void *attn_graph_fail(attn_graph *graph, attn_status status, const char *format,
   return attn_graph_error(graph, attn_fail(status, "%s", message));
 }
 
+attn_graph_mark attn_graph_get_mark(const attn_graph *graph) {
+  return (attn_graph_mark){attn_arena_get_mark(graph->arena), attn_arena_get_mark(graph->memory)};
+}
+
+void attn_graph_release(attn_graph *graph, attn_graph_mark mark) {
+  attn_arena_release(graph->arena, mark.host);
+  attn_arena_release(graph->memory, mark.device);
+}
+
+/* Of the device. */
+static void *allocate_values(attn_graph *g, size_t size) {
+  void *memory = attn_arena_alloc(g->memory, size);
+  return memory ? memory : attn_graph_error(g, ATTN_OUT_OF_MEMORY);
+}
+
 static void *allocate(attn_graph *g, size_t size) {
   void *memory = attn_arena_alloc(g->arena, size);
   return memory ? memory : attn_graph_error(g, ATTN_OUT_OF_MEMORY);
@@ -94,6 +121,9 @@ static bool check_value(attn_graph *g, const char *what, const attn_tensor *valu
   if (value->dtype != ATTN_F64 && value->dtype != ATTN_F32 && value->dtype != ATTN_BF16)
     attn_graph_fail(g, ATTN_UNSUPPORTED, "%s: the dtype is %s, expected %s", what,
                     attn_dtype_name(value->dtype), "float64, float32 or bfloat16");
+  else if (!attn_same_device(value->device, g->device))
+    attn_graph_fail(g, ATTN_INVALID_ARGUMENT, "%s: the tensor %s is on another device", what,
+                    attn_shape_text(value, text));
   else if (!value->data && attn_tensor_count(value) > 0)
     attn_graph_fail(g, ATTN_INVALID_ARGUMENT, "%s: the tensor %s has no data", what,
                     attn_shape_text(value, text));
@@ -127,7 +157,8 @@ attn_tensor attn_graph_tensor(attn_graph *graph, attn_dtype dtype, int rank, con
     attn_graph_error(graph, status);
     return (attn_tensor){0};
   }
-  tensor.data = allocate(graph, (size_t)attn_tensor_count(&tensor) * attn_dtype_size(dtype));
+  tensor.device = graph->device;
+  tensor.data = allocate_values(graph, (size_t)attn_tensor_count(&tensor) * attn_dtype_size(dtype));
   return tensor;
 }
 
@@ -173,8 +204,7 @@ void *attn_graph_record(attn_graph *graph, size_t size, attn_var *output,
 }
 
 static size_t gradient_bytes(const attn_tensor *value) {
-  size_t size = (size_t)attn_tensor_count(value) * attn_dtype_size(value->dtype);
-  return size < sizeof(attn_free_buffer) ? sizeof(attn_free_buffer) : size;
+  return (size_t)attn_tensor_count(value) * attn_dtype_size(value->dtype);
 }
 
 static void *take_buffer(attn_graph *g, size_t size) {
@@ -182,9 +212,9 @@ static void *take_buffer(attn_graph *g, size_t size) {
     if ((*link)->size == size) {
       attn_free_buffer *found = *link;
       *link = found->next;
-      return found;
+      return found->memory;
     }
-  return allocate(g, size);
+  return allocate_values(g, size);
 }
 
 /* The gradient of a view is the same view of the root's gradient: roots that need one are
@@ -224,6 +254,11 @@ static bool columns_of(const attn_var *view, const attn_var *root, int64_t *begi
   return inner == wanted && outer == rows;
 }
 
+static void fill(attn_graph *g, const attn_tensor *tensor, double value) {
+  attn_status status = attn_tensor_fill(tensor, value);
+  if (status != ATTN_OK) attn_graph_error(g, status);
+}
+
 /* Zeroes what no view has written. */
 static void complete_gradient(attn_graph *g, attn_var *root) {
   const attn_tensor *gradient = &root->gradient;
@@ -231,6 +266,13 @@ static void complete_gradient(attn_graph *g, attn_var *root) {
   size_t size = attn_dtype_size(gradient->dtype);
   for (const attn_columns *part = root->unwritten; part; part = part->next) {
     size_t bytes = (size_t)(part->end - part->begin) * size;
+    if (g->gpu) {
+      attn_tensor columns = *gradient;
+      if (columns.rank) columns.shape[columns.rank - 1] = part->end - part->begin;
+      columns.data = (char *)gradient->data + (size_t)part->begin * size;
+      fill(g, &columns, 0);
+      continue;
+    }
 #pragma omp parallel for num_threads(g->threads)                                                   \
     schedule(static) if (rows * width > ATTN_SERIAL_ELEMENTS)
     for (int64_t r = 0; r < rows; ++r)
@@ -331,10 +373,7 @@ attn_tensor attn_gradient_rows(attn_graph *graph, attn_var *x, bool *accumulate)
   attn_tensor target = attn_gradient_of(graph, x, accumulate);
   if (!target.data) return target;
   if (!has_rows(&target)) {
-    if (!*accumulate) { /* what is added later needs something to be added to */
-      attn_status status = attn_tensor_fill(&target, 0);
-      if (status != ATTN_OK) attn_graph_error(graph, status);
-    }
+    if (!*accumulate) fill(graph, &target, 0); /* what is added later needs something there */
     *accumulate = false;
     target = attn_graph_tensor(graph, target.dtype, target.rank, target.shape);
   }
@@ -368,9 +407,9 @@ static attn_status run_tape(attn_graph *g) {
     if (status != ATTN_OK) return status;
     if (!output->gradient.data) continue; /* handed over */
     size_t size = gradient_bytes(&output->value);
-    attn_free_buffer *freed = output->gradient.data;
-    freed->size = size;
-    freed->next = g->free_buffers;
+    attn_free_buffer *freed = allocate(g, sizeof *freed);
+    if (!freed) return g->status;
+    *freed = (attn_free_buffer){g->free_buffers, output->gradient.data, size};
     g->free_buffers = freed;
     output->gradient.data = NULL;
   }
@@ -391,8 +430,8 @@ attn_status attn_graph_backward(attn_graph *graph, attn_var *loss, double scale)
   bool accumulate;
   attn_tensor seed = attn_gradient_of(graph, loss, &accumulate);
   if (!seed.data) return graph->status;
-  if (!accumulate) ATTN_TRY(attn_tensor_fill(&seed, 0));
-  ATTN_TRY(attn_tensor_fill(&seed, attn_tensor_get(&seed, (int64_t[ATTN_MAX_RANK]){0}) + scale));
+  if (accumulate) scale += attn_tensor_get(&seed, (int64_t[ATTN_MAX_RANK]){0});
+  ATTN_TRY(attn_tensor_fill(&seed, scale));
   attn_status status = run_tape(graph);
   attn_graph_error(graph, status);
   return status;
@@ -412,8 +451,8 @@ static attn_status checkpoint_backward(attn_graph *g, attn_node *node) {
   bool accumulate;
   attn_tensor dx = attn_gradient_of(g, self->x, &accumulate);
   if (self->x->needs_gradient && !dx.data) return g->status;
-  if (dx.data && !accumulate) memset(dx.data, 0, gradient_bytes(&dx));
-  attn_arena_mark mark = attn_arena_get_mark(g->arena);
+  if (dx.data && !accumulate) ATTN_TRY(attn_device_zero(g->device, dx.data, gradient_bytes(&dx)));
+  attn_graph_mark mark = attn_graph_get_mark(g);
   attn_node *outer_tape = g->last;
   attn_free_buffer *outer_buffers = g->free_buffers;
   g->last = NULL;
@@ -425,7 +464,7 @@ static attn_status checkpoint_backward(attn_graph *g, attn_node *node) {
 
   g->last = outer_tape;
   g->free_buffers = outer_buffers;
-  attn_arena_release(g->arena, mark);
+  attn_graph_release(g, mark);
   return status;
 }
 
@@ -444,7 +483,7 @@ attn_var *attn_graph_checkpoint(attn_graph *graph,
   node->context = context;
   node->x = x;
 
-  attn_arena_mark mark = attn_arena_get_mark(graph->arena);
+  attn_graph_mark mark = attn_graph_get_mark(graph);
   graph->recording = false;
   attn_var *y = block(graph, context, x);
   graph->recording = true;
@@ -455,7 +494,7 @@ attn_var *attn_graph_checkpoint(attn_graph *graph,
                     attn_shape_text(&value, (char[128]){0}));
   else if (y)
     attn_add_tensor(graph, &value, &y->value, 1, false);
-  attn_arena_release(graph->arena, mark);
+  attn_graph_release(graph, mark);
   return graph->status == ATTN_OK ? output : NULL;
 }
 
@@ -514,6 +553,10 @@ void attn_add_tensor(attn_graph *graph, const attn_tensor *y, const attn_tensor 
                      bool accumulate) {
   int64_t total = attn_tensor_count(y), width = y->rank ? y->shape[y->rank - 1] : 1;
   if (total == 0) return;
+  if (graph->gpu) {
+    attn_pass_add(graph, y, scale, x, accumulate ? 1 : 0, accumulate ? y : NULL);
+    return;
+  }
   bool flat = attn_tensor_is_contiguous(y) && attn_tensor_is_contiguous(x);
   bool rows = width == 1 || (y->stride[y->rank - 1] == 1 && x->stride[x->rank - 1] == 1);
   int64_t step = flat ? PIECE : rows ? width : 1;

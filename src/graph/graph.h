@@ -1,8 +1,9 @@
 /* The tape: operations run at once and record how to differentiate themselves.
  *
- * A graph owns an arena; every variable, its value and its gradient live there until the graph is
- * reset. An operation returns the variable of its result, or NULL after an error, and passes NULL
- * inputs on, so that models read like the mathematics and check attn_graph_status once at the end.
+ * A graph lives on one device and owns an arena there (and one of the host, for itself); every
+ * variable, its value and its gradient live in them until the graph is reset. An operation returns
+ * the variable of its result, or NULL after an error, and passes NULL inputs on, so that models
+ * read like the mathematics and check attn_graph_status once at the end.
  *
  * Dtypes: a graph has a compute dtype (bfloat16, float32 or float64). Sums that must stay exact
  * (the residual stream, the loss, gates' logarithms) have its `wide` dtype: float64 for float64,
@@ -15,6 +16,7 @@
 #include "base/status.h"
 #include "graph/parameter.h"
 #include "kernels/kernels.h"
+#include "tensor/device.h"
 
 typedef struct attn_graph attn_graph;
 typedef struct attn_node attn_node;
@@ -36,7 +38,10 @@ struct attn_node {
 };
 
 struct attn_graph {
-  attn_arena *arena;
+  attn_arena *arena;  /* of the host: nodes, variables, tables of pointers */
+  attn_arena *memory; /* of the device: values and gradients; the same one on the processor */
+  attn_device device;
+  attn_gpu *gpu; /* NULL on the processor */
   attn_dtype compute, wide;
   bool recording;
   bool used_up; /* by a backward: the tape is gone */
@@ -48,7 +53,8 @@ struct attn_graph {
   struct attn_plan_cache *plans; /* of the engines' problems, so that no step plans twice */
 };
 
-attn_status attn_graph_create(attn_dtype compute, attn_graph **graph);
+attn_status attn_graph_create(attn_dtype compute, attn_graph **graph); /* on the processor */
+attn_status attn_graph_create_on(attn_device device, attn_dtype compute, attn_graph **graph);
 void attn_graph_destroy(attn_graph *graph);
 /* Forgets all variables and the tape; takes the current kernel path and threads. */
 void attn_graph_reset(attn_graph *graph, bool recording);
@@ -64,11 +70,18 @@ void *attn_graph_error(attn_graph *graph, attn_status status);
  * are added to what they hold. Once after each reset. */
 attn_status attn_graph_backward(attn_graph *graph, attn_var *loss, double scale);
 
-/* Variables. */
+/* Memory since a mark may be given back before the reset: of both arenas. */
+typedef struct attn_graph_mark {
+  attn_arena_mark host, device;
+} attn_graph_mark;
+attn_graph_mark attn_graph_get_mark(const attn_graph *graph);
+void attn_graph_release(attn_graph *graph, attn_graph_mark mark);
+
+/* Variables. Values lie on the graph's device. */
 attn_var *attn_graph_input(attn_graph *graph, const attn_tensor *value); /* no gradient */
 attn_var *attn_graph_leaf(attn_graph *graph, const attn_tensor *value);  /* with; contiguous */
 attn_var *attn_graph_parameter(attn_graph *graph, attn_parameter *parameter);
-/* A contiguous tensor from the arena, uninitialised; data is NULL after an error. */
+/* A contiguous tensor on the graph's device, uninitialised; data is NULL after an error. */
 attn_tensor attn_graph_tensor(attn_graph *graph, attn_dtype dtype, int rank, const int64_t *shape);
 /* The variable of a result; needs a gradient if recording and any of the inputs does. */
 attn_var *attn_graph_result(attn_graph *graph, attn_tensor value, int inputs,

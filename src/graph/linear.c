@@ -30,13 +30,13 @@ static attn_status linear_backward(attn_graph *g, attn_node *node) {
   bool accumulate;
   attn_tensor dx = attn_gradient_rows(g, self->x, &accumulate);
   /* Gradients have their place now; what follows is scratch. */
-  attn_arena_mark mark = attn_arena_get_mark(g->arena);
+  attn_graph_mark mark = attn_graph_get_mark(g);
   attn_tensor dy = compute_rows(g, &node->output->gradient);
   if (!dy.data || g->status != ATTN_OK) return g->status;
   if (dx.data) ATTN_TRY(attn_dense_backward_input(self->w->weight, &dy, &dx, accumulate, g->arena));
   if (self->w->gradient.data)
     ATTN_TRY(attn_dense_backward_weight(&dy, &self->rows, &self->w->gradient, true, g->arena));
-  attn_arena_release(g->arena, mark);
+  attn_graph_release(g, mark);
   attn_gradient_add(g, self->x, &dx);
   return g->status;
 }
@@ -65,9 +65,9 @@ static attn_var *linear(attn_graph *g, attn_var *x, attn_parameter *w, attn_dtyp
     attn_add_tensor(g, &value, &residual->value, 1, false);
   }
   attn_tensor y_rows = attn_as_rows(g, &value);
-  attn_arena_mark mark = attn_arena_get_mark(g->arena);
+  attn_graph_mark mark = attn_graph_get_mark(g);
   attn_status status = attn_dense_forward(w->weight, &rows, &y_rows, residual != NULL, g->arena);
-  attn_arena_release(g->arena, mark);
+  attn_graph_release(g, mark);
   if (status != ATTN_OK) return attn_graph_error(g, status);
   attn_var *y = attn_graph_result(g, value, 2, (attn_var *[]){x, residual});
   if (y && g->recording && w->gradient.data) y->needs_gradient = true;

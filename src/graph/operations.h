@@ -41,8 +41,6 @@ attn_var *attn_op_linear_add(attn_graph *graph, attn_var *residual, attn_var *x,
  * while recording. The result has one element, wide. */
 attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_parameter *w,
                                        double cap, const int32_t *targets);
-/* x = cap tanh(x / cap), in place: a contiguous tensor of the wide dtype, nothing recorded. */
-void attn_cap_tensor(attn_graph *graph, const attn_tensor *x, double cap);
 
 /* attention.c ------------------------------------------------------------------------------------
  * The engines on the tape. The caller fills in the problem's options and, in args, what is not a

@@ -1,5 +1,6 @@
 #include "layers/angles.h"
 #include "graph/layout.h"
+#include "graph/operations.h"
 
 #include <math.h>
 
@@ -15,12 +16,16 @@ static void write_row(const attn_tensor *table, int64_t row, int64_t j, double v
     ((float *)table->data)[at] = (float)value;
 }
 
-attn_status attn_angle_tables(attn_graph *graph, const double *theta, int64_t width, int64_t first,
+attn_status attn_angle_tables(attn_graph *graph, const attn_tensor *thetas, int64_t first,
                               int64_t count, attn_tensor *cosines, attn_tensor *sines) {
-  int64_t shape[2] = {count, width};
+  int64_t width = thetas->shape[0], shape[2] = {count, width};
+  const double *theta = thetas->data;
   *cosines = attn_graph_tensor(graph, graph->wide, 2, shape);
   *sines = attn_graph_tensor(graph, graph->wide, 2, shape);
   if (!cosines->data || !sines->data) return graph->status;
+  if (graph->gpu)
+    return attn_gpu_check(graph->gpu, graph->gpu->cuda->angles(cosines, sines, theta, first, NULL,
+                                                               graph->gpu->stream));
   const int64_t run = count <= ATTN_FEW_ROWS ? 1 : RESYNC;
   int64_t blocks = (count + run - 1) / run;
   double *steps = attn_arena_alloc(graph->arena, 2 * (size_t)width * sizeof *steps);
@@ -45,4 +50,29 @@ attn_status attn_angle_tables(attn_graph *graph, const double *theta, int64_t wi
     }
   }
   return ATTN_OK;
+}
+
+attn_tensor attn_angle_view(const attn_tensor *x, const attn_layout *layout, int64_t sequence,
+                            int64_t batch, int64_t channel, int64_t count) {
+  int64_t first = attn_layout_first(layout, sequence);
+  int64_t length = attn_layout_length(layout, sequence);
+  size_t size = attn_dtype_size(x->dtype);
+  return (attn_tensor){
+      .data = (char *)x->data + (first * x->stride[0] + channel) * (int64_t)size,
+      .dtype = x->dtype,
+      .device = x->device,
+      .rank = 4,
+      .shape = {batch, length, x->shape[1], count},
+      .stride = {length * x->stride[0], x->stride[0], x->stride[1], 1},
+  };
+}
+
+attn_tensor attn_angle_table_view(const attn_tensor *table, const attn_tensor *view, bool by_head) {
+  attn_tensor seen = *view;
+  seen.data = table->data;
+  seen.dtype = table->dtype;
+  seen.stride[0] = 0;
+  seen.stride[1] = table->shape[1];
+  seen.stride[2] = by_head ? view->shape[3] : 0;
+  return seen;
 }

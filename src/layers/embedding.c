@@ -1,36 +1,27 @@
 #include "graph/operations.h"
+#include "graph/passes.h"
 #include "layers/layers.h"
 
 typedef struct embedding_node {
   attn_node node;
   attn_parameter *table;
-  const int32_t *tokens;
+  const int32_t *tokens; /* as the device has them */
   double factor;
 } embedding_node;
 
-/* d table[token] += factor dy. Threads share the columns, so each sum runs in token order. */
+/* d table[token] += factor dy */
 static attn_status embedding_backward(attn_graph *g, attn_node *node) {
   embedding_node *self = (embedding_node *)node;
-  const attn_tensor *dy = &node->output->gradient, *target = &self->table->gradient;
-  int64_t rows = dy->shape[0], width = dy->shape[1], slice = 64;
-  int64_t slices = (width + slice - 1) / slice;
-#pragma omp parallel for num_threads(g->threads)                                                   \
-    schedule(static) if (rows * width > ATTN_SERIAL_ELEMENTS)
-  for (int64_t s = 0; s < slices; ++s) {
-    int64_t start = s * slice, count = width - start < slice ? width - start : slice;
-    for (int64_t r = 0; r < rows; ++r) {
-      attn_span to = attn_row(target, 1, self->tokens[r] * width + start);
-      g->kernels->row_add(to, 1, to, self->factor, attn_row(dy, 1, r * width + start), count);
-    }
-  }
-  return ATTN_OK;
+  attn_pass_scatter_add(g, &self->table->gradient, self->factor, &node->output->gradient,
+                        self->tokens);
+  return g->status;
 }
 
 /* From a quantised table, which has no gradient: unpacked row by row. */
 static bool look_up_blocks(attn_graph *g, const attn_parameter *table, const int32_t *tokens,
                            int64_t rows, double factor, const attn_tensor *value) {
   int64_t width = table->value.shape[1];
-  attn_arena_mark mark = attn_arena_get_mark(g->arena);
+  attn_graph_mark mark = attn_graph_get_mark(g);
   attn_tensor row = attn_graph_tensor(g, ATTN_F32, 1, &width);
   for (int64_t r = 0; r < rows && row.data; ++r) {
     attn_status status = attn_parameter_row(table, tokens[r], row.data);
@@ -41,7 +32,7 @@ static bool look_up_blocks(attn_graph *g, const attn_parameter *table, const int
     g->kernels->row_add(attn_row(value, width, r), factor, attn_row(&row, width, 0), 0,
                         (attn_span){0}, width);
   }
-  attn_arena_release(g->arena, mark);
+  attn_graph_release(g, mark);
   return row.data != NULL;
 }
 
@@ -66,12 +57,9 @@ attn_var *attn_layer_embedding(attn_graph *graph, attn_parameter *table, const i
     return look_up_blocks(graph, table, tokens, rows, factor, &value)
                ? attn_graph_result(graph, value, 0, NULL)
                : NULL;
-#pragma omp parallel for num_threads(graph->threads)                                               \
-    schedule(static) if (rows * width > ATTN_SERIAL_ELEMENTS)
-  for (int64_t r = 0; r < rows; ++r)
-    graph->kernels->row_add(attn_row(&value, width, r), factor,
-                            attn_row(&table->value, table->value.stride[0], tokens[r]), 0,
-                            (attn_span){0}, width);
+  tokens = attn_pass_upload(graph, tokens, (size_t)rows * sizeof *tokens);
+  if (!tokens) return NULL;
+  attn_pass_gather(graph, &value, factor, &table->value, tokens);
   attn_var *y = attn_graph_result(graph, value, 1, &rows_of);
   embedding_node *node = attn_graph_record(graph, sizeof *node, y, embedding_backward);
   if (node) {

@@ -1,9 +1,8 @@
 /* What multi-head latent attention needs besides products: heads with channels that all share, and
  * the products by head that its absorbed form is made of. */
+#include "engines/dense/dense.h"
 #include "graph/operations.h"
 #include "layers/layers.h"
-
-#include <string.h>
 
 /* Channels behind channels ----------------------------------------------------------------------
  */
@@ -13,35 +12,35 @@ typedef struct append_node {
   attn_var *a, *b;
 } append_node;
 
-/* One head of one token. */
-static attn_span head_of(const attn_tensor *t, int64_t r, int64_t h) {
-  return attn_row(t, 1, r * t->stride[0] + (t->shape[1] == 1 ? 0 : h * t->stride[1]));
-}
-
-static attn_span further(attn_span span, int64_t elements) {
-  span.data = (char *)span.data + (size_t)elements * attn_dtype_size(span.dtype);
-  return span;
+/* Channels [first, first + count) of x [rows, heads, n] for `heads` heads: one goes to every head.
+ */
+static attn_tensor channels(const attn_tensor *x, int64_t heads, int64_t first, int64_t count) {
+  attn_tensor part = *x;
+  part.data = (char *)x->data + first * (int64_t)attn_dtype_size(x->dtype);
+  part.shape[1] = heads;
+  if (x->shape[1] != heads) part.stride[1] = 0;
+  part.shape[2] = count;
+  part.stride[2] = 1;
+  return part;
 }
 
 static attn_status append_backward(attn_graph *g, attn_node *node) {
   append_node *self = (append_node *)node;
   const attn_tensor *dy = &node->output->gradient;
-  attn_tensor da = attn_graph_tensor_like(g, g->wide, &self->a->value);
-  attn_tensor db = attn_graph_tensor_like(g, g->wide, &self->b->value);
-  if (!da.data || !db.data) return g->status;
-  int64_t rows = dy->shape[0], heads = dy->shape[1], n = da.shape[2], m = db.shape[2];
-  bool shared = db.shape[1] == 1;
-#pragma omp parallel for num_threads(g->threads)                                                   \
-    schedule(static) if (rows * heads * (n + m) > ATTN_SERIAL_ELEMENTS)
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t h = 0; h < heads; ++h) {
-      attn_span from = head_of(dy, r, h), sum = head_of(&db, r, h);
-      bool adds = shared && h > 0;
-      g->kernels->row_add(head_of(&da, r, h), 1, from, 0, (attn_span){0}, n);
-      g->kernels->row_add(sum, 1, further(from, n), adds ? 1 : 0, adds ? sum : (attn_span){0}, m);
-    }
-  attn_gradient_add(g, self->a, &da);
-  attn_gradient_add(g, self->b, &db);
+  int64_t heads = dy->shape[1], n = self->a->value.shape[2], m = self->b->value.shape[2];
+  attn_tensor of_a = channels(dy, heads, 0, n), of_b = channels(dy, heads, n, m);
+  attn_gradient_add(g, self->a, &of_a);
+  if (self->b->value.shape[1] == heads) {
+    attn_gradient_add(g, self->b, &of_b);
+    return g->status;
+  }
+  attn_tensor sum = attn_graph_tensor_like(g, g->wide, &self->b->value);
+  for (int64_t h = 0; h < heads && sum.data; ++h) {
+    attn_tensor head;
+    ATTN_TRY(attn_tensor_slice(&of_b, 1, h, 1, &head));
+    attn_add_tensor(g, &sum, &head, 1, h > 0);
+  }
+  attn_gradient_add(g, self->b, &sum);
   return g->status;
 }
 
@@ -61,15 +60,11 @@ attn_var *attn_layer_append_channels(attn_graph *graph, attn_var *a, attn_var *b
   int64_t n = a->value.shape[2], m = b->value.shape[2];
   attn_tensor value = attn_graph_tensor(graph, a->value.dtype, 3, (int64_t[]){rows, heads, n + m});
   if (!value.data) return NULL;
-  size_t size = attn_dtype_size(value.dtype);
-#pragma omp parallel for num_threads(graph->threads)                                               \
-    schedule(static) if (rows * heads * (n + m) > ATTN_SERIAL_ELEMENTS)
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t h = 0; h < heads; ++h) {
-      attn_span to = head_of(&value, r, h);
-      memcpy(to.data, head_of(&a->value, r, h).data, (size_t)n * size);
-      memcpy(further(to, n).data, head_of(&b->value, r, h).data, (size_t)m * size);
-    }
+  attn_tensor to_a = channels(&value, heads, 0, n), to_b = channels(&value, heads, n, m);
+  attn_tensor from_a = channels(&a->value, heads, 0, n);
+  attn_tensor from_b = channels(&b->value, heads, 0, m);
+  attn_add_tensor(graph, &to_a, &from_a, 1, false);
+  attn_add_tensor(graph, &to_b, &from_b, 1, false);
   attn_var *y = attn_graph_result(graph, value, 2, (attn_var *[]){a, b});
   append_node *node = attn_graph_record(graph, sizeof *node, y, append_backward);
   if (node) {
@@ -80,7 +75,18 @@ attn_var *attn_layer_append_channels(attn_graph *graph, attn_var *a, attn_var *b
 }
 
 /* Products by head ------------------------------------------------------------------------------
- * For a few rows of a decode step: W is read once, row by row, as it is stored. */
+ * For a few rows of a decode step: W is read once, row by row, as it is stored; on a GPU, as a
+ * batch of products, one a head. */
+
+/* One head of one token. */
+static attn_span head_of(const attn_tensor *t, int64_t r, int64_t h) {
+  return attn_row(t, 1, r * t->stride[0] + (t->shape[1] == 1 ? 0 : h * t->stride[1]));
+}
+
+static attn_span further(attn_span span, int64_t elements) {
+  span.data = (char *)span.data + (size_t)elements * attn_dtype_size(span.dtype);
+  return span;
+}
 
 /* Row i of W: in place, or unpacked from its blocks to `unpacked`. */
 static attn_span weight_row(const attn_parameter *w, int64_t i, float *unpacked, bool *failed) {
@@ -118,10 +124,29 @@ static bool prepare(attn_graph *g, attn_var *x, const attn_parameter *w, bool ab
   }
   int64_t shape[3] = {b->rows, b->heads, absorbs ? b->outer : b->inner};
   b->value = attn_graph_tensor(g, g->compute, 3, shape);
+  if (g->gpu) return b->value.data != NULL;
   b->sums = attn_graph_tensor(g, g->wide, 3, shape);
   b->unpacked = attn_arena_alloc(g->arena, (size_t)(b->heads * b->outer) * sizeof *b->unpacked);
   if (!b->unpacked) attn_graph_error(g, ATTN_OUT_OF_MEMORY);
   return b->value.data && b->sums.data && b->unpacked;
+}
+
+/* y_h = x_h W_h, or x_h W_h^T: x [rows, heads, ..] as a batch of [rows, ..]. */
+static attn_var *multiply_on_gpu(attn_graph *g, const attn_tensor *x, const attn_parameter *w,
+                                 bool absorbs, const by_head *b) {
+  static const int heads_first[3] = {1, 0, 2};
+  attn_tensor from, to, matrices, all = attn_weight_values(w->weight);
+  int64_t shape[3] = {b->heads, b->inner, b->outer};
+  attn_cuda_dense *dense = attn_gpu_dense(g->gpu);
+  attn_status status = dense ? ATTN_OK : ATTN_UNSUPPORTED;
+  if (status == ATTN_OK) status = attn_tensor_permute(x, heads_first, &from);
+  if (status == ATTN_OK) status = attn_tensor_permute(&b->value, heads_first, &to);
+  if (status == ATTN_OK) status = attn_tensor_reshape(&all, 3, shape, &matrices);
+  if (status == ATTN_OK)
+    status = attn_gpu_check(g->gpu, g->gpu->cuda->matmul(dense, &from, false, &matrices, !absorbs,
+                                                         &to, false, g->gpu->stream));
+  if (status != ATTN_OK) return attn_graph_error(g, status);
+  return attn_graph_result(g, b->value, 0, NULL);
 }
 
 static attn_var *deliver(attn_graph *g, by_head *b, bool failed) {
@@ -134,6 +159,7 @@ attn_var *attn_layer_absorb(attn_graph *graph, attn_var *x, const attn_parameter
   by_head b;
   bool failed = false;
   if (!prepare(graph, x, w, true, &b)) return NULL;
+  if (graph->gpu) return multiply_on_gpu(graph, &x->value, w, true, &b);
 #pragma omp parallel for num_threads(graph->threads) schedule(static) reduction(|| : failed)
   for (int64_t h = 0; h < b.heads; ++h)
     for (int64_t c = 0; c < b.inner; ++c) {
@@ -151,6 +177,7 @@ attn_var *attn_layer_expand(attn_graph *graph, attn_var *x, const attn_parameter
   by_head b;
   bool failed = false;
   if (!prepare(graph, x, w, false, &b)) return NULL;
+  if (graph->gpu) return multiply_on_gpu(graph, &x->value, w, false, &b);
 #pragma omp parallel for num_threads(graph->threads) schedule(static) reduction(|| : failed)
   for (int64_t h = 0; h < b.heads; ++h)
     for (int64_t i = 0; i < b.inner; ++i) {

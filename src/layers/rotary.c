@@ -1,6 +1,7 @@
 /* y[j] = x[j] cos(n t_j) - x[j + h] sin(n t_j),  y[j + h] = x[j + h] cos(n t_j) + x[j] sin(n t_j),
  * h = rotary_dim / 2, t_j = base^(-j / h), perhaps stretched. The backward turns the other way. */
 #include "graph/operations.h"
+#include "graph/passes.h"
 #include "layers/angles.h"
 #include "layers/layers.h"
 
@@ -14,37 +15,27 @@ typedef struct rotary_node {
   attn_layout layout;
 } rotary_node;
 
-/* One head of one token: direction +1 turns, -1 turns back. Works on float64 or through float32. */
-static void turn(attn_graph *g, attn_span y, bool accumulate, attn_span x, attn_span cosine,
-                 attn_span sine, attn_span negative_sine, int64_t half, int64_t dim) {
-  size_t x_size = attn_dtype_size(x.dtype), y_size = attn_dtype_size(y.dtype);
-  attn_span x1 = {(char *)x.data + (size_t)half * x_size, x.dtype};
-  attn_span y1 = {(char *)y.data + (size_t)half * y_size, y.dtype};
-  attn_span pair[2] = {x, x1}, low[2] = {cosine, negative_sine}, high[2] = {sine, cosine};
-  g->kernels->row_multiply_sum(y, accumulate, pair, low, 2, half);
-  g->kernels->row_multiply_sum(y1, accumulate, pair, high, 2, half);
-  if (dim > 2 * half) { /* channels that do not turn */
-    attn_span rest_x = {(char *)x.data + 2 * (size_t)half * x_size, x.dtype};
-    attn_span rest_y = {(char *)y.data + 2 * (size_t)half * y_size, y.dtype};
-    g->kernels->row_add(rest_y, 1, rest_x, accumulate ? 1 : 0, accumulate ? rest_y : (attn_span){0},
-                        dim - 2 * half);
-  }
-}
-
-static void turn_all(attn_graph *g, const attn_tensor *y, bool accumulate, const attn_tensor *x,
-                     const attn_tensor *cosines, const attn_tensor *sines,
-                     const attn_tensor *negative_sines, const attn_layout *layout) {
-  int64_t heads = x->shape[1], dim = x->shape[2], half = cosines->shape[1];
-  for (int64_t b = 0; b < layout->batch; ++b) {
-    int64_t first = attn_layout_first(layout, b), length = attn_layout_length(layout, b);
-#pragma omp parallel for num_threads(g->threads)                                                   \
-    schedule(static) if (length * heads * dim > ATTN_SERIAL_ELEMENTS)
-    for (int64_t t = 0; t < length; ++t)
-      for (int64_t h = 0; h < heads; ++h)
-        turn(g, attn_row(y, 1, (first + t) * y->stride[0] + h * y->stride[1]), accumulate,
-             attn_row(x, 1, (first + t) * x->stride[0] + h * x->stride[1]),
-             attn_row(cosines, half, t), attn_row(sines, half, t),
-             attn_row(negative_sines, half, t), half, dim);
+/* `sines` turn the low half, `negative` ones the high half. */
+static void turn(attn_graph *g, const attn_tensor *y, bool accumulate, const attn_tensor *x,
+                 const attn_tensor *cosines, const attn_tensor *sines, const attn_tensor *negative,
+                 const attn_layout *layout) {
+  int64_t half = cosines->shape[1], rest = x->shape[2] - 2 * half;
+  int64_t step = attn_angle_batch(layout);
+  for (int64_t b = 0; b < layout->batch; b += step) {
+    if (attn_layout_length(layout, b) == 0) continue;
+    attn_tensor pair[2] = {attn_angle_view(x, layout, b, step, 0, half),
+                           attn_angle_view(x, layout, b, step, half, half)};
+    attn_tensor low = attn_angle_view(y, layout, b, step, 0, half);
+    attn_tensor high = attn_angle_view(y, layout, b, step, half, half);
+    attn_tensor cosine = attn_angle_table_view(cosines, &low, false);
+    attn_tensor for_low[2] = {cosine, attn_angle_table_view(negative, &low, false)};
+    attn_tensor for_high[2] = {attn_angle_table_view(sines, &low, false), cosine};
+    attn_pass_multiply_sum(g, &low, accumulate, 2, pair, for_low);
+    attn_pass_multiply_sum(g, &high, accumulate, 2, pair, for_high);
+    if (rest == 0) continue; /* channels that do not turn */
+    attn_tensor from = attn_angle_view(x, layout, b, step, 2 * half, rest);
+    attn_tensor to = attn_angle_view(y, layout, b, step, 2 * half, rest);
+    attn_pass_add(g, &to, 1, &from, accumulate ? 1 : 0, accumulate ? &to : NULL);
   }
 }
 
@@ -55,9 +46,9 @@ static attn_status rotary_backward(attn_graph *g, attn_node *node) {
   attn_tensor negative = attn_graph_tensor_like(g, g->wide, &self->sines);
   if (!dx.data || !negative.data) return g->status;
   attn_add_tensor(g, &negative, &self->sines, -1, false);
-  turn_all(g, &dx, accumulate, &node->output->gradient, &self->cosines, &negative, &self->sines,
-           &self->layout);
-  return ATTN_OK;
+  turn(g, &dx, accumulate, &node->output->gradient, &self->cosines, &negative, &self->sines,
+       &self->layout);
+  return g->status;
 }
 
 /* The pair, as a real number, that makes `turns` turns in the length trained on. */
@@ -110,9 +101,10 @@ attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *l
   if (!theta) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
   for (int64_t j = 0; j < half; ++j)
     theta[j] = stretched(rope, pow(rope->base, -(double)j / (double)half), j, half);
-  attn_tensor cosines, sines;
+  attn_tensor cosines, sines, thetas = attn_pass_numbers(graph, ATTN_F64, half, theta);
+  if (!thetas.data) return NULL;
   attn_status status =
-      attn_angle_tables(graph, theta, half, layout->position, layout->length, &cosines, &sines);
+      attn_angle_tables(graph, &thetas, layout->position, layout->length, &cosines, &sines);
   if (status != ATTN_OK) return attn_graph_error(graph, status);
   if (rope->magnitude != 0 && rope->magnitude != 1) {
     attn_add_tensor(graph, &cosines, &cosines, rope->magnitude, false);
@@ -122,7 +114,7 @@ attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *l
   attn_tensor value = attn_graph_tensor_like(graph, x->value.dtype, &x->value);
   if (!negative.data || !value.data) return NULL;
   attn_add_tensor(graph, &negative, &sines, -1, false);
-  turn_all(graph, &value, false, &x->value, &cosines, &sines, &negative, layout);
+  turn(graph, &value, false, &x->value, &cosines, &sines, &negative, layout);
   attn_var *y = attn_graph_result(graph, value, 1, &x);
   rotary_node *node = attn_graph_record(graph, sizeof *node, y, rotary_backward);
   if (node) {

@@ -3,9 +3,8 @@
  *   y_t[c] = sum_{j < W} w[c][W-1-j] x_{t-j}[c]
  *   dx_t[c] = sum_{j < W} w[c][W-1-j] dy_{t+j}[c],  dw[c][W-1-j] = sum_t dy_t[c] x_{t-j}[c] */
 #include "graph/operations.h"
+#include "graph/passes.h"
 #include "layers/layers.h"
-
-#include <string.h>
 
 enum { MAX_TAPS = 16 };
 
@@ -31,66 +30,113 @@ static attn_tensor make_taps(attn_graph *g, const attn_tensor *w) {
   return taps;
 }
 
-/* The input t rows after the start of a sequence; t < 0 reaches into the tail. */
-static attn_span input_row(const attn_tensor *x, const attn_tensor *tail, int64_t first,
-                           int64_t t) {
-  if (t >= 0) return attn_row(x, x->stride[0], first + t);
-  return attn_row(tail, tail->shape[1], tail->shape[0] + t);
+/* The rows [start, start + count) of `batch` sequences from `sequence` on: [batch, count,
+ * channels].
+ */
+static attn_tensor rows_of(const attn_tensor *x, const attn_layout *layout, int64_t sequence,
+                           int64_t batch, int64_t start, int64_t count) {
+  int64_t first = attn_layout_first(layout, sequence) + start;
+  return (attn_tensor){
+      .data = attn_row(x, x->stride[0], first).data,
+      .dtype = x->dtype,
+      .device = x->device,
+      .rank = 3,
+      .shape = {batch, count, x->shape[1]},
+      .stride = {attn_layout_length(layout, sequence) * x->stride[0], x->stride[0], 1},
+  };
+}
+
+/* Rows [start, start + count) of the tail, of the one sequence that has one. */
+static attn_tensor tail_rows(const attn_tensor *tail, int64_t start, int64_t count) {
+  attn_layout whole = attn_layout_equal(1, tail->shape[0]);
+  return rows_of(tail, &whole, 0, 1, start, count);
+}
+
+/* Row j of the taps for all the rows of `like`. */
+static attn_tensor tap(const attn_tensor *taps, int64_t j, const attn_tensor *like) {
+  attn_tensor row = *like;
+  row.data = attn_row(taps, taps->shape[1], j).data;
+  row.dtype = taps->dtype;
+  row.stride[0] = row.stride[1] = 0;
+  return row;
+}
+
+/* All sequences in one go where they are equally long. */
+static int64_t batch_of(const attn_layout *layout) {
+  return layout->offsets ? 1 : layout->batch;
+}
+
+/* y[t] for t in [start, start + count), all of which have the same terms: inputs of the
+ * sequence, and before it those of the tail, if there is one (count is 1 there). */
+static void convolve(attn_graph *g, const attn_tensor *y, const attn_tensor *x,
+                     const attn_tensor *taps, const attn_tensor *tail, const attn_layout *layout,
+                     int64_t sequence, int64_t batch, int64_t start, int64_t count) {
+  attn_tensor from[MAX_TAPS], by[MAX_TAPS], to = rows_of(y, layout, sequence, batch, start, count);
+  int64_t width = taps->shape[0];
+  int terms = 0;
+  for (int64_t j = 0; j < width && (start - j >= 0 || tail); ++j, ++terms) {
+    from[terms] = start - j >= 0 ? rows_of(x, layout, sequence, batch, start - j, count)
+                                 : tail_rows(tail, width - 1 + start - j, count);
+    by[terms] = tap(taps, j, &to);
+  }
+  attn_pass_multiply_sum(g, &to, false, terms, from, by);
 }
 
 static attn_status backward_x(attn_graph *g, convolution_node *self, const attn_tensor *dy) {
+  const attn_layout *layout = &self->layout;
   bool accumulate;
   attn_tensor dx = attn_gradient_of(g, self->x, &accumulate);
   if (!dx.data) return g->status;
-  int64_t width = self->taps.shape[0], channels = self->taps.shape[1];
-  for (int64_t b = 0; b < self->layout.batch; ++b) {
-    int64_t first = attn_layout_first(&self->layout, b);
-    int64_t length = attn_layout_length(&self->layout, b);
-#pragma omp parallel for num_threads(g->threads)                                                   \
-    schedule(static) if (length * channels > ATTN_SERIAL_ELEMENTS)
-    for (int64_t t = 0; t < length; ++t) {
-      attn_span upstream[MAX_TAPS], taps[MAX_TAPS];
-      int count = 0;
-      for (int64_t j = 0; j < width && t + j < length; ++j, ++count) {
-        upstream[count] = attn_row(dy, dy->stride[0], first + t + j);
-        taps[count] = attn_row(&self->taps, channels, j);
+  int64_t width = self->taps.shape[0], step = batch_of(layout);
+  for (int64_t b = 0; b < layout->batch; b += step) {
+    int64_t length = attn_layout_length(layout, b);
+    int64_t full = length >= width ? length - width + 1 : 0; /* rows with all terms, at once */
+    for (int64_t t = 0; t < length; t += t < full ? full : 1) {
+      attn_tensor upstream[MAX_TAPS], by[MAX_TAPS];
+      attn_tensor to = rows_of(&dx, layout, b, step, t, t < full ? full : 1);
+      int terms = 0;
+      for (int64_t j = 0; j < width && t + j < length; ++j, ++terms) {
+        upstream[terms] = rows_of(dy, layout, b, step, t + j, to.shape[1]);
+        by[terms] = tap(&self->taps, j, &to);
       }
-      g->kernels->row_multiply_sum(attn_row(&dx, dx.stride[0], first + t), accumulate, upstream,
-                                   taps, count, channels);
+      attn_pass_multiply_sum(g, &to, accumulate, terms, upstream, by);
     }
   }
-  return ATTN_OK;
+  return g->status;
 }
 
-/* Threads share the taps; tokens are summed in order. */
+/* sum (+)= sum over the rows of dy (.) x */
+static void add_columns(attn_graph *g, const attn_tensor *sum, const attn_tensor *part,
+                        const attn_tensor *dy, const attn_tensor *x) {
+  attn_pass_column_dot(g, part, dy, x);
+  attn_add_tensor(g, sum, part, 1, true);
+}
+
 static attn_status backward_w(attn_graph *g, convolution_node *self, const attn_tensor *dy) {
   attn_tensor dw = attn_graph_tensor_like(g, g->wide, &self->w->value);
   attn_tensor sums = attn_graph_tensor_like(g, g->wide, &self->taps);
-  if (!dw.data || !sums.data) return g->status;
-  ATTN_TRY(attn_tensor_fill(&sums, 0));
   const attn_tensor *x = &self->x->value, *tail = self->tail.data ? &self->tail : NULL;
-  int64_t width = sums.shape[0], channels = sums.shape[1];
-#pragma omp parallel for num_threads(g->threads)                                                   \
-    schedule(static) if (attn_tensor_count(x) > ATTN_SERIAL_ELEMENTS)
-  for (int64_t j = 0; j < width; ++j)
-    for (int64_t b = 0; b < self->layout.batch; ++b) {
-      int64_t first = attn_layout_first(&self->layout, b);
-      int64_t length = attn_layout_length(&self->layout, b);
-      for (int64_t t = tail ? 0 : j; t < length; t += MAX_TAPS) {
-        attn_span upstream[MAX_TAPS], from[MAX_TAPS];
-        int count = 0;
-        for (; count < MAX_TAPS && t + count < length; ++count) {
-          upstream[count] = attn_row(dy, dy->stride[0], first + t + count);
-          from[count] = input_row(x, tail, first, t + count - j);
-        }
-        g->kernels->row_multiply_sum(attn_row(&sums, channels, j), true, upstream, from, count,
-                                     channels);
-      }
-    }
+  const attn_layout *layout = &self->layout;
+  int64_t width = sums.shape[0], channels = sums.shape[1], step = batch_of(layout);
+  attn_tensor part = attn_graph_tensor(g, g->wide, 1, &channels);
+  if (!dw.data || !sums.data || !part.data) return g->status;
+  ATTN_TRY(attn_tensor_fill(&sums, 0));
   for (int64_t j = 0; j < width; ++j) {
     attn_tensor column, row;
-    ATTN_TRY(attn_tensor_select(&dw, 1, width - 1 - j, &column));
     ATTN_TRY(attn_tensor_select(&sums, 0, j, &row));
+    for (int64_t b = 0; b < layout->batch; b += step) {
+      int64_t length = attn_layout_length(layout, b), outside = j < length ? j : length;
+      if (tail && outside > 0) {
+        attn_tensor upstream = rows_of(dy, layout, b, step, 0, outside);
+        attn_tensor from = tail_rows(tail, width - 1 - j, outside);
+        add_columns(g, &row, &part, &upstream, &from);
+      }
+      if (length <= j) continue;
+      attn_tensor upstream = rows_of(dy, layout, b, step, j, length - j);
+      attn_tensor from = rows_of(x, layout, b, step, 0, length - j);
+      add_columns(g, &row, &part, &upstream, &from);
+    }
+    ATTN_TRY(attn_tensor_select(&dw, 1, width - 1 - j, &column));
     ATTN_TRY(attn_tensor_copy(&row, &column));
   }
   attn_gradient_add(g, self->w, &dw);
@@ -104,15 +150,19 @@ static attn_status convolution_backward(attn_graph *g, attn_node *node) {
   return g->status;
 }
 
-/* Moves the tail on: the last W - 1 rows of (tail, x). */
-static void move_tail(const attn_tensor *tail, const attn_tensor *x) {
-  int64_t kept = tail->shape[0], rows = x->shape[0], channels = tail->shape[1];
-  size_t size = (size_t)channels * attn_dtype_size(tail->dtype);
-  char *memory = tail->data;
+/* Moves the tail on: the last W - 1 rows of (tail, x), one by one, since they may overlap. */
+static void move_tail(attn_graph *g, const attn_tensor *tail, const attn_tensor *x) {
+  int64_t kept = tail->shape[0], rows = x->shape[0];
   int64_t old = kept > rows ? kept - rows : 0; /* rows of the old tail that stay */
-  memmove(memory, memory + (size_t)(kept - old) * size, (size_t)old * size);
-  for (int64_t i = old; i < kept; ++i)
-    memcpy(memory + (size_t)i * size, attn_row(x, x->stride[0], rows - kept + i).data, size);
+  for (int64_t i = 0; i < kept; ++i) {
+    const attn_tensor *source = i < old ? tail : x;
+    attn_tensor from, to;
+    attn_status status =
+        attn_tensor_slice(source, 0, i < old ? i + kept - old : rows - kept + i, 1, &from);
+    if (status == ATTN_OK) status = attn_tensor_slice(tail, 0, i, 1, &to);
+    if (status == ATTN_OK) status = attn_tensor_copy(&from, &to);
+    if (status != ATTN_OK) attn_graph_error(g, status);
+  }
 }
 
 attn_var *attn_layer_short_convolution(attn_graph *graph, attn_var *x, attn_var *w,
@@ -139,20 +189,14 @@ attn_var *attn_layer_short_convolution(attn_graph *graph, attn_var *x, attn_var 
   attn_tensor taps = make_taps(graph, &w->value);
   attn_tensor value = attn_graph_tensor_like(graph, in->dtype, in);
   if (!taps.data || !value.data || graph->status != ATTN_OK) return NULL;
-  for (int64_t b = 0; b < layout->batch; ++b) {
-    int64_t first = attn_layout_first(layout, b), length = attn_layout_length(layout, b);
-#pragma omp parallel for num_threads(graph->threads)                                               \
-    schedule(static) if (length * channels > ATTN_SERIAL_ELEMENTS)
-    for (int64_t t = 0; t < length; ++t) {
-      attn_span from[MAX_TAPS], by[MAX_TAPS];
-      int count = 0;
-      for (int64_t j = 0; j < width && (t - j >= 0 || tail); ++j, ++count) {
-        from[count] = input_row(in, tail, first, t - j);
-        by[count] = attn_row(&taps, channels, j);
-      }
-      graph->kernels->row_multiply_sum(attn_row(&value, channels, first + t), false, from, by,
-                                       count, channels);
-    }
+  int64_t step = batch_of(layout);
+  for (int64_t b = 0; b < layout->batch; b += step) {
+    int64_t length = attn_layout_length(layout, b), short_rows = width - 1;
+    if (short_rows > length) short_rows = length;
+    for (int64_t t = 0; t < short_rows; ++t)
+      convolve(graph, &value, in, &taps, tail, layout, b, step, t, 1);
+    if (length > short_rows)
+      convolve(graph, &value, in, &taps, tail, layout, b, step, short_rows, length - short_rows);
   }
   attn_var *y = attn_graph_result(graph, value, 2, (attn_var *[]){x, w});
   attn_tensor old_tail = {0};
@@ -161,7 +205,7 @@ attn_var *attn_layer_short_convolution(attn_graph *graph, attn_var *x, attn_var 
     if (!old_tail.data) return NULL;
     attn_add_tensor(graph, &old_tail, tail, 1, false);
   }
-  if (tail) move_tail(tail, in);
+  if (tail) move_tail(graph, tail, in);
   convolution_node *node = attn_graph_record(graph, sizeof *node, y, convolution_backward);
   if (node) {
     node->x = x;

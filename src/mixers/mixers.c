@@ -3,6 +3,7 @@
 #include "mixers/mixer.h"
 #include "base/status.h"
 #include "graph/operations.h"
+#include "graph/passes.h"
 
 #include <math.h>
 #include <stddef.h>
@@ -251,15 +252,11 @@ attn_var *attn_mixer_parameter(attn_graph *graph, const attn_mixer_call *call, i
 
 attn_var *attn_mixer_decays(attn_graph *graph, const attn_mixer_options *options,
                             double (*log_decay)(const attn_mixer_options *options, int64_t head)) {
-  attn_tensor values = attn_graph_tensor(graph, graph->wide, 1, &options->heads);
-  if (!values.data) return NULL;
-  for (int64_t h = 0; h < options->heads; ++h) {
-    if (graph->wide == ATTN_F64)
-      ((double *)values.data)[h] = log_decay(options, h);
-    else
-      ((float *)values.data)[h] = (float)log_decay(options, h);
-  }
-  return attn_graph_input(graph, &values);
+  double *numbers = attn_arena_alloc(graph->arena, (size_t)options->heads * sizeof *numbers);
+  if (!numbers) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
+  for (int64_t h = 0; h < options->heads; ++h) numbers[h] = log_decay(options, h);
+  attn_tensor values = attn_pass_numbers(graph, graph->wide, options->heads, numbers);
+  return values.data ? attn_graph_input(graph, &values) : NULL;
 }
 
 /* Copies y to place r of `axis` of `all`; false after an error. */

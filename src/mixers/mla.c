@@ -170,17 +170,10 @@ static attn_var *absorbed(attn_graph *g, const attn_mixer_call *call, const inpu
 /* The latents of all tokens, copied from their pages: [keys, 1, rank + shared]. */
 static attn_var *gather(attn_graph *g, const attn_mixer_call *call, int64_t keys) {
   attn_tensor pages = attn_state_pages(call->state, LATENT);
-  attn_tensor table = attn_state_page_table(call->state, LATENT);
-  int64_t width = pages.shape[2];
-  attn_tensor rows = attn_graph_tensor(g, pages.dtype, 3, (int64_t[]){keys, 1, width});
+  attn_tensor rows = attn_graph_tensor(g, pages.dtype, 3, (int64_t[]){keys, 1, pages.shape[2]});
   if (!rows.data) return NULL;
-  size_t row = (size_t)width * attn_dtype_size(pages.dtype);
-  for (int64_t first = 0; first < keys; first += ATTN_PAGE_TOKENS) {
-    int64_t page = ((const int32_t *)table.data)[first / ATTN_PAGE_TOKENS];
-    int64_t count = keys - first < ATTN_PAGE_TOKENS ? keys - first : ATTN_PAGE_TOKENS;
-    memcpy((char *)rows.data + (size_t)first * row,
-           (const char *)pages.data + (size_t)(page * ATTN_PAGE_TOKENS) * row, (size_t)count * row);
-  }
+  attn_status status = attn_state_copy_rows(call->state, LATENT, keys, rows.data);
+  if (status != ATTN_OK) return attn_graph_error(g, status);
   return attn_graph_input(g, &rows);
 }
 

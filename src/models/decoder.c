@@ -1,4 +1,5 @@
 #include "graph/operations.h"
+#include "graph/passes.h"
 #include "models/model.h"
 
 static attn_var *norm(attn_graph *g, const attn_model_config *config, attn_parameter *const *p,
@@ -86,11 +87,11 @@ static attn_var *block(attn_graph *g, void *context, attn_var *x) {
   return add_residual(g, &layer->fed, x, fed);
 }
 
-attn_var *attn_keep_result(attn_graph *g, attn_arena_mark mark, const attn_tensor *kept,
+attn_var *attn_keep_result(attn_graph *g, attn_graph_mark mark, const attn_tensor *kept,
                            attn_var *x) {
   if (!x) return NULL;
   attn_add_tensor(g, kept, &x->value, 1, false);
-  attn_arena_release(g->arena, mark);
+  attn_graph_release(g, mark);
   return attn_graph_input(g, kept);
 }
 
@@ -112,7 +113,7 @@ static attn_var *run_layers(attn_graph *graph, const attn_model *model, const at
   attn_tensor kept[2] = {{0}};
   for (int i = 0; i < 2 && !graph->recording; ++i)
     kept[i] = attn_graph_tensor_like(graph, x->value.dtype, &x->value);
-  attn_arena_mark mark = attn_arena_get_mark(graph->arena);
+  attn_graph_mark mark = attn_graph_get_mark(graph);
   for (int64_t l = 0; l < config->layer_count && x; ++l) {
     block_context *context = attn_arena_alloc(graph->arena, sizeof *context);
     if (!context) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
@@ -150,6 +151,6 @@ attn_var *attn_decoder_logits(attn_graph *graph, const attn_model *model, attn_v
   double cap = model->config.logit_cap;
   if (logits && cap > 0 && graph->recording)
     return attn_graph_fail(graph, ATTN_UNSUPPORTED, "capped logits have no gradient yet");
-  if (logits && cap > 0) attn_cap_tensor(graph, &logits->value, cap);
+  if (logits && cap > 0) attn_pass_cap(graph, &logits->value, cap);
   return logits;
 }

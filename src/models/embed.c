@@ -160,6 +160,15 @@ static attn_var *hidden_rows(attn_graph *g, const attn_model *model, const attn_
   return attn_decoder_hidden(g, model, layout, tokens, NULL, false);
 }
 
+/* A copy of rows in the processor's memory, until the graph's reset. */
+static attn_status bring_home(attn_graph *g, const attn_tensor *rows, attn_tensor *copy) {
+  void *memory = attn_arena_alloc(
+      g->arena, (size_t)attn_tensor_count(rows) * attn_dtype_size(rows->dtype));
+  if (!memory) return ATTN_OUT_OF_MEMORY;
+  ATTN_TRY(attn_tensor_wrap(memory, rows->dtype, rows->rank, rows->shape, copy));
+  return attn_tensor_copy(rows, copy);
+}
+
 static attn_status run_batch(attn_graph *g, const job *j, int64_t first, int64_t texts) {
   int64_t width = j->model->config.hidden;
   const int64_t *from = j->offsets + first;
@@ -172,8 +181,10 @@ static attn_status run_batch(attn_graph *g, const job *j, int64_t first, int64_t
       texts == 1 ? attn_layout_equal(1, offsets[1]) : attn_layout_packed(texts, offsets);
   attn_var *hidden = hidden_rows(g, j->model, &layout, j->tokens + from[0]);
   ATTN_TRY(attn_graph_status(g));
+  attn_tensor rows = hidden->value;
+  if (g->gpu) ATTN_TRY(bring_home(g, &hidden->value, &rows));
   for (int64_t i = 0; i < texts; ++i) {
-    pool(g->kernels, j->pooling, &hidden->value, offsets[i], offsets[i + 1] - offsets[i], sums,
+    pool(g->kernels, j->pooling, &rows, offsets[i], offsets[i + 1] - offsets[i], sums,
          sums + width);
     write_embedding(sums, width, j->normalize, j->embeddings + (first + i) * width);
   }
@@ -194,7 +205,7 @@ attn_status attn_model_embed(const attn_model *model, const int32_t *tokens, con
                  .embeddings = embeddings};
   int64_t most = o->batch_tokens ? o->batch_tokens : THREAD_TOKENS * (int64_t)attn_get_threads();
   attn_graph *graph;
-  ATTN_TRY(attn_graph_create(model->compute, &graph));
+  ATTN_TRY(attn_graph_create_on(model->device, model->compute, &graph));
   attn_status status = ATTN_OK;
   for (int64_t first = 0, texts; first < count && status == ATTN_OK; first += texts) {
     texts = batch_size(offsets, first, count, most < INT32_MAX ? most : INT32_MAX);

@@ -61,7 +61,7 @@ attn_var *attn_encoder_hidden(attn_graph *graph, const attn_model *model, const 
   if (!x) return NULL;
   attn_tensor kept[2];
   for (int i = 0; i < 2; ++i) kept[i] = attn_graph_tensor_like(graph, x->value.dtype, &x->value);
-  attn_arena_mark mark = attn_arena_get_mark(graph->arena);
+  attn_graph_mark mark = attn_graph_get_mark(graph);
   for (int64_t l = 0; l < model->config.layer_count && x; ++l)
     x = attn_keep_result(graph, mark, &kept[l % 2], block(graph, model, l, layout, x));
   return x;

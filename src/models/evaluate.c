@@ -32,7 +32,7 @@ attn_status attn_model_evaluate(const attn_model *model, const int32_t *tokens, 
                      "overlap of %lld",
                      (long long)count, (long long)window, (long long)overlap);
   attn_graph *graph;
-  ATTN_TRY(attn_graph_create(model->compute, &graph));
+  ATTN_TRY(attn_graph_create_on(model->device, model->compute, &graph));
   double sum = 0;
   attn_status status = ATTN_OK;
   /* `first` is the next token to be predicted; each window begins `overlap` + 1 tokens before. */

@@ -6,6 +6,7 @@
 #include "engines/dense/dense.h"
 #include "base/io.h"
 #include "files/json.h"
+#include "tensor/device.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -255,9 +256,64 @@ attn_status attn_model_make_trainable(attn_model *model) {
       model->borrowed[i] = false;
     }
     if (!p->gradient.data)
-      ATTN_TRY(attn_tensor_create(dtype, p->value.rank, p->value.shape, &p->gradient));
+      ATTN_TRY(attn_tensor_create_on(model->device, dtype, p->value.rank, p->value.shape,
+                                     &p->gradient));
   }
   return attn_model_refresh(model);
+}
+
+/* Devices ---------------------------------------------------------------------------------------
+ */
+
+/* The dtype in which a parameter goes to a GPU: quantised matrices are unpacked for the products. */
+static attn_dtype dtype_to_move(const attn_model *model, const attn_parameter *p) {
+  return p->blocks ? model->compute : p->value.dtype;
+}
+
+/* A copy of a parameter's values on another device. */
+static attn_status copy_to(const attn_model *model, const attn_parameter *p, attn_device device,
+                           attn_tensor *copy) {
+  attn_dtype dtype = dtype_to_move(model, p);
+  ATTN_TRY(attn_tensor_create_on(device, dtype, p->value.rank, p->value.shape, copy));
+  attn_tensor unpacked = {0};
+  attn_status status = ATTN_OK;
+  if (p->blocks) status = attn_parameter_copy(p, dtype, &unpacked);
+  if (status == ATTN_OK) status = attn_tensor_copy(p->blocks ? &unpacked : &p->value, copy);
+  attn_tensor_destroy(&unpacked);
+  if (status != ATTN_OK) attn_tensor_destroy(copy);
+  return status;
+}
+
+static attn_status move_all(attn_model *model, attn_device device, attn_tensor *copies) {
+  for (int64_t i = 0; i < model->parameter_count; ++i)
+    ATTN_TRY(copy_to(model, &model->parameters[i], device, &copies[i]));
+  for (int64_t i = 0; i < model->parameter_count; ++i) {
+    attn_parameter *p = &model->parameters[i];
+    free_values(model, i);
+    p->value = copies[i];
+    copies[i] = (attn_tensor){0};
+    model->borrowed[i] = false;
+    if (p->gradient.data) {
+      attn_tensor gradient;
+      ATTN_TRY(attn_tensor_create_on(device, p->gradient.dtype, p->value.rank, p->value.shape,
+                                     &gradient));
+      attn_tensor_destroy(&p->gradient);
+      p->gradient = gradient;
+    }
+  }
+  model->device = device;
+  return attn_model_refresh(model);
+}
+
+attn_status attn_model_move(attn_model *model, attn_device device) {
+  if (!model) return attn_fail(ATTN_INVALID_ARGUMENT, "model_move: the model is NULL");
+  if (attn_same_device(model->device, device)) return ATTN_OK;
+  if (attn_is_cuda(device) && !attn_gpu_open(device.index)) return ATTN_UNSUPPORTED;
+  attn_tensor *copies = attn_alloc_array((size_t)model->parameter_count, sizeof *copies);
+  attn_status status = copies ? move_all(model, device, copies) : ATTN_OUT_OF_MEMORY;
+  for (int64_t i = 0; copies && i < model->parameter_count; ++i) attn_tensor_destroy(&copies[i]);
+  attn_free(copies);
+  return status;
 }
 
 /* Public ----------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ typedef struct attn_layer_parameters {
 struct attn_model {
   attn_model_config config;
   attn_dtype compute;
+  attn_device device; /* where the parameters are, and so the states of sessions */
   attn_source source; /* that parameters may point into; empty without */
   attn_model_text text;
   attn_embedding_config embedding_config;
@@ -87,7 +88,7 @@ attn_var *attn_decoder_logits(attn_graph *graph, const attn_model *model, attn_v
 
 /* For hosts without a tape: a layer's inside is of no use once its result is there, so the result
  * moves to `kept`, and the memory since `mark` is free again. */
-attn_var *attn_keep_result(attn_graph *graph, attn_arena_mark mark, const attn_tensor *kept,
+attn_var *attn_keep_result(attn_graph *graph, attn_graph_mark mark, const attn_tensor *kept,
                            attn_var *x);
 
 /* The encoder (encoder.c): tokens [layout.rows] to rows [rows, hidden] in the compute dtype. types:

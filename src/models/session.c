@@ -50,7 +50,7 @@ static attn_status create_states(const attn_session *s, attn_state *const *famil
   for (int64_t l = 0; l < count && status == ATTN_OK; ++l) {
     attn_state_part parts[ATTN_STATE_PARTS];
     int part_count = describe(s->model, l, parts);
-    status = attn_state_create(parts, part_count, s->options.max_tokens, sharers,
+    status = attn_state_create(s->model->device, parts, part_count, s->options.max_tokens, sharers,
                                family ? family[l] : NULL, &made[l]);
   }
   if (status == ATTN_OK)
@@ -212,7 +212,7 @@ static attn_status create(const attn_model *model, const attn_session_options *o
   s->model = model;
   s->options = *options;
   s->needs_checkpoints = cannot_be_cut(model);
-  ATTN_TRY(attn_graph_create(model->compute, &s->graph));
+  ATTN_TRY(attn_graph_create_on(model->device, model->compute, &s->graph));
   s->tokens = attn_alloc_array((size_t)options->max_tokens, sizeof *s->tokens);
   s->logits = attn_alloc_array((size_t)model->config.vocabulary, sizeof *s->logits);
   s->sampling_workspace = attn_alloc(attn_sample_workspace(model->config.vocabulary));

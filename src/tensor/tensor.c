@@ -1,6 +1,7 @@
 #include "attn/tensor.h"
 #include "base/memory.h"
 #include "base/status.h"
+#include "tensor/device.h"
 #include "tensor/half.h"
 
 #include <string.h>
@@ -66,7 +67,7 @@ attn_status attn_tensor_create(attn_dtype dtype, int rank, const int64_t *shape,
 
 void attn_tensor_destroy(attn_tensor *tensor) {
   if (!tensor) return;
-  attn_free(tensor->data);
+  attn_device_free(tensor->device, tensor->data);
   *tensor = (attn_tensor){0};
 }
 
@@ -288,8 +289,6 @@ static int64_t element_offset(const attn_tensor *tensor, const int64_t *index) {
 
 /* Only memory that this processor can touch. */
 static attn_status check_readable(const char *what, const attn_tensor *tensor) {
-  if (tensor->device.kind != ATTN_CPU)
-    return attn_fail(ATTN_UNSUPPORTED, "%s: a tensor is not on the CPU", what);
   if (!tensor->data && attn_tensor_count(tensor))
     return attn_fail(ATTN_INVALID_ARGUMENT, "%s: a tensor has no data", what);
   return ATTN_OK;
@@ -324,6 +323,80 @@ static void (*const convert_row[ATTN_F16 + 1][ATTN_F16 + 1])(void *, const void 
     [ATTN_F64] = {[ATTN_F32] = row_f64_to_f32},
 };
 
+/* Between devices ------------------------------------------------------------------------------ */
+
+static size_t bytes_of(const attn_tensor *tensor) {
+  return (size_t)attn_tensor_count(tensor) * dtypes[tensor->dtype].size;
+}
+
+/* Both on one GPU. */
+static attn_status copy_on_gpu(const attn_tensor *source, const attn_tensor *target) {
+  attn_gpu *gpu = attn_gpu_of(source);
+  if (!gpu) return ATTN_UNSUPPORTED;
+  int index = source->device.index;
+  if (source->dtype == target->dtype && attn_tensor_is_contiguous(source) &&
+      attn_tensor_is_contiguous(target))
+    return attn_device_copy(source->device, target->data, source->data, bytes_of(source));
+  if (is_floating(source->dtype))
+    return attn_gpu_check(gpu, gpu->cuda->add(target, 1, source, 0, NULL, gpu->stream));
+  int last = source->rank - 1;
+  if (source->rank == 2 && source->stride[last] == 1 && target->stride[last] == 1) {
+    size_t size = dtypes[source->dtype].size;
+    return attn_gpu_check(gpu, gpu->cuda->copy_rows(index, target->data,
+                                                    (size_t)target->stride[0] * size, source->data,
+                                                    (size_t)source->stride[0] * size,
+                                                    (size_t)source->shape[1] * size,
+                                                    (size_t)source->shape[0], gpu->stream));
+  }
+  return attn_fail(ATTN_UNSUPPORTED, "copy: %s with gaps on a GPU", attn_dtype_name(source->dtype));
+}
+
+/* A gapless tensor of source's shape. */
+static attn_status like(const attn_tensor *source, attn_device device, attn_dtype dtype,
+                        attn_tensor *made) {
+  return attn_tensor_create_on(device, dtype, source->rank, source->shape, made);
+}
+
+/* One end on a GPU: through gapless tensors of the target's dtype on the side of the processor and
+ * of the source's shape on both, where the two are not gapless and equal already. */
+static attn_status copy_across(const attn_tensor *source, const attn_tensor *target) {
+  bool up = attn_is_cuda(target->device);
+  const attn_tensor *here = up ? source : target, *there = up ? target : source;
+  attn_tensor host = {0}, device = {0};
+  attn_status status = ATTN_OK;
+  bool plain_here = attn_tensor_is_contiguous(here) && here->dtype == there->dtype;
+  bool plain_there = attn_tensor_is_contiguous(there);
+  if (!plain_here) status = like(source, (attn_device){0}, there->dtype, &host);
+  if (status == ATTN_OK && !plain_there)
+    status = like(source, there->device, there->dtype, &device);
+  void *near = plain_here ? here->data : host.data, *far = plain_there ? there->data : device.data;
+  if (status == ATTN_OK && up) {
+    if (!plain_here) status = attn_tensor_copy(source, &host);
+    if (status == ATTN_OK) status = attn_device_copy(there->device, far, near, bytes_of(there));
+    if (status == ATTN_OK && !plain_there) status = attn_tensor_copy(&device, target);
+  } else if (status == ATTN_OK) {
+    if (!plain_there) status = attn_tensor_copy(source, &device);
+    if (status == ATTN_OK) status = attn_device_copy(there->device, near, far, bytes_of(there));
+    if (status == ATTN_OK) status = attn_device_synchronize(there->device);
+    if (status == ATTN_OK && !plain_here) status = attn_tensor_copy(&host, target);
+  }
+  attn_tensor_destroy(&host);
+  attn_tensor_destroy(&device);
+  return status;
+}
+
+static attn_status copy_between(const attn_tensor *source, const attn_tensor *target) {
+  if (!attn_is_cuda(source->device) || !attn_is_cuda(target->device))
+    return copy_across(source, target);
+  if (attn_same_device(source->device, target->device)) return copy_on_gpu(source, target);
+  attn_tensor host; /* from one GPU to another */
+  ATTN_TRY(like(source, (attn_device){0}, source->dtype, &host));
+  attn_status status = copy_across(source, &host);
+  if (status == ATTN_OK) status = copy_across(&host, target);
+  attn_tensor_destroy(&host);
+  return status;
+}
+
 attn_status attn_tensor_copy(const attn_tensor *source, const attn_tensor *target) {
   if (source->rank != target->rank)
     return attn_fail(ATTN_INVALID_SHAPE, "copy: rank %d to rank %d", source->rank, target->rank);
@@ -339,6 +412,8 @@ attn_status attn_tensor_copy(const attn_tensor *source, const attn_tensor *targe
   ATTN_TRY(check_readable("copy", source));
   ATTN_TRY(check_readable("copy", target));
   if (attn_tensor_count(source) == 0) return ATTN_OK;
+  if (attn_is_cuda(source->device) || attn_is_cuda(target->device))
+    return copy_between(source, target);
 
   size_t source_size = dtypes[source->dtype].size, target_size = dtypes[target->dtype].size;
   int last = source->rank - 1;
@@ -385,6 +460,11 @@ attn_status attn_tensor_fill(const attn_tensor *tensor, double value) {
   ATTN_TRY(check_readable("fill", tensor));
   ATTN_TRY(check_holds(tensor->dtype, value));
   if (attn_tensor_count(tensor) == 0) return ATTN_OK;
+  if (attn_is_cuda(tensor->device)) {
+    attn_gpu *gpu = attn_gpu_of(tensor);
+    if (!gpu) return ATTN_UNSUPPORTED;
+    return attn_gpu_check(gpu, gpu->cuda->fill(tensor, value, gpu->stream));
+  }
   size_t size = dtypes[tensor->dtype].size;
   int64_t length = tensor->rank ? tensor->shape[tensor->rank - 1] : 1;
   int64_t step = tensor->rank ? tensor->stride[tensor->rank - 1] : 1;
@@ -397,7 +477,11 @@ attn_status attn_tensor_fill(const attn_tensor *tensor, double value) {
 }
 
 double attn_tensor_get(const attn_tensor *tensor, const int64_t *index) {
-  return load((const char *)tensor->data +
-                  element_offset(tensor, index) * (int64_t)dtypes[tensor->dtype].size,
-              tensor->dtype);
+  size_t size = dtypes[tensor->dtype].size;
+  const char *element = (const char *)tensor->data + element_offset(tensor, index) * (int64_t)size;
+  if (!attn_is_cuda(tensor->device)) return load(element, tensor->dtype);
+  char here[8] = {0}; /* zero where the device has failed: whoever reads next is told */
+  if (attn_device_copy(tensor->device, here, element, size) == ATTN_OK)
+    (void)attn_device_synchronize(tensor->device);
+  return load(here, tensor->dtype);
 }

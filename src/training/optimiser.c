@@ -2,6 +2,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 #include "engines/dense/dense.h"
+#include "tensor/device.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -18,6 +19,8 @@ struct attn_optimiser {
   int64_t step;
   attn_tensor *m, *v; /* [count] */
   double *block_sums; /* [blocks of the largest parameter] */
+  attn_gpu *gpu;      /* where the parameters are; NULL: the processor */
+  double *gpu_sums;   /* there: a sum of squares for each parameter, and scratch behind them */
   char **names;       /* [1 + 2 count] of the state's tensors */
 };
 
@@ -63,8 +66,9 @@ static attn_status check_parameter(const attn_parameter *parameter) {
   if (!attn_tensor_is_contiguous(value) || !attn_tensor_is_contiguous(gradient))
     return attn_fail(ATTN_INVALID_SHAPE, "optimiser: %s or its gradient is not contiguous",
                      parameter->name);
-  if (value->device.kind != ATTN_CPU || gradient->device.kind != ATTN_CPU)
-    return attn_fail(ATTN_UNSUPPORTED, "optimiser: %s is not in CPU memory", parameter->name);
+  if (!attn_same_device(value->device, gradient->device))
+    return attn_fail(ATTN_INVALID_ARGUMENT, "optimiser: %s and its gradient are on two devices",
+                     parameter->name);
   if (attn_tensor_count(value) && (!value->data || !gradient->data))
     return attn_fail(ATTN_INVALID_ARGUMENT, "optimiser: %s or its gradient has no data",
                      parameter->name);
@@ -108,13 +112,23 @@ static attn_status allocate(attn_optimiser *optimiser, attn_parameter *const *pa
   if (!optimiser->m || !optimiser->v) return ATTN_OUT_OF_MEMORY;
   for (int64_t i = 0; i < count; ++i) {
     const attn_tensor *value = &optimiser->parameters[i]->value;
-    ATTN_TRY(attn_tensor_create(value->dtype, value->rank, value->shape, &optimiser->m[i]));
-    ATTN_TRY(attn_tensor_create(value->dtype, value->rank, value->shape, &optimiser->v[i]));
+    ATTN_TRY(attn_tensor_create_on(value->device, value->dtype, value->rank, value->shape,
+                                   &optimiser->m[i]));
+    ATTN_TRY(attn_tensor_create_on(value->device, value->dtype, value->rank, value->shape,
+                                   &optimiser->v[i]));
     int64_t blocks = blocks_of(attn_tensor_count(value));
     if (blocks > most_blocks) most_blocks = blocks;
   }
-  optimiser->block_sums = attn_alloc_array((size_t)most_blocks, sizeof(double));
+  int64_t sums = most_blocks > count ? most_blocks : count;
+  optimiser->block_sums = attn_alloc_array((size_t)sums, sizeof(double));
   if (!optimiser->block_sums) return ATTN_OUT_OF_MEMORY;
+  attn_device device = optimiser->parameters[0]->value.device;
+  if (attn_is_cuda(device)) {
+    optimiser->gpu = attn_gpu_of(&optimiser->parameters[0]->value);
+    optimiser->gpu_sums =
+        attn_device_alloc(device, (size_t)(count + ATTN_CUDA_PARTS) * sizeof(double));
+    if (!optimiser->gpu_sums) return ATTN_OUT_OF_MEMORY;
+  }
   return allocate_names(optimiser);
 }
 
@@ -144,6 +158,8 @@ void attn_optimiser_destroy(attn_optimiser *optimiser) {
   }
   for (int64_t i = 0; optimiser->names && i < 1 + 2 * optimiser->count; ++i)
     attn_free(optimiser->names[i]);
+  if (optimiser->gpu_sums)
+    attn_device_free(optimiser->parameters[0]->value.device, optimiser->gpu_sums);
   attn_free(optimiser->names);
   attn_free(optimiser->parameters);
   attn_free(optimiser->block_sums);
@@ -239,16 +255,33 @@ static void update_parameter(const attn_parameter *parameter, const attn_tensor 
 
 /* -- One step -- */
 
+/* Sums of squares of all gradients, one each, from the GPU; they come together. */
+static attn_status squares_on_gpu(const attn_optimiser *o) {
+  const attn_gpu *gpu = o->gpu;
+  for (int64_t i = 0; i < o->count; ++i)
+    ATTN_TRY(
+        attn_gpu_check(gpu, gpu->cuda->sum_squares(&o->parameters[i]->gradient, &o->gpu_sums[i],
+                                                   o->gpu_sums + o->count, gpu->stream)));
+  attn_device device = o->parameters[0]->value.device;
+  ATTN_TRY(attn_device_copy(device, o->block_sums, o->gpu_sums, (size_t)o->count * sizeof(double)));
+  return attn_device_synchronize(device);
+}
+
+/* The sum of squares of gradient i; on a GPU after squares_on_gpu. */
+static double squares_of(const attn_optimiser *o, int64_t i) {
+  return o->gpu ? o->block_sums[i] : sum_of_squares(&o->parameters[i]->gradient, o->block_sums);
+}
+
 double attn_optimiser_norm(const attn_optimiser *optimiser) {
   double sum = 0;
-  for (int64_t i = 0; i < optimiser->count; ++i)
-    sum += sum_of_squares(&optimiser->parameters[i]->gradient, optimiser->block_sums);
+  if (optimiser->gpu && squares_on_gpu(optimiser) != ATTN_OK) return NAN;
+  for (int64_t i = 0; i < optimiser->count; ++i) sum += squares_of(optimiser, i);
   return sqrt(sum);
 }
 
 static attn_status fail_not_finite(const attn_optimiser *optimiser) {
   for (int64_t i = 0; i < optimiser->count; ++i)
-    if (!isfinite(sum_of_squares(&optimiser->parameters[i]->gradient, optimiser->block_sums)))
+    if (!isfinite(squares_of(optimiser, i)))
       return attn_fail(ATTN_INVALID_ARGUMENT,
                        "optimiser: the gradient of %s is not finite at step %lld; nothing was "
                        "changed",
@@ -265,6 +298,18 @@ static attn_status renew_weights(attn_optimiser *optimiser) {
     if (parameter->weight) ATTN_TRY(attn_weight_set(parameter->weight, &parameter->value));
   }
   return ATTN_OK;
+}
+
+/* The same by one launch, which also renews the weight's compute form and zeroes the gradient. */
+static attn_status update_on_gpu(attn_optimiser *o, int64_t i, double learning_rate,
+                                 const update *u) {
+  attn_parameter *p = o->parameters[i];
+  attn_gpu *gpu = o->gpu;
+  double decay = p->decay ? o->options.weight_decay : 0, t = (double)o->step;
+  return attn_gpu_check(gpu, gpu->cuda->adamw(&p->value, &p->gradient, &o->m[i], &o->v[i], NULL,
+                                              learning_rate, u->beta1, u->beta2, u->epsilon, decay,
+                                              1 - pow(u->beta1, t), 1 - pow(u->beta2, t), u->scale,
+                                              gpu->stream));
 }
 
 attn_status attn_optimiser_step(attn_optimiser *optimiser, double learning_rate,
@@ -290,7 +335,10 @@ attn_status attn_optimiser_step(attn_optimiser *optimiser, double learning_rate,
   for (int64_t i = 0; i < optimiser->count; ++i) {
     const attn_parameter *parameter = optimiser->parameters[i];
     u.decay = parameter->decay ? learning_rate * options->weight_decay : 0;
-    update_parameter(parameter, &optimiser->m[i], &optimiser->v[i], &u);
+    if (optimiser->gpu)
+      ATTN_TRY(update_on_gpu(optimiser, i, learning_rate, &u));
+    else
+      update_parameter(parameter, &optimiser->m[i], &optimiser->v[i], &u);
   }
   return renew_weights(optimiser);
 }
@@ -299,7 +347,7 @@ void attn_optimiser_zero_gradients(attn_optimiser *optimiser) {
   for (int64_t i = 0; i < optimiser->count; ++i) {
     const attn_tensor *gradient = &optimiser->parameters[i]->gradient;
     size_t size = (size_t)attn_tensor_count(gradient) * attn_dtype_size(gradient->dtype);
-    if (size) memset(gradient->data, 0, size);
+    if (size) (void)attn_device_zero(gradient->device, gradient->data, size);
   }
 }
 

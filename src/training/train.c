@@ -18,6 +18,7 @@
 #include "files/corpus.h"
 #include "base/io.h"
 #include "models/model.h"
+#include "tensor/device.h"
 #include "training/checkpoint.h"
 #include "training/schedule.h"
 
@@ -34,6 +35,7 @@ enum {
   LINE_SIZE = 320,
   MESSAGE_SIZE = 512,
   THREAD_TOKENS = 512, /* of each thread at a time: a layer's activations fit the L2 cache */
+  GPU_TOKENS = 16384,  /* at a time on a GPU: enough for its products, little enough memory */
 };
 
 typedef struct run {
@@ -52,6 +54,7 @@ typedef struct run {
   int32_t *windows;            /* [batch * accumulation, length + 1]: the text of one step */
   int32_t *inputs, *targets;   /* [piece * length] */
   char *checkpoint, *svg, *csv;
+  uint64_t starting_weights;
   int64_t piece; /* windows that go forward and backward at a time */
   int64_t first_step, parameter_count;
   attn_progress speed; /* in tokens */
@@ -166,6 +169,17 @@ static attn_status open_corpus(run *r) {
   return ATTN_OK;
 }
 
+/* Of the weights that a run starts from; 0 for fresh ones, which configuration and seed give. */
+static uint64_t starting_weights(const run *r) {
+  uint64_t value = ATTN_HASH_START;
+  for (int64_t i = 0; r->options.model && i < r->model->parameter_count; ++i) {
+    const attn_tensor *master = &r->model->parameters[i].value;
+    value = attn_hash(value, master->data,
+                      (size_t)attn_tensor_count(master) * attn_dtype_size(master->dtype));
+  }
+  return r->options.model ? value : 0;
+}
+
 static attn_status open_model(run *r) {
   const attn_training_options *o = &r->options;
   const char *config = o->config ? o->config : attn_training_default_config();
@@ -177,6 +191,8 @@ static attn_status open_model(run *r) {
                      "training: the model has a vocabulary of %lld; the bytes of a text need %d",
                      (long long)r->model->config.vocabulary, BYTE_VALUES);
   ATTN_TRY(attn_model_make_trainable(r->model));
+  r->starting_weights = starting_weights(r);
+  ATTN_TRY(attn_model_move(r->model, o->device));
   r->parameters = attn_alloc_array((size_t)r->model->parameter_count, sizeof *r->parameters);
   if (!r->parameters) return ATTN_OUT_OF_MEMORY;
   for (int64_t i = 0; i < r->model->parameter_count; ++i) {
@@ -192,7 +208,8 @@ static attn_status open_model(run *r) {
 }
 
 static int64_t choose_piece(const attn_training_options *o) {
-  int64_t windows = THREAD_TOKENS * (int64_t)attn_get_threads() / o->length;
+  int64_t tokens = attn_is_cuda(o->device) ? GPU_TOKENS : THREAD_TOKENS * attn_get_threads();
+  int64_t windows = tokens / o->length;
   if (windows < 1) windows = 1;
   return windows < o->batch ? windows : o->batch;
 }
@@ -211,26 +228,16 @@ static attn_status allocate(run *r) {
     return ATTN_OUT_OF_MEMORY;
   int64_t validations = o->steps < MOST_VALIDATIONS ? o->steps : MOST_VALIDATIONS;
   ATTN_TRY(attn_history_create(o->steps, validations, &r->history));
-  return attn_graph_create(o->compute, &r->graph);
-}
-
-/* Of the weights that a run starts from; 0 for fresh ones, which configuration and seed give. */
-static uint64_t starting_weights(const run *r) {
-  uint64_t value = ATTN_HASH_START;
-  for (int64_t i = 0; r->options.model && i < r->model->parameter_count; ++i) {
-    const attn_tensor *master = &r->parameters[i]->value;
-    value = attn_hash(value, master->data,
-                      (size_t)attn_tensor_count(master) * attn_dtype_size(master->dtype));
-  }
-  return r->options.model ? value : 0;
+  return attn_graph_create_on(o->device, o->compute, &r->graph);
 }
 
 static attn_status identify(run *r) {
   const attn_training_options *o = &r->options;
   attn_identity *id = &r->identity;
-  attn_identity_hash(id, "starting_weights", starting_weights(r));
+  attn_identity_hash(id, "starting_weights", r->starting_weights);
   attn_identity_integer(id, "seed", (int64_t)o->seed);
   attn_identity_text(id, "compute", attn_dtype_name(o->compute));
+  if (attn_is_cuda(o->device)) attn_identity_text(id, "device", "cuda");
   attn_identity_integer(id, "training_bytes", attn_corpus_size(r->corpus, ATTN_TRAINING));
   attn_identity_integer(id, "validation_bytes", attn_corpus_size(r->corpus, ATTN_VALIDATION));
   attn_identity_hash(id, "text", attn_corpus_fingerprint(r->corpus));

@@ -18,7 +18,7 @@ static const int64_t page_bytes = PAGE * WIDTH * sizeof(float);
 static attn_state *create(const attn_state_part *part, int64_t capacity, int64_t sharers,
                           const attn_state *family) {
   attn_state *state = NULL;
-  assert_ok(attn_state_create(part, 1, capacity, sharers, family, &state));
+  assert_ok(attn_state_create((attn_device){0}, part, 1, capacity, sharers, family, &state));
   return state;
 }
 
@@ -172,19 +172,24 @@ static void test_bad_arguments(void **unused) {
   attn_state *state = NULL;
   const int64_t capacities[] = {0, -1, INT64_MIN, INT64_MAX, (int64_t)INT32_MAX};
   for (size_t i = 0; i < sizeof capacities / sizeof *capacities; ++i)
-    assert_int_equal(attn_state_create(&rows_part, 1, capacities[i], 1, NULL, &state),
-                     ATTN_INVALID_ARGUMENT);
+    assert_int_equal(
+        attn_state_create((attn_device){0}, &rows_part, 1, capacities[i], 1, NULL, &state),
+        ATTN_INVALID_ARGUMENT);
   const int64_t sharers[] = {0, -1, INT64_MAX};
   for (size_t i = 0; i < sizeof sharers / sizeof *sharers; ++i)
-    assert_int_equal(attn_state_create(&rows_part, 1, 1000, sharers[i], NULL, &state),
-                     ATTN_INVALID_ARGUMENT);
-  assert_int_equal(attn_state_create(&rows_part, -1, 10, 1, NULL, &state), ATTN_INVALID_ARGUMENT);
-  assert_int_equal(attn_state_create(&rows_part, ATTN_STATE_PARTS + 1, 10, 1, NULL, &state),
+    assert_int_equal(
+        attn_state_create((attn_device){0}, &rows_part, 1, 1000, sharers[i], NULL, &state),
+        ATTN_INVALID_ARGUMENT);
+  assert_int_equal(attn_state_create((attn_device){0}, &rows_part, -1, 10, 1, NULL, &state),
                    ATTN_INVALID_ARGUMENT);
+  assert_int_equal(
+      attn_state_create((attn_device){0}, &rows_part, ATTN_STATE_PARTS + 1, 10, 1, NULL, &state),
+      ATTN_INVALID_ARGUMENT);
   attn_state *family = create(&rows_part, 10, 1, NULL);
   attn_state_part wider = rows_part;
   wider.shape[0] = WIDTH + 1;
-  assert_int_equal(attn_state_create(&wider, 1, 10, 1, family, &state), ATTN_INVALID_ARGUMENT);
+  assert_int_equal(attn_state_create((attn_device){0}, &wider, 1, 10, 1, family, &state),
+                   ATTN_INVALID_ARGUMENT);
   attn_state_destroy(family);
   attn_state_destroy(NULL);
 }
@@ -198,7 +203,7 @@ static void test_out_of_memory(void **unused) {
   for (bool failed = true; failed; ++n) {
     attn_state *state = NULL;
     attn_fault_arm(ATTN_FAULT_ALLOC, n);
-    attn_status status = attn_state_create(parts, 2, 100, 1, NULL, &state);
+    attn_status status = attn_state_create((attn_device){0}, parts, 2, 100, 1, NULL, &state);
     failed = attn_fault_disarm(ATTN_FAULT_ALLOC);
     assert_int_equal(status, failed ? ATTN_OUT_OF_MEMORY : ATTN_OK);
     attn_state_destroy(state);

@@ -372,7 +372,7 @@ attn_status test_state_create(const test_layer *layer, int64_t capacity, int64_t
   attn_state_part parts[ATTN_STATE_PARTS];
   int count = layer->mixer->state(&layer->options, layer->compute, parts);
   assert_in_range(count, 1, ATTN_STATE_PARTS);
-  return attn_state_create(parts, count, capacity, sharers, family, state);
+  return attn_state_create((attn_device){0}, parts, count, capacity, sharers, family, state);
 }
 
 /* sum(r (.) y) as a product with one row, r, on the tape. */

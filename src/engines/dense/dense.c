@@ -2,6 +2,7 @@
 #include "base/status.h"
 #include "engines/dense/product.h"
 #include "kernels/kernels.h"
+#include "tensor/device.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -25,6 +26,7 @@ typedef struct form {
 struct attn_weight {
   int64_t outputs, inputs;
   attn_dtype dtype;
+  attn_device device;       /* where the values are; on a GPU they have no packed forms */
   attn_matrix values;       /* borrowed, or in `owned`; no data where there are blocks */
   attn_block_matrix blocks; /* borrowed; no data where there are values */
   void *owned;
@@ -62,7 +64,7 @@ void attn_weight_destroy(attn_weight *weight) {
   pthread_mutex_destroy(&weight->lock);
   attn_free(weight->forward.packed.data);
   attn_free(weight->backward.packed.data);
-  attn_free(weight->owned);
+  attn_device_free(weight->device, weight->owned);
   attn_free(weight);
 }
 
@@ -70,6 +72,7 @@ attn_tensor attn_weight_values(const attn_weight *weight) {
   const attn_matrix *values = &weight->values;
   return (attn_tensor){.data = values->data,
                        .dtype = weight->dtype,
+                       .device = weight->device,
                        .rank = 2,
                        .shape = {weight->outputs, weight->inputs},
                        .stride = {values->stride[0], 1}};
@@ -93,8 +96,6 @@ static attn_status check(const char *name, const attn_tensor *tensor, int64_t ro
   if (columns > 1 && tensor->stride[1] != 1)
     return attn_fail(ATTN_INVALID_SHAPE, "dense: %s has innermost stride %lld, expected 1", name,
                      (long long)tensor->stride[1]);
-  if (tensor->device.kind != ATTN_CPU)
-    return attn_fail(ATTN_UNSUPPORTED, "dense: %s is not on the CPU", name);
   if (shape[0] > 0 && columns > 0 && !tensor->data)
     return attn_fail(ATTN_INVALID_ARGUMENT, "dense: %s has no data", name);
   return ATTN_OK;
@@ -153,13 +154,15 @@ static void round_rows(const attn_matrix *source, uint16_t *target) {
 static attn_status keep_converted(attn_weight *weight, const attn_tensor *w) {
   size_t bytes = (size_t)(weight->outputs * weight->inputs) * attn_dtype_size(weight->dtype);
   if (!weight->owned) {
-    weight->owned = attn_alloc(bytes);
+    weight->owned = attn_device_alloc(weight->device, bytes);
     if (!weight->owned) return ATTN_OUT_OF_MEMORY;
     weight->owned_bytes = bytes;
   }
   attn_tensor copy;
   ATTN_TRY(attn_tensor_wrap(weight->owned, weight->dtype, 2, w->shape, &copy));
-  if (w->dtype == ATTN_F32 && weight->dtype == ATTN_BF16 && w->stride[1] == 1) {
+  copy.device = weight->device;
+  if (!attn_is_cuda(w->device) && w->dtype == ATTN_F32 && weight->dtype == ATTN_BF16 &&
+      w->stride[1] == 1) {
     attn_matrix source = matrix_of(w);
     round_rows(&source, weight->owned);
   } else {
@@ -178,7 +181,12 @@ attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w) {
                      w ? (long long)w->shape[0] : 0, w ? (long long)w->shape[1] : 0,
                      w ? w->rank : 0, (long long)weight->outputs, (long long)weight->inputs);
   if (!w->data) return attn_fail(ATTN_INVALID_ARGUMENT, "weight: w has no data");
-  if (w->device.kind != ATTN_CPU) return attn_fail(ATTN_UNSUPPORTED, "weight: w is not on the CPU");
+  if (!attn_same_device(w->device, weight->device)) { /* what it owned lies elsewhere */
+    attn_device_free(weight->device, weight->owned);
+    weight->owned = NULL;
+    weight->owned_bytes = 0;
+    weight->device = w->device;
+  }
   atomic_store(&weight->forward.ready, NULL);
   atomic_store(&weight->backward.ready, NULL);
   if (w->dtype != weight->dtype || (w->stride[1] != 1 && weight->inputs > 1))
@@ -395,6 +403,21 @@ static attn_status few_rows(const attn_matrix *x, const attn_weight *weight, con
   return ATTN_OK;
 }
 
+/* --- On a GPU --------------------------------------------------------------------------------- */
+
+/* c (+)= op(a) op(b) by the module's library, which takes the matrices as they lie. */
+static attn_status multiply_on_gpu(const attn_tensor *a, bool transpose_a, const attn_tensor *b,
+                                   bool transpose_b, const attn_tensor *c, bool accumulate) {
+  if (!attn_same_device(a->device, c->device) || !attn_same_device(b->device, c->device))
+    return attn_fail(ATTN_UNSUPPORTED, "dense: the operands are on different devices");
+  attn_gpu *gpu = attn_gpu_of(c);
+  if (!gpu) return ATTN_UNSUPPORTED;
+  attn_cuda_dense *dense = attn_gpu_dense(gpu);
+  if (!dense) return ATTN_UNSUPPORTED;
+  return attn_gpu_check(
+      gpu, gpu->cuda->matmul(dense, a, transpose_a, b, transpose_b, c, accumulate, gpu->stream));
+}
+
 /* --- The three products ----------------------------------------------------------------------- */
 
 static attn_status check_weight(const attn_weight *weight, const attn_arena *scratch) {
@@ -420,6 +443,10 @@ attn_status attn_dense_forward(attn_weight *weight, const attn_tensor *x, const 
   ATTN_TRY(check_dtype("x", x, weight->dtype, weight->dtype));
   ATTN_TRY(check_result("y", y, weight->dtype));
   if (x->shape[0] == 0) return ATTN_OK;
+  if (attn_is_cuda(y->device)) {
+    attn_tensor w = attn_weight_values(weight);
+    return multiply_on_gpu(x, false, &w, true, y, accumulate);
+  }
   attn_matrix a = matrix_of(x), c = matrix_of(y), b = transposed(&weight->values);
   attn_arena_mark mark = attn_arena_get_mark(scratch);
   attn_status status;
@@ -441,6 +468,10 @@ attn_status attn_dense_backward_input(attn_weight *weight, const attn_tensor *dy
   ATTN_TRY(check_dtype("dy", dy, weight->dtype, weight->dtype));
   ATTN_TRY(check_result("dx", dx, weight->dtype));
   if (dy->shape[0] == 0) return ATTN_OK;
+  if (attn_is_cuda(dx->device)) {
+    attn_tensor w = attn_weight_values(weight);
+    return multiply_on_gpu(dy, false, &w, false, dx, accumulate);
+  }
   attn_matrix a = matrix_of(dy), c = matrix_of(dx);
   attn_arena_mark mark = attn_arena_get_mark(scratch);
   attn_status status =
@@ -596,6 +627,10 @@ attn_status attn_dense_backward_weight(const attn_tensor *dy, const attn_tensor 
   ATTN_TRY(check_dtype("x", x, dy->dtype, dy->dtype));
   ATTN_TRY(check_dtype("dw", dw, wider(dy->dtype), wider(dy->dtype)));
   ATTN_TRY(check_result("dw", dw, dy->dtype));
+  if (attn_is_cuda(dw->device)) {
+    if (dy->shape[0] > 0) return multiply_on_gpu(dy, true, x, false, dw, accumulate);
+    return accumulate ? ATTN_OK : attn_tensor_fill(dw, 0);
+  }
   attn_matrix a = matrix_of(dy), b = matrix_of(x), c = matrix_of(dw);
   if (a.rows == 0) {
     if (!accumulate) clear_rows(&c);

@@ -9,8 +9,9 @@
  * because there every weight is used only a few times and memory sets the speed. Quantised weights
  * are read as they are by both.
  *
- * The tensors here are matrices (rank 2) on the CPU whose innermost dimension is contiguous; the
- * row stride is free (at least the row's length, for outputs). Sums are float32, or float64 for
+ * The tensors here are matrices (rank 2), all on one device (on a GPU the module's library
+ * multiplies them as they lie, and scratch is not used), whose innermost dimension is contiguous;
+ * the row stride is free (at least the row's length, for outputs). Sums are float32, or float64 for
  * float64. The result is the same bits at the same thread count and kernel path. */
 #ifndef ATTN_ENGINES_DENSE_H
 #define ATTN_ENGINES_DENSE_H
@@ -27,10 +28,11 @@ attn_status attn_weight_create(int64_t outputs, int64_t inputs, attn_dtype compu
                                attn_weight **weight);
 void attn_weight_destroy(attn_weight *weight);
 
-/* New values, w [outputs, inputs] of any floating dtype. Borrows w when its dtype is `compute` and
- * its rows are contiguous: the caller keeps it alive, and calls this again after changing values
- * in place. Otherwise keeps a converted copy. Packed forms are remade when next needed, in the
- * memory that they have. Not to be called while another thread uses the weight. */
+/* New values, w [outputs, inputs] of any floating dtype, on the device where products will be.
+ * Borrows w when its dtype is `compute` and its rows are contiguous: the caller keeps it alive, and
+ * calls this again after changing values in place. Otherwise keeps a converted copy. Packed forms
+ * are remade when next needed, in the memory that they have. Not to be called while another thread
+ * uses the weight. */
 attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w);
 
 /* New values from blocks: [outputs, inputs] as a GGUF file has them, rows of whole blocks one after

@@ -172,8 +172,9 @@ static attn_status check_argument(const recurrent_plan *plan, const argument *ar
   if (tensor->dtype != dtype)
     return attn_fail(ATTN_INVALID_ARGUMENT, "recurrent: %s is %s, expected %s", argument->name,
                      attn_dtype_name(tensor->dtype), attn_dtype_name(dtype));
-  if (tensor->device.kind != ATTN_CPU)
-    return attn_fail(ATTN_UNSUPPORTED, "recurrent: %s is not in CPU memory", argument->name);
+  if (!attn_plan_has_device(&plan->base, tensor))
+    return attn_fail(ATTN_UNSUPPORTED, "recurrent: %s is not in %s memory", argument->name,
+                     plan->base.gpu ? "the GPU's" : "CPU");
   ATTN_TRY(check_shape(problem, argument, tensor, total));
   return check_strides(problem, argument, tensor);
 }
@@ -201,7 +202,12 @@ attn_status attn_recurrent_check(const recurrent_plan *plan, const attn_recurren
                                  attn_pass pass, const void *workspace) {
   const attn_recurrent_problem *problem = &plan->problem;
   int64_t total = 0;
-  if (problem->ragged) ATTN_TRY(check_offsets(problem, args, &total));
+  if (problem->ragged && plan->base.gpu)
+    total = args->q.shape[0]; /* offsets lie on the device */
+  else if (problem->ragged)
+    ATTN_TRY(check_offsets(problem, args, &total));
+  if (problem->ragged && !args->offsets)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "recurrent: a ragged problem needs offsets");
   for (int i = 0; i < ARGUMENTS; ++i)
     ATTN_TRY(check_argument(plan, arguments + i, tensor_of(args, arguments + i), (int)pass, total));
   if (plan->base.info.workspace_bytes && (!workspace || (uintptr_t)workspace % 64))

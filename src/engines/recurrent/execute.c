@@ -44,11 +44,21 @@ static void forward_one(const recurrent_plan *plan, const attn_recurrent_args *a
   plan->work->forward(plan, &found, first, end - first, scratch);
 }
 
+static attn_status run_on_gpu(const recurrent_plan *plan, const attn_recurrent_args *args,
+                              attn_pass pass, void *workspace) {
+  const attn_plan *base = &plan->base;
+  const attn_cuda_choice *choice = &base->choice[pass == ATTN_PASS_BACKWARD];
+  return attn_gpu_check(base->gpu,
+                        base->gpu->cuda->recurrent_run(&base->gpu->device, choice, &plan->problem,
+                                                       pass, args, workspace, base->gpu->stream));
+}
+
 attn_status attn_recurrent_forward(const attn_plan *base, const attn_recurrent_args *args,
                                    void *workspace) {
   ATTN_TRY(check_plan(base, args, ATTN_PASS_FORWARD));
   const recurrent_plan *plan = (const recurrent_plan *)base;
   ATTN_TRY(attn_recurrent_check(plan, args, ATTN_PASS_FORWARD, workspace));
+  if (base->gpu) return run_on_gpu(plan, args, ATTN_PASS_FORWARD, workspace);
   int64_t units = plan->problem.batch * plan->problem.value_heads * plan->slices;
   int threads = threads_for(plan, units);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -107,6 +117,7 @@ attn_status attn_recurrent_backward(const attn_plan *base, const attn_recurrent_
   ATTN_TRY(check_plan(base, args, ATTN_PASS_BACKWARD));
   const recurrent_plan *plan = (const recurrent_plan *)base;
   ATTN_TRY(attn_recurrent_check(plan, args, ATTN_PASS_BACKWARD, workspace));
+  if (base->gpu) return run_on_gpu(plan, args, ATTN_PASS_BACKWARD, workspace);
   int64_t units = plan->problem.batch * plan->problem.heads;
   int threads = threads_for(plan, units);
 #pragma omp parallel num_threads(threads) if (threads > 1)

@@ -49,7 +49,8 @@ static attn_status check_ranges(const attn_recurrent_problem *p) {
 }
 
 static attn_status check_problem(const attn_recurrent_problem *p) {
-  if (p->dtype != ATTN_F64 && p->dtype != ATTN_F32 && p->dtype != ATTN_BF16)
+  bool half = p->dtype == ATTN_F16 && attn_is_cuda(p->device);
+  if (p->dtype != ATTN_F64 && p->dtype != ATTN_F32 && p->dtype != ATTN_BF16 && !half)
     return attn_fail(ATTN_UNSUPPORTED,
                      "recurrent: dtype is %s, expected float64, float32 or bfloat16",
                      (unsigned)p->dtype < ATTN_DTYPE_COUNT ? attn_dtype_name(p->dtype) : "unknown");
@@ -210,6 +211,40 @@ static void describe(recurrent_plan *plan) {
              (long long)plan->segments);
 }
 
+/* Lets the CUDA module choose for each pass. */
+static attn_status plan_on_gpu(recurrent_plan *plan) {
+  const attn_recurrent_problem *p = &plan->problem;
+  attn_plan *base = &plan->base;
+  base->gpu = attn_gpu_open(p->device.index);
+  if (!base->gpu) return ATTN_UNSUPPORTED;
+  static const attn_pass passes[] = {ATTN_PASS_FORWARD, ATTN_PASS_BACKWARD};
+  for (int i = 0; i < 2; ++i) {
+    attn_cuda_choice *choice = attn_plan_choice(base, passes[i]);
+    if (!(p->passes & (int)passes[i])) continue;
+    ATTN_TRY(attn_gpu_check(
+        base->gpu, base->gpu->cuda->recurrent_plan(&base->gpu->device, p, passes[i], choice)));
+    if (choice->workspace_bytes > base->info.workspace_bytes)
+      base->info.workspace_bytes = choice->workspace_bytes;
+  }
+  snprintf(base->info.description, sizeof base->info.description,
+           "recurrent %s, %s, %s on %.64s: %s", attn_dtype_name(p->dtype), decay_names[p->decay],
+           p->update == ATTN_UPDATE_DELTA ? "delta rule" : "additive", base->gpu->device.name,
+           base->choice[p->passes == ATTN_PASS_BACKWARD].description);
+  return ATTN_OK;
+}
+
+static attn_status plan_on_cpu(recurrent_plan *plan) {
+  const attn_recurrent_problem *p = &plan->problem;
+  plan->work = choose_work(p, plan->base.kernels->path);
+  plan->step_tokens = p->block ? 0 : RECURRENT_STEP_TOKENS;
+  plan->slices = choose_slices(p, plan->base.threads);
+  ATTN_TRY(choose_block(plan));
+  choose_segments(plan);
+  ATTN_TRY(size_workspace(plan));
+  describe(plan);
+  return ATTN_OK;
+}
+
 attn_status attn_recurrent_plan(const attn_recurrent_problem *problem, attn_plan **result) {
   if (!result) return attn_fail(ATTN_INVALID_ARGUMENT, "recurrent: plan is NULL");
   *result = NULL;
@@ -221,20 +256,12 @@ attn_status attn_recurrent_plan(const attn_recurrent_problem *problem, attn_plan
   plan->base.kernels = attn_kernels_get();
   plan->base.threads = attn_get_threads();
   plan->problem = own;
-  plan->work = choose_work(&own, plan->base.kernels->path);
-  plan->step_tokens = own.block ? 0 : RECURRENT_STEP_TOKENS;
-  plan->slices = choose_slices(&own, plan->base.threads);
-  attn_status status = choose_block(plan);
-  if (status == ATTN_OK) {
-    choose_segments(plan);
-    status = size_workspace(plan);
-  }
+  attn_status status = attn_is_cuda(own.device) ? plan_on_gpu(plan) : plan_on_cpu(plan);
   if (status != ATTN_OK) {
     attn_free(plan);
     return status;
   }
   count_work(plan);
-  describe(plan);
   *result = &plan->base;
   return ATTN_OK;
 }

@@ -198,6 +198,7 @@ attn_status attn_softmax_backward(const attn_plan *base, const attn_softmax_args
                      base && args ? "the plan is of another engine" : "NULL argument");
   const softmax_plan *plan = (const softmax_plan *)base;
   ATTN_TRY(attn_softmax_check(plan, args, ATTN_PASS_BACKWARD, workspace));
+  if (base->gpu) return attn_softmax_run_on_gpu(plan, args, ATTN_PASS_BACKWARD, workspace);
   const call call = {plan, args, workspace};
   int64_t pairs = plan->problem.batch * plan->problem.kv_heads, at_once = plan->backward.at_once;
   int64_t blocks = attn_ceil_div(plan->problem.key_length, plan->grad_keys);

@@ -26,8 +26,6 @@ static attn_status check_tensor(const char *name, const attn_tensor *tensor, att
   if (tensor->dtype != dtype)
     return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: %s is %s, expected %s", name,
                      attn_dtype_name(tensor->dtype), attn_dtype_name(dtype));
-  if (tensor->device.kind != ATTN_CPU)
-    return attn_fail(ATTN_UNSUPPORTED, "softmax: %s is not in CPU memory", name);
   bool fits = tensor->rank == rank;
   for (int i = 0; fits && i < rank; ++i)
     fits = shape[i] < 0 ? tensor->shape[i] >= 0 : tensor->shape[i] == shape[i];
@@ -44,6 +42,34 @@ static attn_status check_tensor(const char *name, const attn_tensor *tensor, att
       return attn_fail(ATTN_INVALID_SHAPE,
                        "softmax: %s has stride 0 in axis %d, but every element is written", name,
                        i);
+  return ATTN_OK;
+}
+
+/* The tensors of a call lie where the plan runs. */
+static attn_status check_devices(const softmax_plan *plan, const attn_softmax_args *args) {
+  const struct {
+    const char *name;
+    const attn_tensor *tensor;
+  } all[] = {{"q", &args->q},
+             {"k", &args->k},
+             {"v", &args->v},
+             {"o", &args->o},
+             {"lse", &args->lse},
+             {"bias", &args->bias},
+             {"d_o", &args->d_o},
+             {"d_lse", &args->d_lse},
+             {"d_q", &args->d_q},
+             {"d_k", &args->d_k},
+             {"d_v", &args->d_v},
+             {"d_bias", &args->d_bias},
+             {"sinks", &args->sinks},
+             {"d_sinks", &args->d_sinks},
+             {"alibi_slopes", &args->alibi_slopes},
+             {"page_table", &args->page_table}};
+  for (size_t i = 0; i < sizeof all / sizeof *all; ++i)
+    if (all[i].tensor->data && !attn_plan_has_device(&plan->base, all[i].tensor))
+      return attn_fail(ATTN_UNSUPPORTED, "softmax: %s is not in %s memory", all[i].name,
+                       plan->base.gpu ? "the GPU's" : "CPU");
   return ATTN_OK;
 }
 
@@ -98,6 +124,7 @@ static attn_status check_pages(const attn_softmax_problem *problem, const attn_s
   const attn_tensor *table = &args->page_table;
   const int64_t shape[] = {problem->batch, -1};
   ATTN_TRY(check_tensor("page_table", table, ATTN_I32, 2, shape, DENSE));
+  if (attn_is_cuda(table->device)) return ATTN_OK;
   const int32_t *pages = table->data;
   for (int64_t b = 0; b < problem->batch; ++b) {
     int64_t used = attn_ceil_div(keys_of(problem, args, b), problem->page_size);
@@ -185,10 +212,12 @@ attn_status attn_softmax_check(const softmax_plan *plan, const attn_softmax_args
   if (!(problem->passes & (int)pass))
     return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: the plan was not made for the %s pass",
                      forward ? "forward" : "backward");
-  if (((uintptr_t)workspace & 63) || !workspace)
+  bool wanted = !plan->base.gpu || plan->base.info.workspace_bytes;
+  if (wanted && (((uintptr_t)workspace & 63) || !workspace))
     return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: workspace is %s, expected %zu bytes",
                      workspace ? "not aligned to 64 bytes" : "NULL",
                      plan->base.info.workspace_bytes);
+  ATTN_TRY(check_devices(plan, args));
   int64_t queries = args->q.shape[0], keys = args->k.shape[0];
   ATTN_TRY(check_tokens(problem, "q", &args->q, problem->query_length, -1, problem->heads,
                         problem->dim, 0));
@@ -198,7 +227,9 @@ attn_status attn_softmax_check(const softmax_plan *plan, const attn_softmax_args
                         problem->value_dim, forward ? WRITTEN : 0));
   ATTN_TRY(check_statistics(problem, "lse", &args->lse, queries, forward ? WRITTEN | OPTIONAL : 0));
   ATTN_TRY(check_score_terms(problem, args));
-  ATTN_TRY(check_lengths(problem, args));
+  if (!plan->base.gpu) ATTN_TRY(check_lengths(problem, args));
+  if (problem->ragged && (!args->query_offsets || !args->key_offsets))
+    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: ragged, but offsets are NULL");
   if (problem->paged) ATTN_TRY(check_pages(problem, args));
   return forward ? ATTN_OK : check_backward(problem, args, queries, keys);
 }
@@ -268,4 +299,13 @@ attn_softmax_sequence attn_softmax_sequence_of(const softmax_plan *plan,
       .bias_key = args->bias.stride[3],
       .d_bias_key = args->d_bias.stride[3],
   };
+}
+
+attn_status attn_softmax_run_on_gpu(const softmax_plan *plan, const attn_softmax_args *args,
+                                    attn_pass pass, void *workspace) {
+  const attn_plan *base = &plan->base;
+  const attn_cuda_choice *choice = &base->choice[pass == ATTN_PASS_BACKWARD];
+  return attn_gpu_check(base->gpu,
+                        base->gpu->cuda->softmax_run(&base->gpu->device, choice, &plan->problem,
+                                                     pass, args, workspace, base->gpu->stream));
 }

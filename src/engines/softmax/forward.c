@@ -163,6 +163,7 @@ attn_status attn_softmax_forward(const attn_plan *base, const attn_softmax_args 
                      base && args ? "the plan is of another engine" : "NULL argument");
   const softmax_plan *plan = (const softmax_plan *)base;
   ATTN_TRY(attn_softmax_check(plan, args, ATTN_PASS_FORWARD, workspace));
+  if (base->gpu) return attn_softmax_run_on_gpu(plan, args, ATTN_PASS_FORWARD, workspace);
   const call call = {plan, args, workspace};
   const cut cut = cut_of(plan);
   int64_t pairs = plan->problem.batch * plan->problem.kv_heads;

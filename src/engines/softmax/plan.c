@@ -47,7 +47,9 @@ static attn_status check_extents(const attn_softmax_problem *problem) {
 
 static attn_status check_options(const attn_softmax_problem *problem) {
   const int passes = ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD;
-  if (problem->dtype != ATTN_F64 && problem->dtype != ATTN_F32 && problem->dtype != ATTN_BF16)
+  bool half = problem->dtype == ATTN_F16 && attn_is_cuda(problem->device);
+  if (problem->dtype != ATTN_F64 && problem->dtype != ATTN_F32 && problem->dtype != ATTN_BF16 &&
+      !half)
     return attn_fail(ATTN_UNSUPPORTED, "softmax: dtype %s, expected float64, float32 or bfloat16",
                      attn_dtype_name(problem->dtype));
   if (problem->passes & ~passes || !(problem->passes & passes))
@@ -521,6 +523,49 @@ static attn_status refine(softmax_plan *plan, attn_planning planning) {
   return ATTN_OK;
 }
 
+/* Lets the CUDA module choose for each pass. */
+static attn_status plan_on_gpu(softmax_plan *plan, const attn_softmax_problem *problem) {
+  attn_plan *base = &plan->base;
+  base->engine = ATTN_ENGINE_SOFTMAX;
+  base->kernels = attn_kernels_get();
+  base->threads = attn_get_threads();
+  base->gpu = attn_gpu_open(problem->device.index);
+  if (!base->gpu) return ATTN_UNSUPPORTED;
+  plan->problem = *problem;
+  plan->scale = problem->scale != 0 ? problem->scale : 1 / sqrt((double)problem->dim);
+  plan->problem.scale = plan->scale;
+  static const attn_pass passes[] = {ATTN_PASS_FORWARD, ATTN_PASS_BACKWARD};
+  for (int i = 0; i < 2; ++i) {
+    attn_cuda_choice *choice = attn_plan_choice(base, passes[i]);
+    if (!(problem->passes & (int)passes[i])) continue;
+    ATTN_TRY(attn_gpu_check(base->gpu, base->gpu->cuda->softmax_plan(
+                                           &base->gpu->device, &plan->problem, passes[i], choice)));
+    if (choice->workspace_bytes > base->info.workspace_bytes)
+      base->info.workspace_bytes = choice->workspace_bytes;
+  }
+  snprintf(base->info.description, sizeof base->info.description, "softmax %s on %.64s: %s",
+           attn_dtype_name(problem->dtype), base->gpu->device.name,
+           base->choice[problem->passes == ATTN_PASS_BACKWARD].description);
+  return ATTN_OK;
+}
+
+static attn_status plan_on_cpu(softmax_plan *plan, const attn_softmax_problem *problem) {
+  set_up(plan, problem);
+  choose_tiles(plan);
+  finish_choices(plan);
+  ATTN_TRY(refine(plan, problem->planning));
+  if (problem->passes & ATTN_PASS_FORWARD) plan->base.info.workspace_bytes = plan->forward.total;
+  if (problem->passes & ATTN_PASS_BACKWARD) {
+    choose_backward(plan);
+    if (plan->backward.total > plan->base.info.workspace_bytes)
+      plan->base.info.workspace_bytes = plan->backward.total;
+  }
+  if (plan->base.info.workspace_bytes > SIZE_MAX / 4)
+    return attn_fail(ATTN_INVALID_SHAPE, "softmax: the problem's workspace does not fit in memory");
+  describe(plan);
+  return ATTN_OK;
+}
+
 attn_status attn_softmax_plan(const attn_softmax_problem *problem, attn_plan **out) {
   if (!problem || !out) return attn_fail(ATTN_INVALID_ARGUMENT, "softmax_plan: NULL argument");
   *out = NULL;
@@ -532,26 +577,13 @@ attn_status attn_softmax_plan(const attn_softmax_problem *problem, attn_plan **o
   ATTN_TRY(check_options(problem));
   softmax_plan *plan = attn_alloc_zero(sizeof *plan);
   if (!plan) return ATTN_OUT_OF_MEMORY;
-  set_up(plan, problem);
-  choose_tiles(plan);
-  finish_choices(plan);
-  attn_status status = refine(plan, problem->planning);
+  attn_status status =
+      attn_is_cuda(problem->device) ? plan_on_gpu(plan, problem) : plan_on_cpu(plan, problem);
   if (status != ATTN_OK) {
     attn_free(plan);
     return status;
   }
-  if (problem->passes & ATTN_PASS_FORWARD) plan->base.info.workspace_bytes = plan->forward.total;
-  if (problem->passes & ATTN_PASS_BACKWARD) {
-    choose_backward(plan);
-    if (plan->backward.total > plan->base.info.workspace_bytes)
-      plan->base.info.workspace_bytes = plan->backward.total;
-  }
-  if (plan->base.info.workspace_bytes > SIZE_MAX / 4) {
-    attn_free(plan);
-    return attn_fail(ATTN_INVALID_SHAPE, "softmax: the problem's workspace does not fit in memory");
-  }
   count_cost(plan);
-  describe(plan);
   *out = &plan->base;
   return ATTN_OK;
 }

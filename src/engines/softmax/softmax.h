@@ -144,4 +144,8 @@ double attn_softmax_merge_f64(int64_t parts, const double *o, int64_t stride_o, 
 size_t attn_softmax_forward_scratch(const softmax_plan *plan);
 size_t attn_softmax_backward_scratch(const softmax_plan *plan);
 
+/* Queues one pass of a plan for a GPU. */
+attn_status attn_softmax_run_on_gpu(const softmax_plan *plan, const attn_softmax_args *args,
+                                    attn_pass pass, void *workspace);
+
 #endif

@@ -102,3 +102,94 @@ attn_status attn_cuda_zero(int device, void *memory, size_t bytes, attn_cuda_str
   ATTN_CUDA_TRY(cudaMemsetAsync(memory, 0, bytes, (cudaStream_t)stream));
   return ATTN_OK;
 }
+
+attn_status attn_cuda_copy_rows(int device, void *to, size_t to_step, const void *from,
+                                size_t from_step, size_t bytes, size_t rows,
+                                attn_cuda_stream stream) {
+  if (bytes == 0 || rows == 0) return ATTN_OK;
+  ATTN_CUDA_TRY(cudaSetDevice(device));
+  ATTN_CUDA_TRY(cudaMemcpy2DAsync(to, to_step, from, from_step, bytes, rows, cudaMemcpyDefault,
+                                  (cudaStream_t)stream));
+  return ATTN_OK;
+}
+
+struct packet {
+  unsigned char bytes[ATTN_CUDA_STORE];
+};
+
+__global__ void store_packet(unsigned char *to, __grid_constant__ const packet from, int bytes) {
+  for (int i = threadIdx.x; i < bytes; i += blockDim.x) to[i] = from.bytes[i];
+}
+
+attn_status attn_cuda_store(int device, void *to, const void *from, size_t bytes,
+                            attn_cuda_stream stream) {
+  if (bytes > ATTN_CUDA_STORE)
+    return attn_cuda_fail(ATTN_INTERNAL, "cuda: store of %zu bytes, at most %d", bytes,
+                          (int)ATTN_CUDA_STORE);
+  packet data;
+  memcpy(data.bytes, from, bytes);
+  ATTN_CUDA_TRY(cudaSetDevice(device));
+  store_packet<<<1, 256, 0, (cudaStream_t)stream>>>((unsigned char *)to, data, (int)bytes);
+  ATTN_CUDA_TRY_LAUNCH("store");
+  return ATTN_OK;
+}
+
+/* A value of up to eight bytes, to be repeated. */
+struct pattern {
+  unsigned char bytes[8];
+  int size;
+};
+
+struct extents {
+  long long shape[ATTN_MAX_RANK], stride[ATTN_MAX_RANK], count;
+  int rank;
+};
+
+__global__ void fill_elements(char *data, extents e, pattern value) {
+  long long step = (long long)gridDim.x * blockDim.x;
+  for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < e.count; i += step) {
+    long long rest = i, at = 0;
+    for (int axis = e.rank - 1; axis >= 0; --axis) {
+      at += rest % e.shape[axis] * e.stride[axis];
+      rest /= e.shape[axis];
+    }
+    for (int b = 0; b < value.size; ++b) data[at * value.size + b] = (char)value.bytes[b];
+  }
+}
+
+static pattern pattern_of(attn_dtype dtype, double value) {
+  pattern p = {};
+  p.size = dtype == ATTN_F64 || dtype == ATTN_I64                       ? 8
+           : dtype == ATTN_F32 || dtype == ATTN_I32                     ? 4
+           : dtype == ATTN_I8 || dtype == ATTN_U8 || dtype == ATTN_BOOL ? 1
+                                                                        : 2;
+  float f = (float)value;
+  long long whole = (long long)value;
+  __nv_bfloat16 b = __double2bfloat16(value);
+  __half h = __double2half(value);
+  const void *from = &whole; /* little-endian: the low bytes of an integer of any size */
+  if (dtype == ATTN_F64) from = &value;
+  if (dtype == ATTN_F32) from = &f;
+  if (dtype == ATTN_BF16) from = &b;
+  if (dtype == ATTN_F16) from = &h;
+  memcpy(p.bytes, from, (size_t)p.size);
+  return p;
+}
+
+attn_status attn_cuda_fill(const attn_tensor *tensor, double value, attn_cuda_stream stream) {
+  extents e = {};
+  e.rank = tensor->rank;
+  e.count = 1;
+  for (int i = 0; i < tensor->rank; ++i) {
+    e.shape[i] = tensor->shape[i];
+    e.stride[i] = tensor->stride[i];
+    e.count *= tensor->shape[i];
+  }
+  if (e.count == 0) return ATTN_OK;
+  ATTN_CUDA_TRY(cudaSetDevice(tensor->device.index));
+  long long blocks = (e.count + 255) / 256;
+  fill_elements<<<(unsigned)(blocks < 4096 ? blocks : 4096), 256, 0, (cudaStream_t)stream>>>(
+      (char *)tensor->data, e, pattern_of(tensor->dtype, value));
+  ATTN_CUDA_TRY_LAUNCH("fill");
+  return ATTN_OK;
+}

@@ -2,6 +2,12 @@
 #ifndef ATTN_KERNELS_CUDA_MEMORY_H
 #define ATTN_KERNELS_CUDA_MEMORY_H
 
+#include "attn/tensor.h"
+
+enum { ATTN_CUDA_STORE = 2048 };
+
+/* The formatter would break this list. */
+/* clang-format off */
 #define ATTN_CUDA_MEMORY(K)                                                                        \
   /* GPUs that the driver sees; 0 with a message when there is no driver. */                       \
   K(int, device_count, (void))                                                                     \
@@ -20,6 +26,17 @@
   /* Bytes between any two of host and device memory. From or to pageable host memory it waits. */ \
   K(attn_status, copy,                                                                             \
     (int device, void *to, const void *from, size_t bytes, attn_cuda_stream stream))               \
-  K(attn_status, zero, (int device, void *memory, size_t bytes, attn_cuda_stream stream))
+  K(attn_status, zero, (int device, void *memory, size_t bytes, attn_cuda_stream stream))         \
+  /* `rows` rows of `bytes`, with a distance in bytes between their starts */                      \
+  K(attn_status, copy_rows, (int device, void *to, size_t to_step, const void *from,               \
+                             size_t from_step, size_t bytes, size_t rows,                          \
+                             attn_cuda_stream stream))                                             \
+  /* At most ATTN_CUDA_STORE bytes of the host's, which may change as soon as this returns: they   \
+   * travel with the launch, so nothing waits and a graph can be captured */                       \
+  K(attn_status, store, (int device, void *to, const void *from, size_t bytes,                     \
+                         attn_cuda_stream stream))                                                 \
+  /* All elements of a tensor of any dtype (floating or not) and strides := value */               \
+  K(attn_status, fill, (const attn_tensor *tensor, double value, attn_cuda_stream stream))
+/* clang-format on */
 
 #endif

@@ -13,6 +13,8 @@
 
 /* Sums over rows are made in this many parts, each in row order, then added up in order. */
 enum { ATTN_CUDA_PARTS = 256 };
+/* Products that multiply_sum adds up at most. */
+enum { ATTN_CUDA_TERMS = 8 };
 
 /* The formatter would break this list. */
 /* clang-format off */

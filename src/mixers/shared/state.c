@@ -1,6 +1,7 @@
 #include "mixers/shared/state.h"
 #include "base/memory.h"
 #include "base/status.h"
+#include "tensor/device.h"
 
 #include <stdatomic.h>
 #include <string.h>
@@ -11,6 +12,7 @@
 
 struct attn_page_pool {
   _Atomic int64_t users;
+  attn_device device;
   int64_t pages;
   size_t page_bytes, mapped_bytes;
   char *memory;              /* reserved address space: pages cost memory once they are written */
@@ -18,7 +20,24 @@ struct attn_page_pool {
   _Atomic int64_t next_free; /* where to look first */
 };
 
-attn_status attn_page_pool_create(const attn_state_part *part, int64_t pages,
+/* Address space that costs memory once it is written; on a GPU, memory. */
+static void *reserve(const attn_page_pool *pool) {
+  if (attn_is_cuda(pool->device)) return attn_device_alloc(pool->device, pool->mapped_bytes);
+  void *memory = mmap(NULL, pool->mapped_bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory != MAP_FAILED) return memory;
+  (void)attn_fail(ATTN_OUT_OF_MEMORY, "state: cannot reserve %lld pages", (long long)pool->pages);
+  return NULL;
+}
+
+static void give_back(const attn_page_pool *pool) {
+  if (attn_is_cuda(pool->device))
+    attn_device_free(pool->device, pool->memory);
+  else if (pool->memory)
+    munmap(pool->memory, pool->mapped_bytes);
+}
+
+attn_status attn_page_pool_create(attn_device device, const attn_state_part *part, int64_t pages,
                                   attn_page_pool **pool) {
   if (pages < 1 || pages > INT32_MAX)
     return attn_fail(ATTN_INVALID_ARGUMENT, "state: %lld pages are not in 1 to %d",
@@ -29,15 +48,13 @@ attn_status attn_page_pool_create(const attn_state_part *part, int64_t pages,
   p->page_bytes = (size_t)(ATTN_PAGE_TOKENS * part->shape[0]) * attn_dtype_size(part->dtype);
   p->mapped_bytes = (size_t)pages * p->page_bytes;
   p->sharers = attn_alloc_array((size_t)pages, sizeof *p->sharers);
-  void *memory = p->sharers ? mmap(NULL, p->mapped_bytes, PROT_READ | PROT_WRITE,
-                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-                            : MAP_FAILED;
-  if (memory == MAP_FAILED) {
+  p->device = device;
+  if (p->sharers) p->memory = reserve(p);
+  if (!p->memory) {
     attn_free((void *)p->sharers);
     attn_free(p);
-    return attn_fail(ATTN_OUT_OF_MEMORY, "state: cannot reserve %lld pages", (long long)pages);
+    return ATTN_OUT_OF_MEMORY;
   }
-  p->memory = memory;
   atomic_store(&p->users, 1);
   *pool = p;
   return ATTN_OK;
@@ -49,7 +66,7 @@ void attn_page_pool_retain(attn_page_pool *pool) {
 
 void attn_page_pool_release(attn_page_pool *pool) {
   if (!pool || atomic_fetch_sub(&pool->users, 1) != 1) return;
-  munmap(pool->memory, pool->mapped_bytes);
+  give_back(pool);
   attn_free((void *)pool->sharers);
   attn_free(pool);
 }
@@ -87,16 +104,23 @@ typedef struct part_storage {
   attn_state_part shape;
   attn_tensor fixed;
   attn_page_pool *pool;
-  int32_t *owned; /* the pages of this state, NO_PAGE where there is none */
-  int32_t *table; /* what the engines read: as owned, with a valid page in every entry */
-  int64_t first;  /* of the pages; those before it have left the window */
+  int32_t *owned;        /* the pages of this state, NO_PAGE where there is none */
+  int32_t *table;        /* what the engines read: as owned, with a valid page in every entry */
+  int64_t first;         /* of the pages; those before it have left the window */
+  int32_t *device_table; /* the table where the engines are: the same one on the processor */
+  bool moved;            /* the table has changed since device_table was written */
 } part_storage;
 
 struct attn_state {
+  attn_device device;
   int count;
   int64_t position, capacity, table_pages;
   part_storage parts[ATTN_STATE_PARTS];
 };
+
+static size_t fixed_bytes(const part_storage *part) {
+  return (size_t)attn_tensor_count(&part->fixed) * attn_dtype_size(part->fixed.dtype);
+}
 
 static int64_t pages_for(int64_t tokens) {
   return (tokens + ATTN_PAGE_TOKENS - 1) / ATTN_PAGE_TOKENS;
@@ -109,22 +133,27 @@ static void set_page(part_storage *part, int64_t index, int32_t page) {
   part->table[index] = page == NO_PAGE ? 0 : page;
   if (index == part->first && page != NO_PAGE)
     for (int64_t i = 0; i < index; ++i) part->table[i] = page;
+  part->moved = true;
 }
 
-static attn_status create_part(part_storage *part, const attn_state_part *shape, int64_t pages,
-                               int64_t sharers, attn_page_pool *family) {
+static attn_status create_part(attn_device device, part_storage *part, const attn_state_part *shape,
+                               int64_t pages, int64_t sharers, attn_page_pool *family) {
   part->shape = *shape;
   if (shape->kind == ATTN_STATE_FIXED)
-    return attn_tensor_create(shape->dtype, shape->rank, shape->shape, &part->fixed);
+    return attn_tensor_create_on(device, shape->dtype, shape->rank, shape->shape, &part->fixed);
   part->owned = attn_alloc_array((size_t)pages, sizeof *part->owned);
   part->table = attn_alloc_array((size_t)pages, sizeof *part->table);
   if (!part->owned || !part->table) return ATTN_OUT_OF_MEMORY;
+  part->device_table = part->table;
+  if (attn_is_cuda(device))
+    part->device_table = attn_device_alloc(device, (size_t)pages * sizeof *part->table);
+  if (!part->device_table) return ATTN_OUT_OF_MEMORY;
   for (int64_t i = 0; i < pages; ++i) set_page(part, i, NO_PAGE);
   if (!family) {
     if (sharers > INT32_MAX / pages)
       return attn_fail(ATTN_INVALID_ARGUMENT, "state: %lld times %lld pages are too many",
                        (long long)sharers, (long long)pages);
-    return attn_page_pool_create(shape, pages * sharers, &part->pool);
+    return attn_page_pool_create(device, shape, pages * sharers, &part->pool);
   }
   attn_page_pool_retain(family);
   part->pool = family;
@@ -152,17 +181,19 @@ static attn_status check_create(const attn_state_part *parts, int count, int64_t
   return attn_fail(ATTN_INVALID_ARGUMENT, "state: the family's state has other parts");
 }
 
-attn_status attn_state_create(const attn_state_part *parts, int count, int64_t capacity,
-                              int64_t sharers, const attn_state *family, attn_state **state) {
+attn_status attn_state_create(attn_device device, const attn_state_part *parts, int count,
+                              int64_t capacity, int64_t sharers, const attn_state *family,
+                              attn_state **state) {
   ATTN_TRY(check_create(parts, count, capacity, sharers, family));
   attn_state *s = attn_alloc_zero(sizeof *s);
   if (!s) return ATTN_OUT_OF_MEMORY;
+  s->device = device;
   s->capacity = capacity;
   s->table_pages = pages_for(capacity);
   attn_status status = ATTN_OK;
   for (int i = 0; i < count && status == ATTN_OK; ++i) {
     s->count = i + 1;
-    status = create_part(&s->parts[i], &parts[i], s->table_pages, sharers,
+    status = create_part(device, &s->parts[i], &parts[i], s->table_pages, sharers,
                          family ? family->parts[i].pool : NULL);
   }
   if (status != ATTN_OK)
@@ -187,6 +218,7 @@ void attn_state_destroy(attn_state *state) {
     attn_tensor_destroy(&part->fixed);
     if (part->pool) drop_pages(state, part, 0, state->table_pages);
     attn_page_pool_release(part->pool);
+    if (attn_is_cuda(state->device)) attn_device_free(state->device, part->device_table);
     attn_free(part->owned);
     attn_free(part->table);
   }
@@ -235,11 +267,13 @@ static attn_status own_page(part_storage *part, int64_t index) {
                      "or create the session with more",
                      (long long)part->pool->pages, part->shape.name);
   if (old != NO_PAGE) {
-    memcpy(page_address(part, fresh), page_address(part, old), part->pool->page_bytes);
+    ATTN_TRY(attn_device_copy(part->pool->device, page_address(part, fresh),
+                              page_address(part, old), part->pool->page_bytes));
     drop_page(part->pool, old);
   } else {
     /* Engines multiply what they mask by zero: a stranger's infinities must not be there. */
-    memset(page_address(part, fresh), 0, part->pool->page_bytes);
+    ATTN_TRY(
+        attn_device_zero(part->pool->device, page_address(part, fresh), part->pool->page_bytes));
   }
   set_page(part, index, fresh);
   return ATTN_OK;
@@ -258,6 +292,14 @@ static attn_status make_room(attn_state *state, part_storage *part, int64_t coun
   return status;
 }
 
+/* Brings the table to where the engines read it. */
+static attn_status send_table(const attn_state *state, part_storage *part) {
+  if (!part->moved || part->device_table == part->table) return ATTN_OK;
+  part->moved = false;
+  return attn_device_copy(state->device, part->device_table, part->table,
+                          (size_t)state->table_pages * sizeof *part->table);
+}
+
 attn_status attn_state_append(attn_state *state, int index, int64_t column,
                               const attn_tensor *rows) {
   part_storage *part = &state->parts[index];
@@ -267,14 +309,17 @@ attn_status attn_state_append(attn_state *state, int index, int64_t column,
     return attn_fail(ATTN_INTERNAL, "state: rows of '%s' have another shape", part->shape.name);
   ATTN_TRY(make_room(state, part, count));
   size_t element = attn_dtype_size(part->shape.dtype);
-  for (int64_t r = 0; r < count; ++r) {
-    int64_t token = state->position + r, page = token / ATTN_PAGE_TOKENS;
-    int64_t to = token % ATTN_PAGE_TOKENS * whole + column;
-    memcpy(page_address(part, part->owned[page]) + (size_t)to * element,
-           (const char *)rows->data + (size_t)(r * rows->stride[0]) * element,
-           (size_t)width * element);
+  for (int64_t r = 0, run; r < count; r += run) { /* the rows that go to one page */
+    int64_t token = state->position + r, within = token % ATTN_PAGE_TOKENS;
+    run = count - r < ATTN_PAGE_TOKENS - within ? count - r : ATTN_PAGE_TOKENS - within;
+    char *to = page_address(part, part->owned[token / ATTN_PAGE_TOKENS]) +
+               (size_t)(within * whole + column) * element;
+    const char *from = (const char *)rows->data + (size_t)(r * rows->stride[0]) * element;
+    ATTN_TRY(attn_device_copy_rows(state->device, to, (size_t)whole * element, from,
+                                   (size_t)rows->stride[0] * element, (size_t)width * element,
+                                   (size_t)run));
   }
-  return ATTN_OK;
+  return send_table(state, part);
 }
 
 attn_tensor attn_state_pages(const attn_state *state, int index) {
@@ -282,14 +327,28 @@ attn_tensor attn_state_pages(const attn_state *state, int index) {
   int64_t shape[3] = {part->pool->pages, ATTN_PAGE_TOKENS, part->shape.shape[0]};
   attn_tensor pages = {0};
   (void)attn_tensor_wrap(part->pool->memory, part->shape.dtype, 3, shape, &pages);
+  pages.device = state->device;
   return pages;
 }
 
 attn_tensor attn_state_page_table(const attn_state *state, int index) {
   attn_tensor table = {0};
-  (void)attn_tensor_wrap(state->parts[index].table, ATTN_I32, 2, (int64_t[]){1, state->table_pages},
-                         &table);
+  (void)attn_tensor_wrap(state->parts[index].device_table, ATTN_I32, 2,
+                         (int64_t[]){1, state->table_pages}, &table);
+  table.device = state->device;
   return table;
+}
+
+attn_status attn_state_copy_rows(const attn_state *state, int index, int64_t count, void *rows) {
+  const part_storage *part = &state->parts[index];
+  size_t row = part->pool->page_bytes / ATTN_PAGE_TOKENS;
+  for (int64_t first = 0; first < count; first += ATTN_PAGE_TOKENS) {
+    int64_t run = count - first < ATTN_PAGE_TOKENS ? count - first : ATTN_PAGE_TOKENS;
+    ATTN_TRY(attn_device_copy(state->device, (char *)rows + (size_t)first * row,
+                              page_address(part, part->table[first / ATTN_PAGE_TOKENS]),
+                              (size_t)run * row));
+  }
+  return ATTN_OK;
 }
 
 void attn_state_assign(attn_state *target, const attn_state *source) {
@@ -298,8 +357,7 @@ void attn_state_assign(attn_state *target, const attn_state *source) {
     part_storage *to = &target->parts[i];
     const part_storage *from = &source->parts[i];
     if (from->shape.kind == ATTN_STATE_FIXED) {
-      memcpy(to->fixed.data, from->fixed.data,
-             (size_t)attn_tensor_count(&from->fixed) * attn_dtype_size(from->fixed.dtype));
+      (void)attn_device_copy(target->device, to->fixed.data, from->fixed.data, fixed_bytes(from));
       continue;
     }
     int64_t used = pages_for(source->position);
@@ -311,6 +369,7 @@ void attn_state_assign(attn_state *target, const attn_state *source) {
       to->table[p] = p < used ? from->table[p] : 0;
     }
     to->first = from->first;
+    to->moved = true;
   }
   target->position = source->position;
 }
@@ -325,8 +384,7 @@ void attn_state_clear(attn_state *state) {
   for (int i = 0; i < state->count; ++i) {
     part_storage *part = &state->parts[i];
     if (part->shape.kind == ATTN_STATE_FIXED)
-      memset(part->fixed.data, 0,
-             (size_t)attn_tensor_count(&part->fixed) * attn_dtype_size(part->fixed.dtype));
+      (void)attn_device_zero(state->device, part->fixed.data, fixed_bytes(part));
     else
       drop_pages(state, part, 0, state->table_pages);
     part->first = 0;
@@ -360,8 +418,28 @@ static size_t row_bytes(const part_storage *part) {
   return (size_t)part->shape.shape[0] * attn_dtype_size(part->shape.dtype);
 }
 
-static size_t fixed_bytes(const part_storage *part) {
-  return (size_t)attn_tensor_count(&part->fixed) * attn_dtype_size(part->fixed.dtype);
+/* Hands memory of the device to `write`, through the processor's; and the other way. */
+static attn_status write_from(const attn_state *state, const void *data, size_t size,
+                              attn_state_write write, void *context) {
+  if (!attn_is_cuda(state->device)) return write(context, data, size);
+  void *here = attn_alloc(size);
+  attn_status status = here ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+  if (status == ATTN_OK) status = attn_device_copy(state->device, here, data, size);
+  if (status == ATTN_OK) status = attn_device_synchronize(state->device);
+  if (status == ATTN_OK) status = write(context, here, size);
+  attn_free(here);
+  return status;
+}
+
+static attn_status read_to(const attn_state *state, void *data, size_t size, attn_state_read read,
+                           void *context) {
+  if (!attn_is_cuda(state->device)) return read(context, data, size);
+  void *here = attn_alloc(size);
+  attn_status status = here ? read(context, here, size) : ATTN_OUT_OF_MEMORY;
+  if (status == ATTN_OK) status = attn_device_copy(state->device, data, here, size);
+  if (status == ATTN_OK) status = attn_device_synchronize(state->device);
+  attn_free(here);
+  return status;
 }
 
 attn_status attn_state_save(const attn_state *state, attn_state_write write, void *context) {
@@ -369,7 +447,7 @@ attn_status attn_state_save(const attn_state *state, attn_state_write write, voi
   for (int i = 0; i < state->count; ++i) {
     const part_storage *part = &state->parts[i];
     if (part->shape.kind == ATTN_STATE_FIXED) {
-      ATTN_TRY(write(context, part->fixed.data, fixed_bytes(part)));
+      ATTN_TRY(write_from(state, part->fixed.data, fixed_bytes(part), write, context));
       continue;
     }
     for (int64_t t = first_saved(part, state->position); t < state->position;
@@ -377,7 +455,7 @@ attn_status attn_state_save(const attn_state *state, attn_state_write write, voi
       int64_t rows =
           state->position - t < ATTN_PAGE_TOKENS ? state->position - t : ATTN_PAGE_TOKENS;
       const char *page = page_address(part, part->owned[t / ATTN_PAGE_TOKENS]);
-      ATTN_TRY(write(context, page, (size_t)rows * row_bytes(part)));
+      ATTN_TRY(write_from(state, page, (size_t)rows * row_bytes(part), write, context));
     }
   }
   return ATTN_OK;
@@ -398,14 +476,14 @@ static attn_status read_parts(attn_state *state, attn_state_read read, void *con
   for (int i = 0; i < state->count; ++i) {
     part_storage *part = &state->parts[i];
     if (part->shape.kind == ATTN_STATE_FIXED) {
-      ATTN_TRY(read(context, part->fixed.data, fixed_bytes(part)));
+      ATTN_TRY(read_to(state, part->fixed.data, fixed_bytes(part), read, context));
       continue;
     }
     for (int64_t t = first_saved(part, position); t < position; t += ATTN_PAGE_TOKENS) {
       int64_t rows = position - t < ATTN_PAGE_TOKENS ? position - t : ATTN_PAGE_TOKENS;
       ATTN_TRY(own_page(part, t / ATTN_PAGE_TOKENS));
       char *page = page_address(part, part->owned[t / ATTN_PAGE_TOKENS]);
-      ATTN_TRY(read(context, page, (size_t)rows * row_bytes(part)));
+      ATTN_TRY(read_to(state, page, (size_t)rows * row_bytes(part), read, context));
     }
   }
   attn_state_advance(state, position);

@@ -24,9 +24,10 @@ typedef struct attn_state_part {
   int64_t window;   /* rows: only the last `window` rows are ever read; 0: all of them */
 } attn_state_part;
 
-/* Pages for the rows of one part, shared by a session and its forks. Thread-safe, without locks. */
+/* Pages for the rows of one part, shared by a session and its forks, in memory of a device.
+ * Thread-safe, without locks. */
 typedef struct attn_page_pool attn_page_pool;
-attn_status attn_page_pool_create(const attn_state_part *part, int64_t pages,
+attn_status attn_page_pool_create(attn_device device, const attn_state_part *part, int64_t pages,
                                   attn_page_pool **pool);
 void attn_page_pool_retain(attn_page_pool *pool);
 void attn_page_pool_release(attn_page_pool *pool); /* frees it with the last user */
@@ -35,10 +36,12 @@ typedef struct attn_state attn_state;
 
 /* An empty state whose rows are at most `capacity` tokens (1 to ATTN_STATE_CAPACITY); fixed parts
  * hold any number. With `family`, a state of the same parts, pages come from its pools (a fork);
- * else new pools hold `sharers` times the capacity. Names of parts are borrowed. */
+ * else new pools on `device` hold `sharers` times
+ * the capacity. Names of parts are borrowed. */
 enum { ATTN_STATE_CAPACITY = INT32_MAX - ATTN_PAGE_TOKENS }; /* the engines' lengths are int32 */
-attn_status attn_state_create(const attn_state_part *parts, int count, int64_t capacity,
-                              int64_t sharers, const attn_state *family, attn_state **state);
+attn_status attn_state_create(attn_device device, const attn_state_part *parts, int count,
+                              int64_t capacity, int64_t sharers, const attn_state *family,
+                              attn_state **state);
 void attn_state_destroy(attn_state *state);
 
 int64_t attn_state_position(const attn_state *state); /* tokens seen */
@@ -53,10 +56,14 @@ attn_tensor attn_state_fixed(const attn_state *state, int part);
  * of the part's dtype. They count once attn_state_advance is called. ATTN_OUT_OF_MEMORY when the
  * capacity or the pool is used up; the state is then as it was, and so are its pages. */
 attn_status attn_state_append(attn_state *state, int part, int64_t column, const attn_tensor *rows);
-/* All pages [pages, ATTN_PAGE_TOKENS, width] and this state's table [1, pages a sequence], int32.
- */
+/* All pages [pages, ATTN_PAGE_TOKENS, width] and this state's table [1, pages a sequence], int32,
+ * both on the state's device. */
 attn_tensor attn_state_pages(const attn_state *state, int part);
 attn_tensor attn_state_page_table(const attn_state *state, int part);
+
+/* Copies the first `count` rows, those behind the position included, one after the other to
+ * `rows`, memory of the state's device. */
+attn_status attn_state_copy_rows(const attn_state *state, int part, int64_t count, void *rows);
 
 /* target := source; both made from the same parts, target with source's pools and with capacity
  * for source's tokens. Copies fixed parts, shares pages. Used for forks and checkpoints. Allocates

@@ -1,0 +1,84 @@
+/* Passes over tensors, on the graph's device: what operations are made of.
+ *
+ * On the processor a pass is a parallel loop of row kernels (kernels/rows.h), on a GPU one launch
+ * (kernels/cuda/rows.h). This is the one place where operations meet the device: above it there are
+ * formulas only. Errors go to the graph.
+ *
+ * Operands have equal shapes [..., n] with a contiguous innermost axis; the other strides are free,
+ * and 0 repeats a row. An absent tensor is NULL. `accumulate` adds to what the target holds. */
+#ifndef ATTN_GRAPH_PASSES_H
+#define ATTN_GRAPH_PASSES_H
+
+#include "graph/graph.h"
+
+/* y = alpha a + beta b; b may be absent. */
+void attn_pass_add(attn_graph *graph, const attn_tensor *y, double alpha, const attn_tensor *a,
+                   double beta, const attn_tensor *b);
+/* y (+)= sum over j < count of a[j] (.) b[j]; count is at most ATTN_PASS_TERMS. */
+enum { ATTN_PASS_TERMS = 16 };
+void attn_pass_multiply_sum(attn_graph *graph, const attn_tensor *y, bool accumulate, int count,
+                            const attn_tensor *a, const attn_tensor *b);
+/* y[r] (+)= s[r] x[r], one number a row: s has the leading axes of x. */
+void attn_pass_scale_rows(attn_graph *graph, const attn_tensor *y, bool accumulate,
+                          const attn_tensor *s, const attn_tensor *x);
+/* y (+)= s x, with one number s (a tensor of one element) for all. Any strides. */
+void attn_pass_scale_by(attn_graph *graph, const attn_tensor *y, bool accumulate,
+                        const attn_tensor *s, const attn_tensor *x);
+/* y = f(x), and dx (+)= f'(x) dy. */
+void attn_pass_activate(attn_graph *graph, attn_activation f, const attn_tensor *y,
+                        const attn_tensor *x);
+void attn_pass_activate_backward(attn_graph *graph, attn_activation f, const attn_tensor *dx,
+                                 bool accumulate, const attn_tensor *x, const attn_tensor *dy);
+/* y = f(a) b; da (+)= f'(a) b dy, db (+)= f(a) dy, each optional. */
+void attn_pass_gate(attn_graph *graph, attn_activation f, const attn_tensor *y,
+                    const attn_tensor *a, const attn_tensor *b);
+void attn_pass_gate_backward(attn_graph *graph, attn_activation f, const attn_tensor *da,
+                             bool accumulate_a, const attn_tensor *db, bool accumulate_b,
+                             const attn_tensor *a, const attn_tensor *b, const attn_tensor *dy);
+/* x = cap tanh(x / cap), in place: contiguous, wide. */
+void attn_pass_cap(attn_graph *graph, const attn_tensor *x, double cap);
+/* y[r] = a[r] . b[r]: y has the leading axes of a and b. */
+void attn_pass_row_dot(attn_graph *graph, const attn_tensor *y, const attn_tensor *a,
+                       const attn_tensor *b);
+/* y = sum over rows of a (.) b, of a alone when b is absent; y [n], wide. One order of summation.
+ */
+void attn_pass_column_dot(attn_graph *graph, const attn_tensor *y, const attn_tensor *a,
+                          const attn_tensor *b);
+
+/* Norms of rows (kernels/rows.h): with `mean`, LayerNorm, else RMSNorm with its divisor. weight and
+ * bias [n] or absent; factor and mean [rows] float64 are kept for backward, whose d_weight and
+ * d_bias [n] (wide, absent where not wanted) are overwritten. */
+typedef struct attn_pass_norm_options {
+  const attn_tensor *weight, *bias;
+  double divisor, epsilon;
+  const attn_tensor *factor, *mean;
+} attn_pass_norm_options;
+void attn_pass_norm(attn_graph *graph, const attn_pass_norm_options *options, const attn_tensor *y,
+                    const attn_tensor *x);
+void attn_pass_norm_backward(attn_graph *graph, const attn_pass_norm_options *options,
+                             const attn_tensor *dx, bool accumulate, const attn_tensor *d_weight,
+                             const attn_tensor *d_bias, const attn_tensor *x,
+                             const attn_tensor *dy);
+
+/* logits z [rows, n], wide, contiguous, become scale (softmax(z) - onehot(target)), and losses
+ * [rows] (float64) logsumexp(z) - z[target]; both 0 where the target is negative. */
+void attn_pass_cross_entropy(attn_graph *graph, const attn_tensor *z, const int32_t *targets,
+                             double scale, const attn_tensor *losses);
+/* *sum (one element, wide) = scale times the sum of `values` (float64, contiguous), in order. */
+void attn_pass_total(attn_graph *graph, const attn_tensor *sum, double scale,
+                     const attn_tensor *values);
+
+/* y[r] = factor table[index[r]], and table[index[r]] += factor x[r] in the order of r. */
+void attn_pass_gather(attn_graph *graph, const attn_tensor *y, double factor,
+                      const attn_tensor *table, const int32_t *index);
+void attn_pass_scatter_add(attn_graph *graph, const attn_tensor *table, double factor,
+                           const attn_tensor *x, const int32_t *index);
+
+/* Host arrays as the device's kernels read them: the same memory on the processor, a copy in the
+ * graph's memory on a GPU. NULL after an error. */
+const void *attn_pass_upload(attn_graph *graph, const void *host, size_t bytes);
+/* A few numbers [count] as a tensor of the device; data is NULL after an error. */
+attn_tensor attn_pass_numbers(attn_graph *graph, attn_dtype dtype, int64_t count,
+                              const double *numbers);
+
+#endif

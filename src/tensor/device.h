@@ -1,0 +1,52 @@
+/* The GPUs of this process: the CUDA module's table, and what the library keeps for each GPU.
+ *
+ * A GPU is opened when it is first asked for and stays until the process ends. All of the library's
+ * work on it is queued on one stream, so that whatever one call writes the next may read, and
+ * memory that is given back may be handed out again at once. */
+#ifndef ATTN_TENSOR_DEVICE_H
+#define ATTN_TENSOR_DEVICE_H
+
+#include "attn/device.h"
+#include "base/memory.h"
+#include "kernels/cuda/module.h"
+
+typedef struct attn_gpu {
+  const attn_cuda *cuda; /* the module's functions */
+  attn_cuda_device device;
+  attn_cuda_stream stream;
+  attn_cuda_dense *dense; /* NULL until the first product: attn_gpu_dense */
+} attn_gpu;
+
+/* The GPU of an ATTN_CUDA device; NULL with the message set when it cannot be used. */
+attn_gpu *attn_gpu_open(int index);
+static inline bool attn_is_cuda(attn_device device) {
+  return device.kind == ATTN_CUDA;
+}
+/* The GPU of a tensor that says it lies on one; NULL with the message set where there is none. */
+attn_gpu *attn_gpu_of(const attn_tensor *tensor);
+/* What products need, made at the first one; NULL with the message set. */
+attn_cuda_dense *attn_gpu_dense(attn_gpu *gpu);
+
+/* Takes over the module's message where a status is an error. */
+attn_status attn_gpu_check(const attn_gpu *gpu, attn_status status);
+
+/* Memory of a device: host memory from attn_alloc for the processor. NULL with the message set. */
+void *attn_device_alloc(attn_device device, size_t bytes);
+void attn_device_free(attn_device device, void *memory);
+attn_status attn_device_zero(attn_device device, void *memory, size_t bytes);
+/* Bytes from or to memory of `device`, the other end being on the same device or the processor.
+ * Waits where the processor's memory is read or written. */
+attn_status attn_device_copy(attn_device device, void *to, const void *from, size_t bytes);
+
+/* The same for `rows` rows of `bytes`, `step` bytes apart, all on the device. */
+attn_status attn_device_copy_rows(attn_device device, void *to, size_t to_step, const void *from,
+                                  size_t from_step, size_t bytes, size_t rows);
+
+/* An arena whose chunks are memory of the device. */
+attn_arena *attn_device_arena(attn_device device, size_t first_chunk);
+
+static inline bool attn_same_device(attn_device a, attn_device b) {
+  return a.kind == b.kind && (a.kind == ATTN_CPU || a.index == b.index);
+}
+
+#endif
