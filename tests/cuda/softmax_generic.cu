@@ -1,0 +1,331 @@
+/* Checks the generic softmax algorithms on the GPU against straight loops in float64, for every
+ * feature of attn/softmax.h; with `bench` it times them. */
+#include "harness.cuh"
+
+extern const softmax_algorithm softmax_generic_forward, softmax_generic_backward;
+
+namespace {
+
+struct scenario {
+  const char *name;
+  attn_softmax_problem problem;
+  bool lengths = false;   /* key_lengths is given */
+  bool broadcast = false; /* the bias repeats along batch and queries */
+  bool some = false;      /* only some outputs are wanted */
+  int64_t gap = 0;        /* elements between rows */
+};
+
+attn_softmax_problem shape(int64_t batch, int64_t queries, int64_t keys, int64_t heads,
+                           int64_t kv_heads, int64_t dim, int64_t value_dim) {
+  attn_softmax_problem p = {};
+  p.struct_size = sizeof p;
+  p.batch = batch, p.query_length = queries, p.key_length = keys;
+  p.heads = heads, p.kv_heads = kv_heads, p.dim = dim, p.value_dim = value_dim;
+  p.window_left = p.window_right = -1;
+  p.scale = 1 / sqrt((double)dim);
+  p.page_size = 1;
+  return p;
+}
+
+/* All tensors of one call. */
+struct setup {
+  value q, k, v, o, lse, bias, slopes, sinks, d_o, d_lse, d_q, d_k, d_v, d_bias, d_sinks, pages;
+  value query_offsets, key_offsets, key_lengths;
+  std::vector<int64_t> queries, stored, keys, query_start, key_start; /* of each sequence */
+  attn_softmax_args args = {};
+  ~setup() {
+    for (value *x : {&q, &k, &v, &o, &lse, &bias, &slopes, &sinks, &d_o, &d_lse, &d_q, &d_k, &d_v,
+                     &d_bias, &d_sinks, &pages, &query_offsets, &key_offsets, &key_lengths})
+      x->release();
+  }
+};
+
+void make(const scenario &c, setup &s) {
+  const attn_softmax_problem &p = c.problem;
+  attn_dtype dtype = p.dtype, real = real_of(dtype);
+  int64_t total_queries = 0, total_keys = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    bool longest = b == p.batch / 2 || !p.ragged;
+    s.queries.push_back(longest ? p.query_length : below(p.query_length + 1));
+    s.stored.push_back(longest ? p.key_length : below(p.key_length + 1));
+    s.keys.push_back(c.lengths ? below(s.stored[b] + 1) : s.stored[b]);
+    s.query_start.push_back(total_queries), s.key_start.push_back(total_keys);
+    total_queries += s.queries[b], total_keys += s.stored[b];
+  }
+  auto tokens = [&](value &x, int64_t length, int64_t total, int64_t heads, int64_t width) {
+    if (p.ragged)
+      x.shape(dtype, {total, heads, width}, c.gap);
+    else
+      x.shape(dtype, {p.batch, length, heads, width}, c.gap);
+  };
+  tokens(s.q, p.query_length, total_queries, p.heads, p.dim), s.q.random();
+  tokens(s.o, p.query_length, total_queries, p.heads, p.value_dim);
+  tokens(s.d_o, p.query_length, total_queries, p.heads, p.value_dim), s.d_o.random();
+  tokens(s.d_q, p.query_length, total_queries, p.heads, p.dim);
+  int64_t table = (p.key_length + p.page_size - 1) / p.page_size + 1;
+  if (p.paged) {
+    s.k.shape(dtype, {p.batch * table, p.page_size, p.kv_heads, p.dim}, c.gap);
+    s.v.shape(dtype, {p.batch * table, p.page_size, p.kv_heads, p.value_dim}, c.gap);
+    s.pages.shape(ATTN_I32, {p.batch, table}, 0);
+    s.pages.fill([&](int64_t i) { return (double)((i * 7 + 3) % (p.batch * table)); });
+  } else {
+    tokens(s.k, p.key_length, total_keys, p.kv_heads, p.dim);
+    tokens(s.v, p.key_length, total_keys, p.kv_heads, p.value_dim);
+    tokens(s.d_k, p.key_length, total_keys, p.kv_heads, p.dim);
+    tokens(s.d_v, p.key_length, total_keys, p.kv_heads, p.value_dim);
+  }
+  s.k.random(), s.v.random();
+  for (value *x : {&s.lse, &s.d_lse})
+    if (p.ragged)
+      x->shape(real, {p.heads, total_queries}, c.gap);
+    else
+      x->shape(real, {p.batch, p.heads, p.query_length}, c.gap);
+  s.d_lse.random();
+  if (p.bias) {
+    s.bias.shape(real, {p.batch, p.heads, p.query_length, p.key_length}, c.gap);
+    if (c.broadcast) s.bias.tensor.stride[0] = s.bias.tensor.stride[2] = 0;
+    std::vector<double> stored(s.bias.elements);
+    for (double &x : stored) x = uniform() < 0.1 ? -INFINITY : (double)(float)normal();
+    s.bias.fill([&](int64_t i) { return stored[s.bias.place(i)]; });
+    s.d_bias.shape(real, {p.batch, p.heads, p.query_length, p.key_length}, c.gap);
+  }
+  s.slopes.shape(ATTN_F32, {p.heads}, 0), s.slopes.fill([](int64_t) { return uniform(); });
+  s.sinks.shape(ATTN_F32, {p.heads}, 0), s.sinks.random(2);
+  s.d_sinks.shape(ATTN_F32, {p.heads}, 0);
+  auto offsets = [&](value &x, const std::vector<int64_t> &start, int64_t total) {
+    x.shape(ATTN_I32, {p.batch + 1}, 0);
+    x.fill([&](int64_t b) { return (double)(b < p.batch ? start[b] : total); });
+    return (const int32_t *)x.tensor.data;
+  };
+  s.key_lengths.shape(ATTN_I32, {p.batch}, 0);
+  s.key_lengths.fill([&](int64_t b) { return (double)s.keys[b]; });
+  attn_softmax_args &a = s.args;
+  if (p.ragged) {
+    a.query_offsets = offsets(s.query_offsets, s.query_start, total_queries);
+    a.key_offsets = offsets(s.key_offsets, s.key_start, total_keys);
+  }
+  if (c.lengths) a.key_lengths = (const int32_t *)s.key_lengths.tensor.data;
+  a.q = s.q.tensor, a.k = s.k.tensor, a.v = s.v.tensor, a.o = s.o.tensor, a.d_o = s.d_o.tensor;
+  if (!c.some || p.passes & ATTN_PASS_BACKWARD) a.lse = s.lse.tensor;
+  a.page_table = s.pages.tensor;
+  if (p.bias) a.bias = s.bias.tensor;
+  if (p.alibi) a.alibi_slopes = s.slopes.tensor;
+  if (p.sinks) a.sinks = s.sinks.tensor;
+  a.d_k = s.d_k.tensor;
+  if (c.some) return;
+  a.d_q = s.d_q.tensor, a.d_v = s.d_v.tensor, a.d_lse = s.d_lse.tensor;
+  if (p.bias) a.d_bias = s.d_bias.tensor;
+  if (p.sinks) a.d_sinks = s.d_sinks.tensor;
+}
+
+/* Index of the first element of a row of a tensor in logical order. */
+int64_t row_index(const setup &, const value &x, const attn_softmax_problem &p, int64_t b,
+                  int64_t start, int64_t t, int64_t h) {
+  const int64_t *n = x.tensor.shape;
+  if (p.ragged) return ((start + t) * n[1] + h) * n[2];
+  return ((b * n[1] + t) * n[2] + h) * n[3];
+}
+int64_t key_index(const setup &s, const value &x, const attn_softmax_problem &p, int64_t b,
+                  int64_t t, int64_t h) {
+  if (!p.paged) return row_index(s, x, p, b, s.key_start[b], t, h);
+  const int64_t *n = x.tensor.shape, *table = s.pages.tensor.shape;
+  int64_t page = (int64_t)s.pages.x[b * table[1] + t / p.page_size];
+  return ((page * n[1] + t % p.page_size) * n[2] + h) * n[3];
+}
+int64_t statistic_index(const setup &s, const value &x, const attn_softmax_problem &p, int64_t b,
+                        int64_t t, int64_t h) {
+  if (p.ragged) return h * x.tensor.shape[1] + s.query_start[b] + t;
+  return (b * p.heads + h) * p.query_length + t;
+}
+
+struct reference {
+  std::vector<double> o, lse, d_q, d_k, d_v, d_bias, d_sinks;
+};
+
+/* The equations of attn/softmax.h, for every pair. */
+void solve(const scenario &c, const setup &s, reference &r) {
+  const attn_softmax_problem &p = c.problem;
+  r.o.assign(s.o.count(), 0), r.lse.assign(s.lse.count(), 0), r.d_q.assign(s.d_q.count(), 0);
+  if (!p.paged) r.d_k.assign(s.d_k.count(), 0), r.d_v.assign(s.d_v.count(), 0);
+  if (p.bias) r.d_bias.assign(s.d_bias.count(), 0);
+  r.d_sinks.assign(p.heads, 0);
+  std::vector<double> w(p.key_length), slope(p.key_length), dp(p.key_length);
+  for (int64_t b = 0; b < p.batch; ++b)
+    for (int64_t h = 0; h < p.heads; ++h)
+      for (int64_t i = 0; i < s.queries[b]; ++i) {
+        int64_t kv = h / (p.heads / p.kv_heads), keys = s.keys[b];
+        int64_t at = i + keys - s.queries[b];
+        const double *q = &s.q.x[row_index(s, s.q, p, b, s.query_start[b], i, h)];
+        const double *d_o = &s.d_o.x[row_index(s, s.d_o, p, b, s.query_start[b], i, h)];
+        double top = -INFINITY, sum = 0, mean = 0;
+        for (int64_t j = 0; j < keys; ++j) {
+          w[j] = -INFINITY, slope[j] = 1;
+          if (p.causal && j > at) continue;
+          if (p.window_left >= 0 && j < at - p.window_left) continue;
+          if (p.window_right >= 0 && j > at + p.window_right) continue;
+          const double *k = &s.k.x[key_index(s, s.k, p, b, j, kv)];
+          double x = 0;
+          for (int64_t e = 0; e < p.dim; ++e) x += q[e] * k[e];
+          x *= p.scale;
+          if (p.soft_cap > 0) {
+            slope[j] = 1 / pow(cosh(x / p.soft_cap), 2);
+            x = p.soft_cap * tanh(x / p.soft_cap);
+          }
+          if (p.bias) x += s.bias.x[((b * p.heads + h) * p.query_length + i) * p.key_length + j];
+          if (p.alibi) x -= s.slopes.x[h] * (double)llabs(at - j);
+          w[j] = x, top = fmax(top, x);
+        }
+        double lse = -INFINITY;
+        if (top > -INFINITY) {
+          if (p.sinks) top = fmax(top, s.sinks.x[h]);
+          for (int64_t j = 0; j < keys; ++j) sum += exp(w[j] - top);
+          if (p.sinks) sum += exp(s.sinks.x[h] - top);
+          lse = top + log(sum);
+        }
+        r.lse[statistic_index(s, s.lse, p, b, i, h)] = lse;
+        if (lse == -INFINITY) continue;
+        double *o = &r.o[row_index(s, s.o, p, b, s.query_start[b], i, h)];
+        for (int64_t j = 0; j < keys; ++j) {
+          w[j] = exp(w[j] - lse), dp[j] = 0;
+          const double *v = &s.v.x[key_index(s, s.v, p, b, j, kv)];
+          for (int64_t e = 0; e < p.value_dim; ++e) o[e] += w[j] * v[e], dp[j] += d_o[e] * v[e];
+          mean += w[j] * dp[j];
+        }
+        if (p.paged) continue;
+        if (!c.some) mean -= s.d_lse.x[statistic_index(s, s.d_lse, p, b, i, h)];
+        if (p.sinks) r.d_sinks[h] -= exp(s.sinks.x[h] - lse) * mean;
+        double *d_q = &r.d_q[row_index(s, s.d_q, p, b, s.query_start[b], i, h)];
+        for (int64_t j = 0; j < keys; ++j) {
+          double g = w[j] * (dp[j] - mean);
+          if (p.bias) r.d_bias[((b * p.heads + h) * p.query_length + i) * p.key_length + j] = g;
+          g *= slope[j] * p.scale;
+          const double *k = &s.k.x[key_index(s, s.k, p, b, j, kv)];
+          double *d_k = &r.d_k[key_index(s, s.d_k, p, b, j, kv)];
+          double *d_v = &r.d_v[key_index(s, s.d_v, p, b, j, kv)];
+          for (int64_t e = 0; e < p.dim; ++e) d_q[e] += g * k[e], d_k[e] += g * q[e];
+          for (int64_t e = 0; e < p.value_dim; ++e) d_v[e] += w[j] * d_o[e];
+        }
+      }
+}
+
+void run(const attn_cuda_device &device, const softmax_algorithm &algorithm, const scenario &c,
+         const setup &s) {
+  attn_cuda_choice choice = {};
+  if (!algorithm.plan(&device, &c.problem, &choice)) {
+    printf("FAILED %s: the plan refuses\n", c.name), ++failures;
+    return;
+  }
+  void *workspace;
+  REQUIRE(cudaMalloc(&workspace, choice.workspace_bytes + 1));
+  REQUIRE(cudaMemset(workspace, 0xff, choice.workspace_bytes + 1));
+  attn_status status = algorithm.run(&device, &choice, &c.problem, &s.args, workspace, 0);
+  if (status != ATTN_OK) printf("FAILED %s: %s\n", c.name, attn_cuda_error()), ++failures;
+  REQUIRE(cudaDeviceSynchronize());
+  REQUIRE(cudaFree(workspace));
+}
+
+void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
+  c.problem.dtype = dtype;
+  c.problem.passes = ATTN_PASS_FORWARD | (c.problem.paged ? 0 : ATTN_PASS_BACKWARD);
+  setup s;
+  make(c, s);
+  reference r;
+  solve(c, s, r);
+  double bound = bound_of(dtype), real = bound_of(real_of(dtype));
+  char what[160];
+  snprintf(what, sizeof what, "%s %s", c.name, name_of(dtype));
+  run(device, softmax_generic_forward, c, s);
+  double worst = judge(what, "o", s.o, r.o, bound);
+  if (s.args.lse.data) judge(what, "lse", s.lse, r.lse, real);
+  if (!c.problem.paged) {
+    run(device, softmax_generic_backward, c, s);
+    /* delta comes from o as it was rounded: its gradients have that error, not float32's. */
+    double through_o = dtype == ATTN_F64 || dtype == ATTN_F32 ? 3 * real : bound;
+    worst = fmax(worst, judge(what, "d_k", s.d_k, r.d_k, fmax(bound, through_o)));
+    if (!c.some) {
+      worst = fmax(worst, judge(what, "d_q", s.d_q, r.d_q, fmax(bound, through_o)));
+      worst = fmax(worst, judge(what, "d_v", s.d_v, r.d_v, bound));
+      if (c.problem.bias) judge(what, "d_bias", s.d_bias, r.d_bias, through_o);
+      /* d_sinks is float32 and a sum of both signs */
+      if (c.problem.sinks) judge(what, "d_sinks", s.d_sinks, r.d_sinks, fmax(10 * through_o, 1e-6));
+    }
+  }
+  printf("%-40s worst error %.2g\n", what, worst);
+}
+
+void check_all(const attn_cuda_device &device) {
+  std::vector<scenario> all;
+  auto add = [&](const char *name, attn_softmax_problem p) -> scenario & {
+    all.push_back({name, p});
+    return all.back();
+  };
+  add("one", shape(1, 1, 1, 1, 1, 1, 1));
+  add("full", shape(2, 70, 130, 2, 2, 64, 64)).gap = 3;
+  scenario *c = &add("causal grouped", shape(2, 131, 131, 6, 2, 96, 40));
+  c->problem.causal = true, c->gap = 8;
+  c = &add("causal, more queries than keys", shape(1, 150, 80, 2, 1, 32, 32));
+  c->problem.causal = true, c->problem.sinks = true;
+  c = &add("window", shape(1, 200, 210, 2, 1, 40, 72));
+  c->problem.window_left = 17, c->problem.window_right = 9;
+  c = &add("window, some rows see nothing", shape(2, 100, 150, 2, 2, 16, 24));
+  c->problem.window_left = 5, c->problem.causal = true, c->lengths = true;
+  c = &add("cap, alibi, sinks", shape(2, 90, 90, 4, 2, 128, 128));
+  c->problem.causal = c->problem.alibi = c->problem.sinks = true, c->problem.soft_cap = 2;
+  c = &add("bias", shape(2, 67, 75, 2, 1, 24, 24));
+  c->problem.bias = true, c->gap = 5;
+  c = &add("bias, broadcast, causal", shape(3, 40, 90, 2, 2, 64, 8));
+  c->problem.bias = c->problem.causal = true, c->broadcast = true, c->lengths = true;
+  c = &add("ragged", shape(5, 100, 120, 4, 2, 48, 56));
+  c->problem.ragged = c->problem.causal = true, c->gap = 2;
+  c = &add("ragged, lengths, sinks", shape(4, 70, 70, 2, 2, 80, 80));
+  c->problem.ragged = c->problem.sinks = true, c->lengths = true;
+  c = &add("paged", shape(3, 5, 200, 4, 2, 64, 32));
+  c->problem.paged = c->problem.causal = true, c->problem.page_size = 16, c->lengths = true;
+  c = &add("paged, ragged", shape(3, 65, 100, 2, 1, 32, 32));
+  c->problem.paged = c->problem.ragged = true, c->problem.page_size = 7, c->gap = 4;
+  add("wide", shape(1, 66, 70, 1, 1, 576, 512)).problem.causal = true;
+  add("widest", shape(1, 3, 65, 2, 1, 1024, 1024));
+  add("200 and 256", shape(1, 65, 129, 2, 1, 200, 256)).problem.causal = true;
+  c = &add("some outputs", shape(1, 80, 90, 2, 2, 64, 64));
+  c->some = true, c->problem.sinks = true;
+  add("no queries", shape(2, 0, 10, 2, 2, 16, 16));
+  add("no keys", shape(2, 10, 0, 2, 2, 16, 16)).problem.sinks = true;
+  for (const scenario &each : all)
+    for (attn_dtype dtype : {ATTN_F64, ATTN_F32, ATTN_BF16, ATTN_F16}) check(device, each, dtype);
+}
+
+void bench(const attn_cuda_device &device, int64_t length, attn_dtype dtype) {
+  scenario c = {"bench", shape(8192 / length, length, length, 16, 16, 128, 128)};
+  c.problem.dtype = dtype, c.problem.causal = true;
+  c.problem.passes = ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD;
+  setup s;
+  make(c, s);
+  for (const softmax_algorithm *algorithm : {&softmax_generic_forward, &softmax_generic_backward}) {
+    attn_cuda_choice choice = {};
+    algorithm->plan(&device, &c.problem, &choice);
+    void *workspace;
+    REQUIRE(cudaMalloc(&workspace, choice.workspace_bytes + 1));
+    double time = median_time(
+        5, [&](int) { algorithm->run(&device, &choice, &c.problem, &s.args, workspace, 0); });
+    REQUIRE(cudaFree(workspace));
+    bool forward = algorithm->pass == ATTN_PASS_FORWARD;
+    double flops = (forward ? 4 : 10) * 8192.0 * 16 * 128 * (double)length / 2;
+    printf("%s %s causal, %lld x 8192/%lld tokens, 16 heads, dim 128: %.0f us, %.1f TFLOP/s\n",
+           name_of(dtype), forward ? "forward" : "backward", (long long)length, (long long)length,
+           time, flops / time / 1e6);
+  }
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+  attn_cuda_device device = open_device();
+  if (argc > 1 && strcmp(argv[1], "bench") == 0) {
+    bench(device, 2048, ATTN_BF16);
+    bench(device, 2048, ATTN_F32);
+    return 0;
+  }
+  check_all(device);
+  printf("%s\n", failures ? "FAILED" : "passed");
+  return failures != 0;
+}
