@@ -4,14 +4,16 @@
  * element) and, unless a comment says otherwise, of one shape; dtypes mix freely. Arithmetic is
  * float64 when an operand is, else float32, as in the CPU's kernels/rows.h. An absent tensor is
  * NULL. `accumulate` adds to what the target holds. Targets may be the same memory as an operand of
- * the same shape and strides. "Rows" are all axes but the innermost. */
+ * the same shape and strides. "Rows" are all axes but the innermost: at most 2^31 - 1. Shapes and
+ * dtypes are checked; indices and targets, which lie in device memory, are not. The calling
+ * thread's current device is the stream's. */
 #ifndef ATTN_KERNELS_CUDA_ROWS_H
 #define ATTN_KERNELS_CUDA_ROWS_H
 
 #include "attn/tensor.h"
 #include "kernels/rows.h"
 
-/* Sums over rows are made in this many parts, each in row order, then added up in order. */
+/* Sums over rows are made in at most this many parts, each in a fixed order, added up in order. */
 enum { ATTN_CUDA_PARTS = 256 };
 /* Products that multiply_sum adds up at most. */
 enum { ATTN_CUDA_TERMS = 8 };
@@ -63,7 +65,8 @@ enum { ATTN_CUDA_TERMS = 8 };
                                  const double *mean, void *workspace, attn_cuda_stream stream))    \
   /* Replaces logits z [rows, n] (float32 or float64) by scale (softmax(z) - onehot(target)), and  \
    * losses[r] = logsumexp(z) - z[target]; a row whose target is negative becomes 0, its loss too. \
-   * dz, if not NULL, takes the result instead (any dtype, e.g. bfloat16), z is then only read */  \
+   * dz, if not NULL, takes the result instead (any dtype, e.g. bfloat16), z is then only read.    \
+   * losses may be NULL */                                                                         \
   K(attn_status, cross_entropy, (const attn_tensor *z, const int32_t *targets, double scale,       \
                                  const attn_tensor *dz, double *losses, attn_cuda_stream stream))  \
   /* *sum = scale times the sum of values[0 .. n), in a fixed order; *sum in `dtype` */            \
@@ -72,12 +75,13 @@ enum { ATTN_CUDA_TERMS = 8 };
   /* y[r] = factor table[index[r]]: table [m, n], y [rows, n] */                                   \
   K(attn_status, gather, (const attn_tensor *y, double factor, const attn_tensor *table,           \
                           const int32_t *index, attn_cuda_stream stream))                          \
-  /* table[index[r]] += factor x[r], in row order for each row of the table; workspace:            \
-   * (m + 1 + 2 rows) int32, aligned to 256 */                                                     \
+  /* table[index[r]] += factor x[r], in row order for each row of the table, rounded to its dtype  \
+   * once; workspace: (m + 1 + 2 rows) int32, aligned to 256 */                                    \
   K(attn_status, scatter_add, (const attn_tensor *table, double factor, const attn_tensor *x,      \
                                const int32_t *index, void *workspace, attn_cuda_stream stream))    \
-  /* cosines, sines [count, width] of (first + row) theta[column], angles in float64. `position`,  \
-   * if not NULL, is device memory whose value is added to first (a replayed graph moves on) */    \
+  /* cosines, sines [count, width] of (first + row) theta[column], angles in float64; theta        \
+   * [width] is device memory. `position`, if not NULL, is device memory whose value is added to   \
+   * first (a replayed graph moves on) */                                                          \
   K(attn_status, angles, (const attn_tensor *cosines, const attn_tensor *sines,                    \
                           const double *theta, int64_t first, const int64_t *position,             \
                           attn_cuda_stream stream))                                                \

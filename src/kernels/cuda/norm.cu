@@ -1,0 +1,403 @@
+/* RMS and layer norms over rows, forward and backward (rows.h).
+ *
+ * Rows that vectors of eight elements suit stay in registers: `width` threads share one, each with
+ * K vectors, so that x (and dy) are read once. Backward gives each part of the rows to one block,
+ * which keeps its column sums of d_weight and d_bias in registers all the way. Other rows (float64,
+ * gaps between elements, odd or very long) take kernels that read them again. */
+#include "kernels/cuda/reduce.cuh"
+
+enum { THREADS = 256, BACKWARD_THREADS = 512 };
+
+/* --- Forward ------------------------------------------------------------------------------------
+ */
+
+struct norm_operands {
+  operand y, x, weight, bias;
+  int64_t n;
+  double divisor, epsilon;
+  double *factor, *mean; /* a number a row, or NULL */
+};
+
+/* Walk: y, x. */
+template <int K, bool LAYER>
+static __global__ void __launch_bounds__(1024)
+    norm_vectors(const __grid_constant__ walk<2> rows, const __grid_constant__ norm_operands all,
+                 int width) {
+  __shared__ float shared[2][WARP];
+  uint32_t row = blockIdx.x * (blockDim.x / width) + threadIdx.x / width;
+  bool inside = row < rows.count; /* all lanes take part in the sums */
+  int thread = threadIdx.x % width, vectors = (int)(all.n / VECTOR);
+  coordinates c = locate(rows, inside ? row : 0);
+  const char *from = all.x.data + offset_of(rows, c, 1);
+  raw_vector raw[K];
+  float x[K][VECTOR];
+#pragma unroll
+  for (int k = 0; k < K; ++k)
+    if (thread + k * width < vectors)
+      raw[k] = load_raw(from + (thread + k * width) * VECTOR * all.x.step, all.x.dtype);
+  float sum = 0, squares = 0;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    if (thread + k * width >= vectors) continue;
+    unpack(x[k], raw[k], all.x.dtype);
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) {
+      if (LAYER)
+        sum += x[k][i];
+      else
+        squares += x[k][i] * x[k][i];
+    }
+  }
+  float mean = 0;
+  double exact_mean = 0;
+  if (LAYER) {
+    exact_mean = (double)sum_group(sum, width, shared[0]) / (double)all.n;
+    mean = (float)exact_mean;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (thread + k * width >= vectors) continue;
+#pragma unroll
+      for (int i = 0; i < VECTOR; ++i) {
+        x[k][i] -= mean;
+        squares += x[k][i] * x[k][i];
+      }
+    }
+  }
+  squares = sum_group(squares, width, shared[1]);
+  double exact = 1 / sqrt((double)squares / (LAYER ? (double)all.n : all.divisor) + all.epsilon);
+  float factor = (float)exact;
+  if (!inside) return;
+  if (thread == 0) {
+    if (all.factor) all.factor[row] = exact;
+    if (LAYER) all.mean[row] = exact_mean;
+  }
+  char *to = all.y.data + offset_of(rows, c, 0);
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    int at = (thread + k * width) * VECTOR;
+    if (at >= all.n) continue;
+    float w[VECTOR];
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) x[k][i] *= factor;
+    if (all.weight.data) {
+      load_all<float, VECTOR>(w, all.weight.data + at * all.weight.step, all.weight.dtype);
+#pragma unroll
+      for (int i = 0; i < VECTOR; ++i) x[k][i] *= w[i];
+    }
+    if (LAYER && all.bias.data) {
+      load_all<float, VECTOR>(w, all.bias.data + at * all.bias.step, all.bias.dtype);
+#pragma unroll
+      for (int i = 0; i < VECTOR; ++i) x[k][i] += w[i];
+    }
+    store_vector(to + at * all.y.step, all.y.dtype, x[k]);
+  }
+}
+
+/* One block a row. */
+template <class real>
+static __global__ void __launch_bounds__(THREADS)
+    norm_elements(const __grid_constant__ walk<2> rows, const __grid_constant__ norm_operands all) {
+  __shared__ real shared[2][THREADS / WARP];
+  uint32_t row = blockIdx.x;
+  coordinates c = locate(rows, row);
+  const char *from = all.x.data + offset_of(rows, c, 1);
+  char *to = all.y.data + offset_of(rows, c, 0);
+  auto x_at = [&](int64_t i) { return load_element<real>(from + i * all.x.step, all.x.dtype, 0); };
+  real mean = 0, squares = 0;
+  if (all.mean) {
+    real sum = 0;
+    for (int64_t i = threadIdx.x; i < all.n; i += THREADS) sum += x_at(i);
+    double exact = (double)sum_group(sum, THREADS, shared[0]) / (double)all.n;
+    mean = (real)exact;
+    if (threadIdx.x == 0) all.mean[row] = exact;
+  }
+  for (int64_t i = threadIdx.x; i < all.n; i += THREADS) {
+    real u = x_at(i) - mean;
+    squares += u * u;
+  }
+  squares = sum_group(squares, THREADS, shared[1]);
+  double exact = 1 / sqrt((double)squares / all.divisor + all.epsilon);
+  if (threadIdx.x == 0 && all.factor) all.factor[row] = exact;
+  real factor = (real)exact;
+  for (int64_t i = threadIdx.x; i < all.n; i += THREADS) {
+    real value = factor * (x_at(i) - mean);
+    if (all.weight.data)
+      value *= load_element<real>(all.weight.data + i * all.weight.step, all.weight.dtype, 0);
+    if (all.bias.data)
+      value += load_element<real>(all.bias.data + i * all.bias.step, all.bias.dtype, 0);
+    store_element<real>(to + i * all.y.step, all.y.dtype, 0, value);
+  }
+}
+
+attn_status attn_cuda_norm(const attn_tensor *y, const attn_tensor *x, const attn_tensor *weight,
+                           const attn_tensor *bias, double divisor, double epsilon, double *factor,
+                           double *mean, attn_cuda_stream stream) {
+  ATTN_CUDA_CHECK(attn_cuda_check_operand("norm", "x", x, x));
+  ATTN_CUDA_CHECK(attn_cuda_check_operand("norm", "y", y, x));
+  int64_t rows;
+  ATTN_CUDA_CHECK(attn_cuda_count_rows("norm", x, &rows));
+  int64_t n = x->shape[x->rank - 1];
+  ATTN_CUDA_CHECK(attn_cuda_check_vector("norm", "weight", weight, n));
+  ATTN_CUDA_CHECK(attn_cuda_check_vector("norm", "bias", bias, n));
+  if (bias && !mean)
+    return attn_cuda_fail(ATTN_INVALID_ARGUMENT, "norm: a bias belongs to layer norm, which needs "
+                                                 "a mean");
+  if (rows == 0 || n == 0) return ATTN_OK;
+  norm_operands all = {operand_of(y),
+                       operand_of(x),
+                       operand_of(weight),
+                       operand_of(bias),
+                       n,
+                       mean ? (double)n : divisor,
+                       epsilon,
+                       factor,
+                       mean};
+  walk<2> walk_all = walk_rows<2>(x, {y, x});
+  bool wide = is_wide(y) || is_wide(x) || is_wide(weight) || is_wide(bias);
+  int64_t vectors = n / VECTOR;
+  if (wide || vectors > 4 * 1024 || !rows_are_vectors(x) || !rows_are_vectors(y) ||
+      !rows_are_vectors(weight) || !rows_are_vectors(bias)) {
+    auto kernel = wide ? norm_elements<double> : norm_elements<float>;
+    kernel<<<(unsigned)rows, THREADS, 0, (cudaStream_t)stream>>>(walk_all, all);
+    ATTN_CUDA_TRY_LAUNCH("norm");
+    return ATTN_OK;
+  }
+  /* Up to four vectors a thread: a warp at most while that is enough. */
+  int k = vectors <= WARP ? 1 : vectors <= 2 * WARP ? 2 : 4;
+  int width = power_of_two_from((vectors + k - 1) / k);
+  int threads = width > THREADS ? width : THREADS, each = threads / width;
+  auto kernel = mean ? (k == 1   ? norm_vectors<1, true>
+                        : k == 2 ? norm_vectors<2, true>
+                                 : norm_vectors<4, true>)
+                     : (k == 1   ? norm_vectors<1, false>
+                        : k == 2 ? norm_vectors<2, false>
+                                 : norm_vectors<4, false>);
+  kernel<<<(unsigned)((rows + each - 1) / each), threads, 0, (cudaStream_t)stream>>>(walk_all, all,
+                                                                                     width);
+  ATTN_CUDA_TRY_LAUNCH("norm");
+  return ATTN_OK;
+}
+
+/* --- Backward -----------------------------------------------------------------------------------
+ *
+ * With u = dy (.) weight and the normalised row h = r (x - mean), mean = 0 for RMS norm:
+ *   RMS norm:    dx = r u - r^3 x (u . x) / divisor
+ *   layer norm:  dx = r (u - sum u / n - h (u . h) / n)
+ *   d_weight = sum over rows of h (.) dy, d_bias = sum over rows of dy */
+
+struct norm_gradients {
+  operand dx, x, weight, dy;
+  bool accumulate;
+  int64_t n;
+  double divisor;
+  const double *factor, *mean;
+  double *d_weight, *d_bias; /* [parts, n], or NULL */
+};
+
+/* Block p does the rows of part p. Walk: dx, x, dy. */
+template <int K, bool LAYER>
+static __global__ void __launch_bounds__(BACKWARD_THREADS)
+    norm_backward_vectors(const __grid_constant__ walk<3> rows,
+                          const __grid_constant__ norm_gradients all, int width) {
+  extern __shared__ float columns[]; /* [n], when several groups share the block */
+  __shared__ float shared[2][BACKWARD_THREADS / WARP];
+  int groups = BACKWARD_THREADS / width, group = threadIdx.x / width;
+  int thread = threadIdx.x % width;
+  uint32_t from = (uint32_t)((uint64_t)rows.count * blockIdx.x / gridDim.x);
+  uint32_t to = (uint32_t)((uint64_t)rows.count * (blockIdx.x + 1) / gridDim.x);
+  float by_column[K][VECTOR] = {}, bias_column[LAYER ? K : 1][VECTOR] = {};
+  int turn = 0; /* which half of `shared` */
+  for (uint32_t first = from; first < to; first += groups, turn ^= 1) {
+    uint32_t row = first + group;
+    bool inside = row < to;
+    if (!inside) row = first; /* all lanes take part in the sums */
+    coordinates c = locate(rows, row);
+    const char *x_row = all.x.data + offset_of(rows, c, 1);
+    const char *dy_row = all.dy.data + offset_of(rows, c, 2);
+    raw_vector raw_x[K], raw_dy[K];
+    float x[K][VECTOR], dy[K][VECTOR];
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      int at = (thread + k * width) * VECTOR;
+      if (at >= all.n) continue;
+      raw_x[k] = load_raw(x_row + at * all.x.step, all.x.dtype);
+      raw_dy[k] = load_raw(dy_row + at * all.dy.step, all.dy.dtype);
+    }
+    double exact = all.factor[row];
+    float r = (float)exact, mean = LAYER ? (float)all.mean[row] : 0;
+    float sum = 0, projection = 0;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      int at = (thread + k * width) * VECTOR;
+      if (at >= all.n) continue;
+      unpack(x[k], raw_x[k], all.x.dtype);
+      unpack(dy[k], raw_dy[k], all.dy.dtype);
+      float w[VECTOR];
+      if (all.weight.data)
+        load_all<float, VECTOR>(w, all.weight.data + at * all.weight.step, all.weight.dtype);
+#pragma unroll
+      for (int i = 0; i < VECTOR; ++i) {
+        if (LAYER) x[k][i] = r * (x[k][i] - mean);
+        if (inside) {
+          by_column[k][i] += (LAYER ? x[k][i] : r * x[k][i]) * dy[k][i];
+          if (LAYER) bias_column[k][i] += dy[k][i];
+        }
+        if (all.weight.data) dy[k][i] *= w[i];
+        projection += x[k][i] * dy[k][i];
+        if (LAYER) sum += dy[k][i];
+      }
+    }
+    if (!all.dx.data) continue;
+    projection = sum_group(projection, width, shared[LAYER ? 0 : turn]);
+    if (LAYER) sum = sum_group(sum, width, shared[1]);
+    if (!inside) continue;
+    float shift = LAYER ? r * (float)((double)sum / (double)all.n) : 0;
+    float pull = LAYER ? r * (float)((double)projection / (double)all.n)
+                       : (float)(exact * exact * exact * (double)projection / all.divisor);
+    char *dx_row = all.dx.data + offset_of(rows, c, 0);
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      int at = (thread + k * width) * VECTOR;
+      if (at >= all.n) continue;
+      char *place = dx_row + at * all.dx.step;
+      float old[VECTOR] = {};
+      if (all.accumulate) load_all<float, VECTOR>(old, place, all.dx.dtype);
+#pragma unroll
+      for (int i = 0; i < VECTOR; ++i) old[i] += r * dy[k][i] - shift - pull * x[k][i];
+      store_vector(place, all.dx.dtype, old);
+    }
+  }
+  /* The groups' column sums, added in the order of the groups. */
+  auto put = [&](double *target, float(&column)[K][VECTOR]) {
+    if (!target) return;
+    for (int turn = 0; turn < groups; ++turn) {
+      if (groups > 1) __syncthreads();
+      if (turn != group) continue;
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        int at = (thread + k * width) * VECTOR;
+        if (at >= all.n) continue;
+#pragma unroll
+        for (int i = 0; i < VECTOR; ++i) {
+          if (turn > 0) column[k][i] += columns[at + i];
+          if (turn < groups - 1)
+            columns[at + i] = column[k][i];
+          else
+            target[(int64_t)blockIdx.x * all.n + at + i] = (double)column[k][i];
+        }
+      }
+    }
+    if (groups > 1) __syncthreads();
+  };
+  put(all.d_weight, by_column);
+  if constexpr (LAYER) put(all.d_bias, bias_column);
+}
+
+/* One block a row: dx only. */
+template <class real>
+static __global__ void __launch_bounds__(THREADS)
+    norm_backward_elements(const __grid_constant__ walk<3> rows,
+                           const __grid_constant__ norm_gradients all) {
+  __shared__ real shared[2][THREADS / WARP];
+  uint32_t row = blockIdx.x;
+  coordinates c = locate(rows, row);
+  char *dx_row = all.dx.data + offset_of(rows, c, 0);
+  const char *x_row = all.x.data + offset_of(rows, c, 1);
+  const char *dy_row = all.dy.data + offset_of(rows, c, 2);
+  double exact = all.factor[row];
+  real r = (real)exact, mean = all.mean ? (real)all.mean[row] : 0;
+  auto normal_at = [&](int64_t i) {
+    return r * (load_element<real>(x_row + i * all.x.step, all.x.dtype, 0) - mean);
+  };
+  auto pulled_at = [&](int64_t i) {
+    real value = load_element<real>(dy_row + i * all.dy.step, all.dy.dtype, 0);
+    if (all.weight.data)
+      value *= load_element<real>(all.weight.data + i * all.weight.step, all.weight.dtype, 0);
+    return value;
+  };
+  real sum = 0, projection = 0;
+  for (int64_t i = threadIdx.x; i < all.n; i += THREADS) {
+    real u = pulled_at(i);
+    sum += u;
+    projection += u * normal_at(i);
+  }
+  projection = sum_group(projection, THREADS, shared[0]);
+  sum = sum_group(sum, THREADS, shared[1]);
+  real shift = all.mean ? (real)((double)sum / (double)all.n) : 0;
+  real pull = (real)((double)projection / all.divisor);
+  for (int64_t i = threadIdx.x; i < all.n; i += THREADS) {
+    char *place = dx_row + i * all.dx.step;
+    real value = r * (pulled_at(i) - shift - normal_at(i) * pull);
+    if (all.accumulate) value += load_element<real>(place, all.dx.dtype, 0);
+    store_element<real>(place, all.dx.dtype, 0, value);
+  }
+}
+
+attn_status attn_cuda_norm_backward(const attn_tensor *dx, bool accumulate,
+                                    const attn_tensor *d_weight, const attn_tensor *d_bias,
+                                    const attn_tensor *x, const attn_tensor *weight,
+                                    const attn_tensor *dy, double divisor, const double *factor,
+                                    const double *mean, void *workspace, attn_cuda_stream stream) {
+  static const char function[] = "norm_backward";
+  ATTN_CUDA_CHECK(attn_cuda_check_operand(function, "x", x, x));
+  ATTN_CUDA_CHECK(attn_cuda_check_operand(function, "dy", dy, x));
+  ATTN_CUDA_CHECK(attn_cuda_check_operand(function, "dx", dx, x));
+  int64_t rows;
+  ATTN_CUDA_CHECK(attn_cuda_count_rows(function, x, &rows));
+  int64_t n = x->shape[x->rank - 1];
+  ATTN_CUDA_CHECK(attn_cuda_check_vector(function, "weight", weight, n));
+  ATTN_CUDA_CHECK(attn_cuda_check_vector(function, "d_weight", d_weight, n));
+  ATTN_CUDA_CHECK(attn_cuda_check_vector(function, "d_bias", d_bias, n));
+  if (n == 0) return ATTN_OK;
+  cudaStream_t queue = (cudaStream_t)stream;
+  double *partial = (double *)workspace;
+  bool wide = is_wide(dx) || is_wide(d_weight) || is_wide(d_bias) || is_wide(x) ||
+              is_wide(weight) || is_wide(dy);
+  norm_gradients all = {operand_of(dx),
+                        operand_of(x),
+                        operand_of(weight),
+                        operand_of(dy),
+                        accumulate,
+                        n,
+                        mean ? (double)n : divisor,
+                        factor,
+                        mean,
+                        d_weight ? partial : NULL,
+                        d_bias ? partial + ATTN_CUDA_PARTS * n : NULL};
+  walk<3> walk_all = walk_rows<3>(x, {dx, x, dy});
+  int64_t vectors = n / VECTOR;
+  /* d_bias without a mean is RMS norm with a bias, which there is not; the sums still serve. */
+  if (rows == 0 || wide || vectors > 4 * BACKWARD_THREADS || (d_bias && !mean) ||
+      !rows_are_vectors(x) || !rows_are_vectors(dy) || !rows_are_vectors(dx) ||
+      !rows_are_vectors(weight)) {
+    /* The columns first: dx may be the memory of x or dy. */
+    if (d_weight)
+      ATTN_CUDA_CHECK(attn_cuda_column_sums(d_weight, false, x, dy, factor, mean, partial, queue));
+    if (d_bias)
+      ATTN_CUDA_CHECK(attn_cuda_column_sums(d_bias, false, dy, NULL, NULL, NULL,
+                                            partial + ATTN_CUDA_PARTS * n, queue));
+    if (!dx || rows == 0) return ATTN_OK;
+    auto kernel = wide ? norm_backward_elements<double> : norm_backward_elements<float>;
+    kernel<<<(unsigned)rows, THREADS, 0, queue>>>(walk_all, all);
+    ATTN_CUDA_TRY_LAUNCH("norm_backward");
+    return ATTN_OK;
+  }
+  int k = vectors <= WARP ? 1 : vectors <= 2 * BACKWARD_THREADS ? 2 : 4;
+  int width = power_of_two_from((vectors + k - 1) / k);
+  int groups = BACKWARD_THREADS / width;
+  int64_t parts = (rows + groups - 1) / groups;
+  if (parts > ATTN_CUDA_PARTS) parts = ATTN_CUDA_PARTS;
+  size_t shared = groups > 1 ? (size_t)n * sizeof(float) : 0;
+  auto kernel = mean ? (k == 1   ? norm_backward_vectors<1, true>
+                        : k == 2 ? norm_backward_vectors<2, true>
+                                 : norm_backward_vectors<4, true>)
+                     : (k == 1   ? norm_backward_vectors<1, false>
+                        : k == 2 ? norm_backward_vectors<2, false>
+                                 : norm_backward_vectors<4, false>);
+  kernel<<<(unsigned)parts, BACKWARD_THREADS, shared, queue>>>(walk_all, all, width);
+  ATTN_CUDA_TRY_LAUNCH("norm_backward");
+  if (d_weight)
+    ATTN_CUDA_CHECK(attn_cuda_add_parts(d_weight, false, all.d_weight, (int)parts, queue));
+  if (d_bias) ATTN_CUDA_CHECK(attn_cuda_add_parts(d_bias, false, all.d_bias, (int)parts, queue));
+  return ATTN_OK;
+}
