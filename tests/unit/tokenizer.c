@@ -18,9 +18,9 @@
 
 #define FIXTURES ATTN_SOURCE_DIR "/tests/unit/fixtures/tokenizer/"
 
-static const char *const families[] = {"gpt2",    "roberta",   "llama3",    "qwen2",
-                                       "smollm",  "splits",    "llama2",    "bert",
-                                       "unigram", "deepseek2", "deepseek3", "kimi"};
+static const char *const families[] = {"gpt2",      "roberta", "llama3", "qwen2",   "smollm",
+                                       "splits",    "llama2",  "bert",   "unigram", "deepseek2",
+                                       "deepseek3", "kimi",    "xlmr",   "charsmap"};
 enum { FAMILIES = sizeof families / sizeof *families };
 
 static char directory[64];
@@ -481,8 +481,15 @@ static void wrong_files(void **state) {
        "id 2 is given to two"},
       {"{" BPE ",\"added_tokens\":[{\"id\":9,\"content\":\"a\"}]}", ATTN_BAD_FORMAT,
        "two ids, 0 and 9"},
-      {"{" BPE ",\"normalizer\":{\"type\":\"Precompiled\"}}", ATTN_UNSUPPORTED,
-       "normalizer \"Precompiled\""},
+      {"{" BPE ",\"normalizer\":{\"type\":\"Nmt\"}}", ATTN_UNSUPPORTED, "normalizer \"Nmt\""},
+      {"{" BPE ",\"normalizer\":{\"type\":\"Precompiled\"}}", ATTN_BAD_FORMAT,
+       "normalizer Precompiled"},
+      {"{" BPE ",\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAAA=\"}}",
+       ATTN_BAD_FORMAT, "multiple of 4"},
+      {"{" BPE ",\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"A=AA\"}}",
+       ATTN_BAD_FORMAT, "byte 0x3d at 1"},
+      {"{" BPE ",\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"\"}}",
+       ATTN_BAD_FORMAT, "charsmap of 0 bytes"},
       {"{" BPE ",\"normalizer\":3}", ATTN_BAD_FORMAT, "normalizer"},
       {"{" BPE ",\"pre_tokenizer\":{\"type\":\"UnicodeScripts\"}}", ATTN_UNSUPPORTED,
        "UnicodeScripts"},

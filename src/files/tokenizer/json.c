@@ -4,6 +4,7 @@
 #include "base/io.h"
 #include "base/memory.h"
 #include "base/status.h"
+#include "files/base64.h"
 #include "files/json.h"
 
 #include <string.h>
@@ -139,6 +140,20 @@ static attn_status replace(attn_tokenizer *tokenizer, const json_t *section, int
   return copy_string(section, "content", ATTN_REQUIRED, &step->content, &step->content_size);
 }
 
+static attn_status precompiled(attn_tokenizer *tokenizer, const json_t *section, int depth) {
+  const char *encoded = NULL;
+  attn_text bytes = {0};
+  attn_step *step;
+  (void)depth;
+  ATTN_TRY(new_normaliser(tokenizer, ATTN_STEP_CHARSMAP, &step));
+  ATTN_TRY(attn_json_string(section, "precompiled_charsmap", ATTN_REQUIRED, &encoded));
+  size_t size = json_string_length(json_object_get(section, "precompiled_charsmap"));
+  attn_status status = attn_base64_decode(encoded, size, &bytes);
+  if (status == ATTN_OK) status = attn_charsmap_set(step, bytes.data, bytes.length);
+  attn_text_free(&bytes);
+  return status;
+}
+
 static attn_status normalise_bytes(attn_tokenizer *tokenizer, const json_t *section, int depth) {
   attn_step *step;
   (void)section, (void)depth;
@@ -168,6 +183,7 @@ static attn_status read_normaliser(attn_tokenizer *tokenizer, const json_t *sect
       {"Strip", strip},
       {"Prepend", prepend},
       {"Replace", replace},
+      {"Precompiled", precompiled},
       {"ByteLevel", normalise_bytes},
       {"BertNormalizer", bert_normaliser},
   };

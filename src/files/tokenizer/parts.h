@@ -30,6 +30,14 @@ bool attn_is_number(int32_t code);      /* Nd, Nl, No */
 bool attn_is_word(int32_t code);        /* what a regular expression calls \w */
 bool attn_is_punctuation(int32_t code); /* P*, and all of ASCII that is neither letter nor digit */
 
+/* graphemes.c: whether the next character of a text begins a grapheme; starts as {0}. */
+typedef struct attn_grapheme {
+  bool started;
+  int32_t last, breaks; /* the character before, and the state of utf8proc */
+  int conjunct;
+} attn_grapheme;
+bool attn_grapheme_begins(attn_grapheme *grapheme, int32_t code);
+
 /* -- Pieces -- */
 
 typedef struct attn_piece {
@@ -164,6 +172,7 @@ typedef enum attn_step_kind {
   ATTN_STEP_STRIP,         /* whitespace at the ends */
   ATTN_STEP_PREPEND,       /* `content`, unless the text is empty or (bare) begins with it */
   ATTN_STEP_REPLACE,       /* matches of `pattern` by `content` */
+  ATTN_STEP_CHARSMAP,      /* what `content`, SentencePiece's charsmap, makes of it */
   ATTN_STEP_BERT_CLEAN,    /* no control characters; whitespace is a space */
   ATTN_STEP_BERT_CHINESE,  /* spaces around ideographs */
   ATTN_STEP_BYTES,         /* bytes to GPT-2's alphabet */
@@ -196,6 +205,11 @@ void attn_step_free(attn_step *step);
 /* Appends what a step makes of in's piece `index` to `out`. */
 attn_status attn_step_apply(const attn_step *step, attn_matcher *matcher, const attn_pieces *in,
                             size_t index, attn_pieces *out);
+/* charsmap.c: makes a zeroed step of a charsmap's bytes, and does what it says until there are more
+ * than `most` bytes. */
+attn_status attn_charsmap_set(attn_step *step, const char *bytes, size_t size);
+attn_status attn_charsmap_apply(const attn_step *step, const char *text, size_t size, size_t most,
+                                attn_text *out);
 /* The character of GPT-2's alphabet that stands for a byte, and back (-1: none). */
 int32_t attn_byte_character(unsigned char byte);
 int attn_character_byte(int32_t code);
