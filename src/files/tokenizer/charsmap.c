@@ -115,3 +115,33 @@ attn_status attn_charsmap_apply(const attn_step *step, const char *text, size_t 
   add_grapheme(step, text + begin, size - begin, out);
   return ATTN_OK;
 }
+
+/* What a character becomes is nothing but spaces. */
+static attn_status becomes_spaces(const attn_step *step, int32_t code, bool *spaces) {
+  attn_text text = {0}, made = {0};
+  attn_utf8_add(&text, code);
+  attn_status status = text.failed ? ATTN_OUT_OF_MEMORY : ATTN_OK;
+  if (status == ATTN_OK)
+    status = attn_charsmap_apply(step, text.data, text.length, SIZE_MAX, &made);
+  if (status == ATTN_OK && made.failed) status = ATTN_OUT_OF_MEMORY;
+  for (size_t i = 0; i < made.length; ++i) *spaces &= made.data[i] == ' ';
+  attn_text_free(&text);
+  attn_text_free(&made);
+  return status;
+}
+
+attn_status attn_charsmap_leaves_spaces(const attn_step *step, bool *leaves) {
+  enum { NEXT_LINE = 0x85, LOWER_LINE = 0x2581, LAST_WHITESPACE = 0x3000 };
+  size_t trie = HEADER + unit_count(step) * UNIT;
+  int32_t code;
+  *leaves = true;
+  for (code = 1; code <= LAST_WHITESPACE && *leaves; ++code)
+    if ((attn_is_whitespace(code) && code != NEXT_LINE) || code == LOWER_LINE)
+      ATTN_TRY(becomes_spaces(step, code, leaves));
+  for (size_t at = trie, bytes; at < step->content_size; at += bytes) {
+    bytes = (size_t)attn_utf8_next(step->content + at, step->content_size - at, &code);
+    if (!bytes) return attn_fail(ATTN_INTERNAL, "a charsmap's strings are not UTF-8");
+    *leaves &= code == ' ' || !attn_is_whitespace(code);
+  }
+  return ATTN_OK;
+}

@@ -600,7 +600,6 @@ static attn_status read_scored(attn_tokenizer *tokenizer, const json_t *item, si
 }
 
 static attn_status model_unigram(attn_tokenizer *tokenizer, const json_t *section, int depth) {
-  enum { UNKNOWN_PENALTY = 10 }; /* below the lowest score, as SentencePiece has it */
   attn_token_model *model = &tokenizer->model;
   json_t *list = NULL, *item;
   size_t i;
@@ -615,8 +614,9 @@ static attn_status model_unigram(attn_tokenizer *tokenizer, const json_t *sectio
   model->unknown = (int32_t)unknown;
   model->scores = attn_alloc_array(json_array_size(list), sizeof *model->scores);
   if (!model->scores) return ATTN_OUT_OF_MEMORY;
+  model->score_count = json_array_size(list);
   json_array_foreach(list, i, item) ATTN_TRY(read_scored(tokenizer, item, i, &lowest));
-  model->unknown_score = lowest - UNKNOWN_PENALTY;
+  model->unknown_score = lowest - ATTN_UNKNOWN_PENALTY;
   attn_prefixes_sort(&model->prefixes);
   return ATTN_OK;
 }
