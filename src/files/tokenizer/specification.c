@@ -230,7 +230,8 @@ attn_status attn_add_unigram_steps(attn_tokenizer *tokenizer, const attn_tokeniz
   tokenizer->decoder.strip = spec->add_space_prefix || spec->remove_extra_spaces;
   if (spec->charsmap) {
     ATTN_TRY(attn_step_new(tokenizer->normalisers, &tokenizer->normaliser_count, &step));
-    ATTN_TRY(attn_charsmap_set(step, spec->charsmap, spec->charsmap_size));
+    attn_status status = attn_charsmap_set(step, spec->charsmap, spec->charsmap_size);
+    if (status != ATTN_OK) return attn_fail_in(status, "tokenizer.ggml.precompiled_charsmap");
     ATTN_TRY(attn_charsmap_leaves_spaces(step, &at_whitespace));
   }
   return spec->remove_extra_spaces ? add_word_steps(tokenizer, at_whitespace)
