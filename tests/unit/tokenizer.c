@@ -158,6 +158,25 @@ static void families_equal_the_library(void **state) {
   assert_int_equal(wrong, 0);
 }
 
+/* What normalising leaves nothing of gets no space in front either. */
+static void nothing_is_left(void **state) {
+  (void)state;
+  static const char file[] =
+      "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"\xe2\x96\x81\":0,\"a\":1},\"merges\":[]},"
+      "\"normalizer\":{\"type\":\"Strip\",\"strip_left\":true,\"strip_right\":true},"
+      "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\xe2\x96\x81\"}}";
+  attn_tokenizer *tokenizer;
+  attn_tokens tokens = {0};
+  write_bytes("empty.json", file, sizeof file - 1);
+  assert_ok(attn_tokenizer_load(in_directory("empty.json"), &tokenizer));
+  assert_ok(attn_tokenizer_encode(tokenizer, " \n", 2, 0, &tokens));
+  assert_int_equal(tokens.count, 0);
+  assert_ok(attn_tokenizer_encode(tokenizer, " a\n", 3, 0, &tokens));
+  assert_int_equal(tokens.count, 2);
+  attn_tokens_free(&tokens);
+  attn_tokenizer_destroy(tokenizer);
+}
+
 /* -- Bytes -- */
 
 static void encode(const attn_tokenizer *tokenizer, const void *text, size_t size, unsigned flags,
@@ -754,6 +773,7 @@ static void growing_texts(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(families_equal_the_library),
+      cmocka_unit_test(nothing_is_left),
       cmocka_unit_test(byte_level_returns_any_bytes),
       cmocka_unit_test(invalid_text_is_replaced_elsewhere),
       cmocka_unit_test(questions),

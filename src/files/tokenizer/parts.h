@@ -170,7 +170,7 @@ typedef enum attn_step_kind {
   ATTN_STEP_LOWERCASE,
   ATTN_STEP_STRIP_ACCENTS, /* drops Mn, or all marks */
   ATTN_STEP_STRIP,         /* whitespace at the ends */
-  ATTN_STEP_PREPEND,       /* `content`, unless the text is empty or (bare) begins with it */
+  ATTN_STEP_PREPEND,       /* `content`, unless the text is empty */
   ATTN_STEP_REPLACE,       /* matches of `pattern` by `content` */
   ATTN_STEP_CHARSMAP,      /* what `content`, SentencePiece's charsmap, makes of it */
   ATTN_STEP_BERT_CLEAN,    /* no control characters; whitespace is a space */

@@ -215,9 +215,9 @@ static attn_status replace(const attn_step *step, attn_matcher *matcher, const c
 }
 
 static bool wants_prepended(const attn_step *step, const char *text, size_t size, bool first) {
-  if (step->only_first && !first) return false;
-  if (!step->unless_there) return size > 0;
-  return size < step->content_size || memcmp(text, step->content, step->content_size) != 0;
+  if (!size || (step->only_first && !first)) return false;
+  return !step->unless_there || size < step->content_size ||
+         memcmp(text, step->content, step->content_size) != 0;
 }
 
 /* -- Splitting -- */
