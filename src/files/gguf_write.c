@@ -97,6 +97,11 @@ void attn_gguf_add_string(attn_gguf_draft *draft, const char *key, const char *b
   put_string(&draft->keys, bytes, size);
 }
 
+void attn_gguf_add_u8s(attn_gguf_draft *draft, const char *key, const char *bytes, size_t size) {
+  begin_array(draft, key, ATTN_GGUF_U8, (int64_t)size);
+  put(&draft->keys, bytes, size);
+}
+
 void attn_gguf_add_i32s(attn_gguf_draft *draft, const char *key, const int32_t *values,
                         int64_t count) {
   begin_array(draft, key, ATTN_GGUF_I32, count);

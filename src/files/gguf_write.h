@@ -19,6 +19,7 @@ void attn_gguf_add_i32(attn_gguf_draft *draft, const char *key, int32_t value);
 void attn_gguf_add_f32(attn_gguf_draft *draft, const char *key, float value);
 void attn_gguf_add_bool(attn_gguf_draft *draft, const char *key, bool value);
 void attn_gguf_add_string(attn_gguf_draft *draft, const char *key, const char *bytes, size_t size);
+void attn_gguf_add_u8s(attn_gguf_draft *draft, const char *key, const char *bytes, size_t size);
 void attn_gguf_add_i32s(attn_gguf_draft *draft, const char *key, const int32_t *values,
                         int64_t count);
 void attn_gguf_add_f32s(attn_gguf_draft *draft, const char *key, const float *values,

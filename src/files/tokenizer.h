@@ -36,8 +36,8 @@ typedef enum attn_token_type {
  * may go once the tokenizer is created. Start from ATTN_TOKENIZER_SPEC_INIT. */
 typedef struct attn_tokenizer_spec {
   /* tokenizer.ggml.model: "gpt2" is byte-level BPE, whose tokens are written in GPT-2's alphabet of
-   * bytes; "llama" is SentencePiece BPE by scores; "bert" is WordPiece, lower case, whose words
-   * begin with U+2581 and whose continuations do not. */
+   * bytes; "llama" is SentencePiece BPE by scores; "t5" is Unigram; "bert" is WordPiece, whose
+   * words begin with U+2581 and whose continuations do not. */
   const char *model;
   /* tokenizer.ggml.pre, for "gpt2" only: how text is cut into words. "gpt-2" (also NULL),
    * "llama-bpe" (also "llama3", "llama-v3"), "qwen2", "smollm". */
@@ -46,17 +46,28 @@ typedef struct attn_tokenizer_spec {
   const char *const *tokens; /* the string of each id, UTF-8 */
   const size_t *token_sizes; /* bytes of each, or NULL when they are NUL-terminated */
   const int32_t *types;      /* attn_token_type of each, or NULL: all are normal */
-  const float *scores;       /* of each; "llama" needs them, the others ignore them */
+  const float *scores;       /* of each; "llama" and "t5" need them, the others ignore them */
   int64_t merge_count;
   const char *const *merges; /* "left right", best first; "gpt2" needs them */
   const size_t *merge_sizes; /* like token_sizes */
   int32_t bos, eos;          /* ids, or -1; "bert": its [CLS] and [SEP] */
   int32_t unknown;           /* id, or -1 */
   bool add_bos, add_eos;     /* whether ATTN_ENCODE_ENDS adds them */
-  bool add_space_prefix;     /* "llama": U+2581 before each run of text */
+  bool add_space_prefix;     /* "llama", "t5": U+2581 before each run of text */
+  /* "t5": SentencePiece's charsmap (NULL: none), applied as tokenizer.json's Precompiled is; spaces
+   * at the ends and beside others are dropped, and every word gets its U+2581. Where the charsmap
+   * makes spaces of all whitespace, words are cut at whitespace, as in tokenizer.json: that counts
+   * for U+0085, which SentencePiece's own charsmaps forget. */
+  const char *charsmap;
+  size_t charsmap_size;
+  bool remove_extra_spaces;
+  bool lower_case, strip_accents; /* "bert" */
 } attn_tokenizer_spec;
 #define ATTN_TOKENIZER_SPEC_INIT                                                                   \
-  { .bos = -1, .eos = -1, .unknown = -1, .add_space_prefix = true }
+  {                                                                                                \
+    .bos = -1, .eos = -1, .unknown = -1, .add_space_prefix = true, .lower_case = true,             \
+    .strip_accents = true                                                                          \
+  }
 
 attn_status attn_tokenizer_create(const attn_tokenizer_spec *spec, attn_tokenizer **tokenizer);
 void attn_tokenizer_destroy(attn_tokenizer *tokenizer); /* NULL is fine */
@@ -64,7 +75,8 @@ void attn_tokenizer_destroy(attn_tokenizer *tokenizer); /* NULL is fine */
 /* The way back: a tokenizer in such arrays, which point into it and into what is freed with them.
  * Ids up to `count` that are no token are "[PAD7]", unused. ATTN_UNSUPPORTED, saying why, when they
  * would not make the same tokenizer again. What is lost: whether special tokens take the spaces
- * beside them, and are looked for in normalised text. */
+ * beside them, and are looked for in normalised text; and that Unigram tokenizers of the library
+ * `tokenizers` find special tokens that are part of the model in any text. */
 typedef struct attn_tokenizer_arrays {
   attn_tokenizer_spec spec;
   const char **strings; /* of tokens, then of merges */
@@ -77,7 +89,7 @@ attn_status attn_tokenizer_describe(const attn_tokenizer *tokenizer, int64_t cou
                                     attn_tokenizer_arrays *arrays);
 void attn_tokenizer_arrays_free(attn_tokenizer_arrays *arrays);
 
-/* Writes such arrays as a tokenizer.json, for models "gpt2" and "llama"; scores become merges. */
+/* Writes such arrays as a tokenizer.json; the scores of "llama" become merges. */
 attn_status attn_tokenizer_save(const attn_tokenizer_spec *spec, const char *path);
 
 /* Token ids in a buffer that grows. Starts as {0}. */

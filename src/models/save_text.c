@@ -165,6 +165,9 @@ static void add_ids(const attn_model *model, const json_t *config, const attn_to
          find_token(model, config, "pad_token", "pad_token_id"));
   attn_gguf_add_bool(draft, "tokenizer.ggml.add_bos_token", spec->add_bos);
   attn_gguf_add_bool(draft, "tokenizer.ggml.add_eos_token", spec->add_eos);
+  if (strcmp(spec->model, "bert") != 0) return;
+  add_id(draft, "tokenizer.ggml.cls_token_id", spec->bos);
+  add_id(draft, "tokenizer.ggml.seperator_token_id", spec->eos); /* the format's spelling */
 }
 
 static void add_strings(attn_gguf_draft *draft, const char *key, const char *const *strings,
@@ -179,12 +182,22 @@ static void add_vocabulary(const attn_tokenizer_spec *spec, attn_gguf_draft *dra
   attn_gguf_add_string(draft, "tokenizer.ggml.pre", pre, strlen(pre));
   add_strings(draft, "tokenizer.ggml.tokens", spec->tokens, spec->token_sizes, spec->token_count);
   attn_gguf_add_i32s(draft, "tokenizer.ggml.token_type", spec->types, spec->token_count);
-  if (spec->scores)
+  if (spec->scores) {
     attn_gguf_add_f32s(draft, "tokenizer.ggml.scores", spec->scores, spec->token_count);
-  else
-    add_strings(draft, "tokenizer.ggml.merges", spec->merges, spec->merge_sizes, spec->merge_count);
-  if (spec->scores)
     attn_gguf_add_bool(draft, "tokenizer.ggml.add_space_prefix", spec->add_space_prefix);
+  }
+  if (strcmp(spec->model, "gpt2") == 0)
+    add_strings(draft, "tokenizer.ggml.merges", spec->merges, spec->merge_sizes, spec->merge_count);
+  if (strcmp(spec->model, "t5") == 0) {
+    attn_gguf_add_bool(draft, "tokenizer.ggml.remove_extra_whitespaces", spec->remove_extra_spaces);
+    if (spec->charsmap)
+      attn_gguf_add_u8s(draft, "tokenizer.ggml.precompiled_charsmap", spec->charsmap,
+                        spec->charsmap_size);
+  }
+  if (strcmp(spec->model, "bert") == 0 && !(spec->lower_case && spec->strip_accents)) {
+    attn_gguf_add_bool(draft, "tokenizer.ggml.normalizer.lowercase", spec->lower_case);
+    attn_gguf_add_bool(draft, "tokenizer.ggml.normalizer.strip_accents", spec->strip_accents);
+  }
 }
 
 static attn_status add_template(const attn_source *source, const json_t *config,

@@ -160,14 +160,38 @@ static bool adds_bos(const attn_gguf_vocabulary *v) {
 }
 
 /* [CLS] and [SEP], by keys of their own (misspelt in the format) or as BOS and EOS; where no key
- * says which tokens they are, those of BERT, as in llama.cpp. */
-static attn_status read_bert_ends(const attn_gguf *file, attn_tokenizer_spec *spec) {
+ * says which tokens they are, those of BERT, as in llama.cpp, which always adds both. */
+static attn_status read_bert(const attn_gguf *file, attn_tokenizer_spec *spec) {
   if (spec->unknown < 0) spec->unknown = 100;
   if (spec->bos < 0) spec->bos = 101;
   if (spec->eos < 0) spec->eos = 102;
   spec->add_bos = spec->add_eos = true;
   ATTN_TRY(read_id(file, "tokenizer.ggml.cls_token_id", &spec->bos));
-  return read_id(file, "tokenizer.ggml.seperator_token_id", &spec->eos);
+  ATTN_TRY(read_id(file, "tokenizer.ggml.seperator_token_id", &spec->eos));
+  ATTN_TRY(attn_gguf_bool(file, "tokenizer.ggml.normalizer.lowercase", ATTN_OPTIONAL,
+                          &spec->lower_case));
+  spec->strip_accents = spec->lower_case; /* unless stated */
+  return attn_gguf_bool(file, "tokenizer.ggml.normalizer.strip_accents", ATTN_OPTIONAL,
+                        &spec->strip_accents);
+}
+
+/* Where a file says nothing, what llama.cpp takes. */
+static attn_status read_t5(const attn_gguf *file, attn_tokenizer_spec *spec) {
+  attn_gguf_list map = {0};
+  if (spec->unknown < 0) spec->unknown = 2;
+  if (spec->eos < 0) spec->eos = 1;
+  spec->add_eos = true;
+  spec->add_space_prefix = false;
+  ATTN_TRY(attn_gguf_bool(file, "tokenizer.ggml.remove_extra_whitespaces", ATTN_OPTIONAL,
+                          &spec->remove_extra_spaces));
+  ATTN_TRY(attn_gguf_array(file, "tokenizer.ggml.precompiled_charsmap", ATTN_OPTIONAL, &map));
+  if (!map.count) return ATTN_OK;
+  if (map.type != ATTN_GGUF_U8 && map.type != ATTN_GGUF_I8)
+    return attn_fail(ATTN_BAD_FORMAT, "tokenizer.ggml.precompiled_charsmap: expected bytes, got %s",
+                     attn_gguf_type_name(map.type));
+  spec->charsmap = (const char *)map.data;
+  spec->charsmap_size = (size_t)map.count;
+  return ATTN_OK;
 }
 
 attn_status attn_gguf_vocabulary_read(const attn_gguf *file, attn_gguf_vocabulary *v) {
@@ -180,9 +204,13 @@ attn_status attn_gguf_vocabulary_read(const attn_gguf *file, attn_gguf_vocabular
   ATTN_TRY(read_id(file, "tokenizer.ggml.bos_token_id", &spec->bos));
   ATTN_TRY(read_id(file, "tokenizer.ggml.eos_token_id", &spec->eos));
   ATTN_TRY(read_id(file, "tokenizer.ggml.unknown_token_id", &spec->unknown));
-  if (strcmp(v->model, "bert") == 0) ATTN_TRY(read_bert_ends(file, spec));
-  ATTN_TRY(attn_gguf_bool(file, "tokenizer.ggml.add_bos_token", ATTN_OPTIONAL, &spec->add_bos));
-  ATTN_TRY(attn_gguf_bool(file, "tokenizer.ggml.add_eos_token", ATTN_OPTIONAL, &spec->add_eos));
+  if (strcmp(v->model, "t5") == 0) ATTN_TRY(read_t5(file, spec));
+  if (strcmp(v->model, "bert") == 0) {
+    ATTN_TRY(read_bert(file, spec));
+  } else {
+    ATTN_TRY(attn_gguf_bool(file, "tokenizer.ggml.add_bos_token", ATTN_OPTIONAL, &spec->add_bos));
+    ATTN_TRY(attn_gguf_bool(file, "tokenizer.ggml.add_eos_token", ATTN_OPTIONAL, &spec->add_eos));
+  }
   ATTN_TRY(attn_gguf_bool(file, "tokenizer.ggml.add_space_prefix", ATTN_OPTIONAL,
                           &spec->add_space_prefix));
   return read_strings(file, v);

@@ -6,7 +6,8 @@
 #include <string.h>
 
 static const char text[] =
-    "Hello, w\xc3\xb6rld!  12345\n\t\xe4\xbd\xa0\xff\xf0\x9f\x98\x80 <s> it's";
+    "Hello, w\xc3\xb6rld!  12345\n\t\xe4\xbd\xa0\xff\xf0\x9f\x98\x80 <s> it's cafe\xcc\x81 "
+    "\xef\xac\x81\xe0\xa4\x95\xe0\xa5\x8d\xe0\xa5\x98\r\n";
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   attn_tokenizer *tokenizer;

@@ -326,6 +326,82 @@ static void text_survives(void **state) {
   }
 }
 
+/* -- Tokenizers of every kind -- */
+
+static const char *tokenizer_fixture(const char *name) {
+  static char path[512];
+  snprintf(path, sizeof path, "%s/tests/unit/fixtures/tokenizer/%s.json", ATTN_SOURCE_DIR, name);
+  return path;
+}
+
+/* The texts of the tokenizers' tests, but for those with special tokens in ways that GGUF cannot
+ * say (guide.md). */
+static void assert_same_tokens(const attn_model *a, const attn_model *b) {
+  json_error_t error;
+  json_t *file = json_load_file(tokenizer_fixture("texts"), JSON_ALLOW_NUL, &error), *text;
+  size_t i;
+  assert_non_null(file);
+  json_array_foreach(json_object_get(file, "texts"), i, text) {
+    const char *string = json_string_value(text);
+    size_t size = json_string_length(text);
+    if (memmem(string, size, "<mask>", 6)) continue;
+    bool special = memmem(string, size, "<s>", 3) || memmem(string, size, "</s>", 4);
+    for (unsigned flags = 0; flags < 4; ++flags) {
+      int32_t x[1024], y[1024];
+      int64_t m, n;
+      if (special && !(flags & ATTN_ENCODE_SPECIAL)) continue;
+      assert_ok(attn_model_encode(a, string, size, flags, x, 1024, &m));
+      assert_ok(attn_model_encode(b, string, size, flags, y, 1024, &n));
+      assert_in_range(m, 0, 1024);
+      if (m != n || memcmp(x, y, (size_t)m * sizeof *x))
+        fail_msg("\"%s\", flags %u: %lld and %lld tokens", string, flags, (long long)m,
+                 (long long)n);
+    }
+  }
+  json_decref(file);
+}
+
+static attn_model *load_with_tokenizer(const char *name) {
+  static const char config[] =
+      "{\"model_type\": \"llama\", \"vocab_size\": 600, \"hidden_size\": 32, "
+      "\"intermediate_size\": 64, \"num_hidden_layers\": 1, \"num_attention_heads\": 2, "
+      "\"rms_norm_eps\": 1e-5, \"max_position_embeddings\": 64}";
+  attn_model *model;
+  char *bytes;
+  size_t size;
+  assert_ok(attn_model_create(config, 1, ATTN_F32, &model));
+  assert_ok(attn_model_save(model, in_directory(name), ATTN_F32));
+  attn_model_destroy(model);
+  char path[64];
+  snprintf(path, sizeof path, "%s/tokenizer.json", name);
+  assert_ok(attn_file_read(tokenizer_fixture(name), 1 << 20, &bytes, &size));
+  assert_ok(attn_file_write(in_directory(path), bytes, size));
+  attn_free(bytes);
+  return load(in_directory(name));
+}
+
+/* A directory, GGUF, a directory. */
+static void tokenizers_survive(void **state) {
+  (void)state;
+  static const char *const names[] = {"bert", "xlmr"};
+  for (int i = 0; i < 2; ++i) {
+    attn_model *model = load_with_tokenizer(names[i]);
+    save(model, in_directory("words.gguf"), ATTN_WEIGHTS_AS_STORED, 0);
+    attn_model *again = load(in_directory("words.gguf"));
+    assert_same_tokens(model, again);
+    assert_ok(attn_model_save(again, in_directory("words"), ATTN_F32));
+    attn_model *there = load(in_directory("words"));
+    assert_same_tokens(model, there);
+    save(there, in_directory("words.gguf"), ATTN_WEIGHTS_AS_STORED, 0);
+    attn_model *last = load(in_directory("words.gguf"));
+    assert_same_tokens(model, last);
+    attn_model_destroy(model);
+    attn_model_destroy(again);
+    attn_model_destroy(there);
+    attn_model_destroy(last);
+  }
+}
+
 static void bad_advice_names_the_file(void **state) {
   (void)state;
   attn_model *model = load(fixture("llama", NULL));
@@ -402,6 +478,7 @@ int main(void) {
       cmocka_unit_test(tensors_are_those_of_the_reference),
       cmocka_unit_test(shards_are_one_model),
       cmocka_unit_test(text_survives),
+      cmocka_unit_test(tokenizers_survive),
       cmocka_unit_test(bad_advice_names_the_file),
       cmocka_unit_test(what_gguf_cannot_say),
       cmocka_unit_test(faults),

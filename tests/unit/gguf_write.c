@@ -132,6 +132,7 @@ static void values_of_every_kind(void **state) {
   attn_gguf_add_string(draft, "s", "x\0y", 3);
   attn_gguf_add_i32s(draft, "is", ints, 2);
   attn_gguf_add_f32s(draft, "fs", floats, 1);
+  attn_gguf_add_u8s(draft, "us", "\xff\1", 2);
   attn_gguf_add_strings(draft, "ss", 2);
   attn_gguf_add_element(draft, "", 0);
   attn_gguf_add_element(draft, "ab", 2);
@@ -148,6 +149,10 @@ static void values_of_every_kind(void **state) {
   assert_int_equal(text.size, 3);
   assert_ok(attn_gguf_ints(file, "is", ATTN_REQUIRED, -2, 1, &list));
   assert_int_equal(attn_gguf_int_at(&list, 1), -2);
+  assert_ok(attn_gguf_ints(file, "us", ATTN_REQUIRED, 0, 255, &list));
+  assert_int_equal(list.type, ATTN_GGUF_U8);
+  assert_int_equal(list.count, 2);
+  assert_int_equal(attn_gguf_int_at(&list, 0), 255);
   assert_ok(attn_gguf_doubles(file, "fs", ATTN_REQUIRED, &list));
   assert_true(attn_gguf_double_at(&list, 0) == 0.5);
   assert_ok(attn_gguf_strings(file, "ss", ATTN_REQUIRED, &list));

@@ -18,9 +18,9 @@
 
 #define FIXTURES ATTN_SOURCE_DIR "/tests/unit/fixtures/tokenizer/"
 
-static const char *const families[] = {"gpt2",    "roberta",   "llama3",    "qwen2",
-                                       "smollm",  "splits",    "llama2",    "bert",
-                                       "unigram", "deepseek2", "deepseek3", "kimi"};
+static const char *const families[] = {"gpt2",      "roberta", "llama3", "qwen2",   "smollm",
+                                       "splits",    "llama2",  "bert",   "unigram", "deepseek2",
+                                       "deepseek3", "kimi",    "xlmr",   "charsmap"};
 enum { FAMILIES = sizeof families / sizeof *families };
 
 static char directory[64];
@@ -156,6 +156,25 @@ static void families_equal_the_library(void **state) {
     wrong += compare_family(families[f], json_object_get(file, "texts"));
   json_decref(file);
   assert_int_equal(wrong, 0);
+}
+
+/* What normalising leaves nothing of gets no space in front either. */
+static void nothing_is_left(void **state) {
+  (void)state;
+  static const char file[] =
+      "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"\xe2\x96\x81\":0,\"a\":1},\"merges\":[]},"
+      "\"normalizer\":{\"type\":\"Strip\",\"strip_left\":true,\"strip_right\":true},"
+      "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\xe2\x96\x81\"}}";
+  attn_tokenizer *tokenizer;
+  attn_tokens tokens = {0};
+  write_bytes("empty.json", file, sizeof file - 1);
+  assert_ok(attn_tokenizer_load(in_directory("empty.json"), &tokenizer));
+  assert_ok(attn_tokenizer_encode(tokenizer, " \n", 2, 0, &tokens));
+  assert_int_equal(tokens.count, 0);
+  assert_ok(attn_tokenizer_encode(tokenizer, " a\n", 3, 0, &tokens));
+  assert_int_equal(tokens.count, 2);
+  attn_tokens_free(&tokens);
+  attn_tokenizer_destroy(tokenizer);
 }
 
 /* -- Bytes -- */
@@ -378,6 +397,51 @@ static void bert_specification(void **state) {
   free(s);
 }
 
+/* Special and unused tokens are no words; those with U+2581 that the user defined are, at no cost.
+ */
+static void unigram_specification(void **state) {
+  (void)state;
+  static const char *const tokens[] = {
+      "<unk>", "</s>", "[PAD0]", "\xe2\x96\x81", "a", "b", "ab", "\xe2\x96\x81\xe2\x96\x81", "<u>"};
+  static const float scores[] = {0, 0, 0, -3, -2, -2, -5, -1000, -1000};
+  static const int32_t types[] = {2, 3, 5, 1, 1, 1, 1, 4, 4};
+  static const struct {
+    const char *text;
+    bool prefix, words;
+    size_t count;
+    int32_t ids[8];
+  } cases[] = {
+      {"ab", true, false, 3, {3, 4, 5}}, /* -4 against -5 */
+      {"ab", false, false, 2, {4, 5}},
+      {"a  b", true, false, 4, {3, 4, 7, 5}},
+      {"  a b ", true, true, 4, {3, 4, 3, 5}},
+      {"  a b ", false, true, 4, {3, 4, 3, 5}}, /* whatever is said of the prefix */
+      {"a\nb", true, true, 4, {3, 4, 0, 5}},    /* no charsmap makes it a space */
+      {"xyz</s>", true, false, 2, {3, 0}},
+      {"[PAD0]", false, false, 1, {0}},
+      {"a<u>b", false, false, 3, {4, 8, 5}},
+  };
+  attn_tokenizer_spec spec = ATTN_TOKENIZER_SPEC_INIT;
+  spec.model = "t5";
+  spec.token_count = 9;
+  spec.tokens = tokens;
+  spec.scores = scores;
+  spec.types = types;
+  spec.unknown = 0;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
+    attn_tokenizer *tokenizer;
+    attn_tokens got = {0};
+    spec.add_space_prefix = cases[i].prefix;
+    spec.remove_extra_spaces = cases[i].words;
+    assert_ok(attn_tokenizer_create(&spec, &tokenizer));
+    encode(tokenizer, cases[i].text, strlen(cases[i].text), 0, &got);
+    if (got.count != cases[i].count || memcmp(got.ids, cases[i].ids, got.count * sizeof *got.ids))
+      fail_msg("\"%s\": %zu tokens", cases[i].text, got.count);
+    attn_tokens_free(&got);
+    attn_tokenizer_destroy(tokenizer);
+  }
+}
+
 static void bad_specifications(void **state) {
   (void)state;
   static const char *const tokens[] = {"a", "b", "ab", "<s>"}, *const merges[] = {"a b"};
@@ -420,6 +484,12 @@ static void bad_specifications(void **state) {
   REFUSED((spec.model = "llama", spec.scores = NULL), ATTN_BAD_FORMAT, "scores");
   REFUSED((spec.model = "llama", spec.scores = endless), ATTN_BAD_FORMAT, "not finite");
   REFUSED(spec.model = "bert", ATTN_BAD_FORMAT, "unknown");
+  REFUSED(spec.model = "t5", ATTN_BAD_FORMAT, "unknown");
+  REFUSED((spec.model = "t5", spec.scores = NULL), ATTN_BAD_FORMAT, "scores");
+  REFUSED((spec.model = "t5", spec.unknown = 0, spec.scores = endless), ATTN_BAD_FORMAT,
+          "not finite");
+  REFUSED((spec.model = "t5", spec.unknown = 0, spec.charsmap = "\4\0\0\0", spec.charsmap_size = 4),
+          ATTN_BAD_FORMAT, "precompiled_charsmap: a charsmap of 4 bytes");
 #undef REFUSED
 }
 
@@ -481,8 +551,15 @@ static void wrong_files(void **state) {
        "id 2 is given to two"},
       {"{" BPE ",\"added_tokens\":[{\"id\":9,\"content\":\"a\"}]}", ATTN_BAD_FORMAT,
        "two ids, 0 and 9"},
-      {"{" BPE ",\"normalizer\":{\"type\":\"Precompiled\"}}", ATTN_UNSUPPORTED,
-       "normalizer \"Precompiled\""},
+      {"{" BPE ",\"normalizer\":{\"type\":\"Nmt\"}}", ATTN_UNSUPPORTED, "normalizer \"Nmt\""},
+      {"{" BPE ",\"normalizer\":{\"type\":\"Precompiled\"}}", ATTN_BAD_FORMAT,
+       "normalizer Precompiled"},
+      {"{" BPE ",\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAAA=\"}}",
+       ATTN_BAD_FORMAT, "multiple of 4"},
+      {"{" BPE ",\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"A=AA\"}}",
+       ATTN_BAD_FORMAT, "byte 0x3d at 1"},
+      {"{" BPE ",\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"\"}}",
+       ATTN_BAD_FORMAT, "charsmap of 0 bytes"},
       {"{" BPE ",\"normalizer\":3}", ATTN_BAD_FORMAT, "normalizer"},
       {"{" BPE ",\"pre_tokenizer\":{\"type\":\"UnicodeScripts\"}}", ATTN_UNSUPPORTED,
        "UnicodeScripts"},
@@ -696,11 +773,13 @@ static void growing_texts(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(families_equal_the_library),
+      cmocka_unit_test(nothing_is_left),
       cmocka_unit_test(byte_level_returns_any_bytes),
       cmocka_unit_test(invalid_text_is_replaced_elsewhere),
       cmocka_unit_test(questions),
       cmocka_unit_test(specifications_equal_files),
       cmocka_unit_test(bert_specification),
+      cmocka_unit_test(unigram_specification),
       cmocka_unit_test(bad_specifications),
       cmocka_unit_test(wrong_files),
       cmocka_unit_test(deep_files),

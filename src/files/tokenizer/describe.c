@@ -24,10 +24,15 @@ static bool same_step(const attn_step *a, const attn_step *b) {
          same_bytes(a->content, a->content_size, b->content, b->content_size);
 }
 
-static bool same_steps(const attn_tokenizer *a, const attn_tokenizer *b) {
-  if (a->normaliser_count != b->normaliser_count || a->split_count != b->split_count) return false;
+static bool same_normalisers(const attn_tokenizer *a, const attn_tokenizer *b) {
+  if (a->normaliser_count != b->normaliser_count) return false;
   for (int i = 0; i < a->normaliser_count; ++i)
     if (!same_step(&a->normalisers[i], &b->normalisers[i])) return false;
+  return true;
+}
+
+bool attn_same_steps(const attn_tokenizer *a, const attn_tokenizer *b) {
+  if (!same_normalisers(a, b) || a->split_count != b->split_count) return false;
   for (int i = 0; i < a->split_count; ++i)
     if (!same_step(&a->splits[i], &b->splits[i])) return false;
   return true;
@@ -87,7 +92,9 @@ static int32_t type_of(const attn_tokenizer *tokenizer, int64_t id) {
     for (int byte = 0; byte < 256; ++byte)
       if (model->byte_ids[byte] == id) return ATTN_TOKEN_BYTE;
   if (attn_tokenizer_is_special(tokenizer, id))
-    return model->byte_fallback && id == model->unknown ? ATTN_TOKEN_UNKNOWN : ATTN_TOKEN_CONTROL;
+    return (model->byte_fallback || model->kind == ATTN_UNIGRAM) && id == model->unknown
+               ? ATTN_TOKEN_UNKNOWN
+               : ATTN_TOKEN_CONTROL;
   return ATTN_TOKEN_NORMAL;
 }
 
@@ -125,7 +132,7 @@ static attn_status allocate(attn_tokenizer_arrays *a, int64_t tokens, int64_t me
 }
 
 /* Strings made here are in `text`, which moves while it grows: offsets first. */
-static attn_status set_tokens(const attn_tokenizer *tokenizer, attn_tokenizer_arrays *a) {
+attn_status attn_arrays_set_tokens(const attn_tokenizer *tokenizer, attn_tokenizer_arrays *a) {
   for (int64_t id = 0; id < a->spec.token_count; ++id) {
     a->strings[id] = attn_tokenizer_string(tokenizer, id, &a->sizes[id]);
     a->types[id] = ATTN_TOKEN_UNUSED;
@@ -155,7 +162,7 @@ static void set_merges(const attn_tokenizer *tokenizer, const attn_merge *sorted
 }
 
 /* Once the text has its place. */
-static attn_status point(attn_tokenizer_arrays *a) {
+attn_status attn_arrays_point(attn_tokenizer_arrays *a) {
   if (a->text.failed) return ATTN_OUT_OF_MEMORY;
   const char *at = a->text.data;
   for (int64_t i = 0; i < a->spec.token_count + a->spec.merge_count; ++i)
@@ -168,7 +175,7 @@ static attn_status point(attn_tokenizer_arrays *a) {
 
 /* -- gpt2 -- */
 
-static attn_status make_empty(attn_tokenizer **tokenizer) {
+attn_status attn_tokenizer_probe(attn_tokenizer **tokenizer) {
   *tokenizer = attn_alloc_zero(sizeof **tokenizer);
   return *tokenizer ? ATTN_OK : ATTN_OUT_OF_MEMORY;
 }
@@ -177,9 +184,9 @@ static attn_status find_splitter(const attn_tokenizer *tokenizer, const char **n
   const attn_word_splitter *splitter;
   for (size_t i = 0; (splitter = attn_word_splitter_at(i)); ++i) {
     attn_tokenizer *probe;
-    ATTN_TRY(make_empty(&probe));
+    ATTN_TRY(attn_tokenizer_probe(&probe));
     attn_status status = attn_add_word_splitter(probe, splitter);
-    bool same = status == ATTN_OK && same_steps(tokenizer, probe) &&
+    bool same = status == ATTN_OK && attn_same_steps(tokenizer, probe) &&
                 tokenizer->model.ignore_merges == splitter->whole_words;
     attn_tokenizer_destroy(probe);
     ATTN_TRY(status);
@@ -194,9 +201,9 @@ static attn_status describe_gpt2(const attn_tokenizer *tokenizer, const attn_mer
                                  attn_tokenizer_arrays *a) {
   a->spec.model = "gpt2";
   ATTN_TRY(find_splitter(tokenizer, &a->spec.pre));
-  ATTN_TRY(set_tokens(tokenizer, a));
+  ATTN_TRY(attn_arrays_set_tokens(tokenizer, a));
   set_merges(tokenizer, sorted, a);
-  return point(a);
+  return attn_arrays_point(a);
 }
 
 /* -- llama -- */
@@ -245,26 +252,85 @@ static attn_status set_scores(const attn_merge *sorted, int64_t count, int32_t *
   return ATTN_OK;
 }
 
+/* A step that nothing is left to do for: spaces have become U+2581 (Gemma's files have it). */
+static bool is_idle(const attn_step *step) {
+  const attn_pattern *pattern = &step->pattern;
+  return step->kind == ATTN_STEP_SPLIT && !step->invert && pattern->kind == ATTN_PATTERN_STRING &&
+         same_bytes(pattern->string, pattern->size, " ", 1);
+}
+
+/* Metaspace that puts nothing in front of a text is the replacement of spaces, only later. */
+static bool is_late(const attn_tokenizer *tokenizer, const attn_tokenizer *probe) {
+  return tokenizer->normaliser_count == 0 && tokenizer->split_count > 0 &&
+         probe->normaliser_count == 1 && same_step(&tokenizer->splits[0], &probe->normalisers[0]);
+}
+
+static bool cuts_at_lines(const attn_step *step) {
+  const attn_pattern *pattern = &step->pattern;
+  return step->kind == ATTN_STEP_SPLIT && !step->invert && pattern->kind == ATTN_PATTERN_STRING &&
+         step->behaviour == ATTN_SPLIT_MERGED_WITH_NEXT &&
+         same_bytes(pattern->string, pattern->size, attn_lower_line, 3);
+}
+
+/* Cuts before each U+2581 change nothing where no token has one behind its beginning. */
+static attn_status check_lines(const attn_tokenizer *tokenizer) {
+  for (size_t id = 0; id < tokenizer->vocabulary.count; ++id) {
+    size_t size = 0;
+    const char *string = attn_vocabulary_string(&tokenizer->vocabulary, (int64_t)id, &size);
+    if (string && size > 3 && !tokenizer->special[id] &&
+        memmem(string + 1, size - 1, attn_lower_line, 3))
+      return attn_fail(ATTN_UNSUPPORTED,
+                       "the tokenizer (pre_tokenizer) cuts text within the token \"%.*s\": GGUF's "
+                       "\"llama\" does not cut",
+                       size < 40 ? (int)size : 40, string);
+  }
+  return ATTN_OK;
+}
+
+static bool has_step(const attn_step *steps, int count, attn_step_kind kind) {
+  for (int i = 0; i < count; ++i)
+    if (steps[i].kind == kind) return true;
+  return false;
+}
+
 static attn_status find_prefix(const attn_tokenizer *tokenizer, bool *prefix) {
+  int splits = tokenizer->split_count;
+  bool cuts = splits == 2 && cuts_at_lines(&tokenizer->splits[1]);
   for (int i = 0; i < 2; ++i) {
     attn_tokenizer *probe;
-    ATTN_TRY(make_empty(&probe));
+    ATTN_TRY(attn_tokenizer_probe(&probe));
     attn_status status = attn_add_line_steps(probe, *prefix = !i);
-    bool same = status == ATTN_OK && same_steps(tokenizer, probe);
+    bool same = false, late = false;
+    if (status == ATTN_OK) {
+      same = same_normalisers(tokenizer, probe) &&
+             (splits == 0 || (splits == 1 && is_idle(&tokenizer->splits[0])));
+      late = is_late(tokenizer, probe) && (splits == 1 || cuts);
+    }
     attn_tokenizer_destroy(probe);
     ATTN_TRY(status);
     if (same) return ATTN_OK;
+    if (late) return cuts ? check_lines(tokenizer) : ATTN_OK;
   }
+  if (has_step(tokenizer->splits, splits, ATTN_STEP_PREPEND))
+    return attn_fail(ATTN_UNSUPPORTED,
+                     "the tokenizer (pre_tokenizer Metaspace) writes a space before a text that "
+                     "has none: GGUF's \"llama\" does so before every text");
   return attn_fail(ATTN_UNSUPPORTED,
-                   "the tokenizer writes spaces in another way than GGUF's \"llama\" does");
+                   "the tokenizer (normalizer, pre_tokenizer) writes spaces in another way than "
+                   "GGUF's \"llama\" does");
 }
 
 static attn_status describe_llama(const attn_tokenizer *tokenizer, const attn_merge *sorted,
                                   int64_t merges, attn_tokenizer_arrays *a) {
   a->spec.model = "llama";
+  for (int byte = 0; byte < 256; ++byte)
+    if (tokenizer->model.byte_ids[byte] < 0)
+      return attn_fail(ATTN_UNSUPPORTED,
+                       "the tokenizer has no token <0x%02X>: GGUF's \"llama\" needs all bytes",
+                       (unsigned)byte);
   ATTN_TRY(find_prefix(tokenizer, &a->spec.add_space_prefix));
-  ATTN_TRY(set_tokens(tokenizer, a));
-  ATTN_TRY(point(a));
+  ATTN_TRY(attn_arrays_set_tokens(tokenizer, a));
+  ATTN_TRY(attn_arrays_point(a));
   size_t count = (size_t)a->spec.token_count;
   a->spec.scores = a->scores = attn_alloc_array(count, sizeof *a->scores);
   int32_t *ways = attn_alloc_array(count, sizeof *ways);
@@ -288,50 +354,70 @@ static attn_status set_ends(const attn_tokenizer *tokenizer, attn_tokenizer_spec
   return ATTN_OK;
 }
 
+/* All but the steps, which each model looks at by itself. */
 static attn_status check_same(const attn_tokenizer *tokenizer, const attn_tokenizer_spec *spec) {
   attn_tokenizer *made;
   ATTN_TRY(attn_tokenizer_create(spec, &made));
-  bool same = same_steps(tokenizer, made) && same_ids(&tokenizer->prefix, &made->prefix) &&
-              same_ids(&tokenizer->suffix, &made->suffix) && same_strings(tokenizer, made) &&
-              same_bytes_of_tokens(tokenizer, made);
+  const char *part = NULL;
   const attn_merges *merges = &tokenizer->model.merges;
-  for (size_t i = 0; same && made->model.kind == ATTN_BPE && i < merges->slots; ++i) {
+  for (size_t i = 0; made->model.kind == ATTN_BPE && i < merges->slots; ++i) {
     const attn_merge *merge = &merges->table[i], *found;
     if (merge->left < 0) continue;
     found = attn_merges_find(&made->model.merges, merge->left, merge->right);
-    same = found && found->result == merge->result;
+    if (!found || found->result != merge->result) part = "merges";
   }
+  if (!same_bytes_of_tokens(tokenizer, made)) part = "decoder";
+  if (!same_strings(tokenizer, made)) part = "tokens, or which of them are special,";
+  if (!same_ids(&tokenizer->prefix, &made->prefix) || !same_ids(&tokenizer->suffix, &made->suffix))
+    part = "ends of a text (post_processor)";
   attn_tokenizer_destroy(made);
-  if (same) return ATTN_OK;
-  return attn_fail(ATTN_UNSUPPORTED, "the tokenizer has something that GGUF cannot say");
+  if (!part) return ATTN_OK;
+  return attn_fail(ATTN_UNSUPPORTED, "the tokenizer's %s: GGUF's \"%s\" cannot say that", part,
+                   spec->model);
+}
+
+static attn_status describe_bpe(const attn_tokenizer *tokenizer, int64_t count,
+                                attn_tokenizer_arrays *a) {
+  const attn_token_model *model = &tokenizer->model;
+  bool by_scores = model->byte_fallback;
+  attn_merge *sorted;
+  int64_t merges;
+  if (model->continuing_prefix || model->word_suffix)
+    return attn_fail(ATTN_UNSUPPORTED, "the tokenizer marks the ends of words");
+  ATTN_TRY(sort_merges(&model->merges, &sorted, &merges));
+  attn_status status = allocate(a, count, by_scores ? 0 : merges);
+  if (status == ATTN_OK)
+    status = by_scores ? describe_llama(tokenizer, sorted, merges, a)
+                       : describe_gpt2(tokenizer, sorted, a);
+  attn_free(sorted);
+  return status;
 }
 
 static attn_status describe(const attn_tokenizer *tokenizer, int64_t count,
-                            const attn_merge *sorted, int64_t merges, attn_tokenizer_arrays *a) {
-  const attn_token_model *model = &tokenizer->model;
-  bool by_scores = model->byte_fallback;
-  if (model->continuing_prefix || model->word_suffix)
-    return attn_fail(ATTN_UNSUPPORTED, "the tokenizer marks the ends of words");
+                            attn_tokenizer_arrays *a) {
   if (count < (int64_t)tokenizer->vocabulary.count)
     return attn_fail(ATTN_UNSUPPORTED, "the tokenizer has %zu tokens, the model %lld",
                      tokenizer->vocabulary.count, (long long)count);
-  ATTN_TRY(allocate(a, count, by_scores ? 0 : merges));
   ATTN_TRY(set_ends(tokenizer, &a->spec));
-  ATTN_TRY(by_scores ? describe_llama(tokenizer, sorted, merges, a)
-                     : describe_gpt2(tokenizer, sorted, a));
+  switch (tokenizer->model.kind) {
+  case ATTN_BPE: ATTN_TRY(describe_bpe(tokenizer, count, a)); break;
+  case ATTN_WORDPIECE:
+    ATTN_TRY(allocate(a, count, 0));
+    ATTN_TRY(attn_describe_wordpiece(tokenizer, a));
+    break;
+  case ATTN_UNIGRAM:
+    ATTN_TRY(allocate(a, count, 0));
+    ATTN_TRY(attn_describe_unigram(tokenizer, a));
+    break;
+  default: return attn_fail(ATTN_UNSUPPORTED, "the tokenizer has scores instead of merges");
+  }
   return check_same(tokenizer, &a->spec);
 }
 
 attn_status attn_tokenizer_describe(const attn_tokenizer *tokenizer, int64_t count,
                                     attn_tokenizer_arrays *arrays) {
-  attn_merge *sorted;
-  int64_t merges;
   *arrays = (attn_tokenizer_arrays){.spec = ATTN_TOKENIZER_SPEC_INIT};
-  if (tokenizer->model.kind != ATTN_BPE)
-    return attn_fail(ATTN_UNSUPPORTED, "the tokenizer is no byte-pair encoding with merges");
-  attn_status status = sort_merges(&tokenizer->model.merges, &sorted, &merges);
-  if (status == ATTN_OK) status = describe(tokenizer, count, sorted, merges, arrays);
-  attn_free(sorted);
+  attn_status status = describe(tokenizer, count, arrays);
   if (status != ATTN_OK) attn_tokenizer_arrays_free(arrays);
   return status;
 }

@@ -4,6 +4,7 @@
 #include "base/io.h"
 #include "base/memory.h"
 #include "base/status.h"
+#include "files/base64.h"
 #include "files/json.h"
 
 #include <string.h>
@@ -139,6 +140,20 @@ static attn_status replace(attn_tokenizer *tokenizer, const json_t *section, int
   return copy_string(section, "content", ATTN_REQUIRED, &step->content, &step->content_size);
 }
 
+static attn_status precompiled(attn_tokenizer *tokenizer, const json_t *section, int depth) {
+  const char *encoded = NULL;
+  attn_text bytes = {0};
+  attn_step *step;
+  (void)depth;
+  ATTN_TRY(new_normaliser(tokenizer, ATTN_STEP_CHARSMAP, &step));
+  ATTN_TRY(attn_json_string(section, "precompiled_charsmap", ATTN_REQUIRED, &encoded));
+  size_t size = json_string_length(json_object_get(section, "precompiled_charsmap"));
+  attn_status status = attn_base64_decode(encoded, size, &bytes);
+  if (status == ATTN_OK) status = attn_charsmap_set(step, bytes.data, bytes.length);
+  attn_text_free(&bytes);
+  return status;
+}
+
 static attn_status normalise_bytes(attn_tokenizer *tokenizer, const json_t *section, int depth) {
   attn_step *step;
   (void)section, (void)depth;
@@ -168,6 +183,7 @@ static attn_status read_normaliser(attn_tokenizer *tokenizer, const json_t *sect
       {"Strip", strip},
       {"Prepend", prepend},
       {"Replace", replace},
+      {"Precompiled", precompiled},
       {"ByteLevel", normalise_bytes},
       {"BertNormalizer", bert_normaliser},
   };
@@ -584,7 +600,6 @@ static attn_status read_scored(attn_tokenizer *tokenizer, const json_t *item, si
 }
 
 static attn_status model_unigram(attn_tokenizer *tokenizer, const json_t *section, int depth) {
-  enum { UNKNOWN_PENALTY = 10 }; /* below the lowest score, as SentencePiece has it */
   attn_token_model *model = &tokenizer->model;
   json_t *list = NULL, *item;
   size_t i;
@@ -599,8 +614,9 @@ static attn_status model_unigram(attn_tokenizer *tokenizer, const json_t *sectio
   model->unknown = (int32_t)unknown;
   model->scores = attn_alloc_array(json_array_size(list), sizeof *model->scores);
   if (!model->scores) return ATTN_OUT_OF_MEMORY;
+  model->score_count = json_array_size(list);
   json_array_foreach(list, i, item) ATTN_TRY(read_scored(tokenizer, item, i, &lowest));
-  model->unknown_score = lowest - UNKNOWN_PENALTY;
+  model->unknown_score = lowest - ATTN_UNKNOWN_PENALTY;
   attn_prefixes_sort(&model->prefixes);
   return ATTN_OK;
 }

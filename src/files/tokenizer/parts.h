@@ -30,6 +30,14 @@ bool attn_is_number(int32_t code);      /* Nd, Nl, No */
 bool attn_is_word(int32_t code);        /* what a regular expression calls \w */
 bool attn_is_punctuation(int32_t code); /* P*, and all of ASCII that is neither letter nor digit */
 
+/* graphemes.c: whether the next character of a text begins a grapheme; starts as {0}. */
+typedef struct attn_grapheme {
+  bool started;
+  int32_t last, breaks; /* the character before, and the state of utf8proc */
+  int conjunct;
+} attn_grapheme;
+bool attn_grapheme_begins(attn_grapheme *grapheme, int32_t code);
+
 /* -- Pieces -- */
 
 typedef struct attn_piece {
@@ -162,8 +170,9 @@ typedef enum attn_step_kind {
   ATTN_STEP_LOWERCASE,
   ATTN_STEP_STRIP_ACCENTS, /* drops Mn, or all marks */
   ATTN_STEP_STRIP,         /* whitespace at the ends */
-  ATTN_STEP_PREPEND,       /* `content`, unless the text is empty or (bare) begins with it */
+  ATTN_STEP_PREPEND,       /* `content`, unless the text is empty */
   ATTN_STEP_REPLACE,       /* matches of `pattern` by `content` */
+  ATTN_STEP_CHARSMAP,      /* what `content`, SentencePiece's charsmap, makes of it */
   ATTN_STEP_BERT_CLEAN,    /* no control characters; whitespace is a space */
   ATTN_STEP_BERT_CHINESE,  /* spaces around ideographs */
   ATTN_STEP_BYTES,         /* bytes to GPT-2's alphabet */
@@ -196,6 +205,13 @@ void attn_step_free(attn_step *step);
 /* Appends what a step makes of in's piece `index` to `out`. */
 attn_status attn_step_apply(const attn_step *step, attn_matcher *matcher, const attn_pieces *in,
                             size_t index, attn_pieces *out);
+/* charsmap.c: makes a zeroed step of a charsmap's bytes, and does what it says until there are more
+ * than `most` bytes. */
+attn_status attn_charsmap_set(attn_step *step, const char *bytes, size_t size);
+attn_status attn_charsmap_apply(const attn_step *step, const char *text, size_t size, size_t most,
+                                attn_text *out);
+/* Whether it makes spaces of all whitespace, and of U+2581, but for U+0085. */
+attn_status attn_charsmap_leaves_spaces(const attn_step *step, bool *leaves);
 /* The character of GPT-2's alphabet that stands for a byte, and back (-1: none). */
 int32_t attn_byte_character(unsigned char byte);
 int attn_character_byte(int32_t code);
@@ -221,6 +237,7 @@ typedef struct attn_token_model {
   int64_t longest_word; /* WORDPIECE: in characters; longer ones are unknown */
   attn_prefixes prefixes;
   double *scores, unknown_score; /* UNIGRAM */
+  size_t score_count;            /* ids below it are the model's */
 } attn_token_model;
 
 /* Memory that the models use again from piece to piece. */
@@ -307,6 +324,21 @@ const attn_word_splitter *attn_word_splitter_at(size_t i);
 attn_status attn_add_word_splitter(attn_tokenizer *tokenizer, const attn_word_splitter *splitter);
 /* The steps of SentencePiece: U+2581 for spaces, and (prefix) before a text. */
 attn_status attn_add_line_steps(attn_tokenizer *tokenizer, bool prefix);
+/* Those of the model "t5". */
+attn_status attn_add_unigram_steps(attn_tokenizer *tokenizer, const attn_tokenizer_spec *spec);
+enum { ATTN_UNKNOWN_PENALTY = 10 }; /* UNIGRAM: below the lowest score, as SentencePiece has it */
+
+/* describe.c, of which describe_unigram.c and describe_wordpiece.c are the parts that they name. */
+bool attn_same_steps(const attn_tokenizer *a, const attn_tokenizer *b);
+attn_status attn_tokenizer_probe(attn_tokenizer **tokenizer); /* an empty one, to compare with */
+/* Strings and types of all ids; arrays->strings of those that are made in arrays->text are NULL,
+ * until attn_arrays_point sets them. */
+attn_status attn_arrays_set_tokens(const attn_tokenizer *tokenizer, attn_tokenizer_arrays *arrays);
+attn_status attn_arrays_point(attn_tokenizer_arrays *arrays);
+attn_status attn_describe_unigram(const attn_tokenizer *tokenizer, attn_tokenizer_arrays *arrays);
+attn_status attn_describe_wordpiece(const attn_tokenizer *tokenizer, attn_tokenizer_arrays *arrays);
+
+extern const char attn_lower_line[]; /* U+2581, which stands for a space */
 
 extern const char attn_regex_gpt2[], attn_regex_llama3[], attn_regex_qwen2[], attn_regex_kimi[];
 extern const char attn_regex_deepseek_letters[], attn_regex_deepseek_marks[],

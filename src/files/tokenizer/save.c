@@ -2,12 +2,11 @@
 #include "files/tokenizer/parts.h"
 #include "base/memory.h"
 #include "base/status.h"
+#include "files/base64.h"
 #include "files/json.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-static const char lower_line[] = "\xe2\x96\x81"; /* U+2581, which stands for a space */
 
 static size_t size_of(const char *const *strings, const size_t *sizes, int64_t i) {
   return sizes ? sizes[i] : strlen(strings[i]);
@@ -189,19 +188,21 @@ static attn_status gpt2(const attn_tokenizer_spec *spec, json_t **root) {
 
 /* -- llama -- */
 
-static json_t *line_normaliser(bool prefix) {
+static json_t *line_normaliser(const attn_tokenizer_spec *spec, json_t *first) {
   json_t *list = json_array();
-  if (prefix)
-    json_array_append_new(list, json_pack("{s:s, s:s}", "type", "Prepend", "prepend", lower_line));
+  if (first) json_array_append_new(list, first);
+  if (spec->add_space_prefix)
+    json_array_append_new(list,
+                          json_pack("{s:s, s:s}", "type", "Prepend", "prepend", attn_lower_line));
   json_array_append_new(list, json_pack("{s:s, s:{s:s}, s:s}", "type", "Replace", "pattern",
-                                        "String", " ", "content", lower_line));
+                                        "String", " ", "content", attn_lower_line));
   return json_pack("{s:s, s:o}", "type", "Sequence", "normalizers", list);
 }
 
 static json_t *line_decoder(bool prefix) {
   json_t *list =
       json_pack("[{s:s, s:{s:s}, s:s}, {s:s}, {s:s}]", "type", "Replace", "pattern", "String",
-                lower_line, "content", " ", "type", "ByteFallback", "type", "Fuse");
+                attn_lower_line, "content", " ", "type", "ByteFallback", "type", "Fuse");
   if (prefix)
     json_array_append_new(list, json_pack("{s:s, s:s, s:i, s:i}", "type", "Strip", "content", " ",
                                           "start", 1, "stop", 0));
@@ -214,26 +215,139 @@ static attn_status llama(const attn_tokenizer_spec *spec, json_t **root) {
   attn_status status = vocabulary(spec, &map);
   if (status == ATTN_OK) status = scored_merges(spec, map, &merges);
   if (status == ATTN_OK)
-    *root = with_common(spec, line_normaliser(spec->add_space_prefix), json_null(),
+    *root = with_common(spec, line_normaliser(spec, NULL), json_null(),
                         line_decoder(spec->add_space_prefix), bpe(spec, true, false, map, merges));
   else
     json_decref(map);
   return status;
 }
 
-attn_status attn_tokenizer_save(const attn_tokenizer_spec *spec, const char *path) {
-  json_t *root = NULL;
-  attn_status status;
-  if (strcmp(spec->model, "gpt2") == 0)
-    status = gpt2(spec, &root);
-  else if (strcmp(spec->model, "llama") == 0)
-    status = llama(spec, &root);
-  else
-    return attn_fail(ATTN_UNSUPPORTED, "a \"%.60s\" tokenizer is not written as tokenizer.json",
-                     spec->model);
-  ATTN_TRY(status);
-  if (!root) return attn_fail(ATTN_UNSUPPORTED, "a token is not UTF-8, or out of memory");
-  status = attn_json_save(path, root);
-  json_decref(root);
+/* -- t5 -- */
+
+static json_t *charsmap(const attn_tokenizer_spec *spec) {
+  attn_text text = {0};
+  attn_base64_encode(spec->charsmap, spec->charsmap_size, &text);
+  json_t *json = text.failed ? NULL
+                             : json_pack("{s:s, s:s%}", "type", "Precompiled",
+                                         "precompiled_charsmap", text.data, text.length);
+  attn_text_free(&text);
+  return json;
+}
+
+/* Special tokens cannot be left out of a model in this format, nor have a score below all others:
+ * that would be the lowest, which unknown characters are measured by. */
+static json_t *scored_vocabulary(const attn_tokenizer_spec *spec) {
+  float lowest = 0;
+  json_t *list = json_array();
+  for (int64_t id = 0; id < spec->token_count; ++id)
+    if (type_of(spec, id) == ATTN_TOKEN_NORMAL && spec->scores[id] < lowest)
+      lowest = spec->scores[id];
+  for (int64_t id = 0; id < spec->token_count; ++id) {
+    int32_t type = type_of(spec, id);
+    float score = type == ATTN_TOKEN_NORMAL   ? spec->scores[id]
+                  : type == ATTN_TOKEN_UNUSED ? lowest
+                                              : 0;
+    if (json_array_append_new(list, json_pack("[o, f]", token(spec, id), (double)score)) != 0) {
+      json_decref(list);
+      return NULL;
+    }
+  }
+  return list;
+}
+
+static json_t *metaspace(bool prefix) {
+  return json_pack("{s:s, s:s, s:s, s:b}", "type", "Metaspace", "replacement", attn_lower_line,
+                   "prepend_scheme", prefix ? "always" : "never", "split", 1);
+}
+
+static json_t *words(bool at_whitespace) {
+  json_t *cut = at_whitespace ? json_pack("{s:s}", "type", "WhitespaceSplit")
+                              : json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern",
+                                          "String", " ", "behavior", "Removed", "invert", 0);
+  return json_pack("{s:s, s:[o, o]}", "type", "Sequence", "pretokenizers", cut, metaspace(true));
+}
+
+/* Whether its words are cut at whitespace (attn_tokenizer_spec): by making it. */
+static attn_status cuts_at_whitespace(const attn_tokenizer_spec *spec, bool *whitespace) {
+  attn_tokenizer *probe;
+  ATTN_TRY(attn_tokenizer_probe(&probe));
+  attn_status status = attn_add_unigram_steps(probe, spec);
+  *whitespace = status == ATTN_OK && spec->remove_extra_spaces &&
+                probe->splits[0].pattern.kind == ATTN_PATTERN_CLASS;
+  attn_tokenizer_destroy(probe);
   return status;
+}
+
+static attn_status t5(const attn_tokenizer_spec *spec, json_t **root) {
+  bool whitespace;
+  if (!spec->scores) return attn_fail(ATTN_BAD_FORMAT, "a \"t5\" tokenizer without scores");
+  if (!has(spec, spec->unknown))
+    return attn_fail(ATTN_BAD_FORMAT, "a \"t5\" tokenizer without an unknown token");
+  ATTN_TRY(cuts_at_whitespace(spec, &whitespace));
+  json_t *model = json_pack("{s:s, s:i, s:o, s:b}", "type", "Unigram", "unk_id", (int)spec->unknown,
+                            "vocab", scored_vocabulary(spec), "byte_fallback", 0);
+  json_t *first = spec->charsmap ? charsmap(spec) : NULL;
+  if (spec->remove_extra_spaces)
+    *root =
+        with_common(spec, first ? first : json_null(), words(whitespace), metaspace(true), model);
+  else
+    *root = with_common(spec, line_normaliser(spec, first), json_null(),
+                        metaspace(spec->add_space_prefix), model);
+  if (spec->charsmap && !first) {
+    json_decref(*root);
+    *root = NULL;
+  }
+  return ATTN_OK;
+}
+
+/* -- bert -- */
+
+static attn_status bert(const attn_tokenizer_spec *spec, json_t **root) {
+  attn_tokenizer *made;
+  attn_tokenizer_spec words = *spec;
+  attn_status status = ATTN_OK;
+  ATTN_TRY(attn_tokenizer_create(spec, &made)); /* which has the tokens as words and "##" */
+  const char **tokens = attn_alloc_array((size_t)spec->token_count, sizeof *tokens);
+  size_t *sizes = attn_alloc_array((size_t)spec->token_count, sizeof *sizes);
+  json_t *map = NULL;
+  if (!tokens || !sizes) status = ATTN_OUT_OF_MEMORY;
+  for (int64_t id = 0; status == ATTN_OK && id < spec->token_count; ++id)
+    tokens[id] = attn_tokenizer_string(made, id, &sizes[id]);
+  words.tokens = tokens;
+  words.token_sizes = sizes;
+  if (status == ATTN_OK) status = vocabulary(&words, &map);
+  if (status == ATTN_OK) {
+    json_t *model = json_pack("{s:s, s:o, s:s, s:i, s:o}", "type", "WordPiece", "unk_token",
+                              token(&words, spec->unknown), "continuing_subword_prefix", "##",
+                              "max_input_chars_per_word", 100, "vocab", json_incref(map));
+    json_t *normaliser = json_pack("{s:s, s:b, s:b, s:b, s:b}", "type", "BertNormalizer",
+                                   "clean_text", 1, "handle_chinese_chars", 1, "strip_accents",
+                                   (int)spec->strip_accents, "lowercase", (int)spec->lower_case);
+    *root = with_common(
+        &words, normaliser, json_pack("{s:s}", "type", "BertPreTokenizer"),
+        json_pack("{s:s, s:s, s:b}", "type", "WordPiece", "prefix", "##", "cleanup", 1), model);
+  }
+  json_decref(map);
+  attn_free(tokens);
+  attn_free(sizes);
+  attn_tokenizer_destroy(made);
+  return status;
+}
+
+attn_status attn_tokenizer_save(const attn_tokenizer_spec *spec, const char *path) {
+  static const struct {
+    const char *name;
+    attn_status (*make)(const attn_tokenizer_spec *, json_t **);
+  } models[] = {{"gpt2", gpt2}, {"llama", llama}, {"t5", t5}, {"bert", bert}};
+  for (size_t i = 0; i < sizeof models / sizeof *models; ++i) {
+    json_t *root = NULL;
+    if (strcmp(spec->model, models[i].name) != 0) continue;
+    ATTN_TRY(models[i].make(spec, &root));
+    if (!root) return attn_fail(ATTN_UNSUPPORTED, "a token is not UTF-8, or out of memory");
+    attn_status status = attn_json_save(path, root);
+    json_decref(root);
+    return status;
+  }
+  return attn_fail(ATTN_UNSUPPORTED, "a \"%.60s\" tokenizer is not written as tokenizer.json",
+                   spec->model);
 }

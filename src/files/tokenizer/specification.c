@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char lower_line[] = "\xe2\x96\x81"; /* U+2581, which stands for a space */
+const char attn_lower_line[] = "\xe2\x96\x81";
 
 static size_t size_of(const char *const *strings, const size_t *sizes, int64_t i) {
   return sizes ? sizes[i] : strlen(strings[i]);
@@ -27,7 +27,8 @@ static attn_status add_types(attn_tokenizer *tokenizer, const attn_tokenizer_spe
     if (type < 0 || type > ATTN_TOKEN_BYTE)
       return attn_fail(ATTN_BAD_FORMAT, "token %lld has the unknown type %d", (long long)id, type);
     bool special = type == ATTN_TOKEN_CONTROL || type == ATTN_TOKEN_UNKNOWN;
-    tokenizer->vocabulary.entries[id].outside = special;
+    bool unused = type == ATTN_TOKEN_UNUSED && tokenizer->model.kind == ATTN_UNIGRAM;
+    tokenizer->vocabulary.entries[id].outside = special || unused;
     if (special || type == ATTN_TOKEN_USER_DEFINED)
       ATTN_TRY(
           attn_tokenizer_add_token(tokenizer, (attn_added){.id = (int32_t)id, .special = special}));
@@ -159,21 +160,35 @@ static attn_status rank_scores(attn_tokenizer *tokenizer, const attn_tokenizer_s
   return order && ranks ? ATTN_OK : ATTN_OUT_OF_MEMORY;
 }
 
-attn_status attn_add_line_steps(attn_tokenizer *tokenizer, bool prefix) {
+static attn_status add_prepend(attn_step *steps, int *count, bool unless_there) {
   attn_step *step;
-  if (prefix) {
-    ATTN_TRY(attn_step_new(tokenizer->normalisers, &tokenizer->normaliser_count, &step));
-    step->kind = ATTN_STEP_PREPEND;
-    ATTN_TRY(attn_copy_bytes(lower_line, 3, &step->content, &step->content_size));
-  }
-  ATTN_TRY(attn_step_new(tokenizer->normalisers, &tokenizer->normaliser_count, &step));
+  ATTN_TRY(attn_step_new(steps, count, &step));
+  step->kind = ATTN_STEP_PREPEND;
+  step->unless_there = unless_there;
+  return attn_copy_bytes(attn_lower_line, 3, &step->content, &step->content_size);
+}
+
+static attn_status add_replace(attn_step *steps, int *count) {
+  attn_step *step;
+  ATTN_TRY(attn_step_new(steps, count, &step));
   step->kind = ATTN_STEP_REPLACE;
   ATTN_TRY(attn_pattern_string(&step->pattern, " ", 1));
-  ATTN_TRY(attn_copy_bytes(lower_line, 3, &step->content, &step->content_size));
+  return attn_copy_bytes(attn_lower_line, 3, &step->content, &step->content_size);
+}
+
+static attn_status decode_lines(attn_tokenizer *tokenizer) {
   struct attn_replacement *change = &tokenizer->decoder.replacements[0];
   tokenizer->decoder.replacement_count = 1;
-  ATTN_TRY(attn_copy_bytes(lower_line, 3, &change->from, &change->from_size));
+  ATTN_TRY(attn_copy_bytes(attn_lower_line, 3, &change->from, &change->from_size));
   return attn_copy_bytes(" ", 1, &change->to, &change->to_size);
+}
+
+attn_status attn_add_line_steps(attn_tokenizer *tokenizer, bool prefix) {
+  attn_step *steps = tokenizer->normalisers;
+  int *count = &tokenizer->normaliser_count;
+  if (prefix) ATTN_TRY(add_prepend(steps, count, false));
+  ATTN_TRY(add_replace(steps, count));
+  return decode_lines(tokenizer);
 }
 
 static attn_status read_llama(attn_tokenizer *tokenizer, const attn_tokenizer_spec *spec) {
@@ -187,6 +202,74 @@ static attn_status read_llama(attn_tokenizer *tokenizer, const attn_tokenizer_sp
   return attn_add_line_steps(tokenizer, spec->add_space_prefix);
 }
 
+/* -- t5 -- */
+
+/* Words, each with a U+2581: what Transformers calls WhitespaceSplit and Metaspace. */
+static attn_status add_word_steps(attn_tokenizer *tokenizer, bool at_whitespace) {
+  attn_step *steps = tokenizer->splits, *step;
+  int *count = &tokenizer->split_count;
+  ATTN_TRY(attn_step_new(steps, count, &step));
+  step->kind = ATTN_STEP_SPLIT;
+  step->behaviour = ATTN_SPLIT_REMOVED;
+  if (at_whitespace)
+    step->pattern = (attn_pattern){.kind = ATTN_PATTERN_CLASS, .class = attn_is_whitespace};
+  else
+    ATTN_TRY(attn_pattern_string(&step->pattern, " ", 1));
+  ATTN_TRY(add_replace(steps, count));
+  ATTN_TRY(add_prepend(steps, count, true));
+  ATTN_TRY(attn_step_new(steps, count, &step));
+  step->kind = ATTN_STEP_SPLIT;
+  step->behaviour = ATTN_SPLIT_MERGED_WITH_NEXT;
+  ATTN_TRY(attn_pattern_string(&step->pattern, attn_lower_line, 3));
+  return decode_lines(tokenizer);
+}
+
+attn_status attn_add_unigram_steps(attn_tokenizer *tokenizer, const attn_tokenizer_spec *spec) {
+  attn_step *step;
+  bool at_whitespace = false;
+  tokenizer->decoder.strip = spec->add_space_prefix || spec->remove_extra_spaces;
+  if (spec->charsmap) {
+    ATTN_TRY(attn_step_new(tokenizer->normalisers, &tokenizer->normaliser_count, &step));
+    attn_status status = attn_charsmap_set(step, spec->charsmap, spec->charsmap_size);
+    if (status != ATTN_OK) return attn_fail_in(status, "tokenizer.ggml.precompiled_charsmap");
+    ATTN_TRY(attn_charsmap_leaves_spaces(step, &at_whitespace));
+  }
+  return spec->remove_extra_spaces ? add_word_steps(tokenizer, at_whitespace)
+                                   : attn_add_line_steps(tokenizer, spec->add_space_prefix);
+}
+
+/* The steps write U+2581, so that tokens with it cannot be found in the text beforehand. */
+static bool is_in_model(const attn_tokenizer_spec *spec, int64_t id) {
+  int32_t type = spec->types ? spec->types[id] : ATTN_TOKEN_NORMAL;
+  if (type != ATTN_TOKEN_USER_DEFINED) return type == ATTN_TOKEN_NORMAL;
+  return memmem(spec->tokens[id], size_of(spec->tokens, spec->token_sizes, id), attn_lower_line, 3);
+}
+
+static attn_status read_t5(attn_tokenizer *tokenizer, const attn_tokenizer_spec *spec) {
+  attn_token_model *model = &tokenizer->model;
+  double lowest = 1e300;
+  if (!spec->scores) return attn_fail(ATTN_BAD_FORMAT, "a \"t5\" tokenizer without scores");
+  ATTN_TRY(check_id(spec, "unknown", spec->unknown, true));
+  model->kind = ATTN_UNIGRAM;
+  ATTN_TRY(add_tokens(tokenizer, spec));
+  model->score_count = (size_t)spec->token_count;
+  model->scores = attn_alloc_array(model->score_count, sizeof *model->scores);
+  if (!model->scores) return ATTN_OUT_OF_MEMORY;
+  for (int64_t id = 0; id < spec->token_count; ++id) {
+    if (!isfinite(spec->scores[id]))
+      return attn_fail(ATTN_BAD_FORMAT, "the score of token %lld is not finite", (long long)id);
+    if (!is_in_model(spec, id)) continue;
+    bool normal = !spec->types || spec->types[id] == ATTN_TOKEN_NORMAL;
+    model->scores[id] = normal ? spec->scores[id] : 0;
+    if (normal && model->scores[id] < lowest) lowest = model->scores[id];
+    ATTN_TRY(attn_prefixes_add(&model->prefixes, spec->tokens[id],
+                               size_of(spec->tokens, spec->token_sizes, id), (int32_t)id));
+  }
+  model->unknown_score = lowest - ATTN_UNKNOWN_PENALTY;
+  attn_prefixes_sort(&model->prefixes);
+  return attn_add_unigram_steps(tokenizer, spec);
+}
+
 /* -- bert -- */
 
 /* GGUF writes "word" and "##ing" as U+2581 "word" and "ing"; what is in brackets as it is. */
@@ -196,7 +279,7 @@ static attn_status add_bert_tokens(attn_tokenizer *tokenizer, const attn_tokeniz
   for (int64_t id = 0; id < spec->token_count && status == ATTN_OK; ++id) {
     const char *token = spec->tokens[id];
     size_t size = size_of(spec->tokens, spec->token_sizes, id);
-    bool begins = size >= 3 && memcmp(token, lower_line, 3) == 0;
+    bool begins = size >= 3 && memcmp(token, attn_lower_line, 3) == 0;
     bool bracket = size >= 2 && token[0] == '[' && token[size - 1] == ']';
     string.length = 0;
     attn_text_add(&string, "##", begins || bracket ? 0 : 2);
@@ -220,7 +303,7 @@ static attn_status read_bert(attn_tokenizer *tokenizer, const attn_tokenizer_spe
   ATTN_TRY(attn_copy_bytes("##", 2, &tokenizer->decoder.wordpiece_prefix,
                            &tokenizer->decoder.wordpiece_prefix_size));
   ATTN_TRY(add_bert_tokens(tokenizer, spec));
-  ATTN_TRY(attn_bert_normalisers(tokenizer, true, true, true, true));
+  ATTN_TRY(attn_bert_normalisers(tokenizer, true, true, spec->strip_accents, spec->lower_case));
   return attn_bert_splits(tokenizer);
 }
 
@@ -266,7 +349,7 @@ attn_status attn_tokenizer_read_spec(attn_tokenizer *tokenizer, const attn_token
   static const struct {
     const char *name;
     attn_status (*read)(attn_tokenizer *, const attn_tokenizer_spec *);
-  } models[] = {{"gpt2", read_gpt2}, {"llama", read_llama}, {"bert", read_bert}};
+  } models[] = {{"gpt2", read_gpt2}, {"llama", read_llama}, {"t5", read_t5}, {"bert", read_bert}};
   if (!spec || !spec->model || !spec->tokens || spec->merge_count < 0)
     return attn_fail(ATTN_INVALID_ARGUMENT, "a tokenizer's model or tokens are missing");
   if (spec->token_count < 1 || spec->token_count > ATTN_MOST_TOKENS)

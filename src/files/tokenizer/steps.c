@@ -215,9 +215,9 @@ static attn_status replace(const attn_step *step, attn_matcher *matcher, const c
 }
 
 static bool wants_prepended(const attn_step *step, const char *text, size_t size, bool first) {
-  if (step->only_first && !first) return false;
-  if (!step->unless_there) return size > 0;
-  return size < step->content_size || memcmp(text, step->content, step->content_size) != 0;
+  if (!size || (step->only_first && !first)) return false;
+  return !step->unless_there || size < step->content_size ||
+         memcmp(text, step->content, step->content_size) != 0;
 }
 
 /* -- Splitting -- */
@@ -300,6 +300,9 @@ attn_status attn_step_apply(const attn_step *step, attn_matcher *matcher, const 
     case ATTN_STEP_UNICODE: ATTN_TRY(normalise(step, text, size, &out->text)); break;
     case ATTN_STEP_STRIP: strip(step, text, size, &out->text); break;
     case ATTN_STEP_REPLACE: ATTN_TRY(replace(step, matcher, text, size, &out->text)); break;
+    case ATTN_STEP_CHARSMAP:
+      ATTN_TRY(attn_charsmap_apply(step, text, size, matcher->most_text, &out->text));
+      break;
     case ATTN_STEP_BYTES: map_bytes(text, size, &out->text); break;
     case ATTN_STEP_PREPEND:
       if (wants_prepended(step, text, size, piece.first))
