@@ -21,23 +21,12 @@ static const struct format_dtype {
   attn_dtype dtype;
   int size;
 } format_dtypes[] = {
-    {"F64", ATTN_F64, 8},
-    {"F32", ATTN_F32, 4},
-    {"BF16", ATTN_BF16, 2},
-    {"F16", ATTN_F16, 2},
-    {"I64", ATTN_I64, 8},
-    {"I32", ATTN_I32, 4},
-    {"I16", ATTN_I16, 2},
-    {"I8", ATTN_I8, 1},
-    {"U8", ATTN_U8, 1},
-    {"BOOL", ATTN_BOOL, 1},
-    {"U16", ATTN_DTYPE_COUNT, 2},
-    {"U32", ATTN_DTYPE_COUNT, 4},
-    {"U64", ATTN_DTYPE_COUNT, 8},
-    {"F8_E4M3", ATTN_DTYPE_COUNT, 1},
-    {"F8_E5M2", ATTN_DTYPE_COUNT, 1},
-    {"F8_E8M0", ATTN_DTYPE_COUNT, 1},
-    {"C64", ATTN_DTYPE_COUNT, 8},
+    {"F64", ATTN_F64, 8},         {"F32", ATTN_F32, 4},         {"BF16", ATTN_BF16, 2},
+    {"F16", ATTN_F16, 2},         {"I64", ATTN_I64, 8},         {"I32", ATTN_I32, 4},
+    {"I16", ATTN_I16, 2},         {"I8", ATTN_I8, 1},           {"U8", ATTN_U8, 1},
+    {"BOOL", ATTN_BOOL, 1},       {"U16", ATTN_DTYPE_COUNT, 2}, {"U32", ATTN_DTYPE_COUNT, 4},
+    {"U64", ATTN_DTYPE_COUNT, 8}, {"F8_E4M3", ATTN_F8_E4M3, 1}, {"F8_E5M2", ATTN_F8_E5M2, 1},
+    {"F8_E8M0", ATTN_F8_E8M0, 1}, {"C64", ATTN_DTYPE_COUNT, 8},
 };
 enum { FORMAT_DTYPES = sizeof format_dtypes / sizeof *format_dtypes };
 

@@ -25,7 +25,7 @@ int64_t attn_safetensors_count(const attn_safetensors *file);
 const char *attn_safetensors_name(const attn_safetensors *file, int64_t index); /* borrowed */
 
 /* A read-only view of the mapped data, valid until close. ATTN_UNSUPPORTED for the dtypes of the
- * format that libattn lacks (float8, unsigned 16 to 64 bits). */
+ * format that libattn lacks (unsigned 16 to 64 bits, complex). */
 attn_status attn_safetensors_get(const attn_safetensors *file, int64_t index, attn_tensor *tensor);
 /* The same by name. ATTN_NOT_FOUND, with the closest names, when there is none. */
 attn_status attn_safetensors_find(const attn_safetensors *file, const char *name,
