@@ -16,11 +16,12 @@ typedef struct convert_options {
 /* In the order of attn_weight_type. */
 static const char *const type_names[] = {"stored", "f32", "f16", "bf16", "q8_0", "q4_0", NULL};
 
-/* That of the file, and float16 where it is quantised. */
+/* That of the file, and float16 where it is quantised, bfloat16 where it is float8. */
 static attn_dtype stored_dtype(const attn_model *model) {
   attn_stored stored;
   if (!attn_model_find_stored(model, 0, &stored)) return ATTN_F32;
-  return stored.in_blocks ? ATTN_F16 : stored.dtype;
+  if (stored.in_blocks) return ATTN_F16;
+  return attn_dtype_size(stored.dtype) == 1 ? ATTN_BF16 : stored.dtype;
 }
 
 static attn_status save_directory(const convert_options *o, const attn_model *model,

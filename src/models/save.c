@@ -109,6 +109,16 @@ static attn_status write_weights(const char *path, tensor_list *list) {
   return attn_safetensors_write(path, list->tensors, list->count, &metadata, 1);
 }
 
+/* Weights are written as plain numbers, whatever they were read from. */
+static attn_status save_config(const attn_model *model, const char *path) {
+  json_t *config = json_copy(model->config.json);
+  if (!config) return attn_fail(ATTN_OUT_OF_MEMORY, "out of memory");
+  json_object_del(config, attn_quantization_key);
+  attn_status status = attn_json_save(path, config);
+  json_decref(config);
+  return status;
+}
+
 attn_status attn_model_save(const attn_model *model, const char *directory, attn_dtype dtype) {
   if (dtype != ATTN_F32 && dtype != ATTN_BF16 && dtype != ATTN_F16 && dtype != ATTN_F64)
     return attn_fail(ATTN_UNSUPPORTED, "weights are not saved as %s", attn_dtype_name(dtype));
@@ -121,7 +131,7 @@ attn_status attn_model_save(const attn_model *model, const char *directory, attn
   list.shared = attn_alloc_array(count, sizeof *list.shared);
   bool made = weights && config && list.tensors && list.shared;
   attn_status status = made ? write_weights(weights, &list) : ATTN_OUT_OF_MEMORY;
-  if (status == ATTN_OK) status = attn_json_save(config, model->config.json);
+  if (status == ATTN_OK) status = save_config(model, config);
   if (status == ATTN_OK) status = attn_model_text_save(model, directory);
   for (int64_t i = 0; i < list.count; ++i) attn_tensor_destroy(&list.tensors[i].tensor);
   attn_free(list.tensors);

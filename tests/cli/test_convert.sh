@@ -22,6 +22,16 @@ run 1 "$attn" run part-00002-of-*.gguf --prompt x
 says err "is missing"
 says err "part-00001-of"
 
+# float8 becomes bfloat16, or what is asked for.
+run 0 "$attn" info "$families/deepseek_v3_fp8" --json
+key float8_e4m3 stored
+run 0 "$attn" convert "$families/deepseek_v3_fp8" plain
+run 0 "$attn" info plain --json
+key bfloat16 stored
+run 0 "$attn" convert "$families/llama_float8" plain
+run 0 "$attn" info plain --json
+key bfloat16 stored
+
 # Types; rows that are not whole blocks are told of.
 run 0 "$attn" convert "$families/llama" small.gguf --type q8_0
 says out "5 tensors F32, 16 tensors Q8_0"
