@@ -91,6 +91,21 @@ static void describe(saving *s, const named_parameter *p, int64_t place) {
   s->first[s->count] = place + 1;
 }
 
+static void add_axes(attn_axes axes, attn_described_tensor *t) {
+  int64_t rows = t->shape[0], columns = t->shape[1];
+  if (axes == ATTN_AXES_CONVOLUTION) {
+    t->rank = 3;
+    memcpy(t->shape, (int64_t[]){rows, 1, columns}, 3 * sizeof *t->shape);
+  } else if (axes == ATTN_AXES_HEADS) {
+    t->rank = 4;
+    memcpy(t->shape, (int64_t[]){1, 1, rows, 1}, 4 * sizeof *t->shape);
+  }
+}
+
+static attn_status place_of(const saving *s, int64_t index, attn_place *place) {
+  return attn_family_place(&s->model->config, &s->model->shapes[index], ATTN_IN_SAFETENSORS, place);
+}
+
 static attn_status list_tensors(saving *s) {
   size_t count = (size_t)s->model->parameter_count;
   s->tensors = attn_alloc_array(count + 1, sizeof *s->tensors);
@@ -101,6 +116,11 @@ static attn_status list_tensors(saving *s) {
   if (made) sort_parameters(s->model, all);
   for (size_t i = 0; made && i < count; ++i) describe(s, &all[i], (int64_t)i);
   attn_free(all);
+  for (int64_t t = 0; made && t < s->count; ++t) {
+    attn_place place;
+    ATTN_TRY(place_of(s, s->members[s->first[t]], &place));
+    add_axes(place.axes, &s->tensors[t]);
+  }
   return made ? ATTN_OK : ATTN_OUT_OF_MEMORY;
 }
 
@@ -124,14 +144,15 @@ static attn_status add_member(const saving *s, int64_t index, attn_tensor *whole
 /* attn_make_tensor */
 static attn_status make_tensor(void *context, int64_t index, attn_tensor *tensor) {
   const saving *s = context;
-  const attn_described_tensor *t = &s->tensors[index];
   int64_t first = s->first[index], end = s->first[index + 1];
   attn_place place;
-  ATTN_TRY(attn_family_place(&s->model->config, &s->model->shapes[s->members[first]],
-                             ATTN_IN_SAFETENSORS, &place));
+  ATTN_TRY(place_of(s, s->members[first], &place));
   if (!place.rows.part && !place.rows.head && !place.rows.run)
     return copy_values(s, s->members[first], tensor);
-  ATTN_TRY(attn_tensor_create(s->dtype, t->rank, t->shape, tensor));
+  const attn_parameter_shape *shape = &s->model->shapes[s->members[first]];
+  int64_t rows[2] = {0, shape->rank == 2 ? shape->shape[1] : 1};
+  for (int64_t i = first; i < end; ++i) rows[0] += s->model->shapes[s->members[i]].shape[0];
+  ATTN_TRY(attn_tensor_create(s->dtype, shape->rank, rows, tensor));
   attn_status status = ATTN_OK;
   for (int64_t i = first; i < end && status == ATTN_OK; ++i)
     status = add_member(s, s->members[i], tensor);

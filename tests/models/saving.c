@@ -30,9 +30,8 @@ static const char *fixture(const char *family) {
 }
 
 static const char *const families[] = {
-    "llama",     "llama_tied", "qwen2",   "qwen3",       "gemma2",      "mixtral",
-    "qwen2_moe", "qwen3_moe",  "minimax", "deepseek_v2", "deepseek_v3",
-};
+    "llama",     "llama_tied", "qwen2",   "qwen3",       "gemma2",      "mixtral",    "qwen2_moe",
+    "qwen3_moe", "qwen3_next", "minimax", "deepseek_v2", "deepseek_v3", "kimi_linear"};
 enum { FAMILIES = sizeof families / sizeof *families };
 
 static attn_model *load(const char *path) {
