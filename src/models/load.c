@@ -198,8 +198,16 @@ static attn_status bind_blocks(attn_model *model, int64_t index, const origin *f
   return keep_blocks(model, index, from, stored->type);
 }
 
-/* float8
- * -----------------------------------------------------------------------------------------*/
+/* float8 ----------------------------------------------------------------------------------------*/
+
+/* Blocks are those of the last two axes, so that these have to be rows and columns as here. */
+static attn_status check_axes(const attn_parameter_shape *shape, const origin *from) {
+  int64_t columns = shape->rank == 2 ? shape->shape[1] : 1;
+  int64_t last = from->stored.shape[from->stored.rank - 1];
+  if (last == columns) return ATTN_OK;
+  return attn_fail(ATTN_BAD_FORMAT, "%s has rows of %lld, expected %lld, and scales",
+                   from->place.name, (long long)last, (long long)columns);
+}
 
 /* The scales of a parameter's rows. Where its rows begin a row of blocks they are those of the
  * blocks, else each row gets its own. */
@@ -207,6 +215,7 @@ static attn_status take_scales(const attn_parameter_shape *shape, const origin *
                                attn_parameter *parameter) {
   const attn_stored *stored = &from->stored;
   const attn_tensor *all = &stored->scales;
+  ATTN_TRY(check_axes(shape, from));
   int64_t rows = stored->shape[stored->rank - 2], at = from->first % rows; /* of one matrix */
   int64_t blocks = all->shape[all->rank - 2], columns = all->shape[all->rank - 1];
   bool aligned = from->in_order && at % stored->block_rows == 0 && at + shape->shape[0] <= rows;
