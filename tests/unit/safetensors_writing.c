@@ -257,7 +257,7 @@ static void too_many_files_are_refused(void **state) {
   (void)state;
   enum { COUNT = 4097 };
   attn_described_tensor *tensors = calloc(COUNT, sizeof *tensors);
-  char(*names)[8] = calloc(COUNT, sizeof *names);
+  char(*names)[12] = calloc(COUNT, sizeof *names);
   for (int i = 0; i < COUNT; ++i) {
     snprintf(names[i], sizeof names[i], "%d", i);
     tensors[i] = (attn_described_tensor){.name = names[i], .dtype = "U8", .rank = 1, .shape = {2}};
