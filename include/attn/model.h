@@ -32,9 +32,27 @@ ATTN_API void attn_model_destroy(attn_model *model);
  * there. ATTN_OUT_OF_MEMORY says what was asked for and what is free; the model is then as it was.
  */
 ATTN_API attn_status attn_model_move(attn_model *model, attn_device device);
-/* Writes config.json and model.safetensors, weights in `dtype` (float32, bfloat16 or float16), into
- * the directory, which is made if needed; and what the model was loaded with of generation_config,
- * tokenizer and chat template. */
+typedef struct attn_save_options {
+  size_t struct_size;
+  attn_dtype dtype; /* of the weights: float32, bfloat16, float16 or float64 */
+  int64_t
+      shard_bytes; /* of the weights in one file, as Transformers' max_shard_size; 0: all in one */
+} attn_save_options;
+#define ATTN_SAVE_OPTIONS_INIT                                                                     \
+  { sizeof(attn_save_options), ATTN_BF16, 5000000000 }
+
+/* Writes a directory, which is made if needed: config.json and model.safetensors, or, when the
+ * weights take more than shard_bytes, model-00001-of-0000N.safetensors and so on with
+ * model.safetensors.index.json; and what the model was loaded with of generation_config, tokenizer
+ * and chat template. Needs the memory of one tensor. Weights are plain numbers, whatever they were
+ * read from.
+ *
+ * Files of weights by these names that lay in the directory, in any number of shards, are replaced
+ * or removed, once all new ones are written; any other file stays. A crash while shards take the
+ * place of as many others leaves no index, and so a directory that is not loaded. */
+ATTN_API attn_status attn_model_save_as(const attn_model *model, const char *directory,
+                                        const attn_save_options *options);
+/* The same with ATTN_SAVE_OPTIONS_INIT but for the dtype. */
 ATTN_API attn_status attn_model_save(const attn_model *model, const char *directory,
                                      attn_dtype dtype);
 

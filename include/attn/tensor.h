@@ -25,6 +25,10 @@ typedef enum attn_dtype {
   ATTN_I8,
   ATTN_U8,
   ATTN_BOOL,
+  /* Storage only, too; every number of theirs is exact in bfloat16. */
+  ATTN_F8_E4M3, /* without infinities ("fn"): 448 is the largest */
+  ATTN_F8_E5M2,
+  ATTN_F8_E8M0, /* powers of two, no sign: scales */
   ATTN_DTYPE_COUNT
 } attn_dtype;
 
@@ -81,8 +85,9 @@ ATTN_API attn_status attn_tensor_expand(const attn_tensor *tensor, int rank, con
                                         attn_tensor *view);
 
 /* Copies element by element between any strides and any pair of the floating dtypes, or between
- * equal dtypes; rounds to nearest even. Shapes must be equal. The two may lie on different devices.
- */
+ * equal dtypes; rounds to nearest even. What float8_e4m3 cannot hold becomes its largest number,
+ * infinities included; float8_e8m0 takes the nearest power of two. Shapes must be equal. The two
+ * may lie on different devices. */
 ATTN_API attn_status attn_tensor_copy(const attn_tensor *source, const attn_tensor *target);
 ATTN_API attn_status attn_tensor_fill(const attn_tensor *tensor, double value);
 /* One element as a double; for tests and small tools, not for loops that matter. */

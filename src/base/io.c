@@ -3,6 +3,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -83,6 +84,26 @@ attn_status attn_make_directories(const char *path) {
     if (end == '\0') break;
   }
   attn_free(prefix);
+  return status;
+}
+
+attn_status attn_file_remove(const char *path) {
+  if (!injected() && unlink(path) == 0) return ATTN_OK;
+  return fail_errno("removing", path);
+}
+
+attn_status attn_directory_remove(const char *path, attn_name_matches *matches,
+                                  const void *context) {
+  attn_status status = ATTN_OK;
+  DIR *directory = injected() ? NULL : opendir(path);
+  if (!directory) return fail_errno("opening", path);
+  for (struct dirent *item; status == ATTN_OK && (item = readdir(directory));) {
+    if (!matches(item->d_name, context)) continue;
+    char *name = attn_path_join(path, item->d_name);
+    status = name ? attn_file_remove(name) : ATTN_OUT_OF_MEMORY;
+    attn_free(name);
+  }
+  closedir(directory);
   return status;
 }
 
@@ -294,7 +315,8 @@ static attn_status sync_directory(const char *directory) {
   return status;
 }
 
-attn_status attn_file_writer_commit(attn_file_writer *writer) {
+attn_status attn_file_writer_finish(attn_file_writer *writer) {
+  if (writer->file < 0) return writer->status;
   attn_status status = flush(writer);
   if (status == ATTN_OK && writer->temporary && (injected() || fsync(writer->file) != 0))
     status = fail_errno("syncing", writer->path);
@@ -302,6 +324,12 @@ attn_status attn_file_writer_commit(attn_file_writer *writer) {
   writer->file = -1;
   bool closed = close(file) == 0 && !injected();
   if (status == ATTN_OK && !closed) status = fail_errno("closing", writer->path);
+  writer->status = status;
+  return status;
+}
+
+attn_status attn_file_writer_commit(attn_file_writer *writer) {
+  attn_status status = attn_file_writer_finish(writer);
   if (status == ATTN_OK && writer->temporary) {
     if (injected() || rename(writer->temporary, writer->path) != 0) {
       status = fail_errno("renaming the new file to", writer->path);

@@ -19,6 +19,12 @@ bool attn_path_has_suffix(const char *path, const char *suffix);
 /* Makes the directory and those above it; one that exists is fine. */
 attn_status attn_make_directories(const char *path);
 
+attn_status attn_file_remove(const char *path);
+/* Removes the files of a directory whose names match. */
+typedef bool attn_name_matches(const char *name, const void *context);
+attn_status attn_directory_remove(const char *path, attn_name_matches *matches,
+                                  const void *context);
+
 /* The whole file, with a NUL after it (not counted in *size, which may be NULL); to be freed by
  * attn_free. ATTN_BAD_FORMAT when the file is larger than `limit` bytes. Pipes work too. */
 attn_status attn_file_read(const char *path, size_t limit, char **data, size_t *size);
@@ -42,6 +48,8 @@ typedef struct attn_file_writer attn_file_writer;
 attn_status attn_file_writer_open(const char *path, attn_file_writer **writer);
 /* After a failure the writer stays failed: further writes and commit return the same status. */
 attn_status attn_file_writer_write(attn_file_writer *writer, const void *data, size_t size);
+/* All is written, on the disk and closed; commit, which does this otherwise, only renames it. */
+attn_status attn_file_writer_finish(attn_file_writer *writer);
 /* Both free the writer and leave no temporary behind. */
 attn_status attn_file_writer_commit(attn_file_writer *writer);
 void attn_file_writer_abort(attn_file_writer *writer); /* NULL is fine */

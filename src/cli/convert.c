@@ -16,11 +16,12 @@ typedef struct convert_options {
 /* In the order of attn_weight_type. */
 static const char *const type_names[] = {"stored", "f32", "f16", "bf16", "q8_0", "q4_0", NULL};
 
-/* That of the file, and float16 where it is quantised. */
+/* That of the file, and float16 where it is quantised, bfloat16 where it is float8. */
 static attn_dtype stored_dtype(const attn_model *model) {
   attn_stored stored;
   if (!attn_model_find_stored(model, 0, &stored)) return ATTN_F32;
-  return stored.in_blocks ? ATTN_F16 : stored.dtype;
+  if (stored.in_blocks) return ATTN_F16;
+  return attn_dtype_size(stored.dtype) == 1 ? ATTN_BF16 : stored.dtype;
 }
 
 static attn_status save_directory(const convert_options *o, const attn_model *model,
@@ -29,7 +30,10 @@ static attn_status save_directory(const convert_options *o, const attn_model *mo
                                       [ATTN_WEIGHTS_F16] = ATTN_F16,
                                       [ATTN_WEIGHTS_BF16] = ATTN_BF16};
   attn_dtype dtype = o->type == ATTN_WEIGHTS_AS_STORED ? stored_dtype(model) : dtypes[o->type];
-  return attn_model_save(model, path, dtype);
+  attn_save_options options = ATTN_SAVE_OPTIONS_INIT;
+  options.dtype = dtype;
+  if (o->split >= 0) options.shard_bytes = o->split;
+  return attn_model_save_as(model, path, &options);
 }
 
 /* What was written, for people. */
@@ -76,7 +80,7 @@ static attn_status save_gguf(const convert_options *o, const attn_model *model, 
   summary s = {0};
   int files;
   options.type = (attn_weight_type)o->type;
-  options.shard_bytes = o->split;
+  options.shard_bytes = o->split > 0 ? o->split : 0;
   ATTN_TRY(attn_model_write_gguf(model, path, &options, &files));
   char *written = files > 1 ? attn_gguf_shard_path(path, 0, files) : attn_strdup(path);
   if (!written) return ATTN_OUT_OF_MEMORY;
@@ -107,21 +111,22 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   if (!to_gguf && (o->type == ATTN_WEIGHTS_Q8_0 || o->type == ATTN_WEIGHTS_Q4_0))
     return attn_misuse(command, "--type %s needs a .gguf file: a directory has f32, f16 or bf16",
                        type_names[o->type]);
-  if (!to_gguf && o->split) return attn_misuse(command, "--split needs a .gguf file");
   attn_status status = convert(o, words->items[0], words->items[1]);
   return status == ATTN_OK ? ATTN_EXIT_OK : attn_report(command, status);
 }
 
-static const convert_options defaults = {.type = ATTN_WEIGHTS_AS_STORED};
+static const convert_options defaults = {.type = ATTN_WEIGHTS_AS_STORED, .split = -1};
 
 #define AT(field) ATTN_FIELD(convert_options, field)
 static const attn_option table[] = {
     {"type", 't', ATTN_OPTION_CHOICE, "TYPE",
-     "Of the matrices; stored: as MODEL has them, of quantised ones f16 in a directory", AT(type),
-     0, 0, type_names},
+     "Of the matrices; stored: as MODEL has them, of quantised ones f16 in a directory, of float8 "
+     "bf16",
+     AT(type), 0, 0, type_names},
     {"split", 0, ATTN_OPTION_INT, "BYTES",
-     "Several .gguf files of at most BYTES of weights each (4G); 0: one.", AT(split), 0, 1LL << 50,
-     NULL},
+     "Several files of at most BYTES of weights each (4G); 0: one. Without it one .gguf file, and "
+     "as many as 5 GB each need in a directory.",
+     AT(split), 0, 1LL << 50, NULL},
     {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",
      AT(threads), 0, 4096, NULL},
 };
@@ -132,14 +137,16 @@ const attn_command attn_command_convert = {
     .usage = "MODEL OUT",
     .description =
         "Writes MODEL, a directory or a .gguf file, as OUT: one .gguf file (or several, with "
-        "--split), or a directory with config.json, model.safetensors and tokenizer.json. "
+        "--split), or a directory with config.json, model.safetensors (or shards and their index) "
+        "and tokenizer.json. "
         "Tokenizer, "
         "chat template and generation_config.json go with it.\n\nVectors and norms stay float32 in "
         "GGUF files, and matrices whose rows are not whole blocks of 32 become f16 where q8_0 or "
         "q4_0 is asked for. Families that have no names in GGUF are refused.",
     .examples = "attn convert models/smollm2 smollm2.gguf --type q8_0\ta quantised file\n"
                 "attn convert model.gguf model --type bf16\ta directory for other tools\n"
-                "attn convert big.gguf part.gguf --split 4G\tseveral files",
+                "attn convert big.gguf part.gguf --split 4G\tseveral files\n"
+                "attn convert big.gguf big --split 2G\tmodel-00001-of-0000N.safetensors ...",
     .options = table,
     .option_count = ATTN_COUNT(table),
     .defaults = &defaults,

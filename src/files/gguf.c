@@ -336,7 +336,7 @@ static attn_status parse_block_type(reader *r, attn_gguf_tensor *shown) {
   uint32_t number = 0;
   ATTN_TRY(take_u32(r, "the block type", &number));
   const attn_block_format *format =
-      number < ATTN_BLOCK_TYPES ? attn_block_get_format((attn_block_type)number) : NULL;
+      number < ATTN_BLOCK_GGUF_TYPES ? attn_block_get_format((attn_block_type)number) : NULL;
   if (!format) return attn_fail(ATTN_BAD_FORMAT, "block type %u is unknown", number);
   shown->type = (attn_block_type)number;
   int64_t row = shown->shape[shown->rank - 1], bytes;

@@ -151,10 +151,11 @@ bool attn_gguf_has_key(const attn_gguf_draft *draft, const char *key) {
 static attn_status plan(planned *t, const char *name, attn_block_type type, int rank,
                         const int64_t *shape) {
   const attn_block_format *format = attn_block_get_format(type);
-  if (!format || rank < 1 || rank > ATTN_GGUF_MAX_RANK || shape[rank - 1] % format->elements != 0)
+  if (!format || type >= ATTN_BLOCK_GGUF_TYPES || rank < 1 || rank > ATTN_GGUF_MAX_RANK ||
+      shape[rank - 1] % format->elements != 0)
     return attn_fail(ATTN_INVALID_SHAPE,
-                     "%s: rows are not whole blocks, or the rank is not 1 to %d", name,
-                     ATTN_GGUF_MAX_RANK);
+                     "%s: rows are not whole blocks of a type of GGUF, or the rank is not 1 to %d",
+                     name, ATTN_GGUF_MAX_RANK);
   uint64_t count = 1;
   for (int i = 0; i < rank; ++i) count *= (uint64_t)(t->shape[i] = shape[i]);
   t->type = type;

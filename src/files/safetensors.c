@@ -4,46 +4,16 @@
 #include "base/text.h"
 #include "base/io.h"
 #include "files/json.h"
+#include "files/safetensors_format.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "safetensors data is little-endian");
 
-enum { LENGTH_BYTES = 8, LARGEST_HEADER = 100 << 20, MOST_SHARDS = 4096 };
-
-static const char metadata_key[] = "__metadata__";
-
-/* The names of the format. `dtype` is ATTN_DTYPE_COUNT where libattn has no such dtype; such a
- * tensor is checked like any other and refused only when asked for. */
-static const struct format_dtype {
-  const char *name;
-  attn_dtype dtype;
-  int size;
-} format_dtypes[] = {
-    {"F64", ATTN_F64, 8},
-    {"F32", ATTN_F32, 4},
-    {"BF16", ATTN_BF16, 2},
-    {"F16", ATTN_F16, 2},
-    {"I64", ATTN_I64, 8},
-    {"I32", ATTN_I32, 4},
-    {"I16", ATTN_I16, 2},
-    {"I8", ATTN_I8, 1},
-    {"U8", ATTN_U8, 1},
-    {"BOOL", ATTN_BOOL, 1},
-    {"U16", ATTN_DTYPE_COUNT, 2},
-    {"U32", ATTN_DTYPE_COUNT, 4},
-    {"U64", ATTN_DTYPE_COUNT, 8},
-    {"F8_E4M3", ATTN_DTYPE_COUNT, 1},
-    {"F8_E5M2", ATTN_DTYPE_COUNT, 1},
-    {"F8_E8M0", ATTN_DTYPE_COUNT, 1},
-    {"C64", ATTN_DTYPE_COUNT, 8},
-};
-enum { FORMAT_DTYPES = sizeof format_dtypes / sizeof *format_dtypes };
-
 typedef struct entry {
   const char *name; /* a key of the shard's header */
-  const struct format_dtype *dtype;
+  const attn_format_dtype *dtype;
   int rank;
   int64_t shape[ATTN_MAX_RANK];
   uint64_t begin, end; /* within the shard's data */
@@ -71,21 +41,22 @@ struct attn_safetensors {
 static attn_status read_header(const char *path, shard *shard) {
   const attn_file_map *map = &shard->map;
   uint64_t length;
-  if (map->size < LENGTH_BYTES)
+  if (map->size < ATTN_SAFETENSORS_LENGTH_BYTES)
     return attn_fail(ATTN_BAD_FORMAT, "%s: %zu bytes are too few for a safetensors file", path,
                      map->size);
-  memcpy(&length, map->data, LENGTH_BYTES);
-  if (length > LARGEST_HEADER || length > map->size - LENGTH_BYTES)
+  memcpy(&length, map->data, ATTN_SAFETENSORS_LENGTH_BYTES);
+  if (length > ATTN_SAFETENSORS_LARGEST_HEADER ||
+      length > map->size - ATTN_SAFETENSORS_LENGTH_BYTES)
     return attn_fail(ATTN_BAD_FORMAT,
                      "%s: a header of %llu bytes does not fit a file of %zu (limit %d): not a "
                      "safetensors file, or a truncated one",
-                     path, (unsigned long long)length, map->size, LARGEST_HEADER);
-  shard->data = map->data + LENGTH_BYTES + length;
-  shard->size = map->size - LENGTH_BYTES - length;
-  if (length == 0 || map->data[LENGTH_BYTES] != '{')
+                     path, (unsigned long long)length, map->size, ATTN_SAFETENSORS_LARGEST_HEADER);
+  shard->data = map->data + ATTN_SAFETENSORS_LENGTH_BYTES + length;
+  shard->size = map->size - ATTN_SAFETENSORS_LENGTH_BYTES - length;
+  if (length == 0 || map->data[ATTN_SAFETENSORS_LENGTH_BYTES] != '{')
     return attn_fail(ATTN_BAD_FORMAT, "%s: the header does not begin with '{'", path);
-  return attn_json_parse((const char *)map->data + LENGTH_BYTES, (size_t)length, path,
-                         &shard->header);
+  return attn_json_parse((const char *)map->data + ATTN_SAFETENSORS_LENGTH_BYTES, (size_t)length,
+                         path, &shard->header);
 }
 
 static attn_status check_metadata(const json_t *metadata) {
@@ -93,10 +64,11 @@ static attn_status check_metadata(const json_t *metadata) {
   json_t *value;
   if (!metadata) return ATTN_OK;
   if (!json_is_object(metadata))
-    return attn_fail(ATTN_BAD_FORMAT, "%s is not an object", metadata_key);
+    return attn_fail(ATTN_BAD_FORMAT, "%s is not an object", ATTN_SAFETENSORS_METADATA);
   json_object_foreach((json_t *)(uintptr_t)metadata, key, value) {
     if (!json_is_string(value))
-      return attn_fail(ATTN_BAD_FORMAT, "%s: \"%s\" is not a string", metadata_key, key);
+      return attn_fail(ATTN_BAD_FORMAT, "%s: \"%s\" is not a string", ATTN_SAFETENSORS_METADATA,
+                       key);
   }
   return ATTN_OK;
 }
@@ -104,11 +76,8 @@ static attn_status check_metadata(const json_t *metadata) {
 static attn_status parse_dtype(const json_t *description, entry *entry) {
   const char *name = NULL;
   ATTN_TRY(attn_json_string(description, "dtype", ATTN_REQUIRED, &name));
-  for (int i = 0; i < FORMAT_DTYPES; ++i)
-    if (strcmp(name, format_dtypes[i].name) == 0) {
-      entry->dtype = &format_dtypes[i];
-      return ATTN_OK;
-    }
+  entry->dtype = attn_format_dtype_named(name);
+  if (entry->dtype) return ATTN_OK;
   return attn_fail(ATTN_BAD_FORMAT, "dtype \"%.32s\" is unknown", name);
 }
 
@@ -120,19 +89,13 @@ static attn_status parse_shape(const json_t *description, entry *entry, uint64_t
     return attn_fail(ATTN_UNSUPPORTED, "rank %zu is larger than %d", json_array_size(shape),
                      ATTN_MAX_RANK);
   entry->rank = (int)json_array_size(shape);
-  int64_t product = entry->dtype->size; /* of the extents, with 1 in place of 0: strides use it */
-  bool empty = false;
   for (int i = 0; i < entry->rank; ++i) {
     const json_t *extent = json_array_get(shape, (size_t)i);
     if (!json_is_integer(extent) || json_integer_value(extent) < 0)
       return attn_fail(ATTN_BAD_FORMAT, "extent %d is not a non-negative integer", i);
     entry->shape[i] = json_integer_value(extent);
-    empty = empty || entry->shape[i] == 0;
-    if (__builtin_mul_overflow(product, entry->shape[i] ? entry->shape[i] : 1, &product))
-      return attn_fail(ATTN_BAD_FORMAT, "the size of its shape overflows");
   }
-  *bytes = empty ? 0 : (uint64_t)product;
-  return ATTN_OK;
+  return attn_format_bytes_of(entry->dtype, entry->rank, entry->shape, bytes);
 }
 
 static attn_status parse_offsets(const json_t *description, uint64_t data_size, entry *entry) {
@@ -200,10 +163,10 @@ static attn_status parse_shard(attn_safetensors *file, const shard *shard) {
   entry *entries = attn_realloc(file->entries, ((size_t)file->count + added) * sizeof *entries);
   if (!entries) return ATTN_OUT_OF_MEMORY;
   file->entries = entries;
-  ATTN_TRY(check_metadata(json_object_get(shard->header, metadata_key)));
+  ATTN_TRY(check_metadata(json_object_get(shard->header, ATTN_SAFETENSORS_METADATA)));
   entry *next = entries + file->count;
   json_object_foreach(shard->header, name, description) {
-    if (strcmp(name, metadata_key) == 0) continue;
+    if (strcmp(name, ATTN_SAFETENSORS_METADATA) == 0) continue;
     *next = (entry){.name = name};
     attn_status status = parse_entry(description, shard, next);
     if (status != ATTN_OK) return attn_fail_in(status, "tensor \"%.128s\"", name);
@@ -241,9 +204,9 @@ static attn_status list_shards(const json_t *weight_map, json_t **names) {
     if (json_object_set(*names, name, value) != 0)
       return attn_fail(ATTN_OUT_OF_MEMORY, "out of memory");
   }
-  if (json_object_size(*names) == 0 || json_object_size(*names) > MOST_SHARDS)
+  if (json_object_size(*names) == 0 || json_object_size(*names) > ATTN_SAFETENSORS_MOST_SHARDS)
     return attn_fail(ATTN_BAD_FORMAT, "weight_map: %zu shards are not 1 to %d",
-                     json_object_size(*names), MOST_SHARDS);
+                     json_object_size(*names), ATTN_SAFETENSORS_MOST_SHARDS);
   return ATTN_OK;
 }
 
@@ -311,7 +274,8 @@ static attn_status check_names(const attn_safetensors *file, const char *path) {
 }
 
 static bool is_aligned(const entry *entry) {
-  return (uintptr_t)entry->data % (uintptr_t)entry->dtype->size == 0;
+  if (entry->dtype->bits < 16) return true;
+  return (uintptr_t)entry->data % ((uintptr_t)entry->dtype->bits / 8) == 0;
 }
 
 static size_t padded_size(const entry *entry) {
@@ -414,6 +378,21 @@ attn_status attn_safetensors_get(const attn_safetensors *file, int64_t index, at
   return view(&file->entries[index], tensor);
 }
 
+attn_status attn_safetensors_describe(const attn_safetensors *file, int64_t index,
+                                      attn_described_tensor *tensor) {
+  if (index < 0 || index >= file->count)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "tensor %lld is not in 0 to %lld", (long long)index,
+                     (long long)file->count - 1);
+  const entry *entry = &file->entries[index];
+  *tensor = (attn_described_tensor){.name = entry->name,
+                                    .dtype = entry->dtype->name,
+                                    .rank = entry->rank,
+                                    .data = entry->data,
+                                    .bytes = entry->end - entry->begin};
+  memcpy(tensor->shape, entry->shape, sizeof entry->shape);
+  return ATTN_OK;
+}
+
 static const char *name_at(const void *context, int64_t i) {
   return ((const attn_safetensors *)context)->entries[i].name;
 }
@@ -437,121 +416,6 @@ const char *attn_safetensors_metadata(const attn_safetensors *file, const char *
       json_string_value(json_object_get(json_object_get(file->index, "metadata"), key));
   for (int64_t i = 0; i < file->shard_count && !value; ++i)
     value = json_string_value(
-        json_object_get(json_object_get(file->shards[i].header, metadata_key), key));
+        json_object_get(json_object_get(file->shards[i].header, ATTN_SAFETENSORS_METADATA), key));
   return value;
-}
-
-/* -- Writing -- */
-
-static attn_status fail_json(const char *what, const char *name) {
-  return attn_fail(ATTN_INVALID_ARGUMENT, "%s \"%.128s\": not valid UTF-8, or out of memory", what,
-                   name);
-}
-
-static attn_status check_tensor(const attn_named_tensor *named) {
-  const attn_tensor *tensor = &named->tensor;
-  if (!named->name || !*named->name || strcmp(named->name, metadata_key) == 0)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "\"%s\" cannot name a tensor",
-                     named->name ? named->name : "(null)");
-  if (tensor->device.kind != ATTN_CPU)
-    return attn_fail(ATTN_UNSUPPORTED, "tensor \"%.128s\" is not in CPU memory", named->name);
-  if (!tensor->data && attn_tensor_count(tensor) != 0)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "tensor \"%.128s\" has no data", named->name);
-  return ATTN_OK;
-}
-
-static const char *format_name(attn_dtype dtype) {
-  for (int i = 0; i < FORMAT_DTYPES; ++i)
-    if (format_dtypes[i].dtype == dtype) return format_dtypes[i].name;
-  return NULL;
-}
-
-static attn_status describe_tensor(const attn_named_tensor *named, uint64_t *offset,
-                                   json_t *header) {
-  const attn_tensor *tensor = &named->tensor;
-  ATTN_TRY(check_tensor(named));
-  if (!format_name(tensor->dtype))
-    return attn_fail(ATTN_INVALID_ARGUMENT, "tensor \"%.128s\" has dtype %d, which is unknown",
-                     named->name, (int)tensor->dtype);
-  if (json_object_get(header, named->name))
-    return attn_fail(ATTN_INVALID_ARGUMENT, "two tensors are named \"%.128s\"", named->name);
-  uint64_t end = *offset + (uint64_t)attn_tensor_count(tensor) * attn_dtype_size(tensor->dtype);
-  json_t *shape = json_array();
-  for (int i = 0; i < tensor->rank; ++i)
-    json_array_append_new(shape, json_integer(tensor->shape[i]));
-  json_t *description =
-      json_pack("{s:s, s:o, s:[I, I]}", "dtype", format_name(tensor->dtype), "shape", shape,
-                "data_offsets", (json_int_t)*offset, (json_int_t)end);
-  if (json_object_set_new(header, named->name, description) != 0)
-    return fail_json("tensor", named->name);
-  *offset = end;
-  return ATTN_OK;
-}
-
-static attn_status describe_metadata(const attn_metadata *metadata, int64_t count, json_t *header) {
-  if (count == 0) return ATTN_OK;
-  json_t *object = json_object();
-  if (json_object_set_new(header, metadata_key, object) != 0)
-    return fail_json("metadata", metadata_key);
-  for (int64_t i = 0; i < count; ++i)
-    if (json_object_set_new(object, metadata[i].key, json_string(metadata[i].value)) != 0)
-      return fail_json("metadata", metadata[i].key);
-  return ATTN_OK;
-}
-
-static attn_status write_header(attn_file_writer *writer, const json_t *header) {
-  static const char spaces[ATTN_ALIGNMENT + 1] =
-      "                                                                ";
-  char *text = json_dumps(header, JSON_COMPACT);
-  if (!text) return attn_fail(ATTN_OUT_OF_MEMORY, "out of memory while writing the header");
-  size_t length = strlen(text);
-  size_t padding = (ATTN_ALIGNMENT - (LENGTH_BYTES + length) % ATTN_ALIGNMENT) % ATTN_ALIGNMENT;
-  uint64_t total = length + padding;
-  attn_status status = ATTN_OK;
-  if (total > LARGEST_HEADER)
-    status = attn_fail(ATTN_INVALID_ARGUMENT, "a header of %llu bytes is larger than %d",
-                       (unsigned long long)total, LARGEST_HEADER);
-  if (status == ATTN_OK) status = attn_file_writer_write(writer, &total, sizeof total);
-  if (status == ATTN_OK) status = attn_file_writer_write(writer, text, length);
-  if (status == ATTN_OK) status = attn_file_writer_write(writer, spaces, padding);
-  free(text); /* jansson's own allocation */
-  return status;
-}
-
-static attn_status write_data(attn_file_writer *writer, const attn_tensor *tensor) {
-  size_t size = (size_t)attn_tensor_count(tensor) * attn_dtype_size(tensor->dtype);
-  if (size == 0) return ATTN_OK;
-  if (attn_tensor_is_contiguous(tensor)) return attn_file_writer_write(writer, tensor->data, size);
-  attn_tensor packed;
-  ATTN_TRY(attn_tensor_create(tensor->dtype, tensor->rank, tensor->shape, &packed));
-  attn_status status = attn_tensor_copy(tensor, &packed);
-  if (status == ATTN_OK) status = attn_file_writer_write(writer, packed.data, size);
-  attn_tensor_destroy(&packed);
-  return status;
-}
-
-static attn_status write_file(const char *path, const json_t *header,
-                              const attn_named_tensor *tensors, int64_t count) {
-  attn_file_writer *writer;
-  ATTN_TRY(attn_file_writer_open(path, &writer));
-  attn_status status = write_header(writer, header);
-  for (int64_t i = 0; i < count && status == ATTN_OK; ++i)
-    status = write_data(writer, &tensors[i].tensor);
-  if (status == ATTN_OK) return attn_file_writer_commit(writer);
-  attn_file_writer_abort(writer);
-  return status;
-}
-
-attn_status attn_safetensors_write(const char *path, const attn_named_tensor *tensors,
-                                   int64_t count, const attn_metadata *metadata,
-                                   int64_t metadata_count) {
-  json_t *header = json_object();
-  if (!header) return attn_fail(ATTN_OUT_OF_MEMORY, "out of memory");
-  uint64_t offset = 0;
-  attn_status status = describe_metadata(metadata, metadata_count, header);
-  for (int64_t i = 0; i < count && status == ATTN_OK; ++i)
-    status = describe_tensor(&tensors[i], &offset, header);
-  if (status == ATTN_OK) status = write_file(path, header, tensors, count);
-  json_decref(header);
-  return status;
 }

@@ -7,9 +7,19 @@ static const char *block_row(const attn_parameter *p, int64_t r) {
   return (const char *)p->blocks + r * (p->value.shape[1] / format->elements) * format->bytes;
 }
 
+static void scale_row(const attn_parameter *p, int64_t r, float *row) {
+  int64_t columns = p->value.shape[1], step = p->scale_columns;
+  const float *scales = p->scales + r / p->scale_rows * ((columns + step - 1) / step);
+  for (int64_t c = 0; c < columns; ++c) row[c] *= scales[c / step];
+}
+
 attn_status attn_parameter_row(const attn_parameter *p, int64_t r, float *row) {
   int64_t columns = p->value.shape[1];
-  if (p->blocks) return attn_blocks_to_f32(p->block_type, block_row(p, r), row, columns);
+  if (p->blocks) {
+    ATTN_TRY(attn_blocks_to_f32(p->block_type, block_row(p, r), row, columns));
+    if (p->scales) scale_row(p, r, row);
+    return ATTN_OK;
+  }
   attn_tensor from, to;
   ATTN_TRY(attn_tensor_slice(&p->value, 0, r, 1, &from));
   ATTN_TRY(attn_tensor_wrap(row, ATTN_F32, 2, from.shape, &to));

@@ -10,9 +10,12 @@ struct attn_weight;
 typedef struct attn_parameter {
   const char *name;
   attn_tensor value;  /* the master: as in the model file, or float32 (float64) when training */
-  const void *blocks; /* instead, of a matrix: quantised rows, as GGUF has them (then value has a
+  const void *blocks; /* instead, of a matrix: quantised rows, as files have them (then value has a
                        * shape and no data); for inference only */
   attn_block_type block_type;
+  const float *scales; /* of float8, owned: one for each block of scale_rows x scale_columns, as
+                        * attn_weight_set_scaled has them; NULL: none */
+  int64_t scale_rows, scale_columns;
   attn_tensor gradient; /* float32 (float64), summed by backward; data is NULL at inference */
   bool decay;           /* whether weight decay applies (matrices: yes; norms and biases: no) */
   struct attn_weight *weight; /* of a matrix: its compute form, packed for products; else NULL */

@@ -176,20 +176,98 @@ static attn_status reorder_blocks(const attn_parameter_shape *shape, const origi
 }
 
 /* A matrix stays in its blocks, which products and look-ups read in place. */
+static attn_status keep_blocks(attn_model *model, int64_t index, const origin *from,
+                               attn_block_type type) {
+  const attn_parameter_shape *shape = &model->shapes[index];
+  attn_parameter *parameter = &model->parameters[index];
+  const attn_block_format *format = attn_block_get_format(type);
+  size_t row = (size_t)(shape->shape[1] / format->elements * format->bytes);
+  void *copy = NULL;
+  if (!from->in_order) ATTN_TRY(reorder_blocks(shape, from, row, &copy));
+  parameter->blocks = copy ? copy : (const char *)from->stored.data + (size_t)from->first * row;
+  parameter->block_type = type;
+  model->borrowed[index] = !copy;
+  return attn_tensor_wrap(NULL, ATTN_F32, shape->rank, shape->shape, &parameter->value);
+}
+
 static attn_status bind_blocks(attn_model *model, int64_t index, const origin *from) {
   const attn_parameter_shape *shape = &model->shapes[index];
   const attn_stored *stored = &from->stored;
-  attn_parameter *parameter = &model->parameters[index];
-  if (shape->rank != 2) return convert(shape, from, ATTN_F32, &parameter->value);
-  const attn_block_format *format = attn_block_get_format(stored->type);
-  size_t row = (size_t)(shape->shape[1] / format->elements * format->bytes);
-  void *copy = NULL;
+  if (shape->rank != 2) return convert(shape, from, ATTN_F32, &model->parameters[index].value);
   ATTN_TRY(attn_blocks_to_f32(stored->type, stored->data, NULL, 0)); /* whether that can be done */
-  if (!from->in_order) ATTN_TRY(reorder_blocks(shape, from, row, &copy));
-  parameter->blocks = copy ? copy : (const char *)stored->data + (size_t)from->first * row;
-  parameter->block_type = stored->type;
-  model->borrowed[index] = !copy;
-  return attn_tensor_wrap(NULL, ATTN_F32, shape->rank, shape->shape, &parameter->value);
+  return keep_blocks(model, index, from, stored->type);
+}
+
+/* float8 ----------------------------------------------------------------------------------------*/
+
+/* Blocks are those of the last two axes, so that these have to be rows and columns as here. */
+static attn_status check_axes(const attn_parameter_shape *shape, const origin *from) {
+  int64_t columns = shape->rank == 2 ? shape->shape[1] : 1;
+  int64_t last = from->stored.shape[from->stored.rank - 1];
+  if (last == columns) return ATTN_OK;
+  return attn_fail(ATTN_BAD_FORMAT, "%s has rows of %lld, expected %lld, and scales",
+                   from->place.name, (long long)last, (long long)columns);
+}
+
+/* The scales of a parameter's rows. Where its rows begin a row of blocks they are those of the
+ * blocks, else each row gets its own. */
+static attn_status take_scales(const attn_parameter_shape *shape, const origin *from,
+                               attn_parameter *parameter) {
+  const attn_stored *stored = &from->stored;
+  const attn_tensor *all = &stored->scales;
+  ATTN_TRY(check_axes(shape, from));
+  int64_t rows = stored->shape[stored->rank - 2], at = from->first % rows; /* of one matrix */
+  int64_t blocks = all->shape[all->rank - 2], columns = all->shape[all->rank - 1];
+  bool aligned = from->in_order && at % stored->block_rows == 0 && at + shape->shape[0] <= rows;
+  int64_t step = aligned ? stored->block_rows : 1, count = (shape->shape[0] + step - 1) / step;
+  size_t size = attn_dtype_size(all->dtype);
+  float *scales = attn_alloc_array((size_t)(count * columns), sizeof *scales);
+  if (!scales) return ATTN_OUT_OF_MEMORY;
+  parameter->scales = scales;
+  parameter->scale_rows = step;
+  parameter->scale_columns = stored->block_columns;
+  for (int64_t i = 0; i < count; ++i) {
+    attn_tensor source, target;
+    int64_t r = attn_row_map_at(&from->place.rows, i * step);
+    int64_t row = r / rows * blocks + r % rows / stored->block_rows;
+    ATTN_TRY(attn_tensor_wrap((char *)all->data + (size_t)(row * columns) * size, all->dtype, 1,
+                              &columns, &source));
+    ATTN_TRY(attn_tensor_wrap(scales + i * columns, ATTN_F32, 1, &columns, &target));
+    ATTN_TRY(attn_tensor_copy(&source, &target));
+  }
+  return ATTN_OK;
+}
+
+/* What no product reads becomes float32, since the scales go into it. */
+static attn_status convert_scaled(const attn_parameter_shape *shape, const origin *from,
+                                  attn_parameter *parameter) {
+  ATTN_TRY(convert(shape, from, ATTN_F32, &parameter->value));
+  int64_t columns = shape->rank == 2 ? shape->shape[1] : 1;
+  int64_t groups = (columns + parameter->scale_columns - 1) / parameter->scale_columns;
+  float *values = parameter->value.data;
+  for (int64_t r = 0; r < shape->shape[0]; ++r)
+    for (int64_t c = 0; c < columns; ++c)
+      values[r * columns + c] *=
+          parameter->scales[r / parameter->scale_rows * groups + c / parameter->scale_columns];
+  attn_free((void *)(uintptr_t)parameter->scales);
+  parameter->scales = NULL;
+  return ATTN_OK;
+}
+
+/* E4M3 matrices stay as they are, and their scales beside them; bfloat16 holds any other float8. */
+static attn_status bind_float8(attn_model *model, int64_t index, const origin *from) {
+  const attn_parameter_shape *shape = &model->shapes[index];
+  attn_parameter *parameter = &model->parameters[index];
+  bool in_place = shape->rank == 2 && shape->product;
+  if (!from->stored.scales.data && (from->stored.dtype != ATTN_F8_E4M3 || !in_place))
+    return convert(shape, from, ATTN_BF16, &parameter->value);
+  if (from->stored.scales.data) ATTN_TRY(take_scales(shape, from, parameter));
+  return in_place ? keep_blocks(model, index, from, ATTN_BLOCK_F8_E4M3)
+                  : convert_scaled(shape, from, parameter);
+}
+
+static bool is_float8(attn_dtype dtype) {
+  return dtype == ATTN_F8_E4M3 || dtype == ATTN_F8_E5M2 || dtype == ATTN_F8_E8M0;
 }
 
 /* Takes one tensor of the source: as it lies there, or converted when no kernel reads its dtype. */
@@ -205,10 +283,11 @@ static attn_status bind(attn_model *model, int64_t index) {
   if (attn_model_norm_offset(model, index) && model->source.safetensors)
     return convert_offset(model, shape, &from, value);
   if (stored->dtype == ATTN_F16) return convert(shape, &from, ATTN_F32, value);
+  if (is_float8(stored->dtype)) return bind_float8(model, index, &from);
   if (stored->dtype != ATTN_F32 && stored->dtype != ATTN_BF16 && stored->dtype != ATTN_F64)
     return attn_fail(ATTN_UNSUPPORTED,
-                     "%s is %s; weights are float64, float32, bfloat16 or float16", shape->name,
-                     attn_dtype_name(stored->dtype));
+                     "%s is %s; weights are float64, float32, bfloat16, float16 or float8",
+                     shape->name, attn_dtype_name(stored->dtype));
   if (!from.in_order) return convert(shape, &from, stored->dtype, value);
   int64_t row = (shape->rank == 2 ? shape->shape[1] : 1) * (int64_t)attn_dtype_size(stored->dtype);
   model->borrowed[index] = true;
@@ -243,6 +322,17 @@ static bool may_be_left(const attn_model *model, const char *name) {
          (model->config.tied && strcmp(name, "lm_head.weight") == 0);
 }
 
+/* Whether a tensor is the scales of one that parameters have taken. */
+static bool is_scales(const attn_model *model, const char *name, const used *all, int64_t count) {
+  used key;
+  attn_stored stored;
+  size_t length = strlen(name), end = strlen(attn_scale_suffix);
+  if (length <= end || strcmp(name + length - end, attn_scale_suffix) != 0) return false;
+  snprintf(key.place.name, sizeof key.place.name, "%.*s", (int)(length - end), name);
+  return bsearch(&key, all, (size_t)count, sizeof *all, by_name) &&
+         attn_source_find(&model->source, key.place.name, &stored) == ATTN_OK && stored.scales.data;
+}
+
 /* Every parameter's place, sorted, those in one tensor as one. */
 static attn_status name_all(const attn_model *model, used *all, int64_t *count) {
   for (int64_t i = 0; i < model->parameter_count; ++i) {
@@ -275,7 +365,8 @@ static attn_status check_names(const attn_model *model, const used *all, int64_t
   const char *name;
   for (int64_t i = 0; (name = attn_source_tensor(&model->source, i)); ++i) {
     snprintf(key.place.name, sizeof key.place.name, "%s", name);
-    if (!bsearch(&key, all, (size_t)count, sizeof *all, by_name) && !may_be_left(model, name))
+    if (!bsearch(&key, all, (size_t)count, sizeof *all, by_name) && !may_be_left(model, name) &&
+        !is_scales(model, name, all, count))
       return attn_fail(ATTN_UNSUPPORTED, "the family %s has no place for the tensor %s",
                        model->config.type, name);
   }

@@ -225,6 +225,8 @@ attn_status attn_model_make_weights(attn_model *model) {
 }
 
 static attn_status set_weight(attn_parameter *p) {
+  if (p->scales)
+    return attn_weight_set_scaled(p->weight, p->blocks, p->scales, p->scale_rows, p->scale_columns);
   return p->blocks ? attn_weight_set_blocks(p->weight, p->block_type, p->blocks)
                    : attn_weight_set(p->weight, &p->value);
 }
@@ -241,6 +243,8 @@ static void free_values(attn_model *model, int64_t index) {
     if (p->blocks) attn_free((void *)(uintptr_t)p->blocks);
     attn_tensor_destroy(&p->value);
   }
+  attn_free((void *)(uintptr_t)p->scales);
+  p->scales = NULL;
   p->blocks = NULL;
 }
 
@@ -416,8 +420,10 @@ static void add_stored(const attn_model *model, int64_t index, attn_model_info *
   info->stored = p->value.dtype;
   if (!p->blocks && attn_model_find_stored(model, index, &stored) && !stored.in_blocks)
     info->stored = stored.dtype;
+  bool plain = !p->blocks || p->block_type == ATTN_BLOCK_F8_E4M3;
+  if (plain && p->blocks) info->stored = ATTN_F8_E4M3;
   snprintf(info->stored_type, sizeof info->stored_type, "%s",
-           p->blocks ? attn_block_get_format(p->block_type)->name : attn_dtype_name(info->stored));
+           !plain ? attn_block_get_format(p->block_type)->name : attn_dtype_name(info->stored));
 }
 
 attn_status attn_model_get_info(const attn_model *model, attn_model_info *info) {

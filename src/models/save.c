@@ -1,10 +1,12 @@
-/* Saving a model, as the tools of its family expect it: config.json and model.safetensors. */
+/* Saving a model, as the tools of its family expect it: config.json and model.safetensors,
+ * or shards of it. */
 #include "base/io.h"
 #include "base/memory.h"
 #include "base/status.h"
 #include "files/json.h"
 #include "models/model.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* The weight of a norm as files have it; the 1 goes before anything is rounded. */
@@ -16,43 +18,6 @@ static attn_status copy_without_one(const attn_parameter *p, attn_dtype dtype, a
   if (status == ATTN_OK) status = attn_tensor_copy(&wide, copy);
   attn_tensor_destroy(&wide);
   return status;
-}
-
-/* Tensors to write. Parameters that a file keeps together become one. */
-typedef struct tensor_list {
-  const attn_model *model;
-  attn_dtype dtype;
-  attn_named_tensor *tensors;
-  int64_t count;
-  int64_t *shared; /* which of them hold several parameters */
-  int64_t shared_count;
-} tensor_list;
-
-/* Rows of all parameters that are kept in the tensor of parameter `first`, the first of them. */
-static int64_t count_rows(const attn_model *model, int64_t first) {
-  int64_t rows = 0;
-  for (int64_t i = first; i < model->parameter_count; ++i)
-    if (strcmp(model->parameters[i].name, model->parameters[first].name) == 0)
-      rows += model->shapes[i].shape[0];
-  return rows;
-}
-
-static attn_status shared_tensor(tensor_list *list, int64_t index, attn_tensor **tensor) {
-  const char *name = list->model->parameters[index].name;
-  for (int64_t i = list->shared_count - 1; i >= 0; --i) {
-    attn_named_tensor *t = &list->tensors[list->shared[i]];
-    if (strcmp(t->name, name) != 0) continue;
-    *tensor = &t->tensor;
-    return ATTN_OK;
-  }
-  const attn_parameter_shape *shape = &list->model->shapes[index];
-  int64_t full[2] = {count_rows(list->model, index), shape->shape[1]};
-  attn_named_tensor *t = &list->tensors[list->count];
-  ATTN_TRY(attn_tensor_create(list->dtype, shape->rank, full, &t->tensor));
-  t->name = name;
-  list->shared[list->shared_count++] = list->count++;
-  *tensor = &t->tensor;
-  return ATTN_OK;
 }
 
 /* Puts the rows of `from` where `map` has them. */
@@ -67,66 +32,181 @@ static attn_status scatter(const attn_row_map *map, const attn_tensor *from, att
   return ATTN_OK;
 }
 
-static attn_status add_rows(tensor_list *list, int64_t index, const attn_row_map *map,
-                            attn_tensor *copy) {
-  attn_tensor *whole;
-  attn_status status = ATTN_OK;
-  if (map->part) {
-    status = shared_tensor(list, index, &whole);
-  } else {
-    attn_named_tensor *t = &list->tensors[list->count];
-    status = attn_tensor_create(list->dtype, copy->rank, copy->shape, &t->tensor);
-    if (status == ATTN_OK) {
-      t->name = list->model->parameters[index].name;
-      ++list->count;
-    }
-    whole = &t->tensor;
-  }
-  return status == ATTN_OK ? scatter(map, copy, whole) : status;
+/* What is written ---------------------------------------------------------------------------------
+ * Parameters that a file keeps together are one tensor. Each is made when its turn comes. */
+
+typedef struct saving {
+  const attn_model *model;
+  attn_dtype dtype;
+  attn_described_tensor *tensors;
+  int64_t count;
+  int64_t *members; /* parameters, those of a tensor one behind the other */
+  int64_t *first;   /* of each tensor, among the members; and the end */
+} saving;
+
+typedef struct named_parameter {
+  const char *name; /* of the tensor */
+  int64_t index;
+  int64_t tensor; /* the first parameter of it */
+} named_parameter;
+
+static int by_name(const void *a, const void *b) {
+  const named_parameter *x = a, *y = b;
+  int order = strcmp(x->name, y->name);
+  return order ? order : (x->index > y->index) - (x->index < y->index);
 }
 
-static attn_status add(tensor_list *list, int64_t index) {
-  const attn_parameter *p = &list->model->parameters[index];
+static int by_tensor(const void *a, const void *b) {
+  const named_parameter *x = a, *y = b;
+  if (x->tensor != y->tensor) return x->tensor < y->tensor ? -1 : 1;
+  return (x->index > y->index) - (x->index < y->index);
+}
+
+/* A tensor's place is that of its first parameter; parameters that do not share it have its name
+ * alone. */
+static void sort_parameters(const attn_model *model, named_parameter *all) {
+  size_t count = (size_t)model->parameter_count;
+  for (size_t i = 0; i < count; ++i)
+    all[i] = (named_parameter){.name = model->parameters[i].name, .index = (int64_t)i};
+  qsort(all, count, sizeof *all, by_name);
+  for (size_t i = 0; i < count; ++i) {
+    bool same = i > 0 && strcmp(all[i].name, all[i - 1].name) == 0;
+    all[i].tensor = same ? all[i - 1].tensor : all[i].index;
+  }
+  qsort(all, count, sizeof *all, by_tensor);
+}
+
+static void describe(saving *s, const named_parameter *p, int64_t place) {
+  const attn_parameter_shape *shape = &s->model->shapes[p->index];
+  s->members[place] = p->index;
+  if (p->tensor == p->index) {
+    attn_described_tensor *t = &s->tensors[s->count];
+    s->first[s->count++] = place;
+    *t = (attn_described_tensor){.name = p->name, .rank = shape->rank};
+    t->dtype = attn_safetensors_dtype(s->dtype);
+    memcpy(t->shape, shape->shape, (size_t)shape->rank * sizeof *t->shape);
+  } else {
+    s->tensors[s->count - 1].shape[0] += shape->shape[0];
+  }
+  s->first[s->count] = place + 1;
+}
+
+static void add_axes(attn_axes axes, attn_described_tensor *t) {
+  int64_t rows = t->shape[0], columns = t->shape[1];
+  if (axes == ATTN_AXES_CONVOLUTION) {
+    t->rank = 3;
+    memcpy(t->shape, (int64_t[]){rows, 1, columns}, 3 * sizeof *t->shape);
+  } else if (axes == ATTN_AXES_HEADS) {
+    t->rank = 4;
+    memcpy(t->shape, (int64_t[]){1, 1, rows, 1}, 4 * sizeof *t->shape);
+  }
+}
+
+static attn_status place_of(const saving *s, int64_t index, attn_place *place) {
+  return attn_family_place(&s->model->config, &s->model->shapes[index], ATTN_IN_SAFETENSORS, place);
+}
+
+static attn_status list_tensors(saving *s) {
+  size_t count = (size_t)s->model->parameter_count;
+  s->tensors = attn_alloc_array(count + 1, sizeof *s->tensors);
+  s->members = attn_alloc_array(count + 1, sizeof *s->members);
+  s->first = attn_alloc_array(count + 1, sizeof *s->first);
+  named_parameter *all = attn_alloc_array(count + 1, sizeof *all);
+  bool made = s->tensors && s->members && s->first && all;
+  if (made) sort_parameters(s->model, all);
+  for (size_t i = 0; made && i < count; ++i) describe(s, &all[i], (int64_t)i);
+  attn_free(all);
+  for (int64_t t = 0; made && t < s->count; ++t) {
+    attn_place place;
+    ATTN_TRY(place_of(s, s->members[s->first[t]], &place));
+    add_axes(place.axes, &s->tensors[t]);
+  }
+  return made ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+}
+
+static attn_status copy_values(const saving *s, int64_t index, attn_tensor *copy) {
+  const attn_parameter *p = &s->model->parameters[index];
+  return attn_model_norm_offset(s->model, index) ? copy_without_one(p, s->dtype, copy)
+                                                 : attn_parameter_copy(p, s->dtype, copy);
+}
+
+static attn_status add_member(const saving *s, int64_t index, attn_tensor *whole) {
   attn_place place;
   attn_tensor copy = {0};
-  ATTN_TRY(attn_family_place(&list->model->config, &list->model->shapes[index], ATTN_IN_SAFETENSORS,
-                             &place));
-  bool offset = attn_model_norm_offset(list->model, index);
-  ATTN_TRY(offset ? copy_without_one(p, list->dtype, &copy)
-                  : attn_parameter_copy(p, list->dtype, &copy));
-  if (!place.rows.part && !place.rows.head && !place.rows.run) {
-    list->tensors[list->count++] = (attn_named_tensor){.name = p->name, .tensor = copy};
-    return ATTN_OK;
-  }
-  attn_status status = add_rows(list, index, &place.rows, &copy);
+  ATTN_TRY(
+      attn_family_place(&s->model->config, &s->model->shapes[index], ATTN_IN_SAFETENSORS, &place));
+  ATTN_TRY(copy_values(s, index, &copy));
+  attn_status status = scatter(&place.rows, &copy, whole);
   attn_tensor_destroy(&copy);
   return status;
 }
 
-static attn_status write_weights(const char *path, tensor_list *list) {
-  attn_metadata metadata = {"format", "pt"}; /* what the usual readers expect to find */
-  for (int64_t i = 0; i < list->model->parameter_count; ++i) ATTN_TRY(add(list, i));
-  return attn_safetensors_write(path, list->tensors, list->count, &metadata, 1);
+/* attn_make_tensor */
+static attn_status make_tensor(void *context, int64_t index, attn_tensor *tensor) {
+  const saving *s = context;
+  int64_t first = s->first[index], end = s->first[index + 1];
+  attn_place place;
+  ATTN_TRY(place_of(s, s->members[first], &place));
+  if (!place.rows.part && !place.rows.head && !place.rows.run)
+    return copy_values(s, s->members[first], tensor);
+  const attn_parameter_shape *shape = &s->model->shapes[s->members[first]];
+  int64_t rows[2] = {0, shape->rank == 2 ? shape->shape[1] : 1};
+  for (int64_t i = first; i < end; ++i) rows[0] += s->model->shapes[s->members[i]].shape[0];
+  ATTN_TRY(attn_tensor_create(s->dtype, shape->rank, rows, tensor));
+  attn_status status = ATTN_OK;
+  for (int64_t i = first; i < end && status == ATTN_OK; ++i)
+    status = add_member(s, s->members[i], tensor);
+  return status;
+}
+
+static attn_status save_weights(const attn_model *model, const char *directory,
+                                const attn_save_options *o) {
+  saving s = {.model = model, .dtype = o->dtype};
+  attn_status status = list_tensors(&s);
+  if (status == ATTN_OK)
+    status = attn_safetensors_save(directory, s.tensors, s.count, o->shard_bytes, make_tensor, &s);
+  attn_free(s.tensors);
+  attn_free(s.members);
+  attn_free(s.first);
+  return status;
+}
+
+/* Weights are written as plain numbers, whatever they were read from. */
+static attn_status save_config(const attn_model *model, const char *path) {
+  json_t *config = json_copy(model->config.json);
+  if (!config) return attn_fail(ATTN_OUT_OF_MEMORY, "out of memory");
+  json_object_del(config, attn_quantization_key);
+  attn_status status = attn_json_save(path, config);
+  json_decref(config);
+  return status;
+}
+
+static attn_status check_options(const attn_save_options *o) {
+  if (o->struct_size != sizeof *o)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "save: struct_size is %zu, expected %zu",
+                     o->struct_size, sizeof *o);
+  if (o->dtype != ATTN_F32 && o->dtype != ATTN_BF16 && o->dtype != ATTN_F16 && o->dtype != ATTN_F64)
+    return attn_fail(ATTN_UNSUPPORTED, "weights are not saved as %s", attn_dtype_name(o->dtype));
+  if (o->shard_bytes >= 0) return ATTN_OK;
+  return attn_fail(ATTN_INVALID_ARGUMENT, "save: shard_bytes is %lld, expected at least 0",
+                   (long long)o->shard_bytes);
+}
+
+attn_status attn_model_save_as(const attn_model *model, const char *directory,
+                               const attn_save_options *options) {
+  if (!options) return attn_fail(ATTN_INVALID_ARGUMENT, "save: options is NULL");
+  ATTN_TRY(check_options(options));
+  ATTN_TRY(attn_make_directories(directory));
+  char *config = attn_path_join(directory, "config.json");
+  attn_status status = config ? save_weights(model, directory, options) : ATTN_OUT_OF_MEMORY;
+  if (status == ATTN_OK) status = save_config(model, config);
+  if (status == ATTN_OK) status = attn_model_text_save(model, directory);
+  attn_free(config);
+  return status;
 }
 
 attn_status attn_model_save(const attn_model *model, const char *directory, attn_dtype dtype) {
-  if (dtype != ATTN_F32 && dtype != ATTN_BF16 && dtype != ATTN_F16 && dtype != ATTN_F64)
-    return attn_fail(ATTN_UNSUPPORTED, "weights are not saved as %s", attn_dtype_name(dtype));
-  ATTN_TRY(attn_make_directories(directory));
-  char *weights = attn_path_join(directory, "model.safetensors");
-  char *config = attn_path_join(directory, "config.json");
-  size_t count = (size_t)model->parameter_count;
-  tensor_list list = {.model = model, .dtype = dtype};
-  list.tensors = attn_alloc_array(count, sizeof *list.tensors);
-  list.shared = attn_alloc_array(count, sizeof *list.shared);
-  bool made = weights && config && list.tensors && list.shared;
-  attn_status status = made ? write_weights(weights, &list) : ATTN_OUT_OF_MEMORY;
-  if (status == ATTN_OK) status = attn_json_save(config, model->config.json);
-  if (status == ATTN_OK) status = attn_model_text_save(model, directory);
-  for (int64_t i = 0; i < list.count; ++i) attn_tensor_destroy(&list.tensors[i].tensor);
-  attn_free(list.tensors);
-  attn_free(list.shared);
-  attn_free(weights);
-  attn_free(config);
-  return status;
+  attn_save_options options = ATTN_SAVE_OPTIONS_INIT;
+  options.dtype = dtype;
+  return attn_model_save_as(model, directory, &options);
 }

@@ -50,17 +50,19 @@ static bool stays_f32(const target *t) {
   return false;
 }
 
-/* As the file that the model was loaded from has a parameter. */
+/* As the file that the model was loaded from has a parameter; float8, which GGUF has not, becomes
+ * bfloat16. */
 static attn_block_type stored_type(const attn_model *model, int64_t index) {
   const attn_parameter *p = &model->parameters[index];
   attn_dtype dtype = p->value.dtype;
   attn_stored stored;
-  if (p->blocks) return p->block_type;
+  if (p->blocks) return p->block_type == ATTN_BLOCK_F8_E4M3 ? ATTN_BLOCK_BF16 : p->block_type;
   bool found = attn_model_find_stored(model, index, &stored);
   if (found && !stored.in_blocks) dtype = stored.dtype; /* float16 was widened */
   for (int i = 0; found && stored.in_blocks && i < ATTN_WEIGHT_TYPES; ++i)
     if (types[i].block == stored.type) return stored.type; /* so were transposed blocks */
-  return dtype == ATTN_F16 ? ATTN_BLOCK_F16 : dtype == ATTN_BF16 ? ATTN_BLOCK_BF16 : ATTN_BLOCK_F32;
+  if (dtype == ATTN_F16) return ATTN_BLOCK_F16;
+  return dtype == ATTN_BF16 || attn_dtype_size(dtype) == 1 ? ATTN_BLOCK_BF16 : ATTN_BLOCK_F32;
 }
 
 static attn_block_type choose_type(const plan *p, const target *t) {

@@ -31,6 +31,8 @@ static uint64_t fingerprint(const attn_model *model) {
     const void *data = p->blocks ? p->blocks : p->value.data;
     if (p->blocks) /* the smallest is a block of at least as many bytes, or all there is */
       size = (size_t)attn_block_get_format(p->block_type)->bytes;
+    if (p->blocks && p->block_type == ATTN_BLOCK_F8_E4M3)
+      size = (size_t)attn_tensor_count(&p->value);
     value = attn_hash(value, data, size < SAMPLED_BYTES ? size : SAMPLED_BYTES);
   }
   return value;

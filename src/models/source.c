@@ -27,6 +27,8 @@ static attn_status open_directory(attn_source *source) {
   attn_status status = attn_json_load(path, &source->config);
   attn_free(path);
   ATTN_TRY(status);
+  status = attn_quantization_read(source->config, &source->quantization);
+  if (status != ATTN_OK) return attn_fail_in(status, "%s", source->path);
   ATTN_TRY(load_if_there(source, "generation_config.json", &source->generation));
   return attn_safetensors_open(source->path, &source->safetensors);
 }
@@ -123,6 +125,56 @@ static attn_status find_in_gguf(const attn_gguf *file, const char *name, attn_st
   return ATTN_OK;
 }
 
+static int64_t blocks_of(int64_t extent, int64_t block) {
+  return (extent + block - 1) / block;
+}
+
+static attn_status check_scales(const char *name, const attn_stored *stored,
+                                const attn_tensor *scales) {
+  int last = stored->rank - 1, end = scales->rank - 1;
+  int64_t rows = blocks_of(stored->shape[last - 1], stored->block_rows);
+  int64_t columns = blocks_of(stored->shape[last], stored->block_columns);
+  bool fits = scales->rank == stored->rank;
+  for (int i = 0; fits && i < last - 1; ++i) fits = scales->shape[i] == stored->shape[i];
+  if (!fits || scales->shape[last - 1] != rows || scales->shape[last] != columns)
+    return attn_fail(ATTN_BAD_FORMAT,
+                     "%s%s is [%lld, %lld] of rank %d, expected [%lld, %lld] of rank %d: one for "
+                     "each block of %lld x %lld",
+                     name, attn_scale_suffix, end > 0 ? (long long)scales->shape[end - 1] : 1,
+                     end >= 0 ? (long long)scales->shape[end] : 1, scales->rank, (long long)rows,
+                     (long long)columns, stored->rank, (long long)stored->block_rows,
+                     (long long)stored->block_columns);
+  switch (scales->dtype) {
+  case ATTN_F32:
+  case ATTN_BF16:
+  case ATTN_F16:
+  case ATTN_F8_E8M0: return ATTN_OK;
+  default:
+    return attn_fail(ATTN_UNSUPPORTED,
+                     "%s%s is %s; scales are float32, bfloat16, float16 or float8_e8m0", name,
+                     attn_scale_suffix, attn_dtype_name(scales->dtype));
+  }
+}
+
+/* The scales of a float8 tensor, where config.json says that there are some. */
+static attn_status find_scales(const attn_source *source, const char *name, attn_stored *stored) {
+  const attn_quantization *q = &source->quantization;
+  char scales[ATTN_PLACE_NAME + 16];
+  bool float8 = stored->dtype == ATTN_F8_E4M3 || stored->dtype == ATTN_F8_E5M2;
+  if (!q->block_rows || !float8) return ATTN_OK;
+  if (stored->dtype != ATTN_F8_E4M3 || stored->rank < 2)
+    return attn_fail(ATTN_UNSUPPORTED, "%s is %s of rank %d; with scales it is float8_e4m3 of 2",
+                     name, attn_dtype_name(stored->dtype), stored->rank);
+  snprintf(scales, sizeof scales, "%s%s", name, attn_scale_suffix);
+  stored->block_rows = q->block_rows;
+  stored->block_columns = q->block_columns;
+  if (!attn_safetensors_has(source->safetensors, scales))
+    return attn_fail(ATTN_NOT_FOUND, "%s is missing: the scales of %s, which is float8_e4m3",
+                     scales, name);
+  ATTN_TRY(attn_safetensors_find(source->safetensors, scales, &stored->scales));
+  return check_scales(name, stored, &stored->scales);
+}
+
 attn_status attn_source_find(const attn_source *source, const char *name, attn_stored *stored) {
   attn_tensor tensor;
   if (source->gguf) return find_in_gguf(source->gguf, name, stored);
@@ -132,5 +184,5 @@ attn_status attn_source_find(const attn_source *source, const char *name, attn_s
                           .dtype = tensor.dtype,
                           .data = tensor.data};
   memcpy(stored->shape, tensor.shape, sizeof tensor.shape);
-  return ATTN_OK;
+  return find_scales(source, name, stored);
 }

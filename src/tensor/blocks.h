@@ -45,6 +45,9 @@ typedef enum attn_block_type {
   ATTN_BLOCK_MXFP4 = 39,
   ATTN_BLOCK_NVFP4 = 40,
   ATTN_BLOCK_Q1_0 = 41,
+  ATTN_BLOCK_GGUF_TYPES,
+  /* Not of GGUF: float8 as safetensors have it, whose scales, if any, stand elsewhere. */
+  ATTN_BLOCK_F8_E4M3 = ATTN_BLOCK_GGUF_TYPES,
   ATTN_BLOCK_TYPES
 } attn_block_type;
 
@@ -59,7 +62,8 @@ typedef struct attn_block_format {
 const attn_block_format *attn_block_get_format(attn_block_type type);
 
 /* `count` elements, a multiple of the block's, to float32. `source` needs no alignment.
- * F64, F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K; else ATTN_UNSUPPORTED. */
+ * F64, F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K; else ATTN_UNSUPPORTED.
+ */
 attn_status attn_blocks_to_f32(attn_block_type type, const void *source, float *target,
                                int64_t count);
 

@@ -1,5 +1,6 @@
-/* DLPack 0.8: tensors of other libraries in and out without a copy. The structures below are the
- * binary interface as the specification lays it down (https://dmlc.github.io/dlpack). */
+/* DLPack 0.8, with the type codes of 1.1: tensors of other libraries in and out without a copy. The
+ * structures below are the binary interface as the specification lays it down
+ * (https://dmlc.github.io/dlpack). */
 #include "attn/tensor.h"
 #include "base/memory.h"
 #include "base/status.h"
@@ -8,6 +9,7 @@
 
 enum { DL_CPU = 1, DL_CUDA = 2, DL_CUDA_HOST = 3 };                         /* device types */
 enum { DL_INT = 0, DL_UINT = 1, DL_FLOAT = 2, DL_BFLOAT = 4, DL_BOOL = 6 }; /* type codes */
+enum { DL_F8_E4M3 = 10, DL_F8_E5M2 = 12, DL_F8_E8M0 = 14 };
 
 typedef struct dl_tensor {
   void *data;
@@ -31,10 +33,13 @@ struct DLManagedTensor {
 static const struct {
   uint8_t code, bits;
 } codes[ATTN_DTYPE_COUNT] = {
-    [ATTN_F64] = {DL_FLOAT, 64}, [ATTN_F32] = {DL_FLOAT, 32}, [ATTN_BF16] = {DL_BFLOAT, 16},
-    [ATTN_F16] = {DL_FLOAT, 16}, [ATTN_I64] = {DL_INT, 64},   [ATTN_I32] = {DL_INT, 32},
-    [ATTN_I16] = {DL_INT, 16},   [ATTN_I8] = {DL_INT, 8},     [ATTN_U8] = {DL_UINT, 8},
-    [ATTN_BOOL] = {DL_BOOL, 8},
+    [ATTN_F64] = {DL_FLOAT, 64},      [ATTN_F32] = {DL_FLOAT, 32},
+    [ATTN_BF16] = {DL_BFLOAT, 16},    [ATTN_F16] = {DL_FLOAT, 16},
+    [ATTN_I64] = {DL_INT, 64},        [ATTN_I32] = {DL_INT, 32},
+    [ATTN_I16] = {DL_INT, 16},        [ATTN_I8] = {DL_INT, 8},
+    [ATTN_U8] = {DL_UINT, 8},         [ATTN_BOOL] = {DL_BOOL, 8},
+    [ATTN_F8_E4M3] = {DL_F8_E4M3, 8}, [ATTN_F8_E5M2] = {DL_F8_E5M2, 8},
+    [ATTN_F8_E8M0] = {DL_F8_E8M0, 8},
 };
 
 static attn_status find_dtype(const dl_tensor *foreign, attn_dtype *dtype) {

@@ -2,6 +2,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 #include "tensor/device.h"
+#include "tensor/float8.h"
 #include "tensor/half.h"
 
 #include <string.h>
@@ -9,11 +10,15 @@
 static const struct {
   const char *name;
   size_t size;
+  bool floating;
 } dtypes[ATTN_DTYPE_COUNT] = {
-    [ATTN_F64] = {"float64", 8}, [ATTN_F32] = {"float32", 4}, [ATTN_BF16] = {"bfloat16", 2},
-    [ATTN_F16] = {"float16", 2}, [ATTN_I64] = {"int64", 8},   [ATTN_I32] = {"int32", 4},
-    [ATTN_I16] = {"int16", 2},   [ATTN_I8] = {"int8", 1},     [ATTN_U8] = {"uint8", 1},
-    [ATTN_BOOL] = {"bool", 1},
+    [ATTN_F64] = {"float64", 8, true},         [ATTN_F32] = {"float32", 4, true},
+    [ATTN_BF16] = {"bfloat16", 2, true},       [ATTN_F16] = {"float16", 2, true},
+    [ATTN_I64] = {"int64", 8, false},          [ATTN_I32] = {"int32", 4, false},
+    [ATTN_I16] = {"int16", 2, false},          [ATTN_I8] = {"int8", 1, false},
+    [ATTN_U8] = {"uint8", 1, false},           [ATTN_BOOL] = {"bool", 1, false},
+    [ATTN_F8_E4M3] = {"float8_e4m3", 1, true}, [ATTN_F8_E5M2] = {"float8_e5m2", 1, true},
+    [ATTN_F8_E8M0] = {"float8_e8m0", 1, true},
 };
 
 const char *attn_dtype_name(attn_dtype dtype) {
@@ -32,7 +37,8 @@ attn_status attn_dtype_parse(const char *name, attn_dtype *dtype) {
     }
   return attn_fail(ATTN_INVALID_ARGUMENT,
                    "dtype '%s' is unknown; known: float64, float32, "
-                   "bfloat16, float16, int64, int32, int16, int8, uint8, bool",
+                   "bfloat16, float16, int64, int32, int16, int8, uint8, bool, float8_e4m3, "
+                   "float8_e5m2, float8_e8m0",
                    name ? name : "(null)");
 }
 
@@ -241,12 +247,15 @@ static double load(const void *address, attn_dtype dtype) {
   case ATTN_I8: return *(const int8_t *)address;
   case ATTN_U8:
   case ATTN_BOOL: return *(const uint8_t *)address;
+  case ATTN_F8_E4M3: return attn_f8_e4m3_to_f32(*(const uint8_t *)address);
+  case ATTN_F8_E5M2: return attn_f8_e5m2_to_f32(*(const uint8_t *)address);
+  case ATTN_F8_E8M0: return attn_f8_e8m0_to_f32(*(const uint8_t *)address);
   case ATTN_DTYPE_COUNT: break;
   }
   return 0;
 }
 
-/* float64 goes to bfloat16 and float16 through float32 with the sticky bit kept ("round to odd"),
+/* float64 goes to the narrower formats through float32 with the sticky bit kept ("round to odd"),
  * so that the two roundings give the same result as one. */
 static float round_to_odd(double value) {
   float rounded = (float)value;
@@ -273,12 +282,15 @@ static void store(void *address, attn_dtype dtype, double value) {
   case ATTN_I8: *(int8_t *)address = (int8_t)value; break;
   case ATTN_U8: *(uint8_t *)address = (uint8_t)value; break;
   case ATTN_BOOL: *(uint8_t *)address = value != 0; break;
+  case ATTN_F8_E4M3: *(uint8_t *)address = attn_f32_to_f8_e4m3(round_to_odd(value)); break;
+  case ATTN_F8_E5M2: *(uint8_t *)address = attn_f32_to_f8_e5m2(round_to_odd(value)); break;
+  case ATTN_F8_E8M0: *(uint8_t *)address = attn_f32_to_f8_e8m0(round_to_odd(value)); break;
   case ATTN_DTYPE_COUNT: break;
   }
 }
 
 static bool is_floating(attn_dtype dtype) {
-  return dtype <= ATTN_F16;
+  return dtypes[dtype].floating;
 }
 
 static int64_t element_offset(const attn_tensor *tensor, const int64_t *index) {
@@ -313,14 +325,17 @@ static bool next_row(const attn_tensor *tensor, int64_t *index) {
 DEFINE_CONVERT_ROW(row_f32_to_bf16, float, uint16_t, attn_f32_to_bf16(from[i]))
 DEFINE_CONVERT_ROW(row_bf16_to_f32, uint16_t, float, attn_bf16_to_f32(from[i]))
 DEFINE_CONVERT_ROW(row_f16_to_f32, uint16_t, float, attn_f16_to_f32(from[i]))
+DEFINE_CONVERT_ROW(row_f8_e4m3_to_f32, uint8_t, float, attn_f8_e4m3_to_f32(from[i]))
 DEFINE_CONVERT_ROW(row_f32_to_f64, float, double, from[i])
 DEFINE_CONVERT_ROW(row_f64_to_f32, double, float, (float)from[i])
 
-static void (*const convert_row[ATTN_F16 + 1][ATTN_F16 + 1])(void *, const void *, int64_t) = {
+static void (*const convert_row[ATTN_DTYPE_COUNT][ATTN_DTYPE_COUNT])(void *, const void *,
+                                                                     int64_t) = {
     [ATTN_F32] = {[ATTN_BF16] = row_f32_to_bf16, [ATTN_F64] = row_f32_to_f64},
     [ATTN_BF16] = {[ATTN_F32] = row_bf16_to_f32},
     [ATTN_F16] = {[ATTN_F32] = row_f16_to_f32},
     [ATTN_F64] = {[ATTN_F32] = row_f64_to_f32},
+    [ATTN_F8_E4M3] = {[ATTN_F32] = row_f8_e4m3_to_f32},
 };
 
 /* Between devices ------------------------------------------------------------------------------ */

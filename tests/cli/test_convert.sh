@@ -22,6 +22,32 @@ run 1 "$attn" run part-00002-of-*.gguf --prompt x
 says err "is missing"
 says err "part-00001-of"
 
+# A directory in several files, and again in one; other files stay.
+run 0 "$attn" convert directory shards --split 40K
+ls shards/model-00001-of-0000?.safetensors shards/model.safetensors.index.json >/dev/null 2>&1 || fail "no shards"
+[ ! -e shards/model.safetensors ] || fail "model.safetensors beside its shards"
+write shards text
+cmp -s text expected || fail "shards write another text"
+touch shards/note
+run 0 "$attn" convert shards shards --split 20K
+write shards text
+cmp -s text expected || fail "other shards write another text"
+run 0 "$attn" convert shards shards --split 0
+[ "$(ls shards/*.safetensors* | wc -l)" = 1 ] || fail "shards beside model.safetensors"
+[ -e shards/note ] || fail "a file that is not of weights was removed"
+write shards text
+cmp -s text expected || fail "one file writes another text"
+
+# float8 becomes bfloat16, or what is asked for.
+run 0 "$attn" info "$families/deepseek_v3_fp8" --json
+key float8_e4m3 stored
+run 0 "$attn" convert "$families/deepseek_v3_fp8" plain
+run 0 "$attn" info plain --json
+key bfloat16 stored
+run 0 "$attn" convert "$families/llama_float8" plain
+run 0 "$attn" info plain --json
+key bfloat16 stored
+
 # Types; rows that are not whole blocks are told of.
 run 0 "$attn" convert "$families/llama" small.gguf --type q8_0
 says out "5 tensors F32, 16 tensors Q8_0"
@@ -64,7 +90,6 @@ says err "absent"
 run 2 "$attn" convert directory
 run 2 "$attn" convert directory out --type q8_0
 says err "needs a .gguf file"
-run 2 "$attn" convert directory out --split 1M
 run 2 "$attn" convert directory x.gguf --type q5_k
 says err "q8_0"
 

@@ -4,6 +4,7 @@
 #include "mixers/shared/state.h"
 #include "models/config.h"
 #include "models/families/family.h"
+#include "models/quantization.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,6 +37,10 @@ static void look_at_layer(const attn_model_config *config, int64_t l) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   attn_model_config config;
   if (attn_model_config_parse((const char *)data, size, "fuzz", &config) != ATTN_OK) return 0;
+  attn_quantization quantization;
+  if (attn_quantization_read(config.json, &quantization) == ATTN_OK && quantization.block_rows &&
+      (quantization.block_rows < 1 || quantization.block_columns < 1))
+    abort();
   for (int64_t l = 0; l < config.layer_count && l < MOST_LAYERS; ++l) look_at_layer(&config, l);
   attn_model_config_free(&config);
   return 0;

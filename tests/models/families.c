@@ -79,6 +79,9 @@ static const subject subjects[] = {
     {"mixtral", "model.gguf", "expected"},
     {"mixtral", "model.q8_0.gguf", "expected.q8_0"},
     {"mixtral", "model.older.q8_0.gguf", "expected.older.q8_0"},
+    {"deepseek_v3_fp8", NULL, "expected"}, /* fixtures/float8.py */
+    {"qwen3_next_fp8", NULL, "expected"},
+    {"llama_float8", NULL, "expected"},
 };
 enum { SUBJECTS = sizeof subjects / sizeof *subjects };
 

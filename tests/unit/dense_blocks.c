@@ -15,19 +15,22 @@
  * result is rounded once more, by at most 2^-8 of itself. */
 static const double float64_sum = 1e-14, float32_sum = 1e-5, bfloat16_place = 0x1p-8;
 
-enum { GAP = 3, MOST_SCALES = 2 };
+enum { GAP = 3, MOST_SCALES = 2, SCALE_OUTPUTS = 7, SCALE_INPUTS = 20 };
 
-/* The types that convert, and where their blocks have float16 scales, which must be finite. */
+/* The types that convert, and where their blocks have float16 scales, which must be finite; or that
+ * there is a scale for each SCALE_OUTPUTS x SCALE_INPUTS of float8 numbers. */
+enum { BESIDE = -1 };
 typedef struct kind {
   attn_block_type type;
   int scales, place[MOST_SCALES];
 } kind;
 static const kind kinds[] = {
-    {ATTN_BLOCK_F32, 0, {0}},       {ATTN_BLOCK_F16, 0, {0}},    {ATTN_BLOCK_BF16, 0, {0}},
-    {ATTN_BLOCK_F64, 0, {0}},       {ATTN_BLOCK_Q8_0, 1, {0}},   {ATTN_BLOCK_Q4_0, 1, {0}},
-    {ATTN_BLOCK_Q4_1, 2, {0, 2}},   {ATTN_BLOCK_Q5_0, 1, {0}},   {ATTN_BLOCK_Q5_1, 2, {0, 2}},
-    {ATTN_BLOCK_Q2_K, 2, {80, 82}}, {ATTN_BLOCK_Q3_K, 1, {108}}, {ATTN_BLOCK_Q4_K, 2, {0, 2}},
-    {ATTN_BLOCK_Q5_K, 2, {0, 2}},   {ATTN_BLOCK_Q6_K, 1, {208}},
+    {ATTN_BLOCK_F32, 0, {0}},          {ATTN_BLOCK_F16, 0, {0}},    {ATTN_BLOCK_BF16, 0, {0}},
+    {ATTN_BLOCK_F64, 0, {0}},          {ATTN_BLOCK_Q8_0, 1, {0}},   {ATTN_BLOCK_Q4_0, 1, {0}},
+    {ATTN_BLOCK_Q4_1, 2, {0, 2}},      {ATTN_BLOCK_Q5_0, 1, {0}},   {ATTN_BLOCK_Q5_1, 2, {0, 2}},
+    {ATTN_BLOCK_Q2_K, 2, {80, 82}},    {ATTN_BLOCK_Q3_K, 1, {108}}, {ATTN_BLOCK_Q4_K, 2, {0, 2}},
+    {ATTN_BLOCK_Q5_K, 2, {0, 2}},      {ATTN_BLOCK_Q6_K, 1, {208}}, {ATTN_BLOCK_F8_E4M3, 0, {0}},
+    {ATTN_BLOCK_F8_E4M3, BESIDE, {0}},
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 
@@ -41,8 +44,31 @@ typedef struct quantised {
   const kind *kind;
   int64_t outputs, inputs;
   char *memory, *blocks; /* the latter at an odd address where asked for */
+  float *scales;         /* NULL: none */
   double *values;        /* [outputs, inputs] */
 } quantised;
+
+static void fill_float8(const quantised *w, int64_t count, uint64_t seed) {
+  attn_random random = {.seed = seed};
+  for (int64_t i = 0; i < count; ++i) {
+    unsigned bits = attn_random_u32(&random) & 0xff;
+    w->blocks[i] = (char)((bits & 0x7f) == 0x7f ? bits - 1 : bits); /* no NaN */
+  }
+}
+
+static int64_t ceil_of(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+static void scale_values(quantised *w, float *values, uint64_t seed) {
+  int64_t columns = ceil_of(w->inputs, SCALE_INPUTS);
+  int64_t count = ceil_of(w->outputs, SCALE_OUTPUTS) * columns;
+  attn_random random = {.seed = seed, .stream = 1};
+  w->scales = malloc((size_t)count * sizeof *w->scales);
+  for (int64_t i = 0; i < count; ++i) w->scales[i] = 0.1f * (float)attn_random_normal(&random);
+  for (int64_t i = 0; i < w->outputs * w->inputs; ++i)
+    values[i] *= w->scales[i / w->inputs / SCALE_OUTPUTS * columns + i % w->inputs / SCALE_INPUTS];
+}
 
 static void fill_plain(const quantised *w, int64_t count, uint64_t seed) {
   double *x = malloc((size_t)count * sizeof *x);
@@ -77,12 +103,15 @@ static quantised quantised_create(const kind *kind, int64_t outputs, int64_t inp
   quantised w = {.kind = kind, .outputs = outputs, .inputs = inputs};
   w.memory = malloc((size_t)(blocks * format->bytes) + odd); /* nothing may be read behind it */
   w.blocks = w.memory + odd;
-  if (format->elements == 1)
+  if (kind->type == ATTN_BLOCK_F8_E4M3)
+    fill_float8(&w, count, seed);
+  else if (format->elements == 1)
     fill_plain(&w, count, seed);
   else
     fill_blocks(&w, blocks, format->bytes, seed);
   float *single = malloc((size_t)count * sizeof *single);
   assert_ok(attn_blocks_to_f32(kind->type, w.blocks, single, count));
+  if (kind->scales == BESIDE) scale_values(&w, single, seed);
   w.values = malloc((size_t)count * sizeof *w.values);
   for (int64_t i = 0; i < count; ++i) w.values[i] = (double)single[i];
   free(single);
@@ -91,13 +120,17 @@ static quantised quantised_create(const kind *kind, int64_t outputs, int64_t inp
 
 static void quantised_destroy(quantised *w) {
   free(w->memory);
+  free(w->scales);
   free(w->values);
 }
 
 static attn_weight *weight_of(const quantised *w, attn_dtype compute) {
   attn_weight *weight;
   assert_ok(attn_weight_create(w->outputs, w->inputs, compute, &weight));
-  assert_ok(attn_weight_set_blocks(weight, w->kind->type, w->blocks));
+  if (w->scales)
+    assert_ok(attn_weight_set_scaled(weight, w->blocks, w->scales, SCALE_OUTPUTS, SCALE_INPUTS));
+  else
+    assert_ok(attn_weight_set_blocks(weight, w->kind->type, w->blocks));
   return weight;
 }
 
@@ -451,6 +484,11 @@ static void misuse_is_refused(void **state) {
   matrix x = matrix_create(ATTN_F32, 2, 48, 1), y = matrix_create(ATTN_F32, 2, 4, 1);
   assert_int_equal(attn_dense_forward(weight, &x.view, &y.view, false, scratch),
                    ATTN_INVALID_ARGUMENT); /* what was refused set nothing */
+  float scale = 1;
+  assert_int_equal(attn_weight_set_scaled(weight, blocks, NULL, 1, 1), ATTN_INVALID_ARGUMENT);
+  assert_int_equal(attn_weight_set_scaled(weight, blocks, &scale, 0, 1), ATTN_INVALID_ARGUMENT);
+  assert_int_equal(attn_weight_set_scaled(weight, blocks, &scale, 1, 0), ATTN_INVALID_ARGUMENT);
+  assert_int_equal(attn_weight_set_scaled(weight, NULL, &scale, 1, 1), ATTN_INVALID_ARGUMENT);
   assert_ok(attn_weight_set_blocks(weight, ATTN_BLOCK_BF16, blocks));
   attn_tensor none = x.view, nothing = y.view;
   none.shape[0] = nothing.shape[0] = 0;

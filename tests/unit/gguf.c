@@ -546,7 +546,7 @@ static void malformed_tensors(void **state) {
       {2, 4, ATTN_BLOCK_F32, 0, "\" begins at offset 0, before"},
       {2, 16, ATTN_BLOCK_Q4_0, 32, "rows of 16 elements are not whole blocks of Q4_0 (32)"},
       {2, 4, 4, 32, "block type 4 is unknown"},
-      {2, 4, ATTN_BLOCK_TYPES, 32, "is unknown"},
+      {2, 4, ATTN_BLOCK_GGUF_TYPES, 32, "is unknown"},
       {2, 4, UINT32_MAX, 32, "block type 4294967295 is unknown"},
       {0, 4, ATTN_BLOCK_F32, 32, "extent 0 is 0"},
       {2, 0, ATTN_BLOCK_F32, 32, "extent 1 is 0"},

@@ -132,6 +132,40 @@ static void short_counts_stay_inside(const format *f) {
   }
 }
 
+/* E4M3 from its definition: bias 7, no infinities, one pattern of NaN and its negative. */
+static double decode_e4m3(unsigned pattern) {
+  double sign = pattern & 0x80 ? -1 : 1;
+  int exponent = pattern >> 3 & 15, fraction = pattern & 7;
+  if (exponent == 15 && fraction == 7) return NAN;
+  return sign * (exponent ? ldexp(8 + fraction, exponent - 10) : ldexp(fraction, -9));
+}
+
+/* Every pattern at every place of a vector, and counts that end inside one. */
+static void float8_on_a_path(void *context) {
+  (void)context;
+  enum { PATTERNS = 256, MOST = PATTERNS + 40 };
+  static const float scales[] = {1, 0.0123f, -3e30f};
+  uint8_t patterns[MOST];
+  float values[MOST + 1];
+  for (int count = 0; count <= MOST; count += count < 40 ? 1 : 37)
+    for (size_t s = 0; s < sizeof scales / sizeof *scales; ++s) {
+      for (int i = 0; i < MOST; ++i) patterns[i] = (uint8_t)(i + count);
+      values[count] = -1234.0f;
+      attn_kernels_get()->f8_e4m3_to_f32(values, patterns, scales[s], count);
+      assert_true(values[count] == -1234.0f);
+      for (int i = 0; i < count; ++i) {
+        float expected = (float)(decode_e4m3(patterns[i]) * (double)scales[s]);
+        if (!same((double)values[i], (double)expected))
+          fail_msg("%02x times %g became %a", patterns[i], (double)scales[s], (double)values[i]);
+      }
+    }
+}
+
+static void float8_is_exact(void **state) {
+  (void)state;
+  test_on_every_path(float8_on_a_path, NULL);
+}
+
 static void conversions_on_a_path(void *context) {
   (void)context;
   format formats[2];
@@ -462,7 +496,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(conversions_are_exact),     cmocka_unit_test(matvec_equals_float64),
       cmocka_unit_test(exp_keeps_its_promise),     cmocka_unit_test(a_run_equals_float64),
-      cmocka_unit_test(a_grad_run_equals_float64),
+      cmocka_unit_test(a_grad_run_equals_float64), cmocka_unit_test(float8_is_exact),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,8 +4,10 @@
 #include "base/fault.h"
 #include "base/memory.h"
 #include "base/random.h"
+#include "files/safetensors.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* A contiguous int64 tensor that counts 0, 1, 2, ... so that an element tells where it lay. */
@@ -176,7 +178,7 @@ static double nearest(double value, int fraction, int least, int greatest) {
   return fabs(rounded) >= ldexp(1, greatest + 1) ? copysign(INFINITY, value) : rounded;
 }
 
-/* float64 goes to a 16-bit format with one rounding: by way of float32 a value just beside a tie
+/* float64 goes to a narrower format with one rounding: by way of float32 a value just beside a tie
  * would first become the tie and then round the wrong way. */
 static void copies_round_once(void **state) {
   (void)state;
@@ -184,7 +186,10 @@ static void copies_round_once(void **state) {
   static const struct {
     attn_dtype dtype;
     int fraction, least, greatest;
-  } formats[] = {{ATTN_F32, 23, -126, 127}, {ATTN_BF16, 7, -126, 127}, {ATTN_F16, 10, -14, 15}};
+  } formats[] = {{ATTN_F32, 23, -126, 127},
+                 {ATTN_BF16, 7, -126, 127},
+                 {ATTN_F16, 10, -14, 15},
+                 {ATTN_F8_E5M2, 2, -14, 15}};
   attn_random random = {.seed = 5};
   double *x = malloc(COUNT * sizeof *x);
   for (size_t f = 0; f < sizeof formats / sizeof *formats; ++f) {
@@ -211,6 +216,60 @@ static void copies_round_once(void **state) {
     attn_tensor_destroy(&t);
   }
   free(x);
+}
+
+/* What PyTorch makes of the same numbers and patterns (fixtures/make_float8.py), the patterns
+ * strided too: the loops that vectorise and the one that does not. */
+static void float8_is_as_pytorch_has_it(void **state) {
+  (void)state;
+  static const struct {
+    const char *name;
+    attn_dtype dtype;
+    uint8_t nan;
+  } formats[] = {
+      {"e4m3", ATTN_F8_E4M3, 0x7f}, {"e5m2", ATTN_F8_E5M2, 0x7f}, {"e8m0", ATTN_F8_E8M0, 0xff}};
+  attn_safetensors *file;
+  attn_tensor numbers;
+  char name[32];
+  assert_ok(
+      attn_safetensors_open(ATTN_SOURCE_DIR "/tests/unit/fixtures/float8.safetensors", &file));
+  assert_ok(attn_safetensors_find(file, "numbers", &numbers));
+  int64_t count = attn_tensor_count(&numbers);
+  for (int f = 0; f < 3; ++f) {
+    attn_tensor expected, patterns, values, found;
+    assert_ok(attn_safetensors_find(file, formats[f].name, &expected));
+    assert_int_equal(expected.dtype, formats[f].dtype);
+    assert_ok(attn_tensor_create(formats[f].dtype, 1, numbers.shape, &found));
+    assert_ok(attn_tensor_copy(&numbers, &found));
+    for (int64_t i = 0; i < count; ++i) {
+      uint8_t got = ((uint8_t *)found.data)[i], want = ((uint8_t *)expected.data)[i];
+      float number = ((const float *)numbers.data)[i];
+      if (isnan(number) ? (got & 0x7f) != (formats[f].nan & 0x7f) : got != want)
+        fail_msg("%s: %a became %02x, expected %02x", formats[f].name, (double)number, got, want);
+    }
+    attn_tensor_destroy(&found);
+    snprintf(name, sizeof name, "patterns.%s", formats[f].name);
+    assert_ok(attn_safetensors_find(file, name, &patterns));
+    snprintf(name, sizeof name, "values.%s", formats[f].name);
+    assert_ok(attn_safetensors_find(file, name, &values));
+    static const attn_dtype wider[] = {ATTN_F32, ATTN_BF16, ATTN_F64};
+    for (int w = 0; w < 3; ++w)
+      for (int step = 1; step <= 2; ++step) { /* bfloat16 holds each of them, too */
+        attn_tensor some = patterns;
+        some.shape[0] /= step;
+        some.stride[0] = step;
+        assert_ok(attn_tensor_create(wider[w], 1, some.shape, &found));
+        assert_ok(attn_tensor_copy(&some, &found));
+        for (int64_t i = 0; i < some.shape[0]; ++i) {
+          int64_t at = i * step;
+          double got = attn_tensor_get(&found, &i), want = attn_tensor_get(&values, &at);
+          if (isnan(want) ? !isnan(got) : got != want || signbit(got) != signbit(want))
+            fail_msg("%s %02x became %a, expected %a", formats[f].name, (int)at, got, want);
+        }
+        attn_tensor_destroy(&found);
+      }
+  }
+  attn_safetensors_close(file);
 }
 
 /* Every pair of floating dtypes, between strided tensors and into gapless ones. */
@@ -306,8 +365,9 @@ static void count_release(void *context) {
 
 static void dlpack_goes_round(void **state) {
   (void)state;
-  static const attn_dtype dtypes[] = {ATTN_F64, ATTN_F32, ATTN_BF16, ATTN_F16, ATTN_I64,
-                                      ATTN_I32, ATTN_I16, ATTN_I8,   ATTN_U8,  ATTN_BOOL};
+  static const attn_dtype dtypes[] = {ATTN_F64,     ATTN_F32,     ATTN_BF16,   ATTN_F16, ATTN_I64,
+                                      ATTN_I32,     ATTN_I16,     ATTN_I8,     ATTN_U8,  ATTN_BOOL,
+                                      ATTN_F8_E4M3, ATTN_F8_E5M2, ATTN_F8_E8M0};
   size_t live = attn_memory_get_stats().live_bytes;
   for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; ++i) {
     attn_tensor t, turned, back;
@@ -402,6 +462,7 @@ int main(void) {
       cmocka_unit_test(expand_repeats),
       cmocka_unit_test(hostile_shapes_are_refused),
       cmocka_unit_test(copies_round_once),
+      cmocka_unit_test(float8_is_as_pytorch_has_it),
       cmocka_unit_test(copies_between_dtypes_and_strides),
       cmocka_unit_test(copy_and_fill_refuse),
       cmocka_unit_test(dtypes_have_names),

@@ -1,4 +1,5 @@
-/* Dense products with quantised weights, which stay as a GGUF file has them. W is dequantised a few
+/* Dense products with quantised weights, which stay as a GGUF file, or float8 as
+ * safetensors, has them. W is dequantised a few
  * panels at a time into the caches of the thread that multiplies them, and the next ones take their
  * place: memory holds the blocks and one such group for each thread.
  *
@@ -46,9 +47,25 @@ static const void *block_of(const attn_block_matrix *w, int64_t output, int64_t 
   return (const char *)w->data + place * format->bytes;
 }
 
+/* float8, each number times the scale of its part of the row. */
+static void read_scaled(const attn_kernels *kernels, const attn_block_matrix *w, int64_t output,
+                        int64_t first, int64_t count, float *target) {
+  int64_t step = w->scale_inputs, end = first + count;
+  const float *scales = w->scales + output / w->scale_outputs * ((w->inputs + step - 1) / step);
+  const uint8_t *source = (const uint8_t *)w->data + output * w->inputs;
+  for (int64_t i = first, next; i < end; i = next) {
+    next = min((i / step + 1) * step, end);
+    kernels->f8_e4m3_to_f32(target + i - first, source + i, scales[i / step], next - i);
+  }
+}
+
 /* W[output][first .. first + count], `first` and `count` whole blocks. */
 static void read_row(const attn_kernels *kernels, const attn_block_matrix *w, int64_t output,
                      int64_t first, int64_t count, float *target) {
+  if (w->scales) {
+    read_scaled(kernels, w, output, first, count, target);
+    return;
+  }
   const void *source = block_of(w, output, first);
   bool aligned = (uintptr_t)source % sizeof(uint16_t) == 0; /* the kernels want what a file has */
   switch (w->type) {
@@ -57,6 +74,7 @@ static void read_row(const attn_kernels *kernels, const attn_block_matrix *w, in
     ATTN_BLOCKS_TYPES(CASE)
     ATTN_BLOCKS_TYPES_TO_F32(CASE)
 #undef CASE
+  case ATTN_BLOCK_F8_E4M3: kernels->f8_e4m3_to_f32(target, source, 1, count); return;
   case ATTN_BLOCK_F16:
     if (aligned) {
       kernels->f16_to_f32(target, source, count);

@@ -223,6 +223,19 @@ attn_status attn_weight_set_blocks(attn_weight *weight, attn_block_type type, co
   return ATTN_OK;
 }
 
+attn_status attn_weight_set_scaled(attn_weight *weight, const void *numbers, const float *scales,
+                                   int64_t scale_outputs, int64_t scale_inputs) {
+  if (!scales) return attn_fail(ATTN_INVALID_ARGUMENT, "weight: scales is NULL");
+  if (scale_outputs < 1 || scale_inputs < 1)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "weight: a scale for %lld outputs of %lld inputs",
+                     (long long)scale_outputs, (long long)scale_inputs);
+  ATTN_TRY(attn_weight_set_blocks(weight, ATTN_BLOCK_F8_E4M3, numbers));
+  weight->blocks.scales = scales;
+  weight->blocks.scale_outputs = scale_outputs;
+  weight->blocks.scale_inputs = scale_inputs;
+  return ATTN_OK;
+}
+
 /* --- Packed forms ----------------------------------------------------------------------------- */
 
 static const attn_product *plan_product(int64_t m, int64_t k, int64_t n, attn_dtype dtype,

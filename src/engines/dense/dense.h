@@ -44,6 +44,13 @@ attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w);
  * types that cannot be converted, ATTN_INVALID_ARGUMENT for unknown ones. */
 attn_status attn_weight_set_blocks(attn_weight *weight, attn_block_type type, const void *blocks);
 
+/* The same from float8 E4M3 numbers [outputs, inputs] and what they are multiplied by, a scale for
+ * each block of scale_outputs x scale_inputs (at least 1): [ceil(outputs / scale_outputs),
+ * ceil(inputs / scale_inputs)]. Both are borrowed. The values are products rounded to float32;
+ * activations are not rounded to 8 bits. */
+attn_status attn_weight_set_scaled(attn_weight *weight, const void *numbers, const float *scales,
+                                   int64_t scale_outputs, int64_t scale_inputs);
+
 /* The row-major [outputs, inputs] values in the compute dtype; data is NULL before the first set,
  * and for blocks. */
 attn_tensor attn_weight_values(const attn_weight *weight);

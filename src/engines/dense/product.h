@@ -55,11 +55,15 @@ attn_status attn_panels_pad_depth(const attn_matrix *a, attn_matrix *padded, att
 void attn_panels_multiply_here(const attn_matrix *a, const attn_packed *packed,
                                const attn_matrix *c, bool accumulate);
 
-/* W [outputs, inputs] in the blocks of a GGUF file: rows of whole blocks, one after the other. */
+/* W [outputs, inputs] in the blocks of a GGUF file: rows of whole blocks, one after the other; or
+ * float8 E4M3 with scales, one for each block of scale_outputs x scale_inputs, that its numbers are
+ * multiplied by. */
 typedef struct attn_block_matrix {
   attn_block_type type;
   const void *data; /* borrowed; NULL: none */
   int64_t outputs, inputs;
+  const float *scales; /* borrowed; NULL: none */
+  int64_t scale_outputs, scale_inputs;
 } attn_block_matrix;
 
 /* Y (+)= X W^T, with W dequantised a group of outputs at a time to the dtype of X, or for bfloat16

@@ -9,8 +9,7 @@ template <class real> struct adamw_step {
   real rate;  /* rate / correction1 */
   real root;  /* 1 / sqrt(correction2) */
   real decay; /* rate decay */
-  double clip_norm;
-  const double *norm_squared; /* NULL: no clipping */
+  real scale; /* of the gradient */
 };
 
 static __device__ inline float root(float x) {
@@ -31,15 +30,10 @@ static __global__ void __launch_bounds__(THREADS)
   if (i >= count) return;
   many wi = *(const many *)(w + i), gi = *(const many *)(g + i);
   many mi = *(const many *)(m + i), vi = *(const many *)(v + i);
-  real clip = 1;
-  if (step.norm_squared) {
-    double norm = sqrt(*step.norm_squared);
-    if (norm > step.clip_norm) clip = (real)(step.clip_norm / norm);
-  }
   many zero = {};
 #pragma unroll
   for (int e = 0; e < V; ++e) {
-    real clipped = clip * gi.at[e];
+    real clipped = step.scale * gi.at[e];
     real first = mi.at[e] = step.beta1 * mi.at[e] + step.rest1 * clipped;
     real second = vi.at[e] = step.beta2 * vi.at[e] + step.rest2 * clipped * clipped;
     wi.at[e] -=
@@ -66,9 +60,9 @@ static __global__ void __launch_bounds__(THREADS)
 template <class real, int V>
 static void launch(const attn_tensor *const *all, operand copy, int64_t count,
                    const adamw_step<double> &step, cudaStream_t stream) {
-  adamw_step<real> rounded = {
-      (real)step.beta1, (real)step.rest1, (real)step.beta2, (real)step.rest2, (real)step.epsilon,
-      (real)step.rate,  (real)step.root,  (real)step.decay, step.clip_norm,   step.norm_squared};
+  adamw_step<real> rounded = {(real)step.beta1, (real)step.rest1,   (real)step.beta2,
+                              (real)step.rest2, (real)step.epsilon, (real)step.rate,
+                              (real)step.root,  (real)step.decay,   (real)step.scale};
   int64_t threads = count / V;
   adamw_elements<real, V><<<(unsigned)((threads + THREADS - 1) / THREADS), THREADS, 0, stream>>>(
       (real *)all[0]->data, (real *)all[1]->data, (real *)all[2]->data, (real *)all[3]->data, copy,
@@ -87,8 +81,8 @@ static bool is_contiguous(const attn_tensor *tensor) {
 attn_status attn_cuda_adamw(const attn_tensor *w, const attn_tensor *g, const attn_tensor *m,
                             const attn_tensor *v, const attn_tensor *copy, double rate,
                             double beta1, double beta2, double epsilon, double decay,
-                            double correction1, double correction2, const double *norm_squared,
-                            double clip_norm, attn_cuda_stream stream) {
+                            double correction1, double correction2, double scale,
+                            attn_cuda_stream stream) {
   const attn_tensor *all[] = {w, g, m, v, copy};
   static const char *const names[] = {"w", "g", "m", "v", "copy"};
   int64_t count = 1;
@@ -106,16 +100,9 @@ attn_status attn_cuda_adamw(const attn_tensor *w, const attn_tensor *g, const at
   if (w->dtype != ATTN_F32 && w->dtype != ATTN_F64)
     return attn_cuda_fail(ATTN_UNSUPPORTED, "adamw: masters are float32 or float64");
   if (count == 0) return ATTN_OK;
-  adamw_step<double> step = {beta1,
-                             1 - beta1,
-                             beta2,
-                             1 - beta2,
-                             epsilon,
-                             rate / correction1,
-                             1 / sqrt(correction2),
-                             rate * decay,
-                             clip_norm,
-                             norm_squared};
+  adamw_step<double> step = {
+      beta1,        1 - beta1, beta2, 1 - beta2, epsilon, rate / correction1, 1 / sqrt(correction2),
+      rate * decay, scale};
   auto kernel = w->dtype == ATTN_F64 ? launch<double, 1>
                 : vectors            ? launch<float, 4>
                                      : launch<float, 1>;

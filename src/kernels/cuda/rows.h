@@ -89,15 +89,13 @@ enum { ATTN_CUDA_TERMS = 8 };
   K(attn_status, sum_squares, (const attn_tensor *x, double *sum, void *workspace,                 \
                                attn_cuda_stream stream))                                           \
   /* One step of AdamW (arXiv 1711.05101) on contiguous float32 (or float64) w, gradient g and     \
-   * moments m, v: g' = clip g;  m = beta1 m + (1 - beta1) g';  v = beta2 v + (1 - beta2) g'^2;    \
-   * w -= rate (m / correction1 / (sqrt(v / correction2) + epsilon) + decay w). clip = min(1,      \
-   * clip_norm / sqrt(*norm_squared)) from device memory; norm_squared NULL: 1. copy, if not NULL, \
+   * moments m, v: g' = scale g;  m = beta1 m + (1 - beta1) g';  v = beta2 v + (1 - beta2) g'^2;   \
+   * w -= rate (m / correction1 / (sqrt(v / correction2) + epsilon) + decay w). copy, if not NULL, \
    * gets w in its own dtype (bfloat16), so that no pass of its own is needed. g is zeroed. */     \
   K(attn_status, adamw, (const attn_tensor *w, const attn_tensor *g, const attn_tensor *m,         \
                          const attn_tensor *v, const attn_tensor *copy, double rate, double beta1, \
                          double beta2, double epsilon, double decay, double correction1,           \
-                         double correction2, const double *norm_squared, double clip_norm,         \
-                         attn_cuda_stream stream))
+                         double correction2, double scale, attn_cuda_stream stream))
 /* clang-format on */
 
 #endif

@@ -31,6 +31,13 @@ typedef struct attn_row_map {
 } attn_row_map;
 int64_t attn_row_map_at(const attn_row_map *map, int64_t r);
 
+/* Axes of 1 that safetensors have and parameters have not. */
+typedef enum attn_axes {
+  ATTN_AXES_SAME = 0,
+  ATTN_AXES_CONVOLUTION, /* [channels, 1, taps] */
+  ATTN_AXES_HEADS,       /* [1, 1, heads, 1] */
+} attn_axes;
+
 /* Where a file keeps a parameter, and how. */
 enum { ATTN_PLACE_NAME = 192 };
 typedef struct attn_place {
@@ -38,7 +45,8 @@ typedef struct attn_place {
   attn_row_map rows;
   int64_t transposed; /* each head of so many rows is stored as columns; 0: none */
   bool negative_exp;  /* -exp(value) is stored */
-  int64_t heads;      /* the tensor has an axis of so many in front of its rows; 0: it has not */
+  attn_axes axes;
+  int64_t heads; /* the tensor has an axis of so many in front of its rows; 0: it has not */
 } attn_place;
 
 /* By whose names. Older GGUF files have other tensors than newer ones in some places. */

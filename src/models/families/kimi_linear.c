@@ -54,7 +54,10 @@ static void store(const attn_model_config *c, int64_t layer, const char *part, a
                   attn_place *place) {
   if (strcmp(c->layers[layer].mixer->info.name, "mla") == 0)
     attn_family_mla_store(&c->layers[layer].options, part, false, naming, place);
-  place->negative_exp = naming != ATTN_IN_SAFETENSORS && strcmp(part, ".token_mixer.A_log") == 0;
+  bool rates = strcmp(part, ".token_mixer.A_log") == 0;
+  place->negative_exp = naming != ATTN_IN_SAFETENSORS && rates;
+  if (rates) place->axes = ATTN_AXES_HEADS;
+  if (strstr(part, "_conv1d.")) place->axes = ATTN_AXES_CONVOLUTION;
 }
 
 /* The numbers of linear_attn_config, or those that Transformers writes beside it. */

@@ -106,6 +106,7 @@ static void store(const attn_model_config *c, int64_t layer, const char *part, a
   place->negative_exp = naming != ATTN_IN_SAFETENSORS && strcmp(part, ".token_mixer.A_log") == 0;
   if (is(part, "b_proj")) take(map, shared, 2 * shared, 0);
   if (is(part, "a_proj")) take(map, shared, 2 * shared, shared);
+  if (strstr(part, "_conv1d.")) place->axes = ATTN_AXES_CONVOLUTION;
   if (is(part, "q_conv1d")) take(map, 0, 0, 0);
   if (is(part, "k_conv1d")) take(map, 0, 0, keys);
   if (is(part, "v_conv1d")) take(map, 0, 0, 2 * keys);

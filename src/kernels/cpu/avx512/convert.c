@@ -60,3 +60,26 @@ void attn_avx512_f32_to_f16(uint16_t *target, const float *source, int64_t count
       target + i, rest,
       _mm512_cvtps_ph(_mm512_maskz_loadu_ps(rest, source + i), _MM_FROUND_TO_NEAREST_INT));
 }
+
+/* As attn_f8_e4m3_to_f32, by its selections. */
+static __m512 widen_e4m3(__m128i bytes) {
+  __m512i x = _mm512_cvtepu8_epi32(bytes), magnitude = _mm512_and_si512(x, _mm512_set1_epi32(0x7f));
+  __m512i sign = _mm512_slli_epi32(_mm512_xor_si512(x, magnitude), 24);
+  __m512i bits = _mm512_add_epi32(_mm512_slli_epi32(magnitude, 20), _mm512_set1_epi32(120 << 23));
+  __m512 small = _mm512_mul_ps(_mm512_cvtepi32_ps(magnitude), _mm512_set1_ps(0x1p-9f));
+  __mmask16 is_small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(8));
+  __mmask16 is_nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x7f));
+  bits = _mm512_mask_mov_epi32(bits, is_small, _mm512_castps_si512(small));
+  bits = _mm512_mask_mov_epi32(bits, is_nan, _mm512_set1_epi32(0x7fc00000));
+  return _mm512_castsi512_ps(_mm512_or_si512(bits, sign));
+}
+
+void attn_avx512_f8_e4m3_to_f32(float *target, const uint8_t *source, float scale, int64_t count) {
+  int64_t i = 0;
+  __m512 factor = _mm512_set1_ps(scale);
+  for (; i + LANES <= count; i += LANES) {
+    __m128i bytes = _mm_loadu_si128((const __m128i *)(source + i));
+    _mm512_storeu_ps(target + i, _mm512_mul_ps(widen_e4m3(bytes), factor));
+  }
+  attn_generic_f8_e4m3_to_f32(target + i, source + i, scale, count - i);
+}
