@@ -169,8 +169,6 @@ const char *attn_safetensors_dtype(attn_dtype dtype) {
 static attn_status check_tensor(const attn_named_tensor *named) {
   const attn_tensor *tensor = &named->tensor;
   const char *name = named->name ? named->name : "(null)";
-  if (tensor->device.kind != ATTN_CPU)
-    return attn_fail(ATTN_UNSUPPORTED, "tensor \"%.128s\" is not in CPU memory", name);
   if (!tensor->data && attn_tensor_count(tensor) != 0)
     return attn_fail(ATTN_INVALID_ARGUMENT, "tensor \"%.128s\" has no data", name);
   if (!attn_format_dtype_of(tensor->dtype))
@@ -181,7 +179,7 @@ static attn_status check_tensor(const attn_named_tensor *named) {
 
 static attn_status add_tensor(attn_safetensors_writer *writer, const attn_tensor *tensor) {
   uint64_t bytes = (uint64_t)attn_tensor_count(tensor) * attn_dtype_size(tensor->dtype);
-  if (attn_tensor_is_contiguous(tensor))
+  if (attn_tensor_is_contiguous(tensor) && tensor->device.kind == ATTN_CPU)
     return attn_safetensors_writer_add(writer, tensor->data, bytes);
   attn_tensor packed;
   ATTN_TRY(attn_tensor_create(tensor->dtype, tensor->rank, tensor->shape, &packed));

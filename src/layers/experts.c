@@ -1,12 +1,13 @@
 /* A mixture of experts: routing, and the experts of each token.
  *
  * Rows are gathered by expert, so that each expert's weights are read once for all of its rows, and
- * what the experts give is added up row by row in the order of the choice, whatever the threads. */
+ * what the experts give is added up in the order of the experts, whatever the threads. Routing is
+ * the processor's work: the loop over experts needs to know how many rows each has. */
 #include "graph/operations.h"
+#include "graph/passes.h"
 #include "layers/layers.h"
 
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 
 enum { MOST_ACTIVE = 64 };
@@ -108,18 +109,50 @@ static void route_row_backward(const attn_routing *routing, const double *scores
                                    : scores[e] * (d_scores[e] - sum);
 }
 
+/* [rows, columns] in the processor's memory, until the reset. */
+static attn_tensor host_rows(attn_graph *g, attn_dtype dtype, int64_t rows, int64_t columns) {
+  attn_tensor made = {0};
+  void *memory = attn_arena_alloc(g->arena, (size_t)(rows * columns) * attn_dtype_size(dtype));
+  if (!memory) attn_graph_error(g, ATTN_OUT_OF_MEMORY);
+  attn_status status = attn_tensor_wrap(memory, dtype, 2, (int64_t[]){rows, columns}, &made);
+  if (status != ATTN_OK) attn_graph_error(g, status);
+  return made;
+}
+
+/* A wide copy of rows for the processor to look at; data is NULL after an error. */
+static attn_tensor bring_home(attn_graph *g, const attn_tensor *x) {
+  attn_tensor rows = attn_as_rows(g, x), copy = host_rows(g, g->wide, rows.shape[0], rows.shape[1]);
+  if (!rows.data || !copy.data) return (attn_tensor){0};
+  attn_status status = attn_tensor_copy(&rows, &copy);
+  if (status != ATTN_OK) attn_graph_error(g, status);
+  return status == ATTN_OK ? copy : (attn_tensor){0};
+}
+
+/* And what it made, on the graph's device. */
+static attn_tensor send_off(attn_graph *g, const attn_tensor *made) {
+  attn_tensor sent = *made;
+  size_t bytes = (size_t)attn_tensor_count(made) * attn_dtype_size(made->dtype);
+  sent.data = (void *)(uintptr_t)attn_pass_upload(g, made->data, bytes);
+  sent.device = g->device;
+  return sent;
+}
+
 static attn_status route_backward(attn_graph *g, attn_node *node) {
   route_node *self = (route_node *)node;
   const attn_routing *routing = self->routing;
-  attn_tensor dz = attn_graph_tensor_like(g, g->wide, &self->logits->value);
+  int64_t rows = attn_rows(&self->logits->value);
+  attn_tensor dw = bring_home(g, &node->output->gradient);
+  attn_tensor dz = host_rows(g, g->wide, rows, routing->experts);
   double *row = attn_arena_alloc(g->arena, (size_t)routing->experts * sizeof *row);
-  if (!dz.data || !row) return attn_fail(ATTN_OUT_OF_MEMORY, "experts: no memory for gradients");
+  if (!dz.data || !dw.data || !row) return ATTN_OUT_OF_MEMORY;
   for (int64_t r = 0; r < dz.shape[0]; ++r) {
     route_row_backward(routing, self->scores + r * routing->experts,
-                       self->chosen + r * routing->active, &node->output->gradient, r, row);
+                       self->chosen + r * routing->active, &dw, r, row);
     for (int64_t e = 0; e < routing->experts; ++e) set(&dz, r, e, row[e]);
   }
-  attn_gradient_add(g, self->logits, &dz);
+  attn_tensor sent = send_off(g, &dz);
+  if (!sent.data) return g->status;
+  attn_gradient_add(g, self->logits, &sent);
   return g->status;
 }
 
@@ -136,10 +169,10 @@ bool attn_routing_fits(const attn_routing *routing) {
 static attn_var *route(attn_graph *g, const attn_routing *routing, attn_var *logits,
                        const attn_tensor *bias, int32_t *chosen) {
   int64_t rows = logits->value.shape[0], experts = routing->experts;
-  attn_tensor weights = attn_graph_tensor(g, g->wide, 2, (int64_t[]){rows, routing->active});
+  attn_tensor weights = host_rows(g, g->wide, rows, routing->active);
   double *scores = attn_arena_alloc(g->arena, (size_t)(rows * experts) * sizeof *scores);
   double *merit = attn_arena_alloc(g->arena, (size_t)(2 * experts) * sizeof *merit);
-  attn_tensor z = attn_as_rows(g, &logits->value);
+  attn_tensor z = bring_home(g, &logits->value);
   if (!weights.data || !z.data) return NULL;
   if (!scores || !merit) return attn_graph_error(g, ATTN_OUT_OF_MEMORY);
   for (int64_t r = 0; r < rows; ++r) {
@@ -153,6 +186,8 @@ static attn_var *route(attn_graph *g, const attn_routing *routing, attn_var *log
     for (int64_t k = 0; k < routing->active; ++k)
       set(&weights, r, k, routing->scale * row[choice[k]] / total);
   }
+  weights = send_off(g, &weights);
+  if (!weights.data) return NULL;
   attn_var *y = attn_graph_result(g, weights, 1, &logits);
   route_node *node = attn_graph_record(g, sizeof *node, y, route_backward);
   if (node) {
@@ -167,10 +202,11 @@ static attn_var *route(attn_graph *g, const attn_routing *routing, attn_var *log
 /* Gathering and adding up -----------------------------------------------------------------------
  */
 
-/* Which (row, choice) pairs each expert has: pairs[first[e] .. first[e + 1]), and place[pair],
- * where a pair stands in that list. */
+/* Which (row, choice) pairs each expert has: pairs[first[e] .. first[e + 1]), and their rows;
+ * `first` for the processor, the other two as the device reads them. */
 typedef struct arrangement {
-  int32_t *first, *pairs, *place;
+  int32_t *first;
+  const int32_t *pairs, *rows;
 } arrangement;
 
 static bool arrange(attn_graph *g, const attn_routing *routing, const int32_t *chosen, int64_t rows,
@@ -182,56 +218,48 @@ static bool arrange(attn_graph *g, const attn_routing *routing, const int32_t *c
     attn_graph_error(g, ATTN_OUT_OF_MEMORY);
     return false;
   }
-  *a = (arrangement){memory, memory + experts + 2, memory + experts + 2 + count};
-  int32_t *next = a->first + 1; /* becomes the ends, which are the beginnings one further */
+  int32_t *pairs = memory + experts + 2, *rows_of = pairs + count;
+  int32_t *next = memory + 1; /* becomes the ends, which are the beginnings one further */
   for (int64_t i = 0; i < count; ++i) ++next[chosen[i] + 1];
   for (int64_t e = 0; e < experts; ++e) next[e + 1] += next[e];
   for (int64_t i = 0; i < count; ++i) {
-    a->place[i] = next[chosen[i]]++;
-    a->pairs[a->place[i]] = (int32_t)i;
+    int32_t place = next[chosen[i]]++;
+    pairs[place] = (int32_t)i;
+    rows_of[place] = (int32_t)(i / routing->active);
   }
-  return true;
+  size_t bytes = (size_t)count * sizeof *pairs;
+  *a =
+      (arrangement){memory, attn_pass_upload(g, pairs, bytes), attn_pass_upload(g, rows_of, bytes)};
+  return a->pairs && a->rows;
 }
 
 typedef struct gather_node {
   attn_node node;
   attn_var *x;
-  const int32_t *pairs;
-  int64_t active;
+  const int32_t *rows;
 } gather_node;
 
 static attn_status gather_backward(attn_graph *g, attn_node *node) {
   gather_node *self = (gather_node *)node;
-  const attn_tensor *dy = &node->output->gradient;
   attn_tensor sum = attn_graph_tensor_like(g, g->wide, &self->x->value);
   if (!sum.data) return g->status;
   ATTN_TRY(attn_tensor_fill(&sum, 0));
-  int64_t width = dy->shape[1];
-  for (int64_t i = 0; i < dy->shape[0]; ++i) {
-    attn_span to = attn_row(&sum, width, self->pairs[i] / self->active);
-    g->kernels->row_add(to, 1, to, 1, attn_row(dy, width, i), width);
-  }
+  attn_pass_scatter_add(g, &sum, 1, &node->output->gradient, self->rows);
   attn_gradient_add(g, self->x, &sum);
   return g->status;
 }
 
-/* The rows of x that `count` pairs name. */
-static attn_var *gather(attn_graph *g, attn_var *x, const int32_t *pairs, int64_t count,
-                        int64_t active) {
+/* `count` rows of x. */
+static attn_var *gather(attn_graph *g, attn_var *x, const int32_t *rows, int64_t count) {
   attn_tensor from = attn_as_rows(g, &x->value);
-  int64_t width = from.shape[1];
-  attn_tensor value = attn_graph_tensor(g, x->value.dtype, 2, (int64_t[]){count, width});
+  attn_tensor value = attn_graph_tensor(g, x->value.dtype, 2, (int64_t[]){count, from.shape[1]});
   if (!from.data || !value.data) return NULL;
-  size_t size = (size_t)width * attn_dtype_size(value.dtype);
-  for (int64_t i = 0; i < count; ++i)
-    memcpy(attn_row(&value, width, i).data, attn_row(&from, from.stride[0], pairs[i] / active).data,
-           size);
+  attn_pass_gather(g, &value, 1, &from, rows);
   attn_var *y = attn_graph_result(g, value, 1, &x);
   gather_node *node = attn_graph_record(g, sizeof *node, y, gather_backward);
   if (node) {
     node->x = x;
-    node->pairs = pairs;
-    node->active = active;
+    node->rows = rows;
   }
   return y;
 }
@@ -239,83 +267,85 @@ static attn_var *gather(attn_graph *g, attn_var *x, const int32_t *pairs, int64_
 typedef struct mixture_node {
   attn_node node;
   attn_var *weights, **parts; /* what each expert gives; NULL where it has no rows */
-  const attn_routing *routing;
-  const int32_t *chosen;
+  int64_t experts;
   arrangement of;
 } mixture_node;
 
-/* Where the answer to pair i is, in a tensor for each expert. */
-static attn_span answer(const attn_tensor *tensors, const int32_t *chosen, const arrangement *of,
-                        int64_t i) {
-  const attn_tensor *t = &tensors[chosen[i]];
-  return attn_row(t, t->shape[1], of->place[i] - of->first[chosen[i]]);
+/* Weights [rows, active] as a table of pairs [rows * active, 1]. */
+static attn_tensor by_pair(const attn_tensor *weights) {
+  attn_tensor table = *weights;
+  table.shape[0] = attn_tensor_count(weights), table.stride[0] = 1;
+  table.shape[1] = table.stride[1] = 1;
+  return table;
+}
+
+/* The weights of one expert's pairs: [count, 1]. */
+static attn_tensor weights_of(attn_graph *g, const attn_tensor *weights, const arrangement *of,
+                              int64_t e, int64_t count) {
+  attn_tensor table = by_pair(weights);
+  attn_tensor own = attn_graph_tensor(g, g->wide, 2, (int64_t[]){count, 1});
+  if (own.data) attn_pass_gather(g, &own, 1, &table, of->pairs + of->first[e]);
+  return own;
 }
 
 static attn_status mixture_backward(attn_graph *g, attn_node *node) {
   mixture_node *self = (mixture_node *)node;
-  int64_t active = self->routing->active, experts = self->routing->experts;
+  const arrangement *of = &self->of;
   attn_tensor dy = attn_as_rows(g, &node->output->gradient);
-  attn_tensor dw = attn_graph_tensor_like(g, g->wide, &self->weights->value);
-  attn_tensor *values = attn_arena_alloc_zero(g->arena, (size_t)experts * sizeof *values);
-  attn_tensor *targets = attn_arena_alloc_zero(g->arena, (size_t)experts * sizeof *targets);
-  if (!dy.data || !dw.data || !values || !targets) return ATTN_OUT_OF_MEMORY;
-  int64_t rows = dy.shape[0], width = dy.shape[1];
-  for (int64_t e = 0; e < experts; ++e) {
+  attn_tensor dw = attn_graph_tensor_like(g, g->wide, &self->weights->value), table = by_pair(&dw);
+  if (!dy.data || !dw.data) return g->status;
+  ATTN_TRY(attn_tensor_fill(&dw, 0));
+  for (int64_t e = 0; e < self->experts; ++e) {
     if (!self->parts[e]) continue;
-    values[e] = self->parts[e]->value;
-    targets[e] = attn_gradient_overwrite(g, self->parts[e]);
+    const attn_tensor *part = &self->parts[e]->value;
+    int64_t count = part->shape[0];
+    attn_tensor upstream = attn_graph_tensor(g, dy.dtype, 2, part->shape);
+    attn_tensor dots = attn_graph_tensor(g, g->wide, 2, (int64_t[]){count, 1}), column = dots;
+    attn_tensor own = weights_of(g, &self->weights->value, of, e, count);
+    if (!upstream.data || !dots.data || !own.data) return g->status;
+    attn_pass_gather(g, &upstream, 1, &dy, of->rows + of->first[e]);
+    column.rank = 1;
+    attn_pass_row_dot(g, &column, &upstream, part);
+    attn_pass_scatter_add(g, &table, 1, &dots, of->pairs + of->first[e]);
+    attn_tensor target = attn_gradient_overwrite(g, self->parts[e]);
+    if (!target.data) continue;
+    attn_pass_scale_rows(g, &target, false, &own, &upstream);
+    attn_gradient_add(g, self->parts[e], &target);
   }
-  ATTN_TRY(g->status);
-  for (int64_t i = 0; i < rows * active; ++i) {
-    int64_t r = i / active, k = i % active;
-    attn_span from = attn_row(&dy, dy.stride[0], r);
-    set(&dw, r, k, g->kernels->row_dot(from, answer(values, self->chosen, &self->of, i), width));
-    if (targets[self->chosen[i]].data)
-      g->kernels->row_add(answer(targets, self->chosen, &self->of, i),
-                          get(&self->weights->value, r, k), from, 0, (attn_span){0}, width);
-  }
-  for (int64_t e = 0; e < experts; ++e)
-    if (targets[e].data) attn_gradient_add(g, self->parts[e], &targets[e]);
   attn_gradient_add(g, self->weights, &dw);
   return g->status;
 }
 
-/* y[r] = sum over choices of weight (.) the expert's row, in the dtype of the parts. */
-static attn_var *mix(attn_graph *g, const attn_routing *routing, attn_var *weights,
-                     attn_var **parts, const int32_t *chosen, const arrangement *of, int64_t width,
-                     attn_dtype dtype) {
-  int64_t rows = weights->value.shape[0], active = routing->active;
-  attn_tensor value = attn_graph_tensor(g, dtype, 2, (int64_t[]){rows, width});
-  attn_tensor sums = attn_graph_tensor(g, g->wide, 2, (int64_t[]){g->threads, width});
-  attn_tensor *values = attn_arena_alloc_zero(g->arena, (size_t)routing->experts * sizeof *values);
-  attn_var **inputs =
-      attn_arena_alloc(g->arena, (size_t)(routing->experts + 1) * sizeof(attn_var *));
-  if (!value.data || !sums.data) return NULL;
-  if (!values || !inputs) return attn_graph_error(g, ATTN_OUT_OF_MEMORY);
+/* y[r] = sum over experts of weight (.) the expert's row, in the compute dtype. */
+static attn_var *mix(attn_graph *g, int64_t experts, attn_var *weights, attn_var **parts,
+                     const arrangement *of, int64_t width) {
+  int64_t shape[2] = {weights->value.shape[0], width};
+  attn_tensor value = attn_graph_tensor(g, g->compute, 2, shape);
+  attn_tensor total = attn_graph_tensor(g, g->wide, 2, shape);
+  attn_var **inputs = attn_arena_alloc(g->arena, (size_t)(experts + 1) * sizeof(attn_var *));
+  if (!value.data || !total.data) return NULL;
+  if (!inputs) return attn_graph_error(g, ATTN_OUT_OF_MEMORY);
+  attn_status status = attn_tensor_fill(&total, 0);
+  if (status != ATTN_OK) return attn_graph_error(g, status);
   int input_count = 0;
   inputs[input_count++] = weights;
-  for (int64_t e = 0; e < routing->experts; ++e) {
+  for (int64_t e = 0; e < experts; ++e) {
     if (!parts[e]) continue;
-    values[e] = parts[e]->value;
     inputs[input_count++] = parts[e];
+    const attn_tensor *part = &parts[e]->value;
+    attn_tensor scaled = attn_graph_tensor(g, g->wide, 2, part->shape);
+    attn_tensor own = weights_of(g, &weights->value, of, e, part->shape[0]);
+    if (!scaled.data || !own.data) return NULL;
+    attn_pass_scale_rows(g, &scaled, false, &own, part);
+    attn_pass_scatter_add(g, &total, 1, &scaled, of->rows + of->first[e]);
   }
-#pragma omp parallel for num_threads(g->threads)                                                   \
-    schedule(static) if (rows * active * width > ATTN_SERIAL_ELEMENTS)
-  for (int64_t r = 0; r < rows; ++r) {
-    attn_span total = attn_row(&sums, width, omp_get_thread_num());
-    for (int64_t k = 0; k < active; ++k)
-      g->kernels->row_add(total, get(&weights->value, r, k),
-                          answer(values, chosen, of, r * active + k), k ? 1 : 0,
-                          k ? total : (attn_span){0}, width);
-    g->kernels->row_add(attn_row(&value, width, r), 1, total, 0, (attn_span){0}, width);
-  }
+  attn_add_tensor(g, &value, &total, 1, false);
   attn_var *y = attn_graph_result(g, value, input_count, inputs);
   mixture_node *node = attn_graph_record(g, sizeof *node, y, mixture_backward);
   if (node) {
     node->weights = weights;
     node->parts = parts;
-    node->routing = routing;
-    node->chosen = chosen;
+    node->experts = experts;
     node->of = *of;
   }
   return y;
@@ -334,7 +364,7 @@ attn_var *attn_layer_experts(attn_graph *graph, attn_activation f, const attn_ro
                            (long long)routing->active_groups, (long long)routing->groups);
   attn_tensor correction = {0};
   if (bias) {
-    correction = attn_graph_tensor(graph, graph->wide, 2, (int64_t[]){1, routing->experts});
+    correction = host_rows(graph, graph->wide, 1, routing->experts);
     attn_tensor flat = correction;
     flat.rank = 1, flat.shape[0] = routing->experts, flat.stride[0] = 1;
     attn_status status = correction.data ? attn_tensor_copy(&bias->value, &flat) : graph->status;
@@ -351,10 +381,10 @@ attn_var *attn_layer_experts(attn_graph *graph, attn_activation f, const attn_ro
     int64_t count = of.first[e + 1] - of.first[e];
     attn_parameter *const *w = experts + 3 * e;
     if (count == 0) continue;
-    attn_var *own = gather(graph, x, of.pairs + of.first[e], count, active);
+    attn_var *own = gather(graph, x, of.rows + of.first[e], count);
     parts[e] = attn_layer_gated_feed_forward(graph, f, own, w[0], w[1], w[2]);
     if (!parts[e]) return NULL;
   }
   int64_t width = experts[2]->value.shape[0];
-  return mix(graph, routing, weights, parts, chosen, &of, width, graph->compute);
+  return mix(graph, routing->experts, weights, parts, &of, width);
 }

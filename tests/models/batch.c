@@ -1,4 +1,5 @@
 /* Several sessions that take a step together go on as each would alone, on every family. */
+#include "support/models.h"
 #include "support/test.h"
 
 #include "attn/model.h"
@@ -21,7 +22,7 @@ static attn_model *load(const char *family, attn_dtype compute) {
   char path[512];
   attn_model *model;
   snprintf(path, sizeof path, "%s/tests/models/fixtures/families/%s", ATTN_SOURCE_DIR, family);
-  assert_ok(attn_model_load(path, compute, &model));
+  assert_ok(test_model_load(path, compute, &model));
   return model;
 }
 

@@ -1,6 +1,7 @@
 /* Tiny encoders against what Transformers and sentence-transformers compute (fixtures/encoders.py):
  * last rows of texts of different lengths in one batch, embeddings of every pooling, tokens as they
  * are cut; from safetensors and from GGUF. And what is refused. */
+#include "support/models.h"
 #include "support/test.h"
 
 #include "attn/attn.h"
@@ -55,7 +56,7 @@ static void check_rows(const char *name, const char *gguf, const tolerance *t) {
   attn_model *model;
   attn_safetensors *file;
   attn_graph *graph;
-  assert_ok(attn_model_load(path_of(name, gguf), t->compute, &model));
+  assert_ok(test_model_load(path_of(name, gguf), t->compute, &model));
   assert_ok(attn_safetensors_open(path_of(name, "expected.safetensors"), &file));
   assert_ok(attn_graph_create(t->compute, &graph));
   attn_tensor tokens = expected_tensor(file, "tokens"), types = expected_tensor(file, "types");
@@ -95,7 +96,7 @@ typedef struct sentences {
 
 static void open_sentences(sentences *s, const char *file, const char *expected,
                            attn_dtype compute) {
-  assert_ok(attn_model_load(path_of("sentences", file), compute, &s->model));
+  assert_ok(test_model_load(path_of("sentences", file), compute, &s->model));
   assert_ok(attn_safetensors_open(path_of("sentences", expected), &s->expected));
   s->tokens = expected_tensor(s->expected, "tokens");
   attn_tensor offsets = expected_tensor(s->expected, "offsets");
@@ -208,7 +209,7 @@ static void decoders_embed(void **state) {
   attn_graph *graph;
   char path[512];
   snprintf(path, sizeof path, "%s/tests/models/fixtures/families/qwen3", ATTN_SOURCE_DIR);
-  assert_ok(attn_model_load(path, ATTN_F32, &model));
+  assert_ok(test_model_load(path, ATTN_F32, &model));
   assert_ok(attn_graph_create(ATTN_F32, &graph));
   const int32_t tokens[] = {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const int64_t offsets[] = {0, 4, 5, 11}, width = attn_model_embedding_size(model);
@@ -282,7 +283,7 @@ static void remove_directory(const directory *d) {
 static attn_embedding_info info_of(const directory *d) {
   attn_model *model;
   attn_embedding_info info;
-  assert_ok(attn_model_load(d->path, ATTN_F32, &model));
+  assert_ok(test_model_load(d->path, ATTN_F32, &model));
   assert_ok(attn_model_get_embedding_info(model, &info));
   attn_model_destroy(model);
   return info;
@@ -293,7 +294,7 @@ static attn_status embed_one(const directory *d) {
   const int32_t tokens[] = {1, 2};
   const int64_t offsets[] = {0, 2};
   float embedding[8];
-  assert_ok(attn_model_load(d->path, ATTN_F32, &model)); /* it may be good for other things */
+  assert_ok(test_model_load(d->path, ATTN_F32, &model)); /* it may be good for other things */
   attn_status status = attn_model_embed(model, tokens, offsets, 1, NULL, embedding);
   attn_model_destroy(model);
   return status;

@@ -1,6 +1,7 @@
 /* Tiny models of every family against what Transformers computes (fixtures/families.py, float64):
  * logits through the decoder and through a session that reads in pieces, from safetensors and from
  * GGUF files with plain and with quantised weights. */
+#include "support/models.h"
 #include "support/test.h"
 
 #include "attn/text.h"
@@ -181,7 +182,7 @@ static void check(const subject *s, const tolerance *t) {
   attn_model *model;
   attn_safetensors *file;
   attn_tensor tokens, logits;
-  assert_ok(attn_model_load(path_of(s, s->file, ""), t->compute, &model));
+  assert_ok(test_model_load(path_of(s, s->file, ""), t->compute, &model));
   assert_ok(attn_safetensors_open(path_of(s, s->expected, ".safetensors"), &file));
   assert_ok(attn_safetensors_find(file, "tokens", &tokens));
   assert_ok(attn_safetensors_find(file, "logits", &logits));
@@ -209,10 +210,10 @@ static void check_saved(const subject *s) {
   attn_model *model, *again;
   char directory[] = "/tmp/attn-families-XXXXXX", command[64];
   assert_non_null(mkdtemp(directory));
-  assert_ok(attn_model_load(path_of(s, s->file, ""), ATTN_F32, &model));
+  assert_ok(test_model_load(path_of(s, s->file, ""), ATTN_F32, &model));
   assert_ok(attn_model_save(model, directory, ATTN_F32));
   attn_model_destroy(model);
-  assert_ok(attn_model_load(directory, ATTN_F32, &again));
+  assert_ok(test_model_load(directory, ATTN_F32, &again));
   attn_safetensors *expected;
   attn_tensor tokens, logits;
   assert_ok(attn_safetensors_open(path_of(s, s->expected, ".safetensors"), &expected));
@@ -235,7 +236,7 @@ static void models_of_gguf_are_saved(void **state) {
 static void chats_are_encoded(void **state) {
   (void)state;
   attn_model *model;
-  assert_ok(attn_model_load(path_of(&subjects[1], subjects[1].file, ""), ATTN_F32, &model));
+  assert_ok(test_model_load(path_of(&subjects[1], subjects[1].file, ""), ATTN_F32, &model));
   assert_string_equal(attn_model_chat_template(model), "chatml");
   const attn_message messages[] = {{"user", "<|im_end|>"}};
   int32_t tokens[64];

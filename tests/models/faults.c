@@ -1,6 +1,7 @@
 /* Failing memory and failing files, where models have experts, latents and linear layers: loading,
  * training steps, speculation and the prefix cache end in a clean error, lose no memory, and go on
  * afterwards as if nothing had been. */
+#include "support/models.h"
 #include "support/test.h"
 
 #include "attn/prefix_cache.h"
@@ -25,7 +26,7 @@ static const char *path_of(const char *family) {
 
 static attn_model *load(const char *family) {
   attn_model *model;
-  assert_ok(attn_model_load(path_of(family), ATTN_F32, &model));
+  assert_ok(test_model_load(path_of(family), ATTN_F32, &model));
   return model;
 }
 

@@ -1,6 +1,7 @@
 /* Models whose weights are float8 (fixtures/float8.py; families.c has their logits): they stay as
  * the file has them, become plain numbers when they are saved, and scales that are not as they
  * should be are refused by name. */
+#include "support/models.h"
 #include "support/test.h"
 
 #include "base/io.h"
@@ -179,7 +180,7 @@ static void weights_stay_in_the_file(void **state) {
   attn_model *model;
   attn_model_info info;
   size_t before = attn_memory_get_stats().live_bytes;
-  assert_ok(attn_model_load(fixture("deepseek_v3_fp8"), ATTN_BF16, &model));
+  assert_ok(test_model_load(fixture("deepseek_v3_fp8"), ATTN_BF16, &model));
   assert_ok(attn_model_get_info(model, &info));
   assert_string_equal(info.stored_type, "float8_e4m3");
   assert_int_equal(info.stored, ATTN_F8_E4M3);
@@ -218,15 +219,15 @@ static void saved_models_have_plain_numbers(void **state) {
   char *path = attn_path_join(directory, "model.gguf");
   for (int f = 0; f < 3; ++f) {
     attn_model *model, *again;
-    assert_ok(attn_model_load(fixture(names[f]), ATTN_F32, &model));
+    assert_ok(test_model_load(fixture(names[f]), ATTN_F32, &model));
     assert_ok(attn_model_save(model, directory, ATTN_F32));
-    assert_ok(attn_model_load(directory, ATTN_F32, &again));
+    assert_ok(test_model_load(directory, ATTN_F32, &again));
     assert_null(json_object_get(again->config.json, "quantization_config"));
     assert_same_values(model, again, 0);
     attn_model_destroy(again);
     if (f != 1) { /* Qwen3-Next's layers are not those of GGUF */
       assert_ok(attn_model_save_gguf(model, path, NULL));
-      assert_ok(attn_model_load(path, ATTN_F32, &again));
+      assert_ok(test_model_load(path, ATTN_F32, &again));
       assert_same_values(model, again, f == 2 ? 0 : 0x1p-8);
       attn_model_destroy(again);
     }
@@ -238,8 +239,8 @@ static void saved_models_have_plain_numbers(void **state) {
 static void training_unpacks(void **state) {
   (void)state;
   attn_model *model, *plain;
-  assert_ok(attn_model_load(fixture("deepseek_v3_fp8"), ATTN_F32, &plain));
-  assert_ok(attn_model_load(fixture("deepseek_v3_fp8"), ATTN_F32, &model));
+  assert_ok(test_model_load(fixture("deepseek_v3_fp8"), ATTN_F32, &plain));
+  assert_ok(test_model_load(fixture("deepseek_v3_fp8"), ATTN_F32, &model));
   assert_ok(attn_model_make_trainable(model));
   assert_same_values(plain, model, 0);
   for (int64_t i = 0; i < model->parameter_count; ++i)

@@ -1,5 +1,6 @@
 /* Models saved as GGUF: what is loaded again has the same configuration, the weights that their
  * type can have, the same text and the same advice; the reference's files have the same bytes. */
+#include "support/models.h"
 #include "support/test.h"
 
 #include "attn/text.h"
@@ -55,7 +56,7 @@ static const char *fixture(const char *family, const char *name) {
 
 static attn_model *load(const char *path) {
   attn_model *model;
-  assert_ok(attn_model_load(path, ATTN_F32, &model));
+  assert_ok(test_model_load(path, ATTN_F32, &model));
   return model;
 }
 

@@ -1,6 +1,7 @@
 /* The prefix cache: what it finds is the longest beginning that was kept, whatever was kept before,
  * and sessions that begin with it go on as fresh ones do; in memory, from files, and when states
  * are given up. */
+#include "support/models.h"
 #include "support/test.h"
 
 #include "attn/prefix_cache.h"
@@ -112,7 +113,7 @@ static attn_model *load(const char *family) {
   char path[512];
   attn_model *model;
   snprintf(path, sizeof path, "%s/tests/models/fixtures/families/%s", ATTN_SOURCE_DIR, family);
-  assert_ok(attn_model_load(path, ATTN_F32, &model));
+  assert_ok(test_model_load(path, ATTN_F32, &model));
   return model;
 }
 

@@ -1,5 +1,6 @@
 /* Two small models against values produced independently (fixtures/reference.py, NumPy, float64):
  * logits and losses through the whole way from files, gradients, and one step of AdamW. */
+#include "support/models.h"
 #include "support/test.h"
 
 #include "attn/model.h"
@@ -51,7 +52,7 @@ static fixture open_fixture(const char *name, const tolerances *tolerance) {
   fixture f = {.tolerance = tolerance};
   char path[512];
   snprintf(path, sizeof path, "%s/tests/models/fixtures/%s", ATTN_SOURCE_DIR, name);
-  assert_ok(attn_model_load(path, tolerance->compute, &f.model));
+  assert_ok(test_model_load(path, tolerance->compute, &f.model));
   strcat(path, "/expected.safetensors");
   assert_ok(attn_safetensors_open(path, &f.expected));
   assert_ok(attn_graph_create(tolerance->compute, &f.graph));

@@ -1,5 +1,6 @@
 /* Models are saved as other tools expect them, in one file and in several: the tensors of the file
  * that Transformers wrote, with their names, shapes and values. */
+#include "support/models.h"
 #include "support/test.h"
 
 #include "base/memory.h"
@@ -36,7 +37,7 @@ enum { FAMILIES = sizeof families / sizeof *families };
 
 static attn_model *load(const char *path) {
   attn_model *model;
-  assert_ok(attn_model_load(path, ATTN_F32, &model));
+  assert_ok(test_model_load(path, ATTN_F32, &model));
   return model;
 }
 

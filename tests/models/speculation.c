@@ -1,5 +1,6 @@
 /* Speculative decoding gives the tokens of plain decoding, on every family, greedy and sampled, by
  * look-up and with drafts; and leaves the session as plain decoding does. */
+#include "support/models.h"
 #include "support/test.h"
 
 #include "attn/speculation.h"
@@ -19,7 +20,7 @@ static attn_model *load_in(const char *family, attn_dtype compute) {
   char path[512];
   attn_model *model;
   snprintf(path, sizeof path, "%s/tests/models/fixtures/families/%s", ATTN_SOURCE_DIR, family);
-  assert_ok(attn_model_load(path, compute, &model));
+  assert_ok(test_model_load(path, compute, &model));
   return model;
 }
 

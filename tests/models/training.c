@@ -1,4 +1,5 @@
 /* The training of whole models: it learns, it continues to the same bits, it loses nothing. */
+#include "support/models.h"
 #include "support/test.h"
 
 #include "attn/attn.h"
@@ -378,7 +379,7 @@ static void writes_a_model_and_curves(void **state) {
 
   /* The saved model predicts the validation part as the trained one did, but for bfloat16. */
   attn_model *model;
-  assert_ok(attn_model_load(p.output[0], ATTN_F32, &model));
+  assert_ok(test_model_load(p.output[0], ATTN_F32, &model));
   attn_model_info info;
   assert_ok(attn_model_get_info(model, &info));
   assert_int_equal(info.parameters, result.parameters);

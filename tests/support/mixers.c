@@ -252,9 +252,11 @@ static attn_status create_parameter(test_layer *layer, int i, bool trains) {
   p->name = shape->name;
   p->decay = shape->decay;
   layer->pointers[i] = p;
-  ATTN_TRY(attn_tensor_create(wide(layer->compute), shape->rank, shape->shape, &p->value));
+  ATTN_TRY(attn_tensor_create_on(test_device(), wide(layer->compute), shape->rank, shape->shape,
+                                 &p->value));
   if (trains)
-    ATTN_TRY(attn_tensor_create(wide(layer->compute), shape->rank, shape->shape, &p->gradient));
+    ATTN_TRY(attn_tensor_create_on(test_device(), wide(layer->compute), shape->rank, shape->shape,
+                                   &p->gradient));
   if (shape->product)
     ATTN_TRY(attn_weight_create(shape->shape[0], shape->shape[1], layer->compute, &p->weight));
   return test_layer_set(layer, i, layer->exact[i]);
@@ -274,7 +276,7 @@ attn_status test_layer_create(test_layer *layer, const attn_mixer *mixer,
     fill_parameter(&layer->shapes[i], layer->exact[i], test_parameter_count(layer, i),
                    100 + (uint64_t)i);
   for (int i = 0; i < layer->count; ++i) ATTN_TRY(create_parameter(layer, i, trains));
-  return attn_graph_create(compute, &layer->graph);
+  return attn_graph_create_on(test_device(), compute, &layer->graph);
 }
 
 void test_layer_destroy(test_layer *layer) {
@@ -372,7 +374,7 @@ attn_status test_state_create(const test_layer *layer, int64_t capacity, int64_t
   attn_state_part parts[ATTN_STATE_PARTS];
   int count = layer->mixer->state(&layer->options, layer->compute, parts);
   assert_in_range(count, 1, ATTN_STATE_PARTS);
-  return attn_state_create((attn_device){0}, parts, count, capacity, sharers, family, state);
+  return attn_state_create(test_device(), parts, count, capacity, sharers, family, state);
 }
 
 /* sum(r (.) y) as a product with one row, r, on the tape. */

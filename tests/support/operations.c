@@ -48,7 +48,7 @@ attn_parameter trial_parameter_create(const char *name, const double *values, in
                                       bool trains) {
   attn_parameter p = {.name = (char *)(uintptr_t)name};
   p.value = test_from_doubles(values, dtype, rank, shape);
-  if (trains) assert_ok(attn_tensor_create(dtype, rank, shape, &p.gradient));
+  if (trains) assert_ok(attn_tensor_create_on(test_device(), dtype, rank, shape, &p.gradient));
   if (rank == 2) {
     assert_ok(attn_weight_create(shape[0], shape[1], compute, &p.weight));
     assert_ok(attn_weight_set(p.weight, &p.value));
@@ -87,7 +87,7 @@ trial_outcome trial_run(const operation_case *c, const trial_inputs *inputs, att
   trial t = {0};
   trial_outcome outcome = {0};
   attn_tensor leaves[TRIAL_LEAVES] = {{0}};
-  if (!graphs[compute]) assert_ok(attn_graph_create(compute, &graphs[compute]));
+  if (!graphs[compute]) assert_ok(attn_graph_create_on(test_device(), compute, &graphs[compute]));
   t.g = graphs[compute];
   attn_graph_reset(t.g, recording);
   for (int i = 0; i < TRIAL_INPUTS; ++i) {

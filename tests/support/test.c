@@ -19,6 +19,13 @@ double test_relative_error(const double *a, const double *b, int64_t count) {
   return difference == 0 ? 0 : sqrt(difference / norm);
 }
 
+attn_device test_device(void) {
+  const char *name = getenv("ATTN_TEST_DEVICE");
+  attn_device device = {0};
+  if (name) assert_ok(attn_device_parse(name, &device));
+  return device;
+}
+
 double *test_to_doubles(const attn_tensor *tensor) {
   int64_t count = attn_tensor_count(tensor);
   double *x = malloc((size_t)(count ? count : 1) * sizeof *x);
@@ -31,13 +38,18 @@ double *test_to_doubles(const attn_tensor *tensor) {
 
 attn_tensor test_from_doubles(const double *x, attn_dtype dtype, int rank, const int64_t *shape) {
   attn_tensor tensor, source;
-  assert_ok(attn_tensor_create(dtype, rank, shape, &tensor));
+  assert_ok(attn_tensor_create_on(test_device(), dtype, rank, shape, &tensor));
   assert_ok(attn_tensor_wrap((void *)(uintptr_t)x, ATTN_F64, rank, shape, &source));
   assert_ok(attn_tensor_copy(&source, &tensor));
   return tensor;
 }
 
 void test_on_every_path(void (*body)(void *context), void *context) {
+  if (test_device().kind != ATTN_CPU) { /* it has one path */
+    print_message("  %s\n", attn_device_description(test_device()));
+    body(context);
+    return;
+  }
   attn_kernel_path before = attn_get_kernel_path();
   for (int path = 0; path < ATTN_PATH_COUNT; ++path) {
     if (!attn_kernel_path_available((attn_kernel_path)path)) continue;

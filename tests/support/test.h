@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "attn/base.h"
+#include "attn/device.h"
 #include "attn/tensor.h"
 
 /* Fails with the library's message when the call does. */
@@ -27,9 +28,19 @@ void test_fill_normal(double *x, int64_t count, double mean, double deviation, u
 /* ||a - b|| / ||b||, infinite if any element of a is not finite. 0 when both are zero. */
 double test_relative_error(const double *a, const double *b, int64_t count);
 
+/* The device that laws, operations and models are tested on: $ATTN_TEST_DEVICE, or the processor. A
+ * test of what only the processor does (kernel paths, faults of its allocator) begins with
+ * test_needs_cpu, which skips it elsewhere. */
+attn_device test_device(void);
+#define test_needs_cpu()                                                                           \
+  do {                                                                                             \
+    if (test_device().kind != ATTN_CPU) skip();                                                    \
+  } while (0)
+
 /* All elements of a tensor of any strides and floating dtype, in row-major order; malloc'd. */
 double *test_to_doubles(const attn_tensor *tensor);
-/* A new contiguous tensor of dtype from doubles (rounded); destroy with attn_tensor_destroy. */
+/* A new contiguous tensor of dtype from doubles (rounded) on that device; destroy with
+ * attn_tensor_destroy. */
 attn_tensor test_from_doubles(const double *x, attn_dtype dtype, int rank, const int64_t *shape);
 
 /* Runs `body` once on every kernel path of this machine, restoring the path afterwards. */

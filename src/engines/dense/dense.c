@@ -173,6 +173,13 @@ static attn_status keep_converted(attn_weight *weight, const attn_tensor *w) {
   return ATTN_OK;
 }
 
+static void drop_form(form *form) {
+  attn_free(form->packed.data);
+  form->packed.data = NULL;
+  form->capacity = 0;
+  atomic_store(&form->ready, NULL);
+}
+
 attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w) {
   if (!weight) return attn_fail(ATTN_INVALID_ARGUMENT, "weight: NULL");
   if (!w || w->rank != 2 || w->shape[0] != weight->outputs || w->shape[1] != weight->inputs)
@@ -186,6 +193,8 @@ attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w) {
     weight->owned = NULL;
     weight->owned_bytes = 0;
     weight->device = w->device;
+    drop_form(&weight->forward);
+    drop_form(&weight->backward);
   }
   atomic_store(&weight->forward.ready, NULL);
   atomic_store(&weight->backward.ready, NULL);
@@ -194,13 +203,6 @@ attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w) {
   weight->values = matrix_of(w);
   weight->blocks.data = NULL;
   return ATTN_OK;
-}
-
-static void drop_form(form *form) {
-  attn_free(form->packed.data);
-  form->packed.data = NULL;
-  form->capacity = 0;
-  atomic_store(&form->ready, NULL);
 }
 
 attn_status attn_weight_set_blocks(attn_weight *weight, attn_block_type type, const void *blocks) {
