@@ -41,14 +41,11 @@ static attn_status chunk(attn_graph *g, attn_parameter *w, const attn_tensor *x,
   if (!logits.data) return g->status;
   ATTN_TRY(attn_dense_forward(w->weight, x, &logits, false, g->arena));
   if (cap > 0) attn_pass_cap(g, &logits, cap);
-  attn_pass_cross_entropy(g, &logits, targets, weight, losses);
-  if (!dx->data && !dw->data) return ATTN_OK;
+  bool trains = dx->data || dw->data;
   attn_tensor dz = logits;
-  if (g->compute != g->wide) {
-    dz = attn_graph_tensor(g, g->compute, 2, logits.shape);
-    if (!dz.data) return g->status;
-    attn_add_tensor(g, &dz, &logits, 1, false);
-  }
+  if (trains && g->compute != g->wide) dz = attn_graph_tensor(g, g->compute, 2, logits.shape);
+  if (!dz.data) return g->status;
+  attn_pass_cross_entropy(g, &logits, targets, weight, &dz, losses);
   if (dx->data) ATTN_TRY(attn_dense_backward_input(w->weight, &dz, dx, false, g->arena));
   if (dw->data) ATTN_TRY(attn_dense_backward_weight(&dz, x, dw, !first, g->arena));
   return ATTN_OK;

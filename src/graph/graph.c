@@ -554,7 +554,11 @@ void attn_add_tensor(attn_graph *graph, const attn_tensor *y, const attn_tensor 
   int64_t total = attn_tensor_count(y), width = y->rank ? y->shape[y->rank - 1] : 1;
   if (total == 0) return;
   if (graph->gpu) {
-    attn_pass_add(graph, y, scale, x, accumulate ? 1 : 0, accumulate ? y : NULL);
+    attn_tensor same = *x; /* gapless tensors may be of other shapes */
+    attn_status status =
+        attn_same_shape(x, y) ? ATTN_OK : attn_tensor_reshape(x, y->rank, y->shape, &same);
+    if (status != ATTN_OK) attn_graph_error(graph, status);
+    attn_pass_add(graph, y, scale, &same, accumulate ? 1 : 0, accumulate ? y : NULL);
     return;
   }
   bool flat = attn_tensor_is_contiguous(y) && attn_tensor_is_contiguous(x);

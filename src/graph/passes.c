@@ -314,9 +314,10 @@ void attn_pass_norm_backward(attn_graph *g, const attn_pass_norm_options *o, con
  */
 
 void attn_pass_cross_entropy(attn_graph *g, const attn_tensor *z, const int32_t *targets,
-                             double scale, const attn_tensor *losses) {
+                             double scale, const attn_tensor *dz, const attn_tensor *losses) {
   double *loss = losses->data;
-  ON_GPU(g, cross_entropy(z, targets, scale, NULL, loss, g->gpu->stream))
+  const attn_tensor *apart = dz->data == z->data ? NULL : dz;
+  ON_GPU(g, cross_entropy(z, targets, scale, apart, loss, g->gpu->stream))
   row_walk from = walk(z);
   FOR_ROWS(g, z) {
     attn_span row = at(from, r);
@@ -326,6 +327,7 @@ void attn_pass_cross_entropy(attn_graph *g, const attn_tensor *z, const int32_t 
     else /* whatever the logits are, infinite ones too */
       memset(row.data, 0, (size_t)width * attn_dtype_size(row.dtype));
   }
+  if (apart) attn_add_tensor(g, dz, z, 1, false);
 }
 
 void attn_pass_total(attn_graph *g, const attn_tensor *sum, double scale,

@@ -60,10 +60,11 @@ void attn_pass_norm_backward(attn_graph *graph, const attn_pass_norm_options *op
                              const attn_tensor *d_bias, const attn_tensor *x,
                              const attn_tensor *dy);
 
-/* logits z [rows, n], wide, contiguous, become scale (softmax(z) - onehot(target)), and losses
- * [rows] (float64) logsumexp(z) - z[target]; both 0 where the target is negative. */
+/* losses [rows] (float64) of logits z [rows, n] (wide, contiguous): logsumexp(z) - z[target], and dz,
+ * which may be z itself or of the compute dtype: scale (softmax(z) - onehot(target)). Both are 0
+ * where the target is negative; what z holds afterwards is of no use. */
 void attn_pass_cross_entropy(attn_graph *graph, const attn_tensor *z, const int32_t *targets,
-                             double scale, const attn_tensor *losses);
+                             double scale, const attn_tensor *dz, const attn_tensor *losses);
 /* *sum (one element, wide) = scale times the sum of `values` (float64, contiguous), in order. */
 void attn_pass_total(attn_graph *graph, const attn_tensor *sum, double scale,
                      const attn_tensor *values);

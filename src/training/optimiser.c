@@ -306,10 +306,12 @@ static attn_status update_on_gpu(attn_optimiser *o, int64_t i, double learning_r
   attn_parameter *p = o->parameters[i];
   attn_gpu *gpu = o->gpu;
   double decay = p->decay ? o->options.weight_decay : 0, t = (double)o->step;
-  return attn_gpu_check(gpu, gpu->cuda->adamw(&p->value, &p->gradient, &o->m[i], &o->v[i], NULL,
-                                              learning_rate, u->beta1, u->beta2, u->epsilon, decay,
-                                              1 - pow(u->beta1, t), 1 - pow(u->beta2, t), u->scale,
-                                              gpu->stream));
+  attn_tensor compute = p->weight ? attn_weight_values(p->weight) : (attn_tensor){0};
+  bool copied = compute.data && compute.data != p->value.data; /* the masters in another dtype */
+  return attn_gpu_check(gpu, gpu->cuda->adamw(&p->value, &p->gradient, &o->m[i], &o->v[i],
+                                              copied ? &compute : NULL, learning_rate, u->beta1,
+                                              u->beta2, u->epsilon, decay, 1 - pow(u->beta1, t),
+                                              1 - pow(u->beta2, t), u->scale, gpu->stream));
 }
 
 attn_status attn_optimiser_step(attn_optimiser *optimiser, double learning_rate,
@@ -340,7 +342,7 @@ attn_status attn_optimiser_step(attn_optimiser *optimiser, double learning_rate,
     else
       update_parameter(parameter, &optimiser->m[i], &optimiser->v[i], &u);
   }
-  return renew_weights(optimiser);
+  return optimiser->gpu ? ATTN_OK : renew_weights(optimiser);
 }
 
 void attn_optimiser_zero_gradients(attn_optimiser *optimiser) {

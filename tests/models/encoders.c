@@ -58,7 +58,7 @@ static void check_rows(const char *name, const char *gguf, const tolerance *t) {
   attn_graph *graph;
   assert_ok(test_model_load(path_of(name, gguf), t->compute, &model));
   assert_ok(attn_safetensors_open(path_of(name, "expected.safetensors"), &file));
-  assert_ok(attn_graph_create(t->compute, &graph));
+  assert_ok(attn_graph_create_on(test_device(), t->compute, &graph));
   attn_tensor tokens = expected_tensor(file, "tokens"), types = expected_tensor(file, "types");
   attn_tensor offsets = expected_tensor(file, "offsets"), hidden = expected_tensor(file, "hidden");
   attn_layout layout = attn_layout_packed(attn_tensor_count(&offsets) - 1, offsets.data);
@@ -210,7 +210,7 @@ static void decoders_embed(void **state) {
   char path[512];
   snprintf(path, sizeof path, "%s/tests/models/fixtures/families/qwen3", ATTN_SOURCE_DIR);
   assert_ok(test_model_load(path, ATTN_F32, &model));
-  assert_ok(attn_graph_create(ATTN_F32, &graph));
+  assert_ok(attn_graph_create_on(test_device(), ATTN_F32, &graph));
   const int32_t tokens[] = {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const int64_t offsets[] = {0, 4, 5, 11}, width = attn_model_embedding_size(model);
   attn_embedding_options options = ATTN_EMBEDDING_OPTIONS_INIT;

@@ -144,7 +144,7 @@ static void check_decoder(const trial *trial, const attn_model *model, const att
   double errors[MOST_TOKENS];
   attn_graph *graph;
   attn_layout layout = attn_layout_equal(1, attn_tensor_count(tokens));
-  assert_ok(attn_graph_create(trial->t->compute, &graph));
+  assert_ok(attn_graph_create_on(test_device(), trial->t->compute, &graph));
   attn_var *hidden = attn_decoder_hidden(graph, model, &layout, tokens->data, NULL, false);
   attn_var *found = attn_decoder_logits(graph, model, hidden);
   assert_ok(attn_graph_status(graph));

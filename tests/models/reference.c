@@ -55,7 +55,7 @@ static fixture open_fixture(const char *name, const tolerances *tolerance) {
   assert_ok(test_model_load(path, tolerance->compute, &f.model));
   strcat(path, "/expected.safetensors");
   assert_ok(attn_safetensors_open(path, &f.expected));
-  assert_ok(attn_graph_create(tolerance->compute, &f.graph));
+  assert_ok(attn_graph_create_on(test_device(), tolerance->compute, &f.graph));
   attn_tensor tokens, losses;
   find(&f, "tokens", &tokens);
   assert_int_equal(attn_tensor_count(&tokens), BATCH * LENGTH);

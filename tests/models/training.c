@@ -87,6 +87,7 @@ static attn_training_options small_options(const place *p, const char *const *te
   o.checkpoint_every = 0;
   o.compute = ATTN_F32;
   o.save_dtype = ATTN_F32;
+  o.device = test_device();
   return o;
 }
 

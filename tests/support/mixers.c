@@ -387,7 +387,8 @@ static attn_var *weighted_sum(const test_layer *layer, attn_var *y, attn_paramet
 static attn_status make_row(const test_layer *layer, const double *r, int64_t count,
                             attn_parameter *row) {
   *row = (attn_parameter){.name = "r"};
-  ATTN_TRY(attn_tensor_create(layer->compute, 2, (int64_t[]){1, count}, &row->value));
+  ATTN_TRY(
+      attn_tensor_create_on(test_device(), layer->compute, 2, (int64_t[]){1, count}, &row->value));
   attn_tensor source;
   ATTN_TRY(attn_tensor_wrap((void *)(uintptr_t)r, ATTN_F64, 2, row->value.shape, &source));
   ATTN_TRY(attn_tensor_copy(&source, &row->value));

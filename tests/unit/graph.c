@@ -15,7 +15,7 @@ static const double float32_values = 1e-5;
 /* A fresh graph, recording. */
 static attn_graph *graph_of(attn_dtype compute) {
   attn_graph *g;
-  assert_ok(attn_graph_create(compute, &g));
+  assert_ok(attn_graph_create_on(test_device(), compute, &g));
   attn_graph_reset(g, true);
   return g;
 }
@@ -249,7 +249,7 @@ static double *gradients_of_step(model *m, attn_dtype compute, int threads, int 
   m->layout = attn_layout_packed(2, offsets);
   assert_ok(attn_set_threads(threads));
   attn_graph *g;
-  assert_ok(attn_graph_create(compute, &g));
+  assert_ok(attn_graph_create_on(test_device(), compute, &g));
   clear_gradients(m);
   double loss = 0;
   for (int i = 0; i < passes; ++i) {
@@ -405,7 +405,7 @@ static void nothing_is_recorded_when_off(void **state) {
   model m = model_create(ATTN_F32, true);
   m.layout = attn_layout_equal(1, ROWS);
   attn_graph *g;
-  assert_ok(attn_graph_create(ATTN_F32, &g));
+  assert_ok(attn_graph_create_on(test_device(), ATTN_F32, &g));
   size_t used[2];
   for (int recording = 0; recording < 2; ++recording) {
     attn_graph_reset(g, recording);
