@@ -142,9 +142,15 @@ static attn_var *multiply_on_gpu(attn_graph *g, const attn_tensor *x, const attn
   if (status == ATTN_OK) status = attn_tensor_permute(x, heads_first, &from);
   if (status == ATTN_OK) status = attn_tensor_permute(&b->value, heads_first, &to);
   if (status == ATTN_OK) status = attn_tensor_reshape(&all, 3, shape, &matrices);
-  if (status == ATTN_OK)
-    status = attn_gpu_check(g->gpu, g->gpu->cuda->matmul(dense, &from, false, &matrices, !absorbs,
-                                                         &to, false, g->gpu->stream));
+  for (int64_t r = 0; r < b->rows && status == ATTN_OK; ++r) { /* as they would be one by one */
+    attn_tensor x_row, y_row;
+    status = attn_tensor_slice(&from, 1, r, 1, &x_row);
+    if (status == ATTN_OK) status = attn_tensor_slice(&to, 1, r, 1, &y_row);
+    if (status == ATTN_OK)
+      status =
+          attn_gpu_check(g->gpu, g->gpu->cuda->matmul(dense, &x_row, false, &matrices, !absorbs,
+                                                      &y_row, false, g->gpu->stream));
+  }
   if (status != ATTN_OK) return attn_graph_error(g, status);
   return attn_graph_result(g, b->value, 0, NULL);
 }

@@ -162,8 +162,8 @@ static attn_var *hidden_rows(attn_graph *g, const attn_model *model, const attn_
 
 /* A copy of rows in the processor's memory, until the graph's reset. */
 static attn_status bring_home(attn_graph *g, const attn_tensor *rows, attn_tensor *copy) {
-  void *memory = attn_arena_alloc(
-      g->arena, (size_t)attn_tensor_count(rows) * attn_dtype_size(rows->dtype));
+  void *memory =
+      attn_arena_alloc(g->arena, (size_t)attn_tensor_count(rows) * attn_dtype_size(rows->dtype));
   if (!memory) return ATTN_OUT_OF_MEMORY;
   ATTN_TRY(attn_tensor_wrap(memory, rows->dtype, rows->rank, rows->shape, copy));
   return attn_tensor_copy(rows, copy);

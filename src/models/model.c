@@ -1,5 +1,6 @@
 /* Making models; load.c loads them and save.c saves them. */
 #include "models/model.h"
+#include "base/hash.h"
 #include "base/memory.h"
 #include "base/random.h"
 #include "base/status.h"
@@ -260,8 +261,8 @@ attn_status attn_model_make_trainable(attn_model *model) {
       model->borrowed[i] = false;
     }
     if (!p->gradient.data)
-      ATTN_TRY(attn_tensor_create_on(model->device, dtype, p->value.rank, p->value.shape,
-                                     &p->gradient));
+      ATTN_TRY(
+          attn_tensor_create_on(model->device, dtype, p->value.rank, p->value.shape, &p->gradient));
   }
   return attn_model_refresh(model);
 }
@@ -269,7 +270,27 @@ attn_status attn_model_make_trainable(attn_model *model) {
 /* Devices ---------------------------------------------------------------------------------------
  */
 
-/* The dtype in which a parameter goes to a GPU: quantised matrices are unpacked for the products. */
+uint64_t attn_model_fingerprint(const attn_model *model) {
+  enum { SAMPLED_BYTES = 64 };
+  uint64_t value = ATTN_HASH_START;
+  if (attn_is_cuda(model->device)) return model->fingerprint;
+  for (int64_t i = 0; i < model->parameter_count; ++i) {
+    const attn_parameter *p = &model->parameters[i];
+    size_t size = (size_t)attn_tensor_count(&p->value) * attn_dtype_size(p->value.dtype);
+    value = attn_hash(value, p->name, strlen(p->name));
+    value = attn_hash(value, p->value.shape, (size_t)p->value.rank * sizeof *p->value.shape);
+    const void *data = p->blocks ? p->blocks : p->value.data;
+    if (p->blocks) /* the smallest is a block of at least as many bytes, or all there is */
+      size = (size_t)attn_block_get_format(p->block_type)->bytes;
+    if (p->blocks && p->block_type == ATTN_BLOCK_F8_E4M3)
+      size = (size_t)attn_tensor_count(&p->value);
+    value = attn_hash(value, data, size < SAMPLED_BYTES ? size : SAMPLED_BYTES);
+  }
+  return value;
+}
+
+/* The dtype in which a parameter goes to a GPU: quantised matrices are unpacked for the products.
+ */
 static attn_dtype dtype_to_move(const attn_model *model, const attn_parameter *p) {
   return p->blocks ? model->compute : p->value.dtype;
 }
@@ -291,6 +312,7 @@ static attn_status copy_to(const attn_model *model, const attn_parameter *p, att
 static attn_status move_all(attn_model *model, attn_device device, attn_tensor *copies) {
   for (int64_t i = 0; i < model->parameter_count; ++i)
     ATTN_TRY(copy_to(model, &model->parameters[i], device, &copies[i]));
+  model->fingerprint = attn_model_fingerprint(model);
   for (int64_t i = 0; i < model->parameter_count; ++i) {
     attn_parameter *p = &model->parameters[i];
     free_values(model, i);

@@ -30,8 +30,9 @@ typedef struct attn_layer_parameters {
 struct attn_model {
   attn_model_config config;
   attn_dtype compute;
-  attn_device device; /* where the parameters are, and so the states of sessions */
-  attn_source source; /* that parameters may point into; empty without */
+  attn_device device;   /* where the parameters are, and so the states of sessions */
+  uint64_t fingerprint; /* of the parameters when they left the processor */
+  attn_source source;   /* that parameters may point into; empty without */
   attn_model_text text;
   attn_embedding_config embedding_config;
   attn_generation generation;
@@ -65,6 +66,10 @@ attn_status attn_model_write_gguf(const attn_model *model, const char *path,
 
 /* The tensor of the source that a parameter is, or is part of; false: the model has no source. */
 bool attn_model_find_stored(const attn_model *model, int64_t index, attn_stored *stored);
+
+/* Names, shapes and a sample of the values of all parameters: which model a session is of, whatever
+ * the device. */
+uint64_t attn_model_fingerprint(const attn_model *model);
 
 /* Training: turns every parameter into a float32 (float64 for float64) master of its own with a
  * zeroed gradient. */

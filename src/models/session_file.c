@@ -19,28 +19,9 @@ typedef struct session_header {
 static const char session_magic[8] = "attnses";
 enum { SESSION_VERSION = 1 };
 
-/* Names, shapes and a sample of the values of all parameters. */
-static uint64_t fingerprint(const attn_model *model) {
-  enum { SAMPLED_BYTES = 64 };
-  uint64_t value = ATTN_HASH_START;
-  for (int64_t i = 0; i < model->parameter_count; ++i) {
-    const attn_parameter *p = &model->parameters[i];
-    size_t size = (size_t)attn_tensor_count(&p->value) * attn_dtype_size(p->value.dtype);
-    value = attn_hash(value, p->name, strlen(p->name));
-    value = attn_hash(value, p->value.shape, (size_t)p->value.rank * sizeof *p->value.shape);
-    const void *data = p->blocks ? p->blocks : p->value.data;
-    if (p->blocks) /* the smallest is a block of at least as many bytes, or all there is */
-      size = (size_t)attn_block_get_format(p->block_type)->bytes;
-    if (p->blocks && p->block_type == ATTN_BLOCK_F8_E4M3)
-      size = (size_t)attn_tensor_count(&p->value);
-    value = attn_hash(value, data, size < SAMPLED_BYTES ? size : SAMPLED_BYTES);
-  }
-  return value;
-}
-
 static session_header make_header(const attn_session *s) {
   session_header header = {.version = SESSION_VERSION,
-                           .model = fingerprint(s->model),
+                           .model = attn_model_fingerprint(s->model),
                            .position = attn_session_position(s),
                            .vocabulary = s->model->config.vocabulary,
                            .has_logits = s->has_logits,
@@ -108,7 +89,8 @@ static attn_status check_file(const attn_session *s, const attn_file_map *map,
                      (unsigned long long)header->version, SESSION_VERSION);
   if (attn_hash(ATTN_HASH_START, map->data, map->size - sizeof sum) != sum)
     return attn_fail(ATTN_BAD_FORMAT, "the checksum is wrong: truncated or damaged");
-  if (header->model != fingerprint(s->model) || header->vocabulary != s->model->config.vocabulary ||
+  if (header->model != attn_model_fingerprint(s->model) ||
+      header->vocabulary != s->model->config.vocabulary ||
       header->compute != (int64_t)s->model->compute)
     return attn_fail(ATTN_BAD_FORMAT, "the session belongs to another model or dtype");
   if (header->position < 0 || header->position > s->options.max_tokens)
@@ -143,7 +125,8 @@ attn_status attn_session_read_tokens(const attn_session *s, const char *path, in
     bool fits = header.position >= 0 && header.position <= s->options.max_tokens &&
                 (uint64_t)header.position <= room;
     bool ours = memcmp(header.magic, session_magic, sizeof header.magic) == 0 &&
-                header.version == SESSION_VERSION && header.model == fingerprint(s->model) &&
+                header.version == SESSION_VERSION &&
+                header.model == attn_model_fingerprint(s->model) &&
                 header.compute == (int64_t)s->model->compute;
     if (fits && ours) status = ATTN_OK;
   }

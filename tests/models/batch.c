@@ -13,8 +13,9 @@ static const char *const families[] = {
     "gemma2",     "mixtral",     "qwen2_moe",   "qwen3_moe",    "minimax",
     "qwen3_next", "deepseek_v2", "deepseek_v3", "kimi_linear",
 };
-/* float32, the logits of one token: both sides may be 3e-5 away (tests/models/families.c). */
-static const double tolerance = 6e-5;
+/* In float64, where only the order of sums tells the two apart. In float32 the logits of single
+ * tokens of the Qwen3-Next fixture move by 1e-4 whatever the order (7e-5 on the generic kernels). */
+static const double tolerance = 1e-12;
 
 enum { FAMILIES = sizeof families / sizeof *families, VOCABULARY = 96, SESSIONS = 11, STEPS = 70 };
 
@@ -63,7 +64,7 @@ static void stop(attn_session *sessions[SESSIONS]) {
 static void each_family(void **state) {
   (void)state;
   for (int f = 0; f < FAMILIES; ++f) {
-    attn_model *model = load(families[f], ATTN_F32);
+    attn_model *model = load(families[f], ATTN_F64);
     attn_session *together[SESSIONS], *alone[SESSIONS];
     start(model, together);
     start(model, alone);

@@ -225,13 +225,14 @@ static void decoders_embed(void **state) {
     attn_graph_reset(graph, false);
     attn_var *rows = attn_decoder_hidden(graph, model, &layout, tokens + offsets[i], NULL, false);
     assert_ok(attn_graph_status(graph));
-    const float *h = rows->value.data;
+    double *h = test_to_doubles(&rows->value);
     for (int64_t c = 0; c < width; ++c) {
       double sum = 0;
-      for (int64_t r = 0; r < n; ++r) sum += (double)h[r * width + c];
+      for (int64_t r = 0; r < n; ++r) sum += h[r * width + c];
       assert_true(fabs((double)mean[i * width + c] - sum / (double)n) < 1e-5);
-      assert_true(fabs((double)(last[i * width + c] - h[(n - 1) * width + c])) < 1e-5);
+      assert_true(fabs((double)last[i * width + c] - h[(n - 1) * width + c]) < 1e-5);
     }
+    free(h);
   }
   free(mean), free(last);
   attn_graph_destroy(graph);

@@ -380,6 +380,7 @@ static attn_status step_with_fault(model *m, int64_t skip, bool *hit) {
 
 static void every_allocation_may_fail(void **state) {
   (void)state;
+  test_needs_cpu(); /* whose allocator fails */
   bool hit = true;
   int64_t skip = 0;
   for (; hit; ++skip) {
@@ -492,6 +493,7 @@ static void cross_entropy_by_chunks(void **state) {
 
 static void all_targets_ignored(void **state) {
   (void)state;
+  test_needs_cpu(); /* it writes into a tensor */
   attn_parameter w = normal_parameter(5, 3, ATTN_F32, true, 1);
   attn_tensor x = normal_tensor(ATTN_F32, 2, (int64_t[]){2, 3}, 2);
   ((float *)x.data)[0] = INFINITY; /* what an ignored row holds does not matter */
@@ -618,7 +620,8 @@ static void convolution_in_pieces(void **state) {
   double *expected = test_to_doubles(&once->value);
   for (size_t i = 0; i < sizeof pieces / sizeof *pieces; ++i) {
     attn_tensor tail;
-    assert_ok(attn_tensor_create(ATTN_F32, 2, (int64_t[]){WIDTH - 1, CHANNELS}, &tail));
+    assert_ok(
+        attn_tensor_create_on(test_device(), ATTN_F32, 2, (int64_t[]){WIDTH - 1, CHANNELS}, &tail));
     for (int first = 0, p = 0; first < LENGTH; first += pieces[i][p++]) {
       attn_tensor part;
       assert_ok(attn_tensor_slice(&x, 0, first, pieces[i][p], &part));
