@@ -2,6 +2,7 @@
 #include "cli/bench.h"
 #include "base/memory.h"
 #include "kernels/peak.h"
+#include "tensor/device.h"
 
 #include <math.h>
 #include <string.h>
@@ -13,7 +14,7 @@ typedef struct bench_options {
   double budget, seconds;
   int path, plan;
   bool layer, quiet, demo, json, explain;
-  const char *svg, *html;
+  const char *svg, *html, *device;
 } bench_options;
 
 enum { PATH_BEST = 0 };
@@ -36,6 +37,7 @@ typedef struct bencher {
   int series_count;
   attn_bench_report report;
   double start;
+  attn_device device;
 } bencher;
 
 /* Options ---------------------------------------------------------------------------------------
@@ -92,6 +94,7 @@ static bool add_series(bencher *b, int mixer, int pass, int dtype) {
   c->heads = o->heads;
   c->kv_heads = o->kv_heads ? o->kv_heads : o->heads;
   c->dim = o->dim;
+  c->device = b->device;
   return true;
 }
 
@@ -151,10 +154,11 @@ static attn_status measure_row(bencher *b, bench_series *s, int64_t length, int 
       b->options->layer ? attn_bench_measure_layer : attn_bench_measure;
   /* Processors change their clock: the limit is taken where the row is. */
   attn_bench_limits before = b->report.limits, after;
-  attn_bench_measure_rates(&before, quiet);
+  bool on_gpu = attn_is_cuda(b->device); /* whose rates take longer, and stay */
+  if (!on_gpu) attn_bench_measure_rates(&before, quiet);
   ATTN_TRY(measure(&s->c, &before, &effort, row));
   after = before;
-  attn_bench_measure_rates(&after, quiet);
+  if (!on_gpu) attn_bench_measure_rates(&after, quiet);
   attn_bench_limits limits = around(&before, &after, quiet);
   attn_bench_rate(row, &limits);
   s->seconds = row->seconds;
@@ -177,6 +181,14 @@ static attn_status measure_rows(bencher *b) {
   return ATTN_OK;
 }
 
+static attn_status measure_limits(bencher *b) {
+  attn_bench_limits *limits = &b->report.limits;
+  if (attn_is_cuda(b->device)) return attn_bench_measure_gpu(b->device, limits);
+  limits->copy_bytes = attn_kernels_copy_bandwidth(attn_get_threads());
+  attn_bench_measure_rates(limits, b->options->quiet);
+  return limits->copy_bytes > 0 ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+}
+
 static attn_status measure(bencher *b) {
   const bench_options *o = b->options;
   attn_kernel_path path;
@@ -186,10 +198,8 @@ static attn_status measure(bencher *b) {
     ATTN_TRY(attn_set_kernel_path(path));
   }
   b->report.layer = o->layer;
-  int threads = attn_get_threads();
-  b->report.limits.copy_bytes = attn_kernels_copy_bandwidth(threads);
-  attn_bench_measure_rates(&b->report.limits, o->quiet);
-  if (b->report.limits.copy_bytes <= 0) return ATTN_OUT_OF_MEMORY;
+  b->report.device = b->device;
+  ATTN_TRY(measure_limits(b));
   if (!o->json) attn_bench_print_heading(&b->report);
   ATTN_TRY(measure_rows(b));
   return o->plan ? attn_wisdom_save() : ATTN_OK;
@@ -225,6 +235,8 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   if (o->kv_heads && o->heads % o->kv_heads)
     return attn_misuse(command, "--heads %lld is not a multiple of --kv-heads %lld",
                        (long long)o->heads, (long long)o->kv_heads);
+  if (attn_device_parse(o->device, &b.device) != ATTN_OK)
+    return attn_report(command, ATTN_UNSUPPORTED);
   if (!collect(&b)) return ATTN_EXIT_USAGE;
   attn_catch_interrupts();
   attn_status status = measure(&b), shown = ATTN_OK;
@@ -253,6 +265,7 @@ static const bench_options defaults = {
     .dim = 128,
     .budget = 60,
     .seconds = 2,
+    .device = "cpu",
 };
 
 #define AT(field) ATTN_FIELD(bench_options, field)
@@ -282,6 +295,8 @@ static const attn_option table[] = {
      "Plans from a model of the machine, or from "
      "measurements, which are remembered",
      AT(plan), 0, 0, plans},
+    {"device", 0, ATTN_OPTION_TEXT, "DEVICE", "What is measured: cpu, cuda, cuda:N or auto.",
+     AT(device), 0, 0, NULL},
     {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",
      AT(threads), 0, 4096, NULL},
     {"layer", 0, ATTN_OPTION_FLAG, NULL, "The whole layer: norm, projections, gates and operator.",

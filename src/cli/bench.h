@@ -32,6 +32,7 @@ typedef struct attn_bench_case {
   attn_bench_pass pass;
   attn_dtype dtype;
   attn_planning planning;
+  attn_device device;
   int64_t batch, length, heads, kv_heads, dim;
 } attn_bench_case;
 
@@ -75,6 +76,7 @@ typedef struct attn_bench_ready {
   attn_plan_info info;
   void *workspace;
   size_t workspace_bytes;
+  attn_device device; /* where the workspace is */
 } attn_bench_ready;
 
 attn_status attn_bench_prepare(const attn_bench_case *c, attn_bench_ready *ready);
@@ -95,6 +97,11 @@ typedef struct attn_bench_limits {
 /* Sets both rates of arithmetic. quiet: of moments in which nobody disturbs, and never less than
  * they are. */
 void attn_bench_measure_rates(attn_bench_limits *limits, bool quiet);
+
+/* The same of a GPU, copying included (bench_gpu.c); and, for timing, executions that are queued
+ * one behind the other: how many make up a time long enough to be measured. */
+attn_status attn_bench_measure_gpu(attn_device device, attn_bench_limits *limits);
+int64_t attn_bench_gpu_repeats(double seconds);
 
 /* Measuring -------------------------------------------------------------------------------------
  */
@@ -149,6 +156,7 @@ void attn_bench_rate(attn_bench_row *row, const attn_bench_limits *limits);
  */
 
 typedef struct attn_bench_report {
+  attn_device device;
   attn_bench_limits limits;
   attn_bench_row *rows;
   bool layer;         /* whole layers rather than operators */

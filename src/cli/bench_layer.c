@@ -58,6 +58,17 @@ static void fill(const attn_tensor *tensor, int64_t used) {
   }
 }
 
+static attn_status create_filled(attn_device device, attn_dtype dtype, const int64_t *shape,
+                                 attn_tensor *tensor) {
+  attn_tensor here;
+  ATTN_TRY(attn_tensor_create(dtype, 2, shape, &here));
+  fill(&here, shape[0] * shape[1]);
+  attn_status status = attn_tensor_create_on(device, dtype, 2, shape, tensor);
+  if (status == ATTN_OK) status = attn_tensor_copy(&here, tensor);
+  attn_tensor_destroy(&here);
+  return status;
+}
+
 static attn_status create_model(layer *l) {
   const attn_bench_case *c = &l->c;
   char config[512], kv_heads[64] = "";
@@ -69,14 +80,14 @@ static attn_status create_model(layer *l) {
       "\"num_attention_heads\": %lld, \"head_dim\": %lld, \"intermediate_size\": 1%s}",
       (long long)l->hidden, c->op->name, (long long)c->heads, (long long)c->dim, kv_heads);
   ATTN_TRY(attn_model_create(config, SEED, c->dtype, &l->model));
-  return c->pass == ATTN_BENCH_BACKWARD ? attn_model_make_trainable(l->model) : ATTN_OK;
+  if (c->pass == ATTN_BENCH_BACKWARD) ATTN_TRY(attn_model_make_trainable(l->model));
+  return attn_model_move(l->model, c->device);
 }
 
 static attn_status create_backward(layer *l) {
   attn_dtype wide = l->x.dtype;
   int64_t shape[2] = {1, l->rows * l->hidden};
-  ATTN_TRY(attn_tensor_create(wide, 2, shape, &l->d_y));
-  fill(&l->d_y, shape[1]);
+  ATTN_TRY(create_filled(l->c.device, wide, shape, &l->d_y));
   l->along.name = "d_y";
   l->along.value = l->d_y;
   ATTN_TRY(attn_weight_create(1, shape[1], l->c.dtype, &l->along.weight));
@@ -87,17 +98,16 @@ static attn_status create_state(layer *l) {
   const attn_layer_config *config = &l->model->config.layers[0];
   attn_state_part parts[ATTN_STATE_PARTS];
   int count = config->mixer->state(&config->options, l->c.dtype, parts);
-  return attn_state_create((attn_device){0}, parts, count, l->c.length + ATTN_BENCH_MOST_TIMES + 1,
-                           1, NULL, &l->state);
+  return attn_state_create(l->c.device, parts, count, l->c.length + ATTN_BENCH_MOST_TIMES + 1, 1,
+                           NULL, &l->state);
 }
 
 static attn_status fill_layer(layer *l) {
   attn_dtype wide = l->c.dtype == ATTN_F64 ? ATTN_F64 : ATTN_F32;
   int64_t shape[2] = {l->rows, l->hidden};
   ATTN_TRY(create_model(l));
-  ATTN_TRY(attn_graph_create(l->c.dtype, &l->graph));
-  ATTN_TRY(attn_tensor_create(wide, 2, shape, &l->x));
-  fill(&l->x, l->rows * l->hidden);
+  ATTN_TRY(attn_graph_create_on(l->c.device, l->c.dtype, &l->graph));
+  ATTN_TRY(create_filled(l->c.device, wide, shape, &l->x));
   if (l->c.pass == ATTN_BENCH_BACKWARD) ATTN_TRY(create_backward(l));
   return l->c.pass == ATTN_BENCH_STEP ? create_state(l) : ATTN_OK;
 }
@@ -207,6 +217,7 @@ static attn_status check(const attn_bench_case *c, double *error) {
   if (small.length > CHECKED_TOKENS) small.length = CHECKED_TOKENS;
   exact = small;
   exact.dtype = ATTN_F64;
+  exact.device = (attn_device){0};
   ATTN_TRY(run_small(&small, &got));
   attn_status status = attn_set_kernel_path(ATTN_PATH_GENERIC);
   if (status == ATTN_OK) status = run_small(&exact, &expected);
@@ -225,11 +236,14 @@ static attn_status check(const attn_bench_case *c, double *error) {
 
 static attn_status check_finite(const layer *l) {
   const attn_tensor *t = result(l);
-  int64_t index[2];
-  for (index[0] = 0; index[0] < t->shape[0]; ++index[0])
-    for (index[1] = 0; index[1] < t->shape[1]; ++index[1])
-      if (!isfinite(attn_tensor_get(t, index))) return wrong(&l->c, "not all of it is finite");
-  return ATTN_OK;
+  attn_tensor here;
+  ATTN_TRY(attn_tensor_create(ATTN_F32, t->rank, t->shape, &here));
+  attn_status status = attn_tensor_copy(t, &here);
+  const float *numbers = here.data;
+  for (int64_t i = 0; status == ATTN_OK && i < attn_tensor_count(&here); ++i)
+    if (!isfinite(numbers[i])) status = wrong(&l->c, "not all of it is finite");
+  attn_tensor_destroy(&here);
+  return status;
 }
 
 /* Work ----------------------------------------------------------------------------------------*/
@@ -296,8 +310,10 @@ static attn_status time_layer(layer *l, const attn_bench_effort *effort, attn_be
   ATTN_TRY(count_work(l, before, row));
   for (;;) {
     ATTN_TRY(get_ready(l));
+    ATTN_TRY(attn_device_synchronize(l->c.device));
     if (!attn_bench_timer_begin(&timer)) break;
     ATTN_TRY(execute(l));
+    ATTN_TRY(attn_device_synchronize(l->c.device));
     attn_bench_timer_end(&timer);
   }
   return attn_bench_timer_result(&timer, row);

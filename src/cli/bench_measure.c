@@ -7,6 +7,7 @@
 #include "cli/bench.h"
 #include "base/cpu.h"
 #include "base/memory.h"
+#include "tensor/device.h"
 
 #include <math.h>
 #include <string.h>
@@ -42,6 +43,7 @@ static attn_status wrong(const attn_bench_case *c, const char *what) {
 static attn_bench_case small_case(const attn_bench_case *c) {
   attn_bench_case s = *c;
   s.dtype = ATTN_F64;
+  s.device = (attn_device){0};
   s.planning = ATTN_PLAN_ESTIMATE;
   s.batch = 1;
   if (c->pass == ATTN_BENCH_STEP) {
@@ -126,7 +128,15 @@ static attn_status compare(const attn_bench_case *c, const attn_bench_set *set, 
 
 /* The check -----------------------------------------------------------------------------------*/
 
-static bool all_finite(const attn_tensor *t) {
+static bool all_finite(const attn_tensor *whole) {
+  const attn_tensor *t = whole;
+  if (attn_is_cuda(whole->device)) {
+    attn_tensor here;
+    if (attn_tensor_create(whole->dtype, whole->rank, whole->shape, &here) != ATTN_OK) return false;
+    bool finite = attn_tensor_copy(whole, &here) == ATTN_OK && all_finite(&here);
+    attn_tensor_destroy(&here);
+    return finite;
+  }
   int64_t count = attn_tensor_count(t);
   if (t->dtype == ATTN_BF16) { /* exponent all ones: infinite or NaN */
     const uint16_t *x = t->data;
@@ -193,6 +203,9 @@ static attn_status check_fewer(const attn_bench_case *c, double *error) {
 static int64_t choose_sets(const attn_bench_case *c) {
   double each = (double)attn_bench_set_bytes(c), wanted = 1.25 * (double)attn_cpu_get()->l3_bytes;
   double room = (double)sysconf(_SC_AVPHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / 8;
+  const attn_gpu *gpu = attn_is_cuda(c->device) ? attn_gpu_open(c->device.index) : NULL;
+  if (gpu) wanted = 2 * (double)gpu->device.l2_bytes;
+  if (gpu) room = (double)gpu->device.memory_bytes / 8;
   double count = ceil(fmin(wanted, room) / fmax(each, 1));
   return count < 1 ? 1 : count > MOST_SETS ? MOST_SETS : (int64_t)count;
 }
@@ -203,19 +216,41 @@ static attn_status copy_set(const attn_bench_set *from, attn_bench_set *to) {
   return ATTN_OK;
 }
 
+/* Executions to be timed as one: on a GPU they are queued, and waiting for each would be timed too.
+ */
+static attn_status choose_together(const attn_bench_case *c, const attn_bench_ready *ready,
+                                   attn_bench_set *sets, int64_t count, int64_t *together) {
+  const int tried = 3;
+  *together = 1;
+  if (!attn_is_cuda(c->device)) return ATTN_OK;
+  ATTN_TRY(attn_bench_run(c, ready, &sets[0], true));
+  ATTN_TRY(attn_device_synchronize(c->device));
+  double start = attn_now();
+  for (int i = 0; i < tried; ++i) ATTN_TRY(attn_bench_run(c, ready, &sets[i % count], true));
+  ATTN_TRY(attn_device_synchronize(c->device));
+  *together = attn_bench_gpu_repeats((attn_now() - start) / tried);
+  return ATTN_OK;
+}
+
 static attn_status time_runs(const attn_bench_case *c, const attn_bench_ready *ready,
                              attn_bench_set *sets, int64_t count, const attn_bench_effort *effort,
                              attn_bench_row *row) {
   attn_bench_timer timer = {.seconds = effort->seconds, .quiet = effort->quiet};
   size_t before = attn_memory_get_stats().live_bytes;
   attn_memory_reset_peak();
+  int64_t together;
+  ATTN_TRY(choose_together(c, ready, sets, count, &together));
   /* the first set was warmed by the check: begin with the next */
-  for (int64_t n = 1; attn_bench_timer_begin(&timer); ++n) {
-    ATTN_TRY(attn_bench_run(c, ready, &sets[n % count], true));
+  for (int64_t n = 1; attn_bench_timer_begin(&timer);) {
+    for (int64_t i = 0; i < together; ++i, ++n)
+      ATTN_TRY(attn_bench_run(c, ready, &sets[n % count], true));
+    ATTN_TRY(attn_device_synchronize(c->device));
     attn_bench_timer_end(&timer);
   }
   row->extra = (double)(ready->workspace_bytes + attn_memory_get_stats().peak_bytes - before);
-  return attn_bench_timer_result(&timer, row);
+  ATTN_TRY(attn_bench_timer_result(&timer, row));
+  row->seconds /= (double)together;
+  return ATTN_OK;
 }
 
 static attn_status prepare_sets(const attn_bench_case *c, const attn_bench_ready *ready,

@@ -1,5 +1,6 @@
 /* What attn bench measures: the engines as each mixer uses them. */
 #include "cli/bench.h"
+#include "tensor/device.h"
 #include "base/memory.h"
 #include "base/random.h"
 
@@ -115,8 +116,8 @@ attn_status attn_bench_set_create(const attn_bench_case *c, attn_bench_set *set)
     int64_t shape[4];
     int rank = get_shape(c, (attn_bench_role)role, shape);
     if (!rank) continue;
-    attn_status status =
-        attn_tensor_create(dtype_of(c, (attn_bench_role)role), rank, shape, &set->tensor[role]);
+    attn_status status = attn_tensor_create_on(c->device, dtype_of(c, (attn_bench_role)role), rank,
+                                               shape, &set->tensor[role]);
     if (status != ATTN_OK) {
       set->tensor[role].data = NULL;
       attn_bench_set_destroy(set);
@@ -167,7 +168,9 @@ enum { PERIOD = 1000003 };
 
 attn_status attn_bench_fill_one(const attn_bench_case *c, attn_bench_set *set, attn_bench_role role,
                                 uint64_t seed) {
-  attn_tensor *t = &set->tensor[role];
+  attn_tensor *target = &set->tensor[role], here = *target, *t = &here;
+  bool away = attn_is_cuda(target->device);
+  if (away) ATTN_TRY(attn_tensor_create(target->dtype, target->rank, target->shape, &here));
   attn_random random = {.seed = seed, .stream = (uint64_t)role};
   range r = range_of(c, role);
   int64_t count = attn_tensor_count(t), fresh = count < PERIOD ? count : PERIOD;
@@ -185,6 +188,9 @@ attn_status attn_bench_fill_one(const attn_bench_case *c, attn_bench_set *set, a
     int64_t more = count - done < fresh ? count - done : fresh;
     memcpy((char *)t->data + (size_t)done * size, t->data, (size_t)more * size);
   }
+  if (!away) return status;
+  if (status == ATTN_OK) status = attn_tensor_copy(&here, target);
+  attn_tensor_destroy(&here);
   return status;
 }
 
@@ -211,6 +217,7 @@ static attn_status plan_softmax(const attn_bench_case *c, int passes, attn_plan 
   p.kv_heads = c->kv_heads;
   p.dim = p.value_dim = c->dim;
   p.causal = true;
+  p.device = c->device;
   p.planning = c->planning;
   return attn_softmax_plan(&p, plan);
 }
@@ -225,6 +232,7 @@ static attn_status plan_recurrent(const attn_bench_case *c, int passes, attn_pla
   p.dim = p.value_dim = c->dim;
   p.decay = c->op->decay;
   p.update = c->op->update;
+  p.device = c->device;
   p.planning = c->planning;
   return attn_recurrent_plan(&p, plan);
 }
@@ -245,7 +253,8 @@ static attn_status make_plans(const attn_bench_case *c, attn_bench_ready *ready)
   ready->workspace_bytes = ready->info.workspace_bytes > forward.workspace_bytes
                                ? ready->info.workspace_bytes
                                : forward.workspace_bytes;
-  ready->workspace = attn_alloc(ready->workspace_bytes);
+  ready->device = c->device;
+  ready->workspace = attn_device_alloc(c->device, ready->workspace_bytes);
   return ready->workspace ? ATTN_OK : ATTN_OUT_OF_MEMORY;
 }
 
@@ -259,7 +268,7 @@ attn_status attn_bench_prepare(const attn_bench_case *c, attn_bench_ready *ready
 void attn_bench_dispose(attn_bench_ready *ready) {
   attn_plan_destroy(ready->plan);
   attn_plan_destroy(ready->forward);
-  attn_free(ready->workspace);
+  attn_device_free(ready->device, ready->workspace);
   memset(ready, 0, sizeof *ready);
 }
 

@@ -44,8 +44,11 @@ static const char *format_percent(double fraction, char text[ATTN_FORMAT_SIZE]) 
 
 void attn_bench_print_heading(const attn_bench_report *report) {
   const attn_bench_limits *l = &report->limits;
-  printf("%s, %d threads, kernels %s\n", attn_cpu_get()->name, attn_get_threads(),
-         attn_kernel_path_name(attn_get_kernel_path()));
+  if (report->device.kind == ATTN_CUDA)
+    printf("%s\n", attn_device_description(report->device));
+  else
+    printf("%s, %d threads, kernels %s\n", attn_cpu_get()->name, attn_get_threads(),
+           attn_kernel_path_name(attn_get_kernel_path()));
   printf("limits: bfloat16 %.3g TFLOP/s, float32 %.3g TFLOP/s, copy %.3g GB/s\n\n",
          l->bf16_flops / 1e12, l->f32_flops / 1e12, l->copy_bytes / 1e9);
   printf("%-15s %-8s %6s %-4s %9s %8s %9s %6s %5s %5s\n", "mixer", "pass", "length", "type", "time",
@@ -91,12 +94,14 @@ static json_t *row_json(const attn_bench_row *r) {
 json_t *attn_bench_json(const attn_bench_report *report) {
   json_t *rows = json_array();
   for (int i = 0; i < report->count; ++i) json_array_append_new(rows, row_json(&report->rows[i]));
-  return json_pack("{s:{s:s, s:s, s:i, s:s, s:o, s:o, s:o}, s:s, s:o, s:i}", "machine", "processor",
-                   attn_cpu_get()->name, "features", attn_cpu_description(), "threads",
-                   attn_get_threads(), "kernels", attn_kernel_path_name(attn_get_kernel_path()),
-                   "bfloat16_flop_per_second", attn_json_real(report->limits.bf16_flops),
-                   "float32_flop_per_second", attn_json_real(report->limits.f32_flops),
-                   "copy_bytes_per_second", attn_json_real(report->limits.copy_bytes), "level",
+  return json_pack("{s:{s:s, s:s, s:s, s:i, s:s, s:o, s:o, s:o}, s:s, s:o, s:i}", "machine",
+                   "processor", attn_cpu_get()->name, "device",
+                   attn_device_description(report->device), "features", attn_cpu_description(),
+                   "threads", attn_get_threads(), "kernels",
+                   attn_kernel_path_name(attn_get_kernel_path()), "bfloat16_flop_per_second",
+                   attn_json_real(report->limits.bf16_flops), "float32_flop_per_second",
+                   attn_json_real(report->limits.f32_flops), "copy_bytes_per_second",
+                   attn_json_real(report->limits.copy_bytes), "level",
                    report->layer ? "layer" : "operator", "rows", rows, "skipped", report->skipped);
 }
 
@@ -252,7 +257,7 @@ static void page_row(attn_text *out, const attn_bench_row *r) {
 static void page(attn_text *out, const attn_bench_report *report, const char *svg) {
   const attn_bench_limits *l = &report->limits;
   attn_text_print(out, "%s<h1>attn bench</h1>\n<p>", page_start);
-  escaped(out, attn_cpu_description());
+  escaped(out, attn_device_description(report->device));
   attn_text_print(out,
                   "; %d threads, kernels %s; libattn %s.<br>Limits measured in this run: bfloat16 "
                   "%.3g TFLOP/s, float32 %.3g TFLOP/s, copy %.3g GB/s.</p>\n<figure>%s</figure>\n"
