@@ -3,7 +3,7 @@
  * The module (libattn_cuda.so) is loaded at run time (src/engines/cuda.c), so that
  * one installation serves machines with and without a GPU. It exports attn_cuda_module(), which
  * returns the table below. Each family of functions has a header with its list: memory.h, rows.h,
- * dense.h, softmax.h, recurrent.h. Function `x` of the table is attn_cuda_x in src/kernels/cuda/.
+ * dense.h, blocks.h, softmax.h, recurrent.h. Function `x` of the table is attn_cuda_x in src/kernels/cuda/.
  *
  * Rules for all of them:
  *  - Tensors, spans and `workspace` lie in device memory; structs that hold them in host memory.
@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 /* Raised with every change of the table: a module of another build is refused. */
-#define ATTN_CUDA_ABI 1
+#define ATTN_CUDA_ABI 2
 
 typedef void *attn_cuda_stream; /* a cudaStream_t */
 
@@ -51,6 +51,7 @@ typedef struct attn_cuda_choice {
 #include "kernels/cuda/memory.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/dense.h"
+#include "kernels/cuda/blocks.h"
 #include "kernels/cuda/recurrent.h"
 #include "kernels/cuda/softmax.h"
 
@@ -65,6 +66,7 @@ extern "C" {
   ATTN_CUDA_MEMORY(K)                                                                              \
   ATTN_CUDA_ROWS(K)                                                                                \
   ATTN_CUDA_DENSE(K)                                                                               \
+  ATTN_CUDA_BLOCKS(K)                                                                              \
   ATTN_CUDA_RECURRENT(K)                                                                           \
   ATTN_CUDA_SOFTMAX(K)
 
