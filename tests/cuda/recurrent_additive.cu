@@ -163,7 +163,8 @@ static void check(const test_case &c) {
   d_q.make(c.dtype, shape(c.heads, c.dim), c.gap);
   d_k.make(c.dtype, shape(c.heads, c.dim), c.gap);
   d_v.make(c.dtype, shape(c.value_heads, c.value_dim), c.gap);
-  std::vector<int64_t> state_shape = {c.batch, c.value_heads, c.dim, c.value_dim};
+  const int64_t sequences = ragged ? (int64_t)c.lengths.size() : c.batch;
+  std::vector<int64_t> state_shape = {sequences, c.value_heads, c.dim, c.value_dim};
   for (sample *s : {&initial, &final, &d_final, &d_initial}) s->make(ATTN_F32, state_shape, c.gap);
   if (c.decay == ATTN_DECAY_HEAD) decay.make(ATTN_F32, {c.value_heads}, 0);
   if (c.decay == ATTN_DECAY_CHANNEL) {
@@ -191,7 +192,7 @@ static void check(const test_case &c) {
   attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT;
   problem.dtype = c.dtype;
   problem.passes = ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD;
-  problem.batch = ragged ? (int64_t)c.lengths.size() : c.batch;
+  problem.batch = sequences;
   problem.length = ragged ? *std::max_element(c.lengths.begin(), c.lengths.end()) : c.length;
   problem.heads = c.heads, problem.value_heads = c.value_heads;
   problem.dim = c.dim, problem.value_dim = c.value_dim;

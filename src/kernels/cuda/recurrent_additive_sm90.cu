@@ -34,6 +34,7 @@
  * segment. With a constant decay the first reads no more tokens of a segment than still weigh. */
 #include "kernels/cuda/hopper.cuh"
 
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 
@@ -46,8 +47,8 @@ constexpr int TILE_BYTES = CHUNK * 128; /* 64 tokens by 64 columns */
 constexpr float LOG2_E = 1.4426950408889634f;
 /* 2^-256 is zero in float32; sums of 64 such exponents keep an error below 1e-3. */
 constexpr float LEAST_LOG2 = -256.f;
-/* Tokens that weigh less than 2^-64 beside the newest do not reach the state's 24 bits. */
-constexpr float NEGLIGIBLE_LOG2 = -64.f;
+/* Tokens that weigh less than 2^-40 beside the newest do not reach the state's 24 bits. */
+constexpr float NEGLIGIBLE_LOG2 = -40.f;
 
 /* A float32 state [rows, columns] for each sequence and head. */
 struct state_view {
@@ -74,25 +75,52 @@ struct scan_parameters {
   const float *decay;
   int64_t decay_batch, decay_token, decay_head;
   state_view initial, final;
-  float *states; /* [batch, heads, segments, rows, columns], or NULL for one segment */
-  float *totals; /* [batch, heads, segments]: log2 of a segment's decay */
-  int segments, segment_chunks;
+  /* With more than one segment: the state before each, [batch, heads, segments, rows, columns];
+   * what each part of each segment adds to it, [batch, heads, segments, parts, rows, columns]; and
+   * log2 of the parts' decays. */
+  float *states, *added, *totals;
+  int segments, segment_chunks, parts, part_chunks;
   int reverse;
-  float scale;
+  float log2_scale; /* of the outputs */
 };
 
 /* A segment of one sequence and head. */
 struct work {
   int batch, head;
   int place, last;  /* among the sequence's segments in the order of the scan; whether the last */
+  int64_t slot;     /* its place among the states */
   int64_t start;    /* the sequence's first token in the tensors */
   int length;       /* of the sequence */
   int first, count; /* chunks */
 };
 
-__device__ bool locate(const scan_parameters &p, int item, work *w) {
-  int pairs = p.batch * p.heads, pair = item % pairs;
+/* Log2 of a constant decay's step; 0 without one. */
+__device__ float constant_decay(const scan_parameters &p, int head) {
+  if (p.decay_kind != ATTN_DECAY_HEAD) return 0;
+  float log2_decay = p.decay[head * p.decay_head] * LOG2_E;
+  return log2_decay < LEAST_LOG2 ? LEAST_LOG2 : log2_decay;
+}
+
+/* Chunks [first, last) of a part of a segment of `count` chunks, counted in the order of the scan;
+ * false where they are none, or too old to weigh in the state after the segment. */
+__device__ bool part_range(const scan_parameters &p, float log2_decay, int count, int part,
+                           int *first, int *last) {
+  const float chunks = NEGLIGIBLE_LOG2 / (CHUNK * log2_decay) + 2;
+  const int oldest = log2_decay < 0 && chunks < count ? count - (int)chunks : 0;
+  *first = part * p.part_chunks;
+  *last = min(*first + p.part_chunks, count);
+  *first = max(*first, oldest);
+  return *first < *last;
+}
+
+/* Item `item` of a launch. For states an item is a part of a segment that is not the last. */
+template <bool STATES_ONLY> __device__ bool locate(const scan_parameters &p, int item, work *w) {
+  int pairs = p.batch * p.heads, pair = item % pairs, part = 0;
   w->place = item / pairs;
+  if (STATES_ONLY) {
+    part = w->place % p.parts;
+    w->place /= p.parts;
+  }
   w->head = pair % p.heads;
   w->batch = pair / p.heads;
   w->start = p.offsets ? p.offsets[w->batch] : 0;
@@ -103,15 +131,16 @@ __device__ bool locate(const scan_parameters &p, int item, work *w) {
   w->last = w->place == segments - 1;
   w->first = (p.reverse ? segments - 1 - w->place : w->place) * p.segment_chunks;
   w->count = min(chunks - w->first, p.segment_chunks);
+  w->slot = (int64_t)pair * p.segments + w->place;
+  if (STATES_ONLY) {
+    int first, last;
+    if (w->last || !part_range(p, constant_decay(p, w->head), w->count, part, &first, &last))
+      return false;
+    w->first += p.reverse ? w->count - last : first;
+    w->count = last - first;
+    w->slot = w->slot * p.parts + part;
+  }
   return true;
-}
-
-/* Chunks of a segment that the state after it depends on: the last `needed` ones. */
-__device__ int needed_chunks(const scan_parameters &p, const work &w) {
-  if (p.decay_kind != ATTN_DECAY_HEAD) return w.count;
-  float log2_decay = p.decay[w.head * p.decay_head] * LOG2_E;
-  float chunks = NEGLIGIBLE_LOG2 / (CHUNK * log2_decay) + 2;
-  return chunks < w.count ? (int)chunks : w.count;
 }
 
 /* What a launch computes: the state after each segment; outputs; or the gradients of keys and
@@ -138,35 +167,44 @@ template <scan_kind KIND, int DK, int DV> struct shape {
   static constexpr int out_bytes = KIND == STATES    ? 0
                                    : KIND == OUTPUTS ? v_tiles * TILE_BYTES
                                                      : (k_tiles + v_tiles) * TILE_BYTES;
-  static constexpr int room = 224 * 1024 / blocks - state_bytes - out_bytes;
+  static constexpr int weighed_bytes = k_tiles * TILE_BYTES; /* of one of two buffers */
+  static constexpr int room = 224 * 1024 / blocks - state_bytes - out_bytes - 2 * weighed_bytes;
   static constexpr int stages = room / stage_bytes > 4 ? 4 : room / stage_bytes;
   static constexpr int state_offset = stages * stage_bytes;
   static constexpr int out_offset = state_offset + state_bytes;
-  static constexpr int exponents_offset = out_offset + out_bytes;
+  static constexpr int weighed_offset = out_offset + out_bytes;
+  static constexpr int exponents_offset = weighed_offset + 2 * weighed_bytes;
   static constexpr int exponents = CHUNK + 4; /* of a stage: A, then G_all */
   static constexpr int barriers_offset = exponents_offset + stages * exponents * 4;
-  static constexpr int bytes = barriers_offset + stages * 16 + 1024; /* and alignment */
+  /* Barriers: full and empty of each stage; full and empty of each weighed buffer. */
+  static constexpr int weighed_barriers_offset = barriers_offset + stages * 16;
+  static constexpr int bytes = weighed_barriers_offset + 32 + 1024; /* and alignment */
 };
+
+template <scan_kind KIND> __device__ int item_count(const scan_parameters &p) {
+  return p.batch * p.heads * (KIND == STATES ? (p.segments - 1) * p.parts : p.segments);
+}
+
+/* Chunk i of a work in the order of the scan. */
+__device__ int chunk_of(const scan_parameters &p, const work &w, int i) {
+  return w.first + (p.reverse ? w.count - 1 - i : i);
+}
 
 /* Fills the ring. One warp. */
 template <scan_kind KIND, typename S>
 __device__ void produce(const scan_parameters &p, char *shared, uint32_t base) {
-  const int lane = threadIdx.x % 32, pairs = p.batch * p.heads;
+  const int lane = threadIdx.x % 32;
   uint32_t full = base + S::barriers_offset, empty = full + S::stages * 8;
   int step = 0;
-  for (int item = blockIdx.x; item < pairs * p.segments; item += gridDim.x) {
+  for (int item = blockIdx.x; item < item_count<KIND>(p); item += gridDim.x) {
     work w;
-    if (!locate(p, item, &w)) continue;
-    if (KIND == STATES && w.last) continue;
-    const int count = KIND == STATES ? needed_chunks(p, w) : w.count;
+    if (!locate<KIND == STATES>(p, item, &w)) continue;
+    const float constant = constant_decay(p, w.head);
     const float *decay = p.decay + w.head * p.decay_head;
-    float constant = 0;
-    if (p.decay_kind == ATTN_DECAY_HEAD) constant = *decay * LOG2_E;
-    if (constant < LEAST_LOG2) constant = LEAST_LOG2;
     if (p.decay_kind == ATTN_DECAY_TOKEN)
       decay += (p.offsets ? 0 : w.batch * p.decay_batch) + w.start * p.decay_token;
-    for (int i = w.count - count; i < w.count; i++, step++) {
-      const int chunk = w.first + (p.reverse ? w.count - 1 - i : i);
+    for (int i = 0; i < w.count; i++, step++) {
+      const int chunk = chunk_of(p, w, i);
       const int valid = min(w.length - chunk * CHUNK, CHUNK);
       float log2_decays[2];
 #pragma unroll
@@ -218,6 +256,56 @@ __device__ void produce(const scan_parameters &p, char *shared, uint32_t base) {
   }
 }
 
+/* Writes 2^{G_all - A_j} K beside each chunk, for the state, and zeros into the rows after the
+ * sequence's end: what lies there may be anything, NaN too. Three warps. */
+template <typename T, scan_kind KIND, typename S>
+__device__ void weigh_keys(const scan_parameters &p, char *shared, uint32_t base) {
+  constexpr int PIECES = CHUNK * S::k_tiles * 8; /* of 16 bytes */
+  const int thread = threadIdx.x - 32;
+  const uint32_t full = base + S::barriers_offset;
+  const uint32_t weighed_full = base + S::weighed_barriers_offset,
+                 weighed_empty = weighed_full + 16;
+  int step = 0;
+  for (int item = blockIdx.x; item < item_count<KIND>(p); item += gridDim.x) {
+    work w;
+    if (!locate<KIND == STATES>(p, item, &w)) continue;
+    for (int i = 0; i < w.count; i++, step++) {
+      const int valid = min(w.length - chunk_of(p, w, i) * CHUNK, CHUNK);
+      const int stage = step % S::stages, buffer = step % 2;
+      char *tile = shared + stage * S::stage_bytes, *keys = tile + S::k_offset;
+      char *weighed = shared + S::weighed_offset + buffer * S::weighed_bytes;
+      const float *exponents = (float *)(shared + S::exponents_offset) + stage * S::exponents;
+      barrier_wait(full + stage * 8, step / S::stages % 2);
+      barrier_wait(weighed_empty + buffer * 8, step / 2 % 2 ^ 1);
+      if (valid < CHUNK) {
+        constexpr int TILES = S::k_tiles + S::v_tiles; /* K and V lie one after the other */
+        for (int j = thread; j < TILES * (CHUNK - valid) * 8; j += 96) {
+          const int row = j / 8 % (CHUNK - valid) + valid, which = j / 8 / (CHUNK - valid);
+          *(uint4 *)(keys + which * TILE_BYTES + row * 128 + j % 8 * 16) = make_uint4(0, 0, 0, 0);
+        }
+        named_sync(4, 96);
+      }
+      const float all = exponents[CHUNK];
+#pragma unroll 4
+      for (int j = thread; j < PIECES; j += 96) {
+        const int at = j * 16, row = j / 8 % CHUNK;
+        const float weight = exp2_approximate(all - exponents[row]);
+        uint4 piece = *(const uint4 *)(keys + at);
+        uint32_t *words = &piece.x;
+#pragma unroll
+        for (int word = 0; word < 4; word++) {
+          float2 pair = element<T>::unpack(words[word]);
+          words[word] = element<T>::pack(pair.x * weight, pair.y * weight);
+        }
+        *(uint4 *)(weighed + at) = piece;
+      }
+      proxy_fence();
+      __syncwarp();
+      if (thread % 32 == 0) barrier_arrive(weighed_full + buffer * 8);
+    }
+  }
+}
+
 /* Accumulators of a warpgroup for 64 rows: element i of a thread is in row 16 warp + lane / 4 (and
  * 8 below for i % 4 >= 2) and column 8 (i / 4) + 2 (lane % 4) + i % 2. */
 
@@ -261,11 +349,6 @@ __device__ float *state_at(const state_view &view, const work &w) {
   return view.data + w.batch * view.batch + w.head * view.head;
 }
 
-/* Chunk i of a segment in the order of the scan. */
-__device__ int chunk_of(const scan_parameters &p, const work &w, int i) {
-  return w.first + (p.reverse ? w.count - 1 - i : i);
-}
-
 /* Sixteen rows of 64 (the warp's) by 64 k as the A operands of wgmma. */
 template <int steps>
 __device__ __forceinline__ void rows_load(uint32_t (&a)[steps][4], uint32_t tile) {
@@ -276,53 +359,42 @@ __device__ __forceinline__ void rows_load(uint32_t (&a)[steps][4], uint32_t tile
                 tile + k / 4 * TILE_BYTES + swizzled(16 * warp + lane % 16, k % 4 * 2 + lane / 16));
 }
 
-/* Sixteen columns (the warp's) of 64 tokens, transposed and weighed by 2^{G_all - A_j}, as the A
- * operands [columns, tokens]. */
-template <typename T, int tiles>
-__device__ __forceinline__ void columns_load(uint32_t (&a)[tiles][CHUNK / 16][4], uint32_t tile,
-                                             const float *exponents, float all) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
-#pragma unroll
-  for (int k = 0; k < CHUNK / 16; k++) {
-    float2 low = *(const float2 *)&exponents[16 * k + lane % 4 * 2];
-    float2 high = *(const float2 *)&exponents[16 * k + lane % 4 * 2 + 8];
-    low = make_float2(exp2_approximate(all - low.x), exp2_approximate(all - low.y));
-    high = make_float2(exp2_approximate(all - high.x), exp2_approximate(all - high.y));
-#pragma unroll
-    for (int m = 0; m < tiles; m++) {
-      matrix_load_transposed(
-          a[m][k], tile + m * TILE_BYTES +
-                       swizzled(16 * k + lane % 8 + lane / 16 * 8, 2 * warp + lane / 8 % 2));
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        float2 pair = element<T>::unpack(a[m][k][j]), weight = j < 2 ? low : high;
-        a[m][k][j] = element<T>::pack(pair.x * weight.x, pair.y * weight.y);
-      }
-    }
-  }
-}
-
-/* Scores [64, 64] times 2^{A_i - A_j} where row i sees column j, else 0, as A operands. */
+/* Scores [64, 64] times 2^{A_i - A_j} where row i sees column j, else 0, as A operands; `exponent0`
+ * and `exponent1` are A_i of the thread's rows. */
 template <typename T>
 __device__ __forceinline__ void weigh(uint32_t (&a)[CHUNK / 16][4], const float (&scores)[32],
-                                      const float *exponents, int reverse, int valid) {
-  const int lane = threadIdx.x % 32, row0 = threadIdx.x % 128 / 32 * 16 + lane / 4;
-  const float exponent0 = exponents[row0], exponent1 = exponents[row0 + 8];
+                                      const float *exponents, float exponent0, float exponent1,
+                                      int reverse) {
+  const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x % 128 / 32, 0);
 #pragma unroll
-  for (int j = 0; j < 8; j++) {
-    int column0 = 8 * j + lane % 4 * 2;
-    float2 exponent = *(const float2 *)&exponents[column0];
-    float weighed[4];
+  for (int k = 0; k < CHUNK / 16; k++) {
+    /* The warp has rows 16 warp and on: columns before them, on the diagonal, or after. */
+    const int distance = reverse ? k - warp : warp - k;
+    if (distance < 0) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      int row = row0 + i / 2 * 8, column = column0 + i % 2;
-      bool seen = (reverse ? column >= row : column <= row) && column < valid;
-      float weight =
-          exp2_approximate((i < 2 ? exponent0 : exponent1) - (i % 2 ? exponent.y : exponent.x));
-      weighed[i] = seen ? scores[4 * j + i] * weight : 0;
+      for (int i = 0; i < 4; i++) a[k][i] = 0;
+      continue;
     }
-    a[j / 2][j % 2 * 2] = element<T>::pack(weighed[0], weighed[1]);
-    a[j / 2][j % 2 * 2 + 1] = element<T>::pack(weighed[2], weighed[3]);
+    float weighed[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) weighed[i] = scores[8 * k + i];
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      float2 exponent = *(const float2 *)&exponents[16 * k + 8 * j + lane % 4 * 2];
+      weighed[4 * j] *= exp2_approximate(exponent0 - exponent.x);
+      weighed[4 * j + 1] *= exp2_approximate(exponent0 - exponent.y);
+      weighed[4 * j + 2] *= exp2_approximate(exponent1 - exponent.x);
+      weighed[4 * j + 3] *= exp2_approximate(exponent1 - exponent.y);
+    }
+    if (distance == 0) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        const int row = lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        if (reverse ? column < row : column > row) weighed[i] = 0;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) a[k][i] = element<T>::pack(weighed[2 * i], weighed[2 * i + 1]);
   }
 }
 
@@ -355,24 +427,22 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
   constexpr int M = DK / 64;
   constexpr bool OUTPUT = KIND == OUTPUTS;
   const int lane = threadIdx.x % 32, row0 = threadIdx.x % 128 / 32 * 16 + lane / 4;
-  const int group = threadIdx.x / 128 - 1, pairs = p.batch * p.heads;
+  const int group = threadIdx.x / 128 - 1;
   const uint32_t full = base + S::barriers_offset, empty = full + S::stages * 8;
+  const uint32_t weighed_full = base + S::weighed_barriers_offset,
+                 weighed_empty = weighed_full + 16;
   const uint32_t state_tile = base + S::state_offset + group * M * TILE_BYTES;
   const uint32_t out_tile = base + S::out_offset + group * TILE_BYTES;
   const bool leader = threadIdx.x % 128 == 0;
   int step = 0;
-  for (int item = blockIdx.x; item < pairs * p.segments; item += gridDim.x) {
+  for (int item = blockIdx.x; item < item_count<KIND>(p); item += gridDim.x) {
     work w;
-    if (!locate(p, item, &w)) continue;
-    if (!OUTPUT && w.last) continue;
-    const int count = OUTPUT ? w.count : needed_chunks(p, w);
-    float *slot = p.states;
-    if (slot) slot += ((int64_t)(w.batch * p.heads + w.head) * p.segments + w.place) * DK * DV;
+    if (!locate<KIND == STATES>(p, item, &w)) continue;
     float state[M][32];
 #pragma unroll
     for (int m = 0; m < M; m++) {
-      if (OUTPUT && slot) {
-        matrix_read(state[m], slot + 64 * (m * DV + group), DV, 1, 1);
+      if (OUTPUT && p.states) {
+        matrix_read(state[m], p.states + w.slot * DK * DV + 64 * (m * DV + group), DV, 1, 1);
       } else if (OUTPUT && p.initial.data) {
         const state_view &view = p.initial;
         matrix_read(state[m], state_at(view, w) + 64 * (m * view.row + group * view.column),
@@ -388,18 +458,20 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
       named_sync(1 + group, 128);
     }
     float total = 0;
-    for (int i = w.count - count; i < w.count; i++, step++) {
+    for (int i = 0; i < w.count; i++, step++) {
       const int token = chunk_of(p, w, i) * CHUNK, valid = min(w.length - token, CHUNK);
-      const int stage = step % S::stages;
+      const int stage = step % S::stages, buffer = step % 2;
       const uint32_t q_tile = base + stage * S::stage_bytes, k_tile = q_tile + S::k_offset;
       const uint32_t v_tile = q_tile + S::v_offset + group * TILE_BYTES;
+      const uint32_t weighed_tile = base + S::weighed_offset + buffer * S::weighed_bytes;
       const float *exponents = (float *)(shared + S::exponents_offset) + stage * S::exponents;
       barrier_wait(full + stage * 8, step / S::stages % 2);
-      const float all = exponents[CHUNK];
+      if (valid < CHUNK) barrier_wait(weighed_full + buffer * 8, step / 2 % 2);
+      const float all = exponents[CHUNK], state_decay = exp2_approximate(all);
       total += all;
 
       float scores[32], out[32];
-      uint32_t q[DK / 16][4], kt[M][CHUNK / 16][4], weights[CHUNK / 16][4];
+      uint32_t q[DK / 16][4], weights[CHUNK / 16][4];
       if (OUTPUT) {
         rows_load(q, q_tile);
         pin(scores);
@@ -414,30 +486,13 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
           wgmma<T, 1>(out, q[k], descriptor(state_tile + k * 2048), k > 0);
         wgmma_commit();
       }
-      columns_load<T>(kt, k_tile, exponents, all);
-      if (valid < CHUNK) {
-        /* What lies after the sequence's end may be anything, NaN too. */
-#pragma unroll
-        for (int k = 0; k < CHUNK / 16; k++)
-#pragma unroll
-          for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-              int column = 16 * k + j / 2 * 8 + lane % 4 * 2;
-              if (column >= valid) kt[m][k][j] = 0;
-              if (column + 1 >= valid) kt[m][k][j] &= 0xffff;
-            }
-        for (int j = threadIdx.x % 128; j < (CHUNK - valid) * 8; j += 128)
-          *(uint4 *)(shared + (v_tile - base) + valid * 128 + j * 16) = make_uint4(0, 0, 0, 0);
-        proxy_fence();
-        named_sync(1 + group, 128);
-      }
       if (OUTPUT) {
+        const float exponent0 = exponents[row0] + p.log2_scale;
+        const float exponent1 = exponents[row0 + 8] + p.log2_scale;
+        const float weight0 = exp2_approximate(exponent0), weight1 = exp2_approximate(exponent1);
         wgmma_wait<1>();
         pin(scores);
-        weigh<T>(weights, scores, exponents, p.reverse, valid);
-        const float weight0 = exp2_approximate(exponents[row0]);
-        const float weight1 = exp2_approximate(exponents[row0 + 8]);
+        weigh<T>(weights, scores, exponents, exponent0, exponent1, p.reverse);
         wgmma_wait<0>();
         pin(out);
 #pragma unroll
@@ -445,13 +500,13 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
         pin(out);
       }
       /* Not before: registers of a wgmma may not be written while another one runs. */
-      const float state_decay = exp2_approximate(all);
 #pragma unroll
       for (int m = 0; m < M; m++) {
 #pragma unroll
         for (int j = 0; j < 32; j++) state[m][j] *= state_decay;
         pin(state[m]);
       }
+      barrier_wait(weighed_full + buffer * 8, step / 2 % 2);
       wgmma_fence();
       if (OUTPUT) {
 #pragma unroll
@@ -463,7 +518,8 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
       for (int m = 0; m < M; m++)
 #pragma unroll
         for (int k = 0; k < CHUNK / 16; k++)
-          wgmma<T, 1>(state[m], kt[m][k], descriptor(v_tile + k * 2048), 1);
+          wgmma<T, 1, 1>(state[m], descriptor(weighed_tile + m * TILE_BYTES + k * 2048),
+                         descriptor(v_tile + k * 2048), 1);
       wgmma_commit();
 
       if (OUTPUT) {
@@ -472,14 +528,15 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
         /* From here on nobody in the group reads the old state, nor a copy the old output. */
         if (leader) tensor_store_read();
         named_sync(1 + group, 128);
-#pragma unroll
-        for (int j = 0; j < 32; j++) out[j] *= p.scale;
         tile_write<T>(out_tile, 0, out);
       }
       wgmma_wait<0>();
 #pragma unroll
       for (int m = 0; m < M; m++) pin(state[m]);
-      if (lane == 0) barrier_arrive(empty + stage * 8);
+      if (lane == 0) {
+        barrier_arrive(empty + stage * 8);
+        barrier_arrive(weighed_empty + buffer * 8);
+      }
       if (OUTPUT) {
 #pragma unroll
         for (int m = 0; m < M; m++) tile_write<T>(state_tile + m * TILE_BYTES, 0, state[m]);
@@ -490,11 +547,9 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
     }
     if (!OUTPUT) {
 #pragma unroll
-      for (int m = 0; m < M; m++) matrix_write(state[m], slot + 64 * (m * DV + group), DV, 1, 1);
-      if (p.decay_kind == ATTN_DECAY_HEAD) /* also of chunks that were left out */
-        total = p.decay[w.head * p.decay_head] * LOG2_E *
-                (min(w.length, (w.first + w.count) * CHUNK) - w.first * CHUNK);
-      if (leader && group == 0) p.totals[(slot - p.states) / (DK * DV)] = total;
+      for (int m = 0; m < M; m++)
+        matrix_write(state[m], p.added + w.slot * DK * DV + 64 * (m * DV + group), DV, 1, 1);
+      if (leader && group == 0) p.totals[w.slot] = total;
     } else if (w.last && p.final.data) {
       const state_view &view = p.final;
 #pragma unroll
@@ -519,19 +574,19 @@ __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32
   constexpr int TILES = D / 64, STATE_STRIDE = D * 128;
   const int lane = threadIdx.x % 32, row0 = threadIdx.x % 128 / 32 * 16 + lane / 4;
   constexpr int part = D == 128 ? group : 0; /* of the state's rows */
-  const int pairs = p.batch * p.heads;
   const uint32_t full = base + S::barriers_offset, empty = full + S::stages * 8;
+  const uint32_t weighed_full = base + S::weighed_barriers_offset,
+                 weighed_empty = weighed_full + 16;
   const uint32_t state_tile = base + S::state_offset, part_tile = state_tile + part * TILE_BYTES;
   const uint32_t out_tile = base + S::out_offset + group * TILES * TILE_BYTES;
   const bool leader = threadIdx.x % 128 == 0, writer = D == 128 || group == 0;
   int step = 0;
-  for (int item = blockIdx.x; item < pairs * p.segments; item += gridDim.x) {
+  for (int item = blockIdx.x; item < item_count<GRADIENTS>(p); item += gridDim.x) {
     work w;
-    if (!locate(p, item, &w)) continue;
+    if (!locate<false>(p, item, &w)) continue;
     float state[D / 2];
     if (p.states) {
-      int64_t slot = (int64_t)(w.batch * p.heads + w.head) * p.segments + w.place;
-      matrix_read(state, p.states + slot * D * D + 64 * part * D, D, 1, 1);
+      matrix_read(state, p.states + w.slot * D * D + 64 * part * D, D, 1, 1);
     } else if (p.initial.data) {
       const state_view &view = p.initial;
       matrix_read(state, state_at(view, w) + 64 * part * view.row, view.row, view.column,
@@ -545,25 +600,16 @@ __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32
     named_sync(1, 256);
     for (int i = 0; i < w.count; i++, step++) {
       const int token = chunk_of(p, w, i) * CHUNK, valid = min(w.length - token, CHUNK);
-      const int stage = step % S::stages;
+      const int stage = step % S::stages, buffer = step % 2;
       const uint32_t k_tile = base + stage * S::stage_bytes, q_tile = k_tile + S::k_offset;
       const uint32_t d_o_tile = k_tile + S::v_offset, v_tile = k_tile + S::w_offset;
+      const uint32_t weighed_tile =
+          base + S::weighed_offset + buffer * S::weighed_bytes + part * TILE_BYTES;
       const float *exponents = (float *)(shared + S::exponents_offset) + stage * S::exponents;
       barrier_wait(full + stage * 8, step / S::stages % 2);
-      const float all = exponents[CHUNK];
-      if (valid < CHUNK) {
-        /* What lies after the sequence's end may be anything, NaN too. */
-        for (int j = threadIdx.x - 128; j < (CHUNK - valid) * 8; j += 256)
-          for (int tile = 0; tile < TILES; tile++) {
-            int at = tile * TILE_BYTES + valid * 128 + j * 16;
-            *(uint4 *)(shared + (q_tile - base) + at) = make_uint4(0, 0, 0, 0);
-            *(uint4 *)(shared + (d_o_tile - base) + at) = make_uint4(0, 0, 0, 0);
-          }
-        proxy_fence();
-        named_sync(1, 256);
-      }
+      if (valid < CHUNK) barrier_wait(weighed_full + buffer * 8, step / 2 % 2);
       float scores[32], out[D / 2];
-      uint32_t qt[1][CHUNK / 16][4], weights[CHUNK / 16][4];
+      uint32_t weights[CHUNK / 16][4];
       const uint32_t left_tile = group ? q_tile : d_o_tile, right_tile = group ? d_o_tile : q_tile;
       /* From shared memory: registers are short. */
       const uint32_t row_tile = group ? k_tile : v_tile;
@@ -573,25 +619,27 @@ __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < D / 16; k++) /* V dO^T, K Q^T */
-        wgmma<T, 0>(scores, a(k), descriptor(left_tile + k / 4 * TILE_BYTES + k % 4 * 32), k > 0);
+        wgmma<T, 0, 0>(scores, a(k), descriptor(left_tile + k / 4 * TILE_BYTES + k % 4 * 32),
+                       k > 0);
       wgmma_commit();
       if constexpr (group == 0) {
 #pragma unroll
         for (int k = 0; k < D / 16; k++) /* V dS^T */
-          wgmma<T, 0>(out, a(k), descriptor(state_tile + k / 4 * STATE_STRIDE + k % 4 * 32), k > 0);
+          wgmma<T, 0, 0>(out, a(k), descriptor(state_tile + k / 4 * STATE_STRIDE + k % 4 * 32),
+                         k > 0);
       } else {
 #pragma unroll
         for (int k = 0; k < D / 16; k++) /* K dS */
-          wgmma<T, 1>(out, a(k), descriptor(state_tile + k * 2048, STATE_STRIDE), k > 0);
+          wgmma<T, 0, 1>(out, a(k), descriptor(state_tile + k * 2048, STATE_STRIDE), k > 0);
       }
       wgmma_commit();
-      columns_load<T>(qt, q_tile + part * TILE_BYTES, exponents, all);
+      const float exponent0 = exponents[row0] + p.log2_scale;
+      const float exponent1 = exponents[row0 + 8] + p.log2_scale;
+      const float weight0 = exp2_approximate(exponent0), weight1 = exp2_approximate(exponent1);
+      const float state_decay = exp2_approximate(exponents[CHUNK]);
       wgmma_wait<1>();
       pin(scores);
-      weigh<T>(weights, scores, exponents, 1, valid);
-      const float weight0 = exp2_approximate(exponents[row0]);
-      const float weight1 = exp2_approximate(exponents[row0 + 8]);
-      const float state_decay = exp2_approximate(all);
+      weigh<T>(weights, scores, exponents, exponent0, exponent1, 1);
       wgmma_wait<0>();
       pin(out);
 #pragma unroll
@@ -600,6 +648,7 @@ __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32
       for (int j = 0; j < D / 2; j++) state[j] *= state_decay;
       pin(out);
       pin(state);
+      barrier_wait(weighed_full + buffer * 8, step / 2 % 2);
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < CHUNK / 16; k++)
@@ -607,7 +656,8 @@ __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32
       wgmma_commit();
 #pragma unroll
       for (int k = 0; k < CHUNK / 16; k++) /* Q^T dO */
-        wgmma<T, 1>(state, qt[0][k], descriptor(d_o_tile + k * 2048, TILE_BYTES), 1);
+        wgmma<T, 1, 1>(state, descriptor(weighed_tile + k * 2048),
+                       descriptor(d_o_tile + k * 2048, TILE_BYTES), 1);
       wgmma_commit();
 
       wgmma_wait<1>();
@@ -615,12 +665,13 @@ __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32
       /* From here on nobody reads the old state, nor a copy the old outputs. */
       if (leader) tensor_store_read();
       named_sync(1, 256);
-#pragma unroll
-      for (int j = 0; j < D / 2; j++) out[j] *= p.scale;
       tile_write<T>(out_tile, TILE_BYTES, out);
       wgmma_wait<0>();
       pin(state);
-      if (lane == 0) barrier_arrive(empty + stage * 8);
+      if (lane == 0) {
+        barrier_arrive(empty + stage * 8);
+        barrier_arrive(weighed_empty + buffer * 8);
+      }
       if (writer) tile_write<T>(part_tile, STATE_STRIDE, state);
       proxy_fence();
       named_sync(1, 256);
@@ -648,12 +699,19 @@ __global__ void __launch_bounds__(shape<KIND, DK, DV>::threads, shape<KIND, DK, 
       barrier_init(base + S::barriers_offset + stage * 8, 1);
       barrier_init(base + S::barriers_offset + (S::stages + stage) * 8, 4 * S::consumers);
     }
+    for (int buffer = 0; buffer < 2; buffer++) {
+      barrier_init(base + S::weighed_barriers_offset + buffer * 8, 3);
+      barrier_init(base + S::weighed_barriers_offset + 16 + buffer * 8, 4 * S::consumers);
+    }
     barrier_init_fence();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
     if (S::moves_registers) registers_fewer<S::producer_registers>();
-    if (threadIdx.x < 32) produce<KIND, S>(p, shared, base);
+    if (threadIdx.x < 32)
+      produce<KIND, S>(p, shared, base);
+    else
+      weigh_keys<T, KIND, S>(p, shared, base);
   } else if constexpr (KIND == GRADIENTS) {
     registers_more<S::consumer_registers>();
     if (threadIdx.x < 256)
@@ -666,46 +724,58 @@ __global__ void __launch_bounds__(shape<KIND, DK, DV>::threads, shape<KIND, DK, 
   }
 }
 
-/* From what each segment adds to the state before each segment, in place. A thread has four
+/* From what each part of each segment adds to the state before each segment. A thread has four
  * elements of one state. */
 template <int DK, int DV>
 __global__ void chain_segments(const __grid_constant__ scan_parameters p) {
-  constexpr int BATCH = 8; /* loads in flight */
-  const int pair = blockIdx.y, element = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
-  const int row = element / DV, column = element % DV;
-  float4 *slot = (float4 *)(p.states + (int64_t)pair * p.segments * DK * DV + element);
-  const float *totals = p.totals + (int64_t)pair * p.segments;
-  const int batch = pair / p.heads, head = pair % p.heads;
-  int length = p.offsets ? p.offsets[batch + 1] - p.offsets[batch] : p.length;
-  int chunks = (length + CHUNK - 1) / CHUNK;
-  int segments = max(1, (chunks + p.segment_chunks - 1) / p.segment_chunks);
+  constexpr int BATCH = 8, SIZE = DK * DV / 4; /* loads in flight; of a state in vectors */
+  const int element = blockIdx.x * blockDim.x + threadIdx.x, pair = blockIdx.y;
+  work w;
+  locate<false>(p, pair, &w); /* the first segment */
+  const int chunks = (w.length + CHUNK - 1) / CHUNK;
+  const int segments = max(1, (chunks + p.segment_chunks - 1) / p.segment_chunks);
+  const float constant = constant_decay(p, w.head);
+  float4 *states = (float4 *)p.states + w.slot * SIZE + element;
+  const float4 *added = (const float4 *)p.added + w.slot * p.parts * SIZE + element;
+  const float *totals = p.totals + w.slot * p.parts;
   float4 running = make_float4(0, 0, 0, 0);
   if (p.initial.data) {
-    const float *data = p.initial.data + batch * p.initial.batch + head * p.initial.head;
-    int64_t step = p.initial.column;
-    data += row * p.initial.row + column * step;
+    const int64_t step = p.initial.column;
+    const float *data =
+        state_at(p.initial, w) + element * 4 / DV * p.initial.row + element * 4 % DV * step;
     running = make_float4(p.initial.scale * data[0], p.initial.scale * data[step],
                           p.initial.scale * data[2 * step], p.initial.scale * data[3 * step]);
   }
-  for (int first = 0; first < segments; first += BATCH) {
-    float4 added[BATCH];
+  const int slots = (segments - 1) * p.parts;
+  for (int slot = 0; slot < slots; slot += BATCH) {
+    float4 terms[BATCH];
     float decays[BATCH];
 #pragma unroll
-    for (int i = 0; i < BATCH; i++)
-      if (first + i < segments - 1) {
-        added[i] = slot[(int64_t)(first + i) * (DK * DV / 4)];
-        decays[i] = exp2_approximate(totals[first + i]);
+    for (int i = 0; i < BATCH; i++) {
+      const int segment = (slot + i) / p.parts, part = (slot + i) % p.parts;
+      const int count = segment == 0 ? w.count : p.segment_chunks;
+      int first, last;
+      terms[i] = make_float4(0, 0, 0, 0);
+      decays[i] = 1;
+      if (slot + i >= slots) continue;
+      if (part_range(p, constant, count, part, &first, &last)) {
+        terms[i] = added[(int64_t)(slot + i) * SIZE];
+        decays[i] = exp2_approximate(totals[slot + i]);
+      } else if (part * p.part_chunks < count) {
+        decays[i] = 0; /* what came before it is as negligible as it is */
       }
+    }
 #pragma unroll
-    for (int i = 0; i < BATCH; i++)
-      if (first + i < segments) {
-        slot[(int64_t)(first + i) * (DK * DV / 4)] = running;
-        running.x = decays[i] * running.x + added[i].x;
-        running.y = decays[i] * running.y + added[i].y;
-        running.z = decays[i] * running.z + added[i].z;
-        running.w = decays[i] * running.w + added[i].w;
-      }
+    for (int i = 0; i < BATCH; i++) {
+      if (slot + i < slots && (slot + i) % p.parts == 0)
+        states[(int64_t)((slot + i) / p.parts) * SIZE] = running;
+      running.x = decays[i] * running.x + terms[i].x;
+      running.y = decays[i] * running.y + terms[i].y;
+      running.z = decays[i] * running.z + terms[i].z;
+      running.w = decays[i] * running.w + terms[i].w;
+    }
   }
+  states[(int64_t)(segments - 1) * SIZE] = running;
 }
 
 /* out[token, head] = the sum over the group of parts[token, head * group + ...]: gradients of
@@ -830,7 +900,7 @@ __global__ void decay_sums(float *d_decay, strides step, const int32_t *offsets,
 /* ------------------------------------------------------------------------------ host's side */
 
 /* choice->values */
-enum { SEGMENTS, SEGMENT_CHUNKS, MULTIPROCESSORS };
+enum { SEGMENTS, SEGMENT_CHUNKS, PARTS, PART_CHUNKS, MULTIPROCESSORS };
 
 /* [batch, length, heads, columns], or [1, total, heads, columns] when ragged. */
 struct operand {
@@ -881,18 +951,27 @@ size_t align(size_t bytes) {
   return (bytes + 255) / 256 * 256;
 }
 
-/* Bytes of the segments' states and decays. */
-size_t segments_bytes(const attn_recurrent_problem *problem, int64_t segments) {
-  int64_t slots = problem->batch * problem->value_heads * segments;
-  return segments < 2 ? 0
-                      : align((size_t)(slots * problem->dim * problem->value_dim) * sizeof(float)) +
-                            align((size_t)slots * sizeof(float));
+/* Where the segments' states lie in the workspace, in bytes from its start. */
+struct segments_layout {
+  size_t added, totals, bytes;
+};
+
+segments_layout segments_layout_of(const attn_recurrent_problem *problem,
+                                   const attn_cuda_choice *choice) {
+  const int64_t slots = problem->batch * problem->value_heads * choice->values[SEGMENTS];
+  const int64_t parts = slots * choice->values[PARTS], size = problem->dim * problem->value_dim;
+  segments_layout layout = {};
+  if (choice->values[SEGMENTS] < 2) return layout;
+  layout.added = align((size_t)(slots * size) * sizeof(float));
+  layout.totals = layout.added + align((size_t)(parts * size) * sizeof(float));
+  layout.bytes = layout.totals + align((size_t)parts * sizeof(float));
+  return layout;
 }
 
 template <typename T, scan_kind KIND, int DK, int DV>
 attn_status launch(const attn_cuda_choice *choice, const scan_parameters &p, cudaStream_t stream) {
   typedef shape<KIND, DK, DV> S;
-  int items = p.batch * p.heads * p.segments;
+  int items = p.batch * p.heads * (KIND == STATES ? (p.segments - 1) * p.parts : p.segments);
   int most = (int)choice->values[MULTIPROCESSORS] * S::blocks;
   ATTN_CUDA_TRY(cudaFuncSetAttribute(scan<T, KIND, DK, DV>,
                                      cudaFuncAttributeMaxDynamicSharedMemorySize, S::bytes));
@@ -949,13 +1028,16 @@ attn_status scan_launch(const attn_cuda_choice *choice, const attn_recurrent_pro
   p.segments = (int)choice->values[SEGMENTS];
   p.segment_chunks = (int)choice->values[SEGMENT_CHUNKS];
   p.reverse = x.reverse;
-  p.scale = (float)problem->scale;
+  p.parts = (int)choice->values[PARTS];
+  p.part_chunks = (int)choice->values[PART_CHUNKS];
+  p.log2_scale = (float)log2(problem->scale);
 
   int pairs = p.batch * p.heads;
   if (p.segments > 1) {
+    const segments_layout layout = segments_layout_of(problem, choice);
     p.states = (float *)workspace;
-    p.totals =
-        (float *)((char *)workspace + align((size_t)pairs * p.segments * DK * DV * sizeof(float)));
+    p.added = (float *)((char *)workspace + layout.added);
+    p.totals = (float *)((char *)workspace + layout.totals);
     attn_status status = launch<T, STATES, DK, DV>(choice, p, stream);
     if (status != ATTN_OK) return status;
     chain_segments<DK, DV><<<dim3(DK * DV / 4 / 256, pairs), 256, 0, stream>>>(p);
@@ -984,13 +1066,12 @@ attn_status scan_run(const attn_cuda_choice *choice, const attn_recurrent_proble
 }
 
 /* Segments of a sequence, from a model in units of one chunk's time in a block. Blocks go round by
- * round over their items, each of which costs some chunks' time to begin; finding the segments'
- * states costs about half as much for each chunk as the outputs, or little where decay is constant.
- */
+ * round over their items, each of which costs some chunks' time to begin; a chunk costs about half
+ * as much in the pass that finds the segments' states. With a constant decay few of them count. */
 void choose_segments(const attn_cuda_device *device, const attn_recurrent_problem *problem,
                      attn_cuda_choice *choice) {
-  const double ITEM = 2, STATES = problem->decay == ATTN_DECAY_HEAD ? 0.15 : 0.5, LAUNCHES = 4;
-  const int64_t LEAST_CHUNKS = 8, MOST_SEGMENTS = 64;
+  const double ITEM = 2, STATE_CHUNK = 0.5, LAUNCHES = 6;
+  const int64_t LEAST_CHUNKS = 8, MOST_SEGMENTS = 64, HEAD_CHUNKS = 24, MOST_PART_CHUNKS = 128;
   int64_t chunks = (problem->length + CHUNK - 1) / CHUNK;
   int64_t pairs = problem->batch * problem->value_heads;
   int64_t slots = device->multiprocessors * (problem->value_dim == 64 ? 2 : 1);
@@ -1002,7 +1083,9 @@ void choose_segments(const attn_cuda_device *device, const attn_recurrent_proble
     int64_t rounds = (pairs * segments + slots - 1) / slots;
     double cost = (double)rounds * ((double)length + ITEM);
     if (segments > 1) {
-      cost += STATES * (double)(pairs * chunks) / (double)slots + LAUNCHES;
+      bool few = problem->decay == ATTN_DECAY_HEAD && length > HEAD_CHUNKS;
+      int64_t read = pairs * (segments - 1) * (few ? HEAD_CHUNKS : length);
+      cost += LAUNCHES + STATE_CHUNK * (double)read / (double)slots;
       cost += (double)(pairs * segments) / (double)slots; /* states written, chained and read */
     }
     if (segments > 1 && cost >= best) continue;
@@ -1010,6 +1093,12 @@ void choose_segments(const attn_cuda_device *device, const attn_recurrent_proble
     choice->values[SEGMENTS] = segments;
     choice->values[SEGMENT_CHUNKS] = length > 0 ? length : 1;
   }
+  /* Parts of segments: about four for each multiprocessor. */
+  int64_t length = choice->values[SEGMENT_CHUNKS], part = pairs * chunks / (4 * slots);
+  if (part > MOST_PART_CHUNKS) part = MOST_PART_CHUNKS;
+  if (part < LEAST_CHUNKS) part = LEAST_CHUNKS;
+  choice->values[PARTS] = (length + part - 1) / part;
+  choice->values[PART_CHUNKS] = part;
   choice->values[MULTIPROCESSORS] = device->multiprocessors;
 }
 
@@ -1017,8 +1106,8 @@ bool plan_any(const attn_cuda_device *device, const attn_recurrent_problem *prob
   return device->major == 9 && device->minor == 0 && problem->update == ATTN_UPDATE_ADDITIVE &&
          !problem->normalise && (problem->dtype == ATTN_BF16 || problem->dtype == ATTN_F16) &&
          problem->decay != ATTN_DECAY_CHANNEL && (problem->dim == 64 || problem->dim == 128) &&
-         (problem->value_dim == 64 || problem->value_dim == 128) && problem->length >= 2 * CHUNK &&
-         problem->length < (int64_t)1 << 30 &&
+         (problem->value_dim == 64 || problem->value_dim == 128) && problem->scale > 0 &&
+         problem->length >= 2 * CHUNK && problem->length < (int64_t)1 << 30 &&
          problem->batch * problem->value_heads < (int64_t)1 << 24;
 }
 
@@ -1026,7 +1115,7 @@ bool plan_forward(const attn_cuda_device *device, const attn_recurrent_problem *
                   attn_cuda_choice *choice) {
   if (!plan_any(device, problem)) return false;
   choose_segments(device, problem, choice);
-  choice->workspace_bytes = segments_bytes(problem, choice->values[SEGMENTS]);
+  choice->workspace_bytes = segments_layout_of(problem, choice).bytes;
   snprintf(choice->description, sizeof choice->description,
            "additive, wgmma, chunks of %d, %lld segments of %lld chunks", CHUNK,
            (long long)choice->values[SEGMENTS], (long long)choice->values[SEGMENT_CHUNKS]);
@@ -1058,14 +1147,15 @@ struct backward_layout {
   size_t bytes;
 };
 
-backward_layout layout_of(const attn_recurrent_problem *problem, int64_t segments) {
+backward_layout backward_layout_of(const attn_recurrent_problem *problem,
+                                   const attn_cuda_choice *choice) {
   const bool wants_decay = problem->decay == ATTN_DECAY_TOKEN;
   const int64_t rows = problem->value_heads * problem->batch;
   const size_t parts = problem->value_heads > problem->heads
                            ? align((size_t)(rows * problem->length * problem->dim) * 2)
                            : 0;
   backward_layout layout;
-  layout.d_q_parts = segments_bytes(problem, segments);
+  layout.d_q_parts = segments_layout_of(problem, choice).bytes;
   layout.d_k_parts = layout.d_q_parts + (wants_decay ? parts : 0);
   layout.final_states = layout.d_k_parts + parts;
   layout.bytes = layout.final_states;
@@ -1078,7 +1168,7 @@ bool plan_backward(const attn_cuda_device *device, const attn_recurrent_problem 
                    attn_cuda_choice *choice) {
   if (!plan_any(device, problem)) return false;
   choose_segments(device, problem, choice);
-  choice->workspace_bytes = layout_of(problem, choice->values[SEGMENTS]).bytes;
+  choice->workspace_bytes = backward_layout_of(problem, choice).bytes;
   snprintf(choice->description, sizeof choice->description,
            "additive, wgmma, chunks of %d, %lld segments of %lld chunks", CHUNK,
            (long long)choice->values[SEGMENTS], (long long)choice->values[SEGMENT_CHUNKS]);
@@ -1151,7 +1241,7 @@ attn_status run_backward(const attn_cuda_device *, const attn_cuda_choice *choic
                 v = operand_of(problem, &args->v), d_o = operand_of(problem, &args->d_o);
   const double scale = problem->scale;
   const bool grouped = problem->value_heads > problem->heads;
-  const backward_layout layout = layout_of(problem, choice->values[SEGMENTS]);
+  const backward_layout layout = backward_layout_of(problem, choice);
   const int64_t row = problem->value_heads * problem->dim;
   operand d_q = {(char *)workspace + layout.d_q_parts,
                  problem->length * row,
