@@ -322,7 +322,8 @@ static void check(const test_case &c) {
           {"dq", &d_q, pass == ATTN_PASS_BACKWARD, c.dtype == ATTN_BF16 ? 5e-3 : 1e-3},
           {"dk", &d_k, pass == ATTN_PASS_BACKWARD, c.dtype == ATTN_BF16 ? 5e-3 : 1e-3},
           {"dv", &d_v, pass == ATTN_PASS_BACKWARD, c.dtype == ATTN_BF16 ? 5e-3 : 1e-3},
-          {"dg", &d_decay, pass == ATTN_PASS_BACKWARD && d_decay.tensor.data,
+          /* Under decays of e^-15 a step nothing is left of it beside what cancels. */
+          {"dg", &d_decay, pass == ATTN_PASS_BACKWARD && d_decay.tensor.data && c.strength < 100,
            c.dtype == ATTN_BF16 ? 1e-2 : 2e-3},
           {"dS", &d_initial, pass == ATTN_PASS_BACKWARD && c.states,
            c.dtype == ATTN_BF16 ? 5e-3 : 1e-3},
@@ -372,7 +373,10 @@ static void checks(const char *only) {
       {"token", B, 2, 321, 2, 2, 128, 128, token, true, 0, {}},
       {"token, segments", B, 1, 1100, 2, 4, 128, 128, token, true, 0, {}},
       {"token, ragged", B, 1, 0, 2, 2, 128, 128, token, true, 0, {130, 1, 64, 0, 200, 63}},
-      {"token, strong", B, 1, 300, 2, 2, 128, 128, token, true, 0, {}, 300},
+      {"token, strong", B, 1, 300, 2, 2, 128, 128, token, true, 0, {}, 30},
+      {"token, very strong", B, 1, 300, 2, 2, 128, 128, token, true, 0, {}, 300},
+      {"token, 64 x 128", B, 1, 700, 2, 4, 64, 128, token, true, 8, {}},
+      {"token, long", B, 1, 8000, 1, 1, 64, 64, token, false, 0, {}},
       {"token, float16 64", H, 1, 321, 2, 4, 64, 64, token, true, 0, {}},
       {"channel", B, 2, 321, 2, 2, 128, 128, channel, true, 0, {}},
       {"channel, segments", B, 1, 1100, 2, 4, 128, 128, channel, true, 0, {}},
@@ -503,7 +507,7 @@ static void bench() {
           printf("%s %-7s N %7lld: %8.1f us (%7.1f), %5.1f%% of copy, %.0f Mtokens/s; %s\n",
                  forward ? "fwd" : "bwd", names[kind], (long long)length, us, us * copy / 4.27,
                  100 * bytes / us / 1e6 / copy, (double)tokens / us, choice.description);
-                  cudaFree(workspace);
+          cudaFree(workspace);
           break;
         }
       }

@@ -63,10 +63,22 @@ struct scan_output {
   int64_t token, head;
 };
 
+/* Strides in elements of a tensor [batch, length, heads, ...]; ragged: batch 0. */
+struct strides {
+  int64_t batch, token, head;
+};
+
 struct scan_parameters {
   CUtensorMap q, k, v, o;
   CUtensorMap w, d_w; /* for gradients: below */
   scan_output d_w_out;
+  /* For the decay's gradient: each output row's product with the row of a tensor of its shape, for
+   * every warpgroup [tokens, heads]. GRADIENTS take those of d_w and q. */
+  const void *partner;
+  strides partner_step;
+  int partner_group;
+  float *products;
+  int64_t products_stride;       /* of a warpgroup's */
   scan_output out;               /* what o maps */
   int q_group, k_group, v_group; /* value heads for each head of q, k, v */
   const int32_t *offsets;
@@ -420,6 +432,25 @@ __device__ __forceinline__ void out_store(const scan_parameters &p, const work &
   }
 }
 
+/* Tokens before a sequence in an array [tokens, ...] of all of them. */
+__device__ int64_t flat_start(const scan_parameters &p, const work &w) {
+  return p.offsets ? w.start : (int64_t)w.batch * p.length;
+}
+
+/* Sums over four lanes of the thread's two rows, to p.products. */
+__device__ __forceinline__ void products_write(const scan_parameters &p, const work &w,
+                                               float (&sums)[2], int token, int valid, int group) {
+  const int lane = threadIdx.x % 32, row0 = threadIdx.x % 128 / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    sums[i] += __shfl_xor_sync(~0u, sums[i], 1);
+    sums[i] += __shfl_xor_sync(~0u, sums[i], 2);
+    if (lane % 4 == 0 && row0 + 8 * i < valid)
+      p.products[group * p.products_stride + (flat_start(p, w) + token + row0 + 8 * i) * p.heads +
+                 w.head] = sums[i];
+  }
+}
+
 /* States and outputs. Each warpgroup has 64 columns of the state. */
 template <typename T, scan_kind KIND, int DK, int DV>
 __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
@@ -471,7 +502,19 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
       total += all;
 
       float scores[32], out[32];
-      uint32_t q[DK / 16][4], weights[CHUNK / 16][4];
+      uint32_t q[DK / 16][4], weights[CHUNK / 16][4], partner[16];
+      if (OUTPUT && p.products) {
+        const T *rows = (const T *)p.partner + (p.offsets ? 0 : w.batch * p.partner_step.batch) +
+                        w.head / p.partner_group * p.partner_step.head + 64 * group + lane % 4 * 2;
+#pragma unroll
+        for (int j = 0; j < 16; j++) {
+          const int row = row0 + j % 2 * 8;
+          partner[j] = 0;
+          if (row < valid)
+            partner[j] = *(const uint32_t *)(rows + (w.start + token + row) * p.partner_step.token +
+                                             j / 2 * 8);
+        }
+      }
       if (OUTPUT) {
         rows_load(q, q_tile);
         pin(scores);
@@ -529,6 +572,15 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
         if (leader) tensor_store_read();
         named_sync(1 + group, 128);
         tile_write<T>(out_tile, 0, out);
+        if (p.products) {
+          float sums[2] = {0, 0};
+#pragma unroll
+          for (int j = 0; j < 16; j++) {
+            const float2 pair = element<T>::unpack(partner[j]);
+            sums[j % 2] += pair.x * out[2 * j] + pair.y * out[2 * j + 1];
+          }
+          products_write(p, w, sums, token, valid, group);
+        }
       }
       wgmma_wait<0>();
 #pragma unroll
@@ -666,6 +718,18 @@ __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32
       if (leader) tensor_store_read();
       named_sync(1, 256);
       tile_write<T>(out_tile, TILE_BYTES, out);
+      if (group == 0 && p.products) {
+        float sums[2] = {0, 0};
+#pragma unroll
+        for (int j = 0; j < D / 4; j++) {
+          const uint32_t *words =
+              (const uint32_t *)(shared + (k_tile - base) + j / 16 * TILE_BYTES +
+                                 swizzled(row0 + j % 2 * 8, j / 2 % 8));
+          const float2 pair = element<T>::unpack(words[lane % 4]);
+          sums[j % 2] += pair.x * out[2 * j] + pair.y * out[2 * j + 1];
+        }
+        products_write(p, w, sums, token, valid, 0);
+      }
       wgmma_wait<0>();
       pin(state);
       if (lane == 0) {
@@ -799,49 +863,6 @@ __global__ void sum_groups(const void *parts, void *out, int64_t tokens, int64_t
   *(uint32_t *)(row + 2 * word) = element<T>::pack(sum.x, sum.y);
 }
 
-/* Strides in elements of a tensor [batch, length, heads, ...]; ragged: batch 0. */
-struct strides {
-  int64_t batch, token, head;
-};
-
-/* The gradient of a decay per token from those of queries and keys. The log decays act through
- * their sums G_i, and
- *
- *   dL/dG_i = q_i . dq_i - k_i . dk_i,   dg_t = sum_{i >= t} dL/dG_i + <dS_N, S_N>.
- *
- * This finds the terms, DIM / 8 threads for each token and value head. */
-template <typename T, int DIM>
-__global__ void decay_terms(const T *q, const T *k, const T *d_q, const T *d_k, float *d_decay,
-                            int64_t tokens, int64_t length, int heads, int group, strides q_step,
-                            strides k_step, strides d_q_step, strides d_k_step, int d_group,
-                            strides d_decay_step) {
-  constexpr int LANES = DIM / 8;
-  const int64_t index = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / LANES;
-  const int64_t row = index < tokens * heads ? index : 0;
-  const int head = (int)(row % heads), lane = threadIdx.x % LANES;
-  const int64_t token = row / heads % length, batch = row / heads / length;
-  const auto load = [&](const T *data, const strides &step, int h) {
-    return *(const uint4 *)(data + batch * step.batch + token * step.token + h * step.head +
-                            8 * lane);
-  };
-  const uint4 words[4] = {load(q, q_step, head / group), load(d_q, d_q_step, head / d_group),
-                          load(k, k_step, head / group), load(d_k, d_k_step, head / d_group)};
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const float2 a = element<T>::unpack((&words[0].x)[i]), b = element<T>::unpack((&words[1].x)[i]);
-    const float2 c = element<T>::unpack((&words[2].x)[i]), d = element<T>::unpack((&words[3].x)[i]);
-    sum += a.x * b.x - c.x * d.x;
-    sum += a.y * b.y - c.y * d.y;
-  }
-#pragma unroll
-  for (int distance = LANES / 2; distance > 0; distance /= 2)
-    sum += __shfl_xor_sync(~0u, sum, distance);
-  if (lane == 0 && row == index)
-    d_decay[batch * d_decay_step.batch + token * d_decay_step.token + head * d_decay_step.head] =
-        sum;
-}
-
 /* The sum over a block of 1024 threads, for all of them. `room` holds 32 floats. */
 __device__ float block_sum(float value, float *room) {
 #pragma unroll
@@ -857,9 +878,17 @@ __device__ float block_sum(float value, float *room) {
   return value;
 }
 
-/* Their sums from the sequence's end, in place; a block of 1024 threads for each sequence and value
- * head. `final_states` [batch, heads, size] is what d_final goes with. */
-__global__ void decay_sums(float *d_decay, strides step, const int32_t *offsets, int64_t length,
+/* The gradient of a decay per token from those of queries and keys. The log decays act through
+ * their sums G_i, and
+ *
+ *   dL/dG_i = q_i . dq_i - k_i . dk_i,   dg_t = sum_{i >= t} dL/dG_i + <dS_N, S_N>.
+ *
+ * `products` [q_parts + k_parts, tokens, heads] are these products. Both come from the same rounded
+ * weights inside a chunk, so that what should cancel does. A block of 1024 threads for each
+ * sequence and value head; `final_states` [batch, heads, dim, value_dim] is what d_final goes with.
+ */
+__global__ void decay_sums(const float *products, int q_parts, int k_parts, int64_t tokens,
+                           float *d_decay, strides step, const int32_t *offsets, int64_t length,
                            int heads, const float *final_states, state_view d_final, int dim,
                            int value_dim) {
   __shared__ float room[32], ends[32];
@@ -874,10 +903,16 @@ __global__ void decay_sums(float *d_decay, strides step, const int32_t *offsets,
   }
   const int64_t start = offsets ? offsets[batch] : 0;
   if (offsets) length = offsets[batch + 1] - start;
+  products += (offsets ? start : batch * length) * heads + head;
   d_decay += batch * step.batch + start * step.token + head * step.head;
   for (int64_t last = length - 1; last >= 0; last -= 1024) {
     const int64_t token = last - threadIdx.x;
-    float sum = token >= 0 ? d_decay[token * step.token] : 0;
+    float sum = 0;
+    if (token >= 0)
+      for (int part = 0; part < q_parts + k_parts; part++) {
+        const float product = products[(part * tokens + token) * heads];
+        sum += part < q_parts ? product : -product;
+      }
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
       float above = __shfl_up_sync(~0u, sum, distance);
@@ -945,6 +980,8 @@ struct scan_operands {
   state_view initial, final;
   bool reverse;
   operand w, d_w;
+  operand partner; /* and the products with it, if they are wanted */
+  float *products;
 };
 
 size_t align(size_t bytes) {
@@ -1025,6 +1062,13 @@ attn_status scan_launch(const attn_cuda_choice *choice, const attn_recurrent_pro
   }
   p.initial = x.initial;
   p.final = x.final;
+  if (x.products) {
+    p.products = x.products;
+    p.products_stride = batch * tokens * problem->value_heads;
+    p.partner = x.partner.data;
+    p.partner_step = strides{x.partner.batch, x.partner.token, x.partner.head};
+    p.partner_group = (int)(problem->value_heads / x.partner.heads);
+  }
   p.segments = (int)choice->values[SEGMENTS];
   p.segment_chunks = (int)choice->values[SEGMENT_CHUNKS];
   p.reverse = x.reverse;
@@ -1070,8 +1114,8 @@ attn_status scan_run(const attn_cuda_choice *choice, const attn_recurrent_proble
  * as much in the pass that finds the segments' states. With a constant decay few of them count. */
 void choose_segments(const attn_cuda_device *device, const attn_recurrent_problem *problem,
                      attn_cuda_choice *choice) {
-  const double ITEM = 2, STATE_CHUNK = 0.5, LAUNCHES = 6;
-  const int64_t LEAST_CHUNKS = 8, MOST_SEGMENTS = 64, HEAD_CHUNKS = 24, MOST_PART_CHUNKS = 128;
+  const double ITEM = 2, STATE_CHUNK = 0.5, STATE_ITEM = 6, LAUNCHES = 6;
+  const int64_t LEAST_CHUNKS = 8, MOST_SEGMENTS = 64, HEAD_CHUNKS = 24, MOST_PARTS = 32;
   int64_t chunks = (problem->length + CHUNK - 1) / CHUNK;
   int64_t pairs = problem->batch * problem->value_heads;
   int64_t slots = device->multiprocessors * (problem->value_dim == 64 ? 2 : 1);
@@ -1093,12 +1137,19 @@ void choose_segments(const attn_cuda_device *device, const attn_recurrent_proble
     choice->values[SEGMENTS] = segments;
     choice->values[SEGMENT_CHUNKS] = length > 0 ? length : 1;
   }
-  /* Parts of segments: about four for each multiprocessor. */
-  int64_t length = choice->values[SEGMENT_CHUNKS], part = pairs * chunks / (4 * slots);
-  if (part > MOST_PART_CHUNKS) part = MOST_PART_CHUNKS;
-  if (part < LEAST_CHUNKS) part = LEAST_CHUNKS;
-  choice->values[PARTS] = (length + part - 1) / part;
-  choice->values[PART_CHUNKS] = part;
+  /* Parts of segments, small where most are skipped; otherwise few, since each writes a state. */
+  const int64_t length = choice->values[SEGMENT_CHUNKS];
+  int64_t most = (length + LEAST_CHUNKS - 1) / LEAST_CHUNKS;
+  if (most > MOST_PARTS) most = MOST_PARTS;
+  for (int64_t parts = problem->decay == ATTN_DECAY_HEAD ? most : 1; parts <= most; parts++) {
+    int64_t part = (length + parts - 1) / parts;
+    int64_t rounds = ((choice->values[SEGMENTS] - 1) * pairs * parts + slots - 1) / slots;
+    double cost = (double)rounds * ((double)part + STATE_ITEM);
+    if (choice->values[PARTS] && cost >= best) continue;
+    best = cost;
+    choice->values[PARTS] = (length + part - 1) / part;
+    choice->values[PART_CHUNKS] = part;
+  }
   choice->values[MULTIPROCESSORS] = device->multiprocessors;
 }
 
@@ -1142,25 +1193,24 @@ attn_status run_forward(const attn_cuda_device *, const attn_cuda_choice *choice
 
 /* Parts of the backward pass's workspace, in bytes from its start. */
 struct backward_layout {
-  size_t d_q_parts, d_k_parts; /* for each value head, where several share queries and keys */
-  size_t final_states;         /* for the decay's gradient */
+  size_t parts;                  /* d_q, then d_k, of each value head where several share them */
+  size_t final_states, products; /* for the decay's gradient */
   size_t bytes;
 };
 
 backward_layout backward_layout_of(const attn_recurrent_problem *problem,
                                    const attn_cuda_choice *choice) {
-  const bool wants_decay = problem->decay == ATTN_DECAY_TOKEN;
   const int64_t rows = problem->value_heads * problem->batch;
-  const size_t parts = problem->value_heads > problem->heads
-                           ? align((size_t)(rows * problem->length * problem->dim) * 2)
-                           : 0;
   backward_layout layout;
-  layout.d_q_parts = segments_layout_of(problem, choice).bytes;
-  layout.d_k_parts = layout.d_q_parts + (wants_decay ? parts : 0);
-  layout.final_states = layout.d_k_parts + parts;
-  layout.bytes = layout.final_states;
-  if (wants_decay)
-    layout.bytes += align((size_t)(rows * problem->dim * problem->value_dim) * sizeof(float));
+  layout.parts = segments_layout_of(problem, choice).bytes;
+  layout.final_states = layout.parts;
+  if (problem->value_heads > problem->heads)
+    layout.final_states += align((size_t)(rows * problem->length * problem->dim) * 2);
+  layout.products = layout.bytes = layout.final_states;
+  if (problem->decay == ATTN_DECAY_TOKEN) {
+    layout.products += align((size_t)(rows * problem->dim * problem->value_dim) * sizeof(float));
+    layout.bytes = layout.products + align((size_t)(4 * rows * problem->length) * sizeof(float));
+  }
   return layout;
 }
 
@@ -1203,72 +1253,41 @@ attn_status sum_parts(const attn_recurrent_problem *problem, const attn_recurren
   return ATTN_OK;
 }
 
-strides strides_of(const operand &x) {
-  return strides{x.batch, x.token, x.head};
-}
-
-/* From the gradients of queries and keys, d_group value heads each, that of the decay per token. */
-template <typename T>
-attn_status decay_run(const attn_recurrent_problem *problem, const attn_recurrent_args *args,
-                      const operand &d_q, const operand &d_k, const float *final_states,
-                      cudaStream_t stream) {
-  const bool ragged = problem->ragged;
-  const int64_t tokens = ragged ? args->q.shape[0] : problem->batch * problem->length;
-  const int heads = (int)problem->value_heads, first = ragged ? 0 : 1;
-  const strides step = {ragged ? 0 : args->d_decay.stride[0], args->d_decay.stride[first],
-                        args->d_decay.stride[first + 1]};
-  const operand q = operand_of(problem, &args->q), k = operand_of(problem, &args->k);
-  const auto terms = problem->dim == 128 ? decay_terms<T, 128> : decay_terms<T, 64>;
-  const int64_t threads = tokens * heads * problem->dim / 8;
-  terms<<<(unsigned)((threads + 255) / 256), 256, 0, stream>>>(
-      (const T *)q.data, (const T *)k.data, (const T *)d_q.data, (const T *)d_k.data,
-      (float *)args->d_decay.data, tokens, ragged ? tokens : problem->length, heads,
-      (int)(problem->value_heads / problem->heads), strides_of(q), strides_of(k), strides_of(d_q),
-      strides_of(d_k), (int)(problem->value_heads / d_q.heads), step);
-  ATTN_CUDA_TRY_LAUNCH("decay_terms");
-  decay_sums<<<(unsigned)(problem->batch * heads), 1024, 0, stream>>>(
-      (float *)args->d_decay.data, step, ragged ? args->offsets : NULL, problem->length, heads,
-      final_states, view_of(&args->d_final_state, false, 1), (int)problem->dim,
-      (int)problem->value_dim);
-  ATTN_CUDA_TRY_LAUNCH("decay_sums");
-  return ATTN_OK;
-}
-
 attn_status run_backward(const attn_cuda_device *, const attn_cuda_choice *choice,
                          const attn_recurrent_problem *problem, const attn_recurrent_args *args,
                          void *workspace, cudaStream_t stream) {
   const operand q = operand_of(problem, &args->q), k = operand_of(problem, &args->k),
                 v = operand_of(problem, &args->v), d_o = operand_of(problem, &args->d_o);
   const double scale = problem->scale;
-  const bool grouped = problem->value_heads > problem->heads;
+  const int64_t dim = problem->dim, value_dim = problem->value_dim, heads = problem->value_heads;
+  const int64_t tokens = problem->ragged ? args->q.shape[0] : problem->batch * problem->length;
+  const bool grouped = heads > problem->heads, wants_decay = args->d_decay.data != NULL;
   const backward_layout layout = backward_layout_of(problem, choice);
-  const int64_t row = problem->value_heads * problem->dim;
-  operand d_q = {(char *)workspace + layout.d_q_parts,
-                 problem->length * row,
-                 row,
-                 problem->dim,
-                 problem->value_heads,
-                 problem->dim};
-  operand d_k = d_q;
-  d_k.data = (char *)workspace + layout.d_k_parts;
-  if (!grouped && args->d_q.data) d_q = operand_of(problem, &args->d_q);
-  if (!grouped && args->d_k.data) d_k = operand_of(problem, &args->d_k);
+  const operand parts = {(char *)workspace + layout.parts,
+                         problem->length * heads * dim,
+                         heads * dim,
+                         dim,
+                         heads,
+                         dim};
   float *final_states = (float *)((char *)workspace + layout.final_states);
+  float *products = (float *)((char *)workspace + layout.products);
+  const int q_products = (int)dim / 64;
+  int k_products = q_products;
   attn_status status = ATTN_OK;
   if (args->d_q.data) {
     scan_operands x = {};
-    x.q = d_o, x.k = v, x.v = k, x.o = d_q;
+    x.q = d_o, x.k = v, x.v = k;
+    x.o = grouped ? parts : operand_of(problem, &args->d_q);
     x.initial = view_of(&args->initial_state, true, 1);
-    if (args->d_decay.data && args->d_final_state.data)
-      x.final = state_view{final_states,
-                           problem->value_heads * problem->dim * problem->value_dim,
-                           problem->dim * problem->value_dim,
-                           1,
-                           problem->value_dim,
-                           1};
+    if (wants_decay) {
+      x.partner = q, x.products = products;
+      if (args->d_final_state.data)
+        x.final =
+            state_view{final_states, heads * dim * value_dim, dim * value_dim, 1, value_dim, 1};
+    }
     status = scan_run(choice, problem, args, x, workspace, stream);
     if (status == ATTN_OK && grouped)
-      status = sum_parts(problem, args, d_q.data, &args->d_q, stream);
+      status = sum_parts(problem, args, parts.data, &args->d_q, stream);
     if (status != ATTN_OK) return status;
   }
   /* The reversed scan's state is the gradient's over the scale, which multiplies its outputs. */
@@ -1278,23 +1297,36 @@ attn_status run_backward(const attn_cuda_device *, const attn_cuda_choice *choic
   values.final = view_of(&args->d_initial_state, false, scale);
   values.reverse = true;
   if (args->d_v.data) values.o = operand_of(problem, &args->d_v);
-  const bool together = args->d_k.data && args->d_v.data && problem->dim == problem->value_dim;
-  if (together) {
-    values.w = v, values.d_w = d_k;
-  } else if (args->d_k.data) {
-    scan_operands x = {};
-    x.q = v, x.k = d_o, x.v = q, x.o = d_k;
-    x.initial = view_of(&args->d_final_state, true, 1 / scale);
-    x.reverse = true;
-    status = scan_run(choice, problem, args, x, workspace, stream);
+  if (args->d_k.data) {
+    scan_operands keys = {};
+    keys.q = v, keys.k = d_o, keys.v = q;
+    keys.o = grouped ? parts : operand_of(problem, &args->d_k);
+    keys.initial = view_of(&args->d_final_state, true, 1 / scale);
+    keys.reverse = true;
+    const bool together = args->d_v.data && dim == value_dim;
+    if (together) {
+      values.w = v, values.d_w = keys.o;
+      keys = values;
+      k_products = 1;
+    }
+    if (wants_decay) keys.partner = k, keys.products = products + q_products * tokens * heads;
+    status = scan_run(choice, problem, args, keys, workspace, stream);
+    if (status == ATTN_OK && grouped)
+      status = sum_parts(problem, args, parts.data, &args->d_k, stream);
+    if (together) values.o.data = NULL;
     if (status != ATTN_OK) return status;
   }
-  if (args->d_v.data) status = scan_run(choice, problem, args, values, workspace, stream);
-  if (status == ATTN_OK && grouped && args->d_k.data)
-    status = sum_parts(problem, args, d_k.data, &args->d_k, stream);
-  if (status != ATTN_OK || !args->d_decay.data) return status;
-  const auto decay = problem->dtype == ATTN_BF16 ? decay_run<__nv_bfloat16> : decay_run<__half>;
-  return decay(problem, args, d_q, d_k, final_states, stream);
+  if (values.o.data) status = scan_run(choice, problem, args, values, workspace, stream);
+  if (status != ATTN_OK || !wants_decay) return status;
+  const int first = problem->ragged ? 0 : 1;
+  const strides step = {problem->ragged ? 0 : args->d_decay.stride[0], args->d_decay.stride[first],
+                        args->d_decay.stride[first + 1]};
+  decay_sums<<<(unsigned)(problem->batch * heads), 1024, 0, stream>>>(
+      products, q_products, k_products, tokens, (float *)args->d_decay.data, step,
+      problem->ragged ? args->offsets : NULL, problem->length, (int)heads, final_states,
+      view_of(&args->d_final_state, false, 1), (int)dim, (int)value_dim);
+  ATTN_CUDA_TRY_LAUNCH("decay_sums");
+  return ATTN_OK;
 }
 
 } // namespace
