@@ -60,7 +60,7 @@ struct state_view {
 /* Strides in elements. */
 struct scan_output {
   void *data;
-  int64_t token, head;
+  int64_t batch, token, head;
 };
 
 /* Strides in elements of a tensor [batch, length, heads, ...]; ragged: batch 0. */
@@ -86,6 +86,10 @@ struct scan_parameters {
   attn_decay decay_kind;
   const float *decay;
   int64_t decay_batch, decay_token, decay_head;
+  /* A decay per channel: below. */
+  strides decay_step;
+  const float *factors;
+  const uint8_t *sizes;
   state_view initial, final;
   /* With more than one segment: the state before each, [batch, heads, segments, rows, columns];
    * what each part of each segment adds to it, [batch, heads, segments, parts, rows, columns]; and
@@ -159,15 +163,16 @@ template <bool STATES_ONLY> __device__ bool locate(const scan_parameters &p, int
  * values, which share their operands. */
 enum scan_kind { STATES, OUTPUTS, GRADIENTS };
 
-template <scan_kind KIND, int DK, int DV> struct shape {
+template <scan_kind KIND, int DK, int DV, bool CHANNEL> struct shape {
   static constexpr int consumers = KIND == GRADIENTS ? 2 : DV / 64;
   static constexpr int threads = 128 * (consumers + 1);
   /* In a multiprocessor; two leave too few registers for states of 128 rows. */
   static constexpr int blocks = consumers == 1 && DK == 64 ? 2 : 1;
   /* For each thread; together no more than the block starts with, or it waits forever: 168 for 384
    * threads or 128 for 256. */
-  static constexpr int consumer_registers = blocks == 2 ? 216 : 232;
-  static constexpr int producer_registers = 40;
+  static constexpr int producer_registers = CHANNEL ? 56 : 40;
+  static constexpr int consumer_registers =
+      (blocks == 2 ? 216 : 232) - (CHANNEL ? 16 / consumers : 0);
   static constexpr bool moves_registers = consumers == 2 || blocks == 2;
   static constexpr int k_tiles = DK / 64, v_tiles = DV / 64;
   /* A stage: Q, K, V; with gradients one more of V's width. */
@@ -186,7 +191,8 @@ template <scan_kind KIND, int DK, int DV> struct shape {
   static constexpr int out_offset = state_offset + state_bytes;
   static constexpr int weighed_offset = out_offset + out_bytes;
   static constexpr int exponents_offset = weighed_offset + 2 * weighed_bytes;
-  static constexpr int exponents = CHUNK + 4; /* of a stage: A, then G_all */
+  /* Of a stage: A, then G_all; the state's factors with a decay per channel. */
+  static constexpr int exponents = CHUNK + 4 + (CHANNEL ? DK : 0);
   static constexpr int barriers_offset = exponents_offset + stages * exponents * 4;
   /* Barriers: full and empty of each stage; full and empty of each weighed buffer. */
   static constexpr int weighed_barriers_offset = barriers_offset + stages * 16;
@@ -197,14 +203,57 @@ template <scan_kind KIND> __device__ int item_count(const scan_parameters &p) {
   return p.batch * p.heads * (KIND == STATES ? (p.segments - 1) * p.parts : p.segments);
 }
 
-/* Chunk i of a work in the order of the scan. */
-__device__ int chunk_of(const scan_parameters &p, const work &w, int i) {
-  return w.first + (p.reverse ? w.count - 1 - i : i);
+/* Tokens before a sequence in an array [tokens, ...] of all of them. */
+__device__ int64_t flat_start(const scan_parameters &p, const work &w) {
+  return p.offsets ? w.start : (int64_t)w.batch * p.length;
+}
+
+/* The place of a sequence's first chunk in an array of all of them. */
+__device__ int64_t flat_chunk(const scan_parameters &p, const work &w) {
+  return flat_start(p, w) / CHUNK + w.batch;
+}
+
+/* Log2 of a channel's decay. Weights below 2^-96 beside a step are none. */
+constexpr float CHANNEL_LEAST_LOG2 = -96;
+__device__ __forceinline__ float channel_log2(float log_decay) {
+  const float log2_decay = log_decay * LOG2_E;
+  return log2_decay < CHANNEL_LEAST_LOG2 ? CHANNEL_LEAST_LOG2 : log2_decay;
+}
+
+/* Walks through the chunks of a work in the order of the scan. With a decay per channel a chunk may
+ * have to be taken in pieces: `sizes` tells of how many tokens. */
+struct cursor {
+  int chunk = -1, piece = 0, pieces = 0; /* in the order of the scan */
+  int size = CHUNK;
+  int token, valid; /* the first token, from the sequence's start; how many there are */
+};
+
+template <bool CHANNEL>
+__device__ bool advance(const scan_parameters &p, const work &w, cursor *c) {
+  if (++c->piece >= c->pieces) {
+    if (++c->chunk >= w.count) return false;
+    c->piece = 0;
+    c->pieces = 1;
+  }
+  const int chunk = w.first + (p.reverse ? w.count - 1 - c->chunk : c->chunk);
+  c->token = chunk * CHUNK;
+  c->valid = min(w.length - c->token, CHUNK);
+  if (CHANNEL) {
+    if (c->piece == 0) {
+      c->size = p.sizes[(flat_chunk(p, w) + chunk) * p.heads + w.head];
+      c->pieces = (c->valid + c->size - 1) / c->size;
+    }
+    const int first = (p.reverse ? c->pieces - 1 - c->piece : c->piece) * c->size;
+    c->token += first;
+    c->valid = min(c->valid - first, c->size);
+  }
+  return true;
 }
 
 /* Fills the ring. One warp. */
-template <scan_kind KIND, typename S>
+template <scan_kind KIND, typename S, bool CHANNEL>
 __device__ void produce(const scan_parameters &p, char *shared, uint32_t base) {
+  constexpr int DK = S::k_tiles * 64;
   const int lane = threadIdx.x % 32;
   uint32_t full = base + S::barriers_offset, empty = full + S::stages * 8;
   int step = 0;
@@ -215,16 +264,36 @@ __device__ void produce(const scan_parameters &p, char *shared, uint32_t base) {
     const float *decay = p.decay + w.head * p.decay_head;
     if (p.decay_kind == ATTN_DECAY_TOKEN)
       decay += (p.offsets ? 0 : w.batch * p.decay_batch) + w.start * p.decay_token;
-    for (int i = 0; i < w.count; i++, step++) {
-      const int chunk = chunk_of(p, w, i);
-      const int valid = min(w.length - chunk * CHUNK, CHUNK);
+    if (CHANNEL)
+      decay += (p.offsets ? 0 : w.batch * p.decay_step.batch) + w.start * p.decay_step.token +
+               w.head * p.decay_step.head + 4 * lane;
+    float4 product = make_float4(1, 1, 1, 1);
+    for (cursor c; advance<CHANNEL>(p, w, &c); step++) {
+      const int valid = c.valid;
+      float4 factor = make_float4(1, 1, 1, 1);
+      if (CHANNEL && lane < DK / 4) {
+        if (c.size == CHUNK) {
+          const int64_t chunk = flat_chunk(p, w) + c.token / CHUNK;
+          factor = *(const float4 *)(p.factors + (chunk * p.heads + w.head) * DK + 4 * lane);
+        } else {
+          float *factors = &factor.x;
+#pragma unroll
+          for (int j = 0; j < 4; j++) {
+            float sum = 0;
+            for (int t = 0; t < valid; t++)
+              sum += channel_log2(decay[(c.token + t) * p.decay_step.token + j]);
+            factors[j] = exp2_approximate(sum);
+          }
+        }
+        product.x *= factor.x, product.y *= factor.y, product.z *= factor.z, product.w *= factor.w;
+      }
       float log2_decays[2];
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         int token = 2 * lane + j;
         log2_decays[j] = token < valid ? constant : 0;
         if (p.decay_kind == ATTN_DECAY_TOKEN && token < valid) {
-          float log2_decay = decay[(int64_t)(chunk * CHUNK + token) * p.decay_token] * LOG2_E;
+          float log2_decay = decay[(int64_t)(c.token + token) * p.decay_token] * LOG2_E;
           log2_decays[j] = log2_decay < LEAST_LOG2 ? LEAST_LOG2 : log2_decay;
         }
       }
@@ -242,10 +311,11 @@ __device__ void produce(const scan_parameters &p, char *shared, uint32_t base) {
       exponents[2 * lane] = p.reverse ? all - before : before;
       exponents[2 * lane + 1] = p.reverse ? all - sum : sum;
       if (lane == 0) exponents[CHUNK] = all;
+      if (CHANNEL && lane < DK / 4) *(float4 *)&exponents[CHUNK + 4 + 4 * lane] = factor;
       __syncwarp();
       if (lane == 0) {
         uint32_t tile = base + stage * S::stage_bytes, barrier = full + stage * 8;
-        int token = (int)w.start + chunk * CHUNK, batch = p.offsets ? 0 : w.batch;
+        int token = (int)w.start + c.token, batch = p.offsets ? 0 : w.batch;
         barrier_expect(barrier, S::stage_bytes);
 #pragma unroll
         for (int j = 0; j < S::k_tiles; j++) {
@@ -265,12 +335,14 @@ __device__ void produce(const scan_parameters &p, char *shared, uint32_t base) {
         }
       }
     }
+    if (CHANNEL && KIND == STATES && lane < DK / 4)
+      *(float4 *)&p.totals[w.slot * DK + 4 * lane] = product;
   }
 }
 
 /* Writes 2^{G_all - A_j} K beside each chunk, for the state, and zeros into the rows after the
  * sequence's end: what lies there may be anything, NaN too. Three warps. */
-template <typename T, scan_kind KIND, typename S>
+template <typename T, scan_kind KIND, typename S, bool CHANNEL>
 __device__ void weigh_keys(const scan_parameters &p, char *shared, uint32_t base) {
   constexpr int PIECES = CHUNK * S::k_tiles * 8; /* of 16 bytes */
   const int thread = threadIdx.x - 32;
@@ -281,8 +353,8 @@ __device__ void weigh_keys(const scan_parameters &p, char *shared, uint32_t base
   for (int item = blockIdx.x; item < item_count<KIND>(p); item += gridDim.x) {
     work w;
     if (!locate<KIND == STATES>(p, item, &w)) continue;
-    for (int i = 0; i < w.count; i++, step++) {
-      const int valid = min(w.length - chunk_of(p, w, i) * CHUNK, CHUNK);
+    for (cursor c; advance<CHANNEL>(p, w, &c); step++) {
+      const int valid = c.valid;
       const int stage = step % S::stages, buffer = step % 2;
       char *tile = shared + stage * S::stage_bytes, *keys = tile + S::k_offset;
       char *weighed = shared + S::weighed_offset + buffer * S::weighed_bytes;
@@ -412,14 +484,15 @@ __device__ __forceinline__ void weigh(uint32_t (&a)[CHUNK / 16][4], const float 
 
 /* The warpgroup's output tiles of a chunk to memory. All of its threads call it, after a barrier
  * that follows the writes to the tiles. */
-template <typename T>
+template <typename T, bool CHANNEL>
 __device__ __forceinline__ void out_store(const scan_parameters &p, const work &w,
                                           const CUtensorMap *map, const scan_output &out,
                                           const char *shared, uint32_t base, uint32_t tile,
                                           int tiles, int column0, int token, int valid) {
-  if (p.offsets && valid < CHUNK) {
-    /* The next sequence's rows follow. */
-    T *rows = (T *)out.data + (w.start + token) * out.token + w.head * out.head + column0;
+  if ((p.offsets || CHANNEL) && valid < CHUNK) {
+    /* The next sequence's or piece's rows follow. */
+    T *rows = (T *)out.data + (p.offsets ? 0 : w.batch * out.batch) +
+              (w.start + token) * out.token + w.head * out.head + column0;
     for (int i = threadIdx.x % 128; i < valid * tiles * 8; i += 128) {
       int row = i / (tiles * 8), piece = i % (tiles * 8);
       *(uint4 *)(rows + row * out.token + piece * 8) =
@@ -430,11 +503,6 @@ __device__ __forceinline__ void out_store(const scan_parameters &p, const work &
       tensor_store(map, tile + i * TILE_BYTES, column0 + 64 * i, w.head, (int)w.start + token,
                    p.offsets ? 0 : w.batch);
   }
-}
-
-/* Tokens before a sequence in an array [tokens, ...] of all of them. */
-__device__ int64_t flat_start(const scan_parameters &p, const work &w) {
-  return p.offsets ? w.start : (int64_t)w.batch * p.length;
 }
 
 /* Sums over four lanes of the thread's two rows, to p.products. */
@@ -452,9 +520,9 @@ __device__ __forceinline__ void products_write(const scan_parameters &p, const w
 }
 
 /* States and outputs. Each warpgroup has 64 columns of the state. */
-template <typename T, scan_kind KIND, int DK, int DV>
+template <typename T, scan_kind KIND, int DK, int DV, bool CHANNEL>
 __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
-  typedef shape<KIND, DK, DV> S;
+  typedef shape<KIND, DK, DV, CHANNEL> S;
   constexpr int M = DK / 64;
   constexpr bool OUTPUT = KIND == OUTPUTS;
   const int lane = threadIdx.x % 32, row0 = threadIdx.x % 128 / 32 * 16 + lane / 4;
@@ -489,8 +557,8 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
       named_sync(1 + group, 128);
     }
     float total = 0;
-    for (int i = 0; i < w.count; i++, step++) {
-      const int token = chunk_of(p, w, i) * CHUNK, valid = min(w.length - token, CHUNK);
+    for (cursor c; advance<CHANNEL>(p, w, &c); step++) {
+      const int token = c.token, valid = c.valid;
       const int stage = step % S::stages, buffer = step % 2;
       const uint32_t q_tile = base + stage * S::stage_bytes, k_tile = q_tile + S::k_offset;
       const uint32_t v_tile = q_tile + S::v_offset + group * TILE_BYTES;
@@ -546,7 +614,7 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
 #pragma unroll
       for (int m = 0; m < M; m++) {
 #pragma unroll
-        for (int j = 0; j < 32; j++) state[m][j] *= state_decay;
+        for (int j = 0; j < 32 && !CHANNEL; j++) state[m][j] *= state_decay;
         pin(state[m]);
       }
       barrier_wait(weighed_full + buffer * 8, step / 2 % 2);
@@ -585,6 +653,15 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
       wgmma_wait<0>();
 #pragma unroll
       for (int m = 0; m < M; m++) pin(state[m]);
+      if (CHANNEL) {
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+          const float factor0 = exponents[CHUNK + 4 + 64 * m + row0];
+          const float factor1 = exponents[CHUNK + 4 + 64 * m + row0 + 8];
+#pragma unroll
+          for (int j = 0; j < 32; j++) state[m][j] *= j % 4 < 2 ? factor0 : factor1;
+        }
+      }
       if (lane == 0) {
         barrier_arrive(empty + stage * 8);
         barrier_arrive(weighed_empty + buffer * 8);
@@ -594,14 +671,15 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
         for (int m = 0; m < M; m++) tile_write<T>(state_tile + m * TILE_BYTES, 0, state[m]);
         proxy_fence();
         named_sync(1 + group, 128);
-        out_store<T>(p, w, &p.o, p.out, shared, base, out_tile, 1, 64 * group, token, valid);
+        out_store<T, CHANNEL>(p, w, &p.o, p.out, shared, base, out_tile, 1, 64 * group, token,
+                              valid);
       }
     }
     if (!OUTPUT) {
 #pragma unroll
       for (int m = 0; m < M; m++)
         matrix_write(state[m], p.added + w.slot * DK * DV + 64 * (m * DV + group), DV, 1, 1);
-      if (leader && group == 0) p.totals[w.slot] = total;
+      if (!CHANNEL && leader && group == 0) p.totals[w.slot] = total;
     } else if (w.last && p.final.data) {
       const state_view &view = p.final;
 #pragma unroll
@@ -622,7 +700,7 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
  * with D = 64 both have all of it. */
 template <typename T, int D, int group>
 __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32_t base) {
-  typedef shape<GRADIENTS, D, D> S;
+  typedef shape<GRADIENTS, D, D, false> S;
   constexpr int TILES = D / 64, STATE_STRIDE = D * 128;
   const int lane = threadIdx.x % 32, row0 = threadIdx.x % 128 / 32 * 16 + lane / 4;
   constexpr int part = D == 128 ? group : 0; /* of the state's rows */
@@ -650,8 +728,8 @@ __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32
     if (writer) tile_write<T>(part_tile, STATE_STRIDE, state);
     proxy_fence();
     named_sync(1, 256);
-    for (int i = 0; i < w.count; i++, step++) {
-      const int token = chunk_of(p, w, i) * CHUNK, valid = min(w.length - token, CHUNK);
+    for (cursor c; advance<false>(p, w, &c); step++) {
+      const int token = c.token, valid = c.valid;
       const int stage = step % S::stages, buffer = step % 2;
       const uint32_t k_tile = base + stage * S::stage_bytes, q_tile = k_tile + S::k_offset;
       const uint32_t d_o_tile = k_tile + S::v_offset, v_tile = k_tile + S::w_offset;
@@ -739,8 +817,8 @@ __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32
       if (writer) tile_write<T>(part_tile, STATE_STRIDE, state);
       proxy_fence();
       named_sync(1, 256);
-      out_store<T>(p, w, group ? &p.o : &p.d_w, group ? p.out : p.d_w_out, shared, base, out_tile,
-                   TILES, 0, token, valid);
+      out_store<T, false>(p, w, group ? &p.o : &p.d_w, group ? p.out : p.d_w_out, shared, base,
+                          out_tile, TILES, 0, token, valid);
     }
     if (w.last && p.final.data && writer) {
       const state_view &view = p.final;
@@ -751,10 +829,11 @@ __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32
   if (leader) tensor_store_wait();
 }
 
-template <typename T, scan_kind KIND, int DK, int DV>
-__global__ void __launch_bounds__(shape<KIND, DK, DV>::threads, shape<KIND, DK, DV>::blocks)
+template <typename T, scan_kind KIND, int DK, int DV, bool CHANNEL>
+__global__ void __launch_bounds__(shape<KIND, DK, DV, CHANNEL>::threads,
+                                  shape<KIND, DK, DV, CHANNEL>::blocks)
     scan(const __grid_constant__ scan_parameters p) {
-  typedef shape<KIND, DK, DV> S;
+  typedef shape<KIND, DK, DV, CHANNEL> S;
   extern __shared__ char dynamic[];
   uint32_t base = (shared_address(dynamic) + 1023) / 1024 * 1024;
   char *shared = dynamic + (base - shared_address(dynamic));
@@ -773,9 +852,9 @@ __global__ void __launch_bounds__(shape<KIND, DK, DV>::threads, shape<KIND, DK, 
   if (threadIdx.x < 128) {
     if (S::moves_registers) registers_fewer<S::producer_registers>();
     if (threadIdx.x < 32)
-      produce<KIND, S>(p, shared, base);
+      produce<KIND, S, CHANNEL>(p, shared, base);
     else
-      weigh_keys<T, KIND, S>(p, shared, base);
+      weigh_keys<T, KIND, S, CHANNEL>(p, shared, base);
   } else if constexpr (KIND == GRADIENTS) {
     registers_more<S::consumer_registers>();
     if (threadIdx.x < 256)
@@ -784,13 +863,13 @@ __global__ void __launch_bounds__(shape<KIND, DK, DV>::threads, shape<KIND, DK, 
       consume_gradients<T, DK, 1>(p, shared, base);
   } else {
     if (S::moves_registers) registers_more<S::consumer_registers>();
-    consume<T, KIND, DK, DV>(p, shared, base);
+    consume<T, KIND, DK, DV, CHANNEL>(p, shared, base);
   }
 }
 
 /* From what each part of each segment adds to the state before each segment. A thread has four
  * elements of one state. */
-template <int DK, int DV>
+template <int DK, int DV, bool CHANNEL>
 __global__ void chain_segments(const __grid_constant__ scan_parameters p) {
   constexpr int BATCH = 8, SIZE = DK * DV / 4; /* loads in flight; of a state in vectors */
   const int element = blockIdx.x * blockDim.x + threadIdx.x, pair = blockIdx.y;
@@ -801,7 +880,7 @@ __global__ void chain_segments(const __grid_constant__ scan_parameters p) {
   const float constant = constant_decay(p, w.head);
   float4 *states = (float4 *)p.states + w.slot * SIZE + element;
   const float4 *added = (const float4 *)p.added + w.slot * p.parts * SIZE + element;
-  const float *totals = p.totals + w.slot * p.parts;
+  const float *totals = p.totals + w.slot * p.parts * (CHANNEL ? DK : 1);
   float4 running = make_float4(0, 0, 0, 0);
   if (p.initial.data) {
     const int64_t step = p.initial.column;
@@ -824,7 +903,8 @@ __global__ void chain_segments(const __grid_constant__ scan_parameters p) {
       if (slot + i >= slots) continue;
       if (part_range(p, constant, count, part, &first, &last)) {
         terms[i] = added[(int64_t)(slot + i) * SIZE];
-        decays[i] = exp2_approximate(totals[slot + i]);
+        decays[i] = CHANNEL ? totals[(int64_t)(slot + i) * DK + element * 4 / DV]
+                            : exp2_approximate(totals[slot + i]);
       } else if (part * p.part_chunks < count) {
         decays[i] = 0; /* what came before it is as negligible as it is */
       }
@@ -840,6 +920,116 @@ __global__ void chain_segments(const __grid_constant__ scan_parameters p) {
     }
   }
   states[(int64_t)(segments - 1) * SIZE] = running;
+}
+
+/* A decay per channel (GLA, arXiv 2312.06635) enters through the operands: with G_i the sum of its
+ * log2 from a chunk's start to token i,
+ *
+ *   o_i = scale sum_{j <= i} (2^{G_i} q_i . 2^{-G_j} k_j) v_j + ...
+ *
+ * so the scan without decay does it, with 2^{G_i} q_i and 2^{-G_j} k_j for q_i and k_j, if the
+ * state is then multiplied by 2^{G_all}, for each of its rows. bfloat16 has float32's exponents: it
+ * can hold both while no channel's G_all is below -96. A chunk where one is lower is taken in
+ * pieces of 16, 4 or single tokens.
+ *
+ * A block does a chunk of one value head. Writes [tokens, heads, DK], the pieces' sizes [chunks,
+ * heads] and, for whole chunks, the factors 2^{G_all} [chunks, heads, DK]. */
+struct channel_parameters {
+  const void *q, *k;
+  strides q_step, k_step, decay_step;
+  int group; /* value heads for each head */
+  const float *decay;
+  void *q_out, *k_out;
+  float *factors;
+  uint8_t *sizes;
+};
+
+template <typename T, int DK>
+__global__ void __launch_bounds__(256)
+    channel_operands(const __grid_constant__ scan_parameters p,
+                     const __grid_constant__ channel_parameters x) {
+  constexpr int PAIRS = DK / 2, GROUPS = 256 / PAIRS, TOKENS = CHUNK / GROUPS;
+  __shared__ float2 totals[GROUPS][PAIRS];
+  const int pair = threadIdx.x % PAIRS, group = threadIdx.x / PAIRS;
+  work w;
+  w.batch = blockIdx.z, w.head = blockIdx.y;
+  w.start = p.offsets ? p.offsets[w.batch] : 0;
+  w.length = p.offsets ? (int)(p.offsets[w.batch + 1] - w.start) : p.length;
+  const int first = blockIdx.x * CHUNK + group * TOKENS, valid = w.length - first;
+  if ((int)blockIdx.x * CHUNK >= w.length) return;
+  const auto at = [&](const strides &step, int head) {
+    return (p.offsets ? 0 : w.batch * step.batch) + (w.start + first) * step.token +
+           head * step.head + 2 * pair;
+  };
+  const float *decay = x.decay + at(x.decay_step, w.head);
+  const T *q = (const T *)x.q + at(x.q_step, w.head / x.group);
+  const T *k = (const T *)x.k + at(x.k_step, w.head / x.group);
+  float2 sums[TOKENS]; /* from the group's first token */
+  uint32_t queries[TOKENS], keys[TOKENS];
+#pragma unroll
+  for (int i = 0; i < TOKENS; i++) {
+    sums[i] = make_float2(0, 0);
+    queries[i] = keys[i] = 0;
+    if (i >= valid) continue;
+    sums[i] = *(const float2 *)(decay + i * x.decay_step.token);
+    queries[i] = *(const uint32_t *)(q + i * x.q_step.token);
+    keys[i] = *(const uint32_t *)(k + i * x.k_step.token);
+  }
+  float least[3] = {0, 0, 0}; /* sums over 4 tokens, 16 and the chunk */
+#pragma unroll
+  for (int i = 0; i < TOKENS; i++) {
+    sums[i] = make_float2(channel_log2(sums[i].x), channel_log2(sums[i].y));
+    if (i > 0) sums[i].x += sums[i - 1].x, sums[i].y += sums[i - 1].y;
+    if (i % 4 == 3) {
+      const float2 before = i > 3 ? sums[i - 4] : make_float2(0, 0);
+      least[0] = fminf(least[0], fminf(sums[i].x - before.x, sums[i].y - before.y));
+    }
+  }
+  totals[group][pair] = sums[TOKENS - 1];
+  __syncthreads();
+  float2 before = make_float2(0, 0), before16 = before, all = before;
+#pragma unroll
+  for (int g = 0; g < GROUPS; g++) {
+    const float2 total = totals[g][pair];
+    all.x += total.x, all.y += total.y;
+    if (g < group) before.x += total.x, before.y += total.y;
+    const bool same = g * TOKENS / 16 == group * TOKENS / 16;
+    if (same && g < group) before16.x += total.x, before16.y += total.y;
+    if (same && g == group) least[1] = fminf(before16.x + total.x, before16.y + total.y);
+  }
+  least[2] = fminf(all.x, all.y);
+  int size = CHUNK;
+  if (__syncthreads_or(!(least[2] >= CHANNEL_LEAST_LOG2))) {
+    size = 16;
+    before = before16;
+    if (__syncthreads_or(!(least[1] >= CHANNEL_LEAST_LOG2))) {
+      size = __syncthreads_or(!(least[0] >= CHANNEL_LEAST_LOG2)) ? 1 : 4;
+      before = make_float2(0, 0);
+    }
+  }
+  const int64_t chunk = flat_chunk(p, w) + blockIdx.x, token = flat_start(p, w) + first;
+  if (threadIdx.x == 0) x.sizes[chunk * p.heads + w.head] = (uint8_t)size;
+  if (group == 0)
+    *(float2 *)(x.factors + (chunk * p.heads + w.head) * DK + 2 * pair) =
+        make_float2(exp2_approximate(all.x), exp2_approximate(all.y));
+  uint32_t *q_out = (uint32_t *)((T *)x.q_out + (token * p.heads + w.head) * DK) + pair;
+  uint32_t *k_out = (uint32_t *)((T *)x.k_out + (token * p.heads + w.head) * DK) + pair;
+#pragma unroll
+  for (int i = 0; i < TOKENS; i++) {
+    if (i >= valid) continue;
+    float2 sum = make_float2(before.x + sums[i].x, before.y + sums[i].y);
+    if (size < 16) { /* from the piece's start */
+      const float2 before4 = i >= 4 ? sums[i / 4 * 4 - 1] : make_float2(0, 0);
+      const float2 before1 = i >= 1 ? sums[i - 1] : make_float2(0, 0);
+      sum.x -= size == 4 ? before4.x : before1.x;
+      sum.y -= size == 4 ? before4.y : before1.y;
+    }
+    const float2 a = element<T>::unpack(queries[i]), b = element<T>::unpack(keys[i]);
+    q_out[(int64_t)i * p.heads * PAIRS] =
+        element<T>::pack(a.x * exp2_approximate(sum.x), a.y * exp2_approximate(sum.y));
+    k_out[(int64_t)i * p.heads * PAIRS] =
+        element<T>::pack(b.x * exp2_approximate(-sum.x), b.y * exp2_approximate(-sum.y));
+  }
 }
 
 /* out[token, head] = the sum over the group of parts[token, head * group + ...]: gradients of
@@ -982,6 +1172,8 @@ struct scan_operands {
   operand w, d_w;
   operand partner; /* and the products with it, if they are wanted */
   float *products;
+  float *factors; /* with a decay per channel, which also overwrites q and k */
+  uint8_t *sizes;
 };
 
 size_t align(size_t bytes) {
@@ -996,29 +1188,31 @@ struct segments_layout {
 segments_layout segments_layout_of(const attn_recurrent_problem *problem,
                                    const attn_cuda_choice *choice) {
   const int64_t slots = problem->batch * problem->value_heads * choice->values[SEGMENTS];
-  const int64_t parts = slots * choice->values[PARTS], size = problem->dim * problem->value_dim;
+  const int64_t size = problem->dim * problem->value_dim;
+  int64_t parts = slots * choice->values[PARTS];
   segments_layout layout = {};
   if (choice->values[SEGMENTS] < 2) return layout;
   layout.added = align((size_t)(slots * size) * sizeof(float));
   layout.totals = layout.added + align((size_t)(parts * size) * sizeof(float));
+  if (problem->decay == ATTN_DECAY_CHANNEL) parts *= problem->dim;
   layout.bytes = layout.totals + align((size_t)parts * sizeof(float));
   return layout;
 }
 
-template <typename T, scan_kind KIND, int DK, int DV>
+template <typename T, scan_kind KIND, int DK, int DV, bool CHANNEL>
 attn_status launch(const attn_cuda_choice *choice, const scan_parameters &p, cudaStream_t stream) {
-  typedef shape<KIND, DK, DV> S;
+  typedef shape<KIND, DK, DV, CHANNEL> S;
   int items = p.batch * p.heads * (KIND == STATES ? (p.segments - 1) * p.parts : p.segments);
   int most = (int)choice->values[MULTIPROCESSORS] * S::blocks;
-  ATTN_CUDA_TRY(cudaFuncSetAttribute(scan<T, KIND, DK, DV>,
+  ATTN_CUDA_TRY(cudaFuncSetAttribute(scan<T, KIND, DK, DV, CHANNEL>,
                                      cudaFuncAttributeMaxDynamicSharedMemorySize, S::bytes));
   const int grid = items < most ? items : most;
-  scan<T, KIND, DK, DV><<<grid, S::threads, S::bytes, stream>>>(p);
+  scan<T, KIND, DK, DV, CHANNEL><<<grid, S::threads, S::bytes, stream>>>(p);
   ATTN_CUDA_TRY_LAUNCH("scan");
   return ATTN_OK;
 }
 
-template <typename T, int DK, int DV>
+template <typename T, int DK, int DV, bool CHANNEL>
 attn_status scan_launch(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
                         const attn_recurrent_args *args, const scan_operands &x, void *workspace,
                         cudaStream_t stream) {
@@ -1041,8 +1235,8 @@ attn_status scan_launch(const attn_cuda_choice *choice, const attn_recurrent_pro
                             (long long)batch, (long long)tokens, (long long)t->heads,
                             (long long)t->columns);
   }
-  p.out = scan_output{(void *)x.o.data, x.o.token, x.o.head};
-  p.d_w_out = scan_output{(void *)x.d_w.data, x.d_w.token, x.d_w.head};
+  p.out = scan_output{(void *)x.o.data, x.o.batch, x.o.token, x.o.head};
+  p.d_w_out = scan_output{(void *)x.d_w.data, x.d_w.batch, x.d_w.token, x.d_w.head};
   p.q_group = (int)(problem->value_heads / x.q.heads);
   p.k_group = (int)(problem->value_heads / x.k.heads);
   p.v_group = (int)(problem->value_heads / x.v.heads);
@@ -1069,6 +1263,13 @@ attn_status scan_launch(const attn_cuda_choice *choice, const attn_recurrent_pro
     p.partner_step = strides{x.partner.batch, x.partner.token, x.partner.head};
     p.partner_group = (int)(problem->value_heads / x.partner.heads);
   }
+  if (CHANNEL) {
+    const int first = problem->ragged ? 0 : 1;
+    p.decay_step = strides{problem->ragged ? 0 : args->decay.stride[0], args->decay.stride[first],
+                           args->decay.stride[first + 1]};
+    p.factors = x.factors;
+    p.sizes = x.sizes;
+  }
   p.segments = (int)choice->values[SEGMENTS];
   p.segment_chunks = (int)choice->values[SEGMENT_CHUNKS];
   p.reverse = x.reverse;
@@ -1076,30 +1277,55 @@ attn_status scan_launch(const attn_cuda_choice *choice, const attn_recurrent_pro
   p.part_chunks = (int)choice->values[PART_CHUNKS];
   p.log2_scale = (float)log2(problem->scale);
 
+  if constexpr (CHANNEL) {
+    const operand q = operand_of(problem, &args->q), k = operand_of(problem, &args->k);
+    const channel_parameters operands = {q.data,
+                                         k.data,
+                                         {q.batch, q.token, q.head},
+                                         {k.batch, k.token, k.head},
+                                         p.decay_step,
+                                         (int)(problem->value_heads / q.heads),
+                                         p.decay,
+                                         (void *)x.q.data,
+                                         (void *)x.k.data,
+                                         x.factors,
+                                         x.sizes};
+    const dim3 grid((unsigned)((problem->length + CHUNK - 1) / CHUNK), p.heads, p.batch);
+    channel_operands<T, DK><<<grid, 256, 0, stream>>>(p, operands);
+    ATTN_CUDA_TRY_LAUNCH("channel_operands");
+  }
   int pairs = p.batch * p.heads;
   if (p.segments > 1) {
     const segments_layout layout = segments_layout_of(problem, choice);
     p.states = (float *)workspace;
     p.added = (float *)((char *)workspace + layout.added);
     p.totals = (float *)((char *)workspace + layout.totals);
-    attn_status status = launch<T, STATES, DK, DV>(choice, p, stream);
+    attn_status status = launch<T, STATES, DK, DV, CHANNEL>(choice, p, stream);
     if (status != ATTN_OK) return status;
-    chain_segments<DK, DV><<<dim3(DK * DV / 4 / 256, pairs), 256, 0, stream>>>(p);
+    chain_segments<DK, DV, CHANNEL><<<dim3(DK * DV / 4 / 256, pairs), 256, 0, stream>>>(p);
     ATTN_CUDA_TRY_LAUNCH("chain_segments");
   }
-  if constexpr (DK == DV)
-    if (x.w.data) return launch<T, GRADIENTS, DK, DV>(choice, p, stream);
-  return launch<T, OUTPUTS, DK, DV>(choice, p, stream);
+  if constexpr (DK == DV && !CHANNEL)
+    if (x.w.data) return launch<T, GRADIENTS, DK, DV, CHANNEL>(choice, p, stream);
+  return launch<T, OUTPUTS, DK, DV, CHANNEL>(choice, p, stream);
 }
 
 attn_status scan_run(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
                      const attn_recurrent_args *args, const scan_operands &x, void *workspace,
                      cudaStream_t stream) {
   const bool bf16 = problem->dtype == ATTN_BF16;
+  const bool channel = problem->decay == ATTN_DECAY_CHANNEL;
 #define CASE(dk, dv)                                                                               \
-  if (x.q.columns == dk && x.v.columns == dv)                                                      \
-    return bf16 ? scan_launch<__nv_bfloat16, dk, dv>(choice, problem, args, x, workspace, stream)  \
-                : scan_launch<__half, dk, dv>(choice, problem, args, x, workspace, stream);
+  if (!channel && x.q.columns == dk && x.v.columns == dv)                                          \
+    return bf16 ? scan_launch<__nv_bfloat16, dk, dv, false>(choice, problem, args, x, workspace,   \
+                                                            stream)                                \
+                : scan_launch<__half, dk, dv, false>(choice, problem, args, x, workspace, stream);
+#define CASE_CHANNEL(dk, dv)                                                                       \
+  if (channel && x.q.columns == dk && x.v.columns == dv)                                           \
+    return scan_launch<__nv_bfloat16, dk, dv, true>(choice, problem, args, x, workspace, stream);
+  CASE_CHANNEL(128, 128)
+  CASE_CHANNEL(64, 64)
+#undef CASE_CHANNEL
   CASE(128, 128)
   CASE(64, 64)
   CASE(128, 64)
@@ -1115,7 +1341,7 @@ attn_status scan_run(const attn_cuda_choice *choice, const attn_recurrent_proble
 void choose_segments(const attn_cuda_device *device, const attn_recurrent_problem *problem,
                      attn_cuda_choice *choice) {
   const double ITEM = 2, STATE_CHUNK = 0.5, STATE_ITEM = 6, LAUNCHES = 6;
-  const int64_t LEAST_CHUNKS = 8, MOST_SEGMENTS = 64, HEAD_CHUNKS = 24, MOST_PARTS = 32;
+  const int64_t LEAST_CHUNKS = 8, MOST_SEGMENTS = 64, HEAD_CHUNKS = 24, MOST_PARTS = 16;
   int64_t chunks = (problem->length + CHUNK - 1) / CHUNK;
   int64_t pairs = problem->batch * problem->value_heads;
   int64_t slots = device->multiprocessors * (problem->value_dim == 64 ? 2 : 1);
@@ -1156,38 +1382,83 @@ void choose_segments(const attn_cuda_device *device, const attn_recurrent_proble
 bool plan_any(const attn_cuda_device *device, const attn_recurrent_problem *problem) {
   return device->major == 9 && device->minor == 0 && problem->update == ATTN_UPDATE_ADDITIVE &&
          !problem->normalise && (problem->dtype == ATTN_BF16 || problem->dtype == ATTN_F16) &&
-         problem->decay != ATTN_DECAY_CHANNEL && (problem->dim == 64 || problem->dim == 128) &&
+         (problem->dim == 64 || problem->dim == 128) &&
          (problem->value_dim == 64 || problem->value_dim == 128) && problem->scale > 0 &&
          problem->length >= 2 * CHUNK && problem->length < (int64_t)1 << 30 &&
          problem->batch * problem->value_heads < (int64_t)1 << 24;
 }
 
+/* Where a decay per channel keeps its operands, in bytes from the workspace's start. */
+struct channel_layout {
+  size_t q, k, factors, sizes, bytes;
+};
+
+channel_layout channel_layout_of(const attn_recurrent_problem *problem,
+                                 const attn_cuda_choice *choice) {
+  const size_t rows = (size_t)(problem->batch * problem->length * problem->value_heads);
+  const size_t chunks = (size_t)((problem->batch * problem->length / CHUNK + problem->batch + 1) *
+                                 problem->value_heads);
+  channel_layout layout;
+  layout.q = segments_layout_of(problem, choice).bytes;
+  layout.k = layout.q + align(rows * problem->dim * 2);
+  layout.factors = layout.k + align(rows * problem->dim * 2);
+  layout.sizes = layout.factors + align(chunks * problem->dim * sizeof(float));
+  layout.bytes = layout.sizes + align(chunks);
+  return layout;
+}
+
 bool plan_forward(const attn_cuda_device *device, const attn_recurrent_problem *problem,
                   attn_cuda_choice *choice) {
   if (!plan_any(device, problem)) return false;
+  const bool channel = problem->decay == ATTN_DECAY_CHANNEL;
+  /* float16 has too few exponents for the operands. */
+  if (channel && (problem->dtype != ATTN_BF16 || problem->dim != problem->value_dim)) return false;
+  if (channel && (problem->batch > 65535 || problem->value_heads > 65535)) return false;
   choose_segments(device, problem, choice);
-  choice->workspace_bytes = segments_layout_of(problem, choice).bytes;
+  choice->workspace_bytes = channel ? channel_layout_of(problem, choice).bytes
+                                    : segments_layout_of(problem, choice).bytes;
   snprintf(choice->description, sizeof choice->description,
-           "additive, wgmma, chunks of %d, %lld segments of %lld chunks", CHUNK,
-           (long long)choice->values[SEGMENTS], (long long)choice->values[SEGMENT_CHUNKS]);
+           "additive, wgmma, chunks of %d, %lld segments of %lld chunks in %lld parts", CHUNK,
+           (long long)choice->values[SEGMENTS], (long long)choice->values[SEGMENT_CHUNKS],
+           (long long)choice->values[PARTS]);
   return true;
+}
+
+/* Pairs of channels are read at once. */
+bool decay_suits(const attn_recurrent_problem *problem, const attn_recurrent_args *args) {
+  if (problem->decay != ATTN_DECAY_CHANNEL) return true;
+  bool even = (uintptr_t)args->decay.data % 8 == 0;
+  for (int i = 0; i < args->decay.rank - 1; i++)
+    even = even && (args->decay.shape[i] == 1 || args->decay.stride[i] % 2 == 0);
+  return even;
 }
 
 bool suits_forward(const attn_recurrent_problem *problem, const attn_recurrent_args *args) {
   return operand_suits(problem, &args->q) && operand_suits(problem, &args->k) &&
-         operand_suits(problem, &args->v) && operand_suits(problem, &args->o);
+         operand_suits(problem, &args->v) && operand_suits(problem, &args->o) &&
+         decay_suits(problem, args);
 }
 
 attn_status run_forward(const attn_cuda_device *, const attn_cuda_choice *choice,
                         const attn_recurrent_problem *problem, const attn_recurrent_args *args,
                         void *workspace, cudaStream_t stream) {
-  scan_operands x = {operand_of(problem, &args->q),
-                     operand_of(problem, &args->k),
-                     operand_of(problem, &args->v),
-                     operand_of(problem, &args->o),
-                     view_of(&args->initial_state, false, 1),
-                     view_of(&args->final_state, false, 1),
-                     false};
+  scan_operands x = {};
+  x.q = operand_of(problem, &args->q);
+  x.k = operand_of(problem, &args->k);
+  x.v = operand_of(problem, &args->v);
+  x.o = operand_of(problem, &args->o);
+  x.initial = view_of(&args->initial_state, false, 1);
+  x.final = view_of(&args->final_state, false, 1);
+  if (problem->decay == ATTN_DECAY_CHANNEL) {
+    const channel_layout layout = channel_layout_of(problem, choice);
+    const int64_t row = problem->value_heads * problem->dim;
+    x.q = operand{(char *)workspace + layout.q, problem->length * row, row, problem->dim,
+                  problem->value_heads,         problem->dim};
+    x.k = x.q;
+    x.k.data = (char *)workspace + layout.k;
+    x.factors = (float *)((char *)workspace + layout.factors);
+    x.sizes = (uint8_t *)workspace + layout.sizes;
+  }
   return scan_run(choice, problem, args, x, workspace, stream);
 }
 
@@ -1216,12 +1487,13 @@ backward_layout backward_layout_of(const attn_recurrent_problem *problem,
 
 bool plan_backward(const attn_cuda_device *device, const attn_recurrent_problem *problem,
                    attn_cuda_choice *choice) {
-  if (!plan_any(device, problem)) return false;
+  if (!plan_any(device, problem) || problem->decay == ATTN_DECAY_CHANNEL) return false;
   choose_segments(device, problem, choice);
   choice->workspace_bytes = backward_layout_of(problem, choice).bytes;
   snprintf(choice->description, sizeof choice->description,
-           "additive, wgmma, chunks of %d, %lld segments of %lld chunks", CHUNK,
-           (long long)choice->values[SEGMENTS], (long long)choice->values[SEGMENT_CHUNKS]);
+           "additive, wgmma, chunks of %d, %lld segments of %lld chunks in %lld parts", CHUNK,
+           (long long)choice->values[SEGMENTS], (long long)choice->values[SEGMENT_CHUNKS],
+           (long long)choice->values[PARTS]);
   return true;
 }
 
