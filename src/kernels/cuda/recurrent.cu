@@ -3,10 +3,13 @@
 
 #include <cstdio>
 
+extern const recurrent_algorithm recurrent_delta_forward, recurrent_delta_backward;
 /* The last ones accept every problem. */
 extern const recurrent_algorithm recurrent_generic_forward, recurrent_generic_backward;
 
 static const recurrent_algorithm *const algorithms[] = {
+    &recurrent_delta_forward,
+    &recurrent_delta_backward,
     &recurrent_generic_forward,
     &recurrent_generic_backward,
 };
