@@ -7,7 +7,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # CMake runs a make of its own: without our flags it does not announce directories.
 cmake_build = env -u MAKEFLAGS -u MAKELEVEL cmake --build
-sources = find include src tests bench examples -name '*.[ch]' -o -name '*.inc'
+sources = find include src tests bench examples -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh'
 # configure and build in folder $(1) with CMake options $(2), quietly unless something is wrong
 define build_in
 cmake -S . -B $(1) $(2) $(CMAKE_FLAGS) >$(1).log 2>&1 || { cat $(1).log; exit 1; }
@@ -23,6 +23,11 @@ test: ## Build and run every test
 	@scripts/dependencies build test
 	@$(call build_in,$(BUILD),)
 	@cd $(BUILD) && ctest --output-on-failure --progress -j 1
+
+test-cuda: all ## Run the laws, the models' tests and the kernels' own on a GPU (DEVICE=cuda:N)
+	@scripts/dependencies build test
+	@$(cmake_build) $(BUILD) -j $(JOBS) --target cuda_tests
+	@scripts/test-cuda $(BUILD) $(or $(DEVICE),cuda)
 
 demo: all ## Let the model that comes with attn write, and show speed against length
 	@$(BUILD)/attn run --echo --prompt "In the beginning" --tokens 200 --stats
@@ -84,4 +89,4 @@ help: ## This list
 
 WERROR ?= OFF
 FUZZ_SECONDS ?= 30
-.PHONY: all test demo demo-smollm2 demo-minilm docs bench install format format-check lint sanitize fuzz clang clean help
+.PHONY: all test test-cuda demo demo-smollm2 demo-minilm docs bench install format format-check lint sanitize fuzz clang clean help

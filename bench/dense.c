@@ -134,7 +134,7 @@ static void measure_blocks(attn_block_type type, attn_dtype compute, int64_t row
   for (int i = 0; i < s.copies; ++i) {
     w[i] = some_blocks(format, outputs, inputs);
     stop_on(attn_weight_create(outputs, inputs, compute, &s.weight[i]));
-    stop_on(attn_weight_set_blocks(s.weight[i], type, w[i]));
+    stop_on(attn_weight_set_blocks(s.weight[i], (attn_device){0}, type, w[i]));
   }
   double seconds = time_of(forward, &s, s.copies);
   double flops = 2.0 * (double)rows * (double)outputs * (double)inputs;

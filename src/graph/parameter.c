@@ -1,6 +1,7 @@
 #include "graph/parameter.h"
 #include "base/memory.h"
 #include "base/status.h"
+#include "tensor/device.h"
 
 static const char *block_row(const attn_parameter *p, int64_t r) {
   const attn_block_format *format = attn_block_get_format(p->block_type);
@@ -13,8 +14,23 @@ static void scale_row(const attn_parameter *p, int64_t r, float *row) {
   for (int64_t c = 0; c < columns; ++c) row[c] *= scales[c / step];
 }
 
+/* A row of blocks that lie on a GPU. */
+static attn_status row_from_gpu(const attn_parameter *p, int64_t r, float *row) {
+  const attn_block_format *format = attn_block_get_format(p->block_type);
+  int64_t columns = p->value.shape[1];
+  size_t bytes = (size_t)(columns / format->elements * format->bytes);
+  void *blocks = attn_alloc(bytes);
+  attn_status status = blocks ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+  if (status == ATTN_OK) status = attn_device_copy(p->value.device, blocks, block_row(p, r), bytes);
+  if (status == ATTN_OK) status = attn_device_synchronize(p->value.device);
+  if (status == ATTN_OK) status = attn_blocks_to_f32(p->block_type, blocks, row, columns);
+  attn_free(blocks);
+  return status;
+}
+
 attn_status attn_parameter_row(const attn_parameter *p, int64_t r, float *row) {
   int64_t columns = p->value.shape[1];
+  if (p->blocks && attn_is_cuda(p->value.device)) return row_from_gpu(p, r, row);
   if (p->blocks) {
     ATTN_TRY(attn_blocks_to_f32(p->block_type, block_row(p, r), row, columns));
     if (p->scales) scale_row(p, r, row);

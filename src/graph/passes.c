@@ -384,6 +384,17 @@ void attn_pass_scatter_add(attn_graph *g, const attn_tensor *table, double facto
   }
 }
 
+void attn_pass_expand_blocks(attn_graph *g, const attn_tensor *y, double factor,
+                             const attn_parameter *table, const int32_t *index) {
+  if (index) index = attn_pass_upload(g, index, (size_t)y->shape[0] * sizeof *index);
+  if (g->status != ATTN_OK) return;
+  attn_status status =
+      attn_gpu_check(g->gpu, g->gpu->cuda->blocks_expand(table->block_type, table->blocks, index, y,
+                                                         g->gpu->stream));
+  if (status != ATTN_OK) attn_graph_error(g, status);
+  if (factor != 1) attn_pass_add(g, y, factor, y, 0, NULL);
+}
+
 const void *attn_pass_upload(attn_graph *g, const void *host, size_t bytes) {
   if (!g->gpu) return host;
   char *memory = attn_arena_alloc(g->memory, bytes);

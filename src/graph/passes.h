@@ -60,9 +60,9 @@ void attn_pass_norm_backward(attn_graph *graph, const attn_pass_norm_options *op
                              const attn_tensor *d_bias, const attn_tensor *x,
                              const attn_tensor *dy);
 
-/* losses [rows] (float64) of logits z [rows, n] (wide, contiguous): logsumexp(z) - z[target], and dz,
- * which may be z itself or of the compute dtype: scale (softmax(z) - onehot(target)). Both are 0
- * where the target is negative; what z holds afterwards is of no use. */
+/* losses [rows] (float64) of logits z [rows, n] (wide, contiguous): logsumexp(z) - z[target], and
+ * dz, which may be z itself or of the compute dtype: scale (softmax(z) - onehot(target)). Both are
+ * 0 where the target is negative; what z holds afterwards is of no use. */
 void attn_pass_cross_entropy(attn_graph *graph, const attn_tensor *z, const int32_t *targets,
                              double scale, const attn_tensor *dz, const attn_tensor *losses);
 /* *sum (one element, wide) = scale times the sum of `values` (float64, contiguous), in order. */
@@ -74,6 +74,11 @@ void attn_pass_gather(attn_graph *graph, const attn_tensor *y, double factor,
                       const attn_tensor *table, const int32_t *index);
 void attn_pass_scatter_add(attn_graph *graph, const attn_tensor *table, double factor,
                            const attn_tensor *x, const int32_t *index);
+
+/* y[r] = factor times row index[r] of a table in blocks; on a GPU. index is the host's; NULL: row
+ * r. */
+void attn_pass_expand_blocks(attn_graph *graph, const attn_tensor *y, double factor,
+                             const attn_parameter *table, const int32_t *index);
 
 /* Host arrays as the device's kernels read them: the same memory on the processor, a copy in the
  * graph's memory on a GPU. NULL after an error. */

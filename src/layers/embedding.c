@@ -53,10 +53,13 @@ attn_var *attn_layer_embedding(attn_graph *graph, attn_parameter *table, const i
                              tokens[r], (long long)r, (long long)vocabulary - 1);
   attn_tensor value = attn_graph_tensor(graph, graph->wide, 2, (int64_t[]){rows, width});
   if (!value.data) return NULL;
-  if (table->blocks)
-    return look_up_blocks(graph, table, tokens, rows, factor, &value)
-               ? attn_graph_result(graph, value, 0, NULL)
-               : NULL;
+  if (table->blocks) {
+    if (graph->gpu)
+      attn_pass_expand_blocks(graph, &value, factor, table, tokens);
+    else if (!look_up_blocks(graph, table, tokens, rows, factor, &value))
+      return NULL;
+    return graph->status == ATTN_OK ? attn_graph_result(graph, value, 0, NULL) : NULL;
+  }
   tokens = attn_pass_upload(graph, tokens, (size_t)rows * sizeof *tokens);
   if (!tokens) return NULL;
   attn_pass_gather(graph, &value, factor, &table->value, tokens);

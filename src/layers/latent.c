@@ -2,6 +2,7 @@
  * the products by head that its absorbed form is made of. */
 #include "engines/dense/dense.h"
 #include "graph/operations.h"
+#include "graph/passes.h"
 #include "layers/layers.h"
 
 /* Channels behind channels ----------------------------------------------------------------------
@@ -136,6 +137,11 @@ static attn_var *multiply_on_gpu(attn_graph *g, const attn_tensor *x, const attn
                                  bool absorbs, const by_head *b) {
   static const int heads_first[3] = {1, 0, 2};
   attn_tensor from, to, matrices, all = attn_weight_values(w->weight);
+  if (w->blocks) { /* unpacked for the products */
+    all = attn_graph_tensor(g, g->compute, 2, w->value.shape);
+    if (!all.data) return NULL;
+    attn_pass_expand_blocks(g, &all, 1, w, NULL);
+  }
   int64_t shape[3] = {b->heads, b->inner, b->outer};
   attn_cuda_dense *dense = attn_gpu_dense(g->gpu);
   attn_status status = dense ? ATTN_OK : ATTN_UNSUPPORTED;

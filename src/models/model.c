@@ -228,7 +228,7 @@ attn_status attn_model_make_weights(attn_model *model) {
 static attn_status set_weight(attn_parameter *p) {
   if (p->scales)
     return attn_weight_set_scaled(p->weight, p->blocks, p->scales, p->scale_rows, p->scale_columns);
-  return p->blocks ? attn_weight_set_blocks(p->weight, p->block_type, p->blocks)
+  return p->blocks ? attn_weight_set_blocks(p->weight, p->value.device, p->block_type, p->blocks)
                    : attn_weight_set(p->weight, &p->value);
 }
 
@@ -241,7 +241,7 @@ attn_status attn_model_refresh(attn_model *model) {
 static void free_values(attn_model *model, int64_t index) {
   attn_parameter *p = &model->parameters[index];
   if (!model->borrowed[index]) {
-    if (p->blocks) attn_free((void *)(uintptr_t)p->blocks);
+    if (p->blocks) attn_device_free(p->value.device, (void *)(uintptr_t)p->blocks);
     attn_tensor_destroy(&p->value);
   }
   attn_free((void *)(uintptr_t)p->scales);
@@ -289,43 +289,56 @@ uint64_t attn_model_fingerprint(const attn_model *model) {
   return value;
 }
 
-/* The dtype in which a parameter goes to a GPU: quantised matrices are unpacked for the products.
- */
-static attn_dtype dtype_to_move(const attn_model *model, const attn_parameter *p) {
-  return p->blocks ? model->compute : p->value.dtype;
+/* A parameter's values on another device. */
+typedef struct moved {
+  attn_tensor value;
+  void *blocks;
+} moved;
+
+static size_t block_bytes(const attn_parameter *p) {
+  const attn_block_format *format = attn_block_get_format(p->block_type);
+  return (size_t)(attn_tensor_count(&p->value) / format->elements * format->bytes);
 }
 
-/* A copy of a parameter's values on another device. */
+/* Blocks stay as they are, but for those with scales beside them, which become plain numbers. */
 static attn_status copy_to(const attn_model *model, const attn_parameter *p, attn_device device,
-                           attn_tensor *copy) {
-  attn_dtype dtype = dtype_to_move(model, p);
-  ATTN_TRY(attn_tensor_create_on(device, dtype, p->value.rank, p->value.shape, copy));
+                           moved *copy) {
+  if (p->blocks && !p->scales) {
+    copy->value = p->value;
+    copy->value.device = device;
+    copy->blocks = attn_device_alloc(device, block_bytes(p));
+    if (!copy->blocks) return ATTN_OUT_OF_MEMORY;
+    attn_device gpu = attn_is_cuda(device) ? device : p->value.device;
+    ATTN_TRY(attn_device_copy(gpu, copy->blocks, p->blocks, block_bytes(p)));
+    return attn_device_synchronize(gpu);
+  }
+  attn_dtype dtype = p->blocks ? model->compute : p->value.dtype;
   attn_tensor unpacked = {0};
-  attn_status status = ATTN_OK;
-  if (p->blocks) status = attn_parameter_copy(p, dtype, &unpacked);
-  if (status == ATTN_OK) status = attn_tensor_copy(p->blocks ? &unpacked : &p->value, copy);
+  attn_status status =
+      attn_tensor_create_on(device, dtype, p->value.rank, p->value.shape, &copy->value);
+  if (status == ATTN_OK && p->blocks) status = attn_parameter_copy(p, dtype, &unpacked);
+  if (status == ATTN_OK) status = attn_tensor_copy(p->blocks ? &unpacked : &p->value, &copy->value);
   attn_tensor_destroy(&unpacked);
-  if (status != ATTN_OK) attn_tensor_destroy(copy);
   return status;
 }
 
-static attn_status move_all(attn_model *model, attn_device device, attn_tensor *copies) {
+static attn_status move_all(attn_model *model, attn_device device, moved *copies) {
   for (int64_t i = 0; i < model->parameter_count; ++i)
     ATTN_TRY(copy_to(model, &model->parameters[i], device, &copies[i]));
   model->fingerprint = attn_model_fingerprint(model);
   for (int64_t i = 0; i < model->parameter_count; ++i) {
     attn_parameter *p = &model->parameters[i];
     free_values(model, i);
-    p->value = copies[i];
-    copies[i] = (attn_tensor){0};
+    p->value = copies[i].value;
+    p->blocks = copies[i].blocks;
+    copies[i] = (moved){0};
     model->borrowed[i] = false;
-    if (p->gradient.data) {
-      attn_tensor gradient;
-      ATTN_TRY(attn_tensor_create_on(device, p->gradient.dtype, p->value.rank, p->value.shape,
-                                     &gradient));
-      attn_tensor_destroy(&p->gradient);
-      p->gradient = gradient;
-    }
+    if (!p->gradient.data) continue;
+    attn_tensor gradient;
+    ATTN_TRY(
+        attn_tensor_create_on(device, p->gradient.dtype, p->value.rank, p->value.shape, &gradient));
+    attn_tensor_destroy(&p->gradient);
+    p->gradient = gradient;
   }
   model->device = device;
   return attn_model_refresh(model);
@@ -335,9 +348,14 @@ attn_status attn_model_move(attn_model *model, attn_device device) {
   if (!model) return attn_fail(ATTN_INVALID_ARGUMENT, "model_move: the model is NULL");
   if (attn_same_device(model->device, device)) return ATTN_OK;
   if (attn_is_cuda(device) && !attn_gpu_open(device.index)) return ATTN_UNSUPPORTED;
-  attn_tensor *copies = attn_alloc_array((size_t)model->parameter_count, sizeof *copies);
+  moved *copies = attn_alloc_array((size_t)model->parameter_count, sizeof *copies);
   attn_status status = copies ? move_all(model, device, copies) : ATTN_OUT_OF_MEMORY;
-  for (int64_t i = 0; copies && i < model->parameter_count; ++i) attn_tensor_destroy(&copies[i]);
+  for (int64_t i = 0; copies && i < model->parameter_count; ++i) {
+    if (copies[i].blocks)
+      attn_device_free(device, copies[i].blocks);
+    else
+      attn_tensor_destroy(&copies[i].value);
+  }
   attn_free(copies);
   return status;
 }

@@ -84,6 +84,7 @@ static const attn_cuda *get_module(void) {
 
 static attn_gpu gpus[MOST_GPUS];
 static pthread_mutex_t gpus_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t scratch_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static attn_status check(const attn_cuda *cuda, attn_status status) {
   return status == ATTN_OK ? ATTN_OK : attn_fail(status, "%s", cuda->error());
@@ -226,6 +227,22 @@ attn_status attn_device_copy_rows(attn_device device, void *to, size_t to_step, 
   if (!gpu) return ATTN_UNSUPPORTED;
   return attn_gpu_check(gpu, gpu->cuda->copy_rows(device.index, to, to_step, from, from_step, bytes,
                                                   rows, gpu->stream));
+}
+
+void *attn_gpu_take_scratch(attn_gpu *gpu, size_t bytes) {
+  attn_device device = {ATTN_CUDA, gpu->device.index};
+  pthread_mutex_lock(&scratch_lock);
+  if (bytes > gpu->scratch_bytes) {
+    attn_device_free(device, gpu->scratch);
+    gpu->scratch = attn_device_alloc(device, bytes);
+    gpu->scratch_bytes = gpu->scratch ? bytes : 0;
+  }
+  return gpu->scratch;
+}
+
+void attn_gpu_give_scratch(attn_gpu *gpu) {
+  (void)gpu;
+  pthread_mutex_unlock(&scratch_lock);
 }
 
 static void *take_from_device(void *context, size_t size) {

@@ -15,6 +15,8 @@ typedef struct attn_gpu {
   attn_cuda_device device;
   attn_cuda_stream stream;
   attn_cuda_dense *dense; /* NULL until the first product: attn_gpu_dense */
+  void *scratch;
+  size_t scratch_bytes;
 } attn_gpu;
 
 /* The GPU of an ATTN_CUDA device; NULL with the message set when it cannot be used. */
@@ -26,6 +28,11 @@ static inline bool attn_is_cuda(attn_device device) {
 attn_gpu *attn_gpu_of(const attn_tensor *tensor);
 /* What products need, made at the first one; NULL with the message set. */
 attn_cuda_dense *attn_gpu_dense(attn_gpu *gpu);
+
+/* Memory for work that is queued at once and done with when the next is: one holder at a time,
+ * others wait. NULL with the message set; give it back in any case. */
+void *attn_gpu_take_scratch(attn_gpu *gpu, size_t bytes);
+void attn_gpu_give_scratch(attn_gpu *gpu);
 
 /* Takes over the module's message where a status is an error. */
 attn_status attn_gpu_check(const attn_gpu *gpu, attn_status status);

@@ -130,7 +130,7 @@ static attn_weight *weight_of(const quantised *w, attn_dtype compute) {
   if (w->scales)
     assert_ok(attn_weight_set_scaled(weight, w->blocks, w->scales, SCALE_OUTPUTS, SCALE_INPUTS));
   else
-    assert_ok(attn_weight_set_blocks(weight, w->kind->type, w->blocks));
+    assert_ok(attn_weight_set_blocks(weight, (attn_device){0}, w->kind->type, w->blocks));
   return weight;
 }
 
@@ -417,7 +417,7 @@ static void set_replaces_the_values(void **state) {
     quantised w = quantised_create(&q4_1, OUTPUTS, INPUTS, false, turn);
     attn_tensor plain = test_from_doubles(w.values, ATTN_F64, 2, (int64_t[]){OUTPUTS, INPUTS});
     if (turn % 2)
-      assert_ok(attn_weight_set_blocks(weight, ATTN_BLOCK_Q4_1, w.blocks));
+      assert_ok(attn_weight_set_blocks(weight, (attn_device){0}, ATTN_BLOCK_Q4_1, w.blocks));
     else
       assert_ok(attn_weight_set(weight, &plain));
     assert_int_equal(attn_weight_values(weight).data == NULL, turn % 2);
@@ -471,14 +471,20 @@ static void misuse_is_refused(void **state) {
   char blocks[4 * 210] = {0};
   attn_weight *weight;
   assert_ok(attn_weight_create(4, 48, ATTN_F32, &weight));
-  assert_int_equal(attn_weight_set_blocks(NULL, ATTN_BLOCK_F32, blocks), ATTN_INVALID_ARGUMENT);
-  assert_int_equal(attn_weight_set_blocks(weight, ATTN_BLOCK_F32, NULL), ATTN_INVALID_ARGUMENT);
-  assert_int_equal(attn_weight_set_blocks(weight, ATTN_BLOCK_Q4_0, blocks), ATTN_INVALID_SHAPE);
+  assert_int_equal(attn_weight_set_blocks(NULL, (attn_device){0}, ATTN_BLOCK_F32, blocks),
+                   ATTN_INVALID_ARGUMENT);
+  assert_int_equal(attn_weight_set_blocks(weight, (attn_device){0}, ATTN_BLOCK_F32, NULL),
+                   ATTN_INVALID_ARGUMENT);
+  assert_int_equal(attn_weight_set_blocks(weight, (attn_device){0}, ATTN_BLOCK_Q4_0, blocks),
+                   ATTN_INVALID_SHAPE);
   assert_string_equal(attn_error_message(), "weight: 48 inputs are not whole blocks of Q4_0 (32)");
-  assert_int_equal(attn_weight_set_blocks(weight, ATTN_BLOCK_Q6_K, blocks), ATTN_INVALID_SHAPE);
-  assert_int_equal(attn_weight_set_blocks(weight, ATTN_BLOCK_IQ2_XS, blocks), ATTN_UNSUPPORTED);
-  assert_int_equal(attn_weight_set_blocks(weight, ATTN_BLOCK_I8, blocks), ATTN_UNSUPPORTED);
-  assert_int_equal(attn_weight_set_blocks(weight, (attn_block_type)4, blocks),
+  assert_int_equal(attn_weight_set_blocks(weight, (attn_device){0}, ATTN_BLOCK_Q6_K, blocks),
+                   ATTN_INVALID_SHAPE);
+  assert_int_equal(attn_weight_set_blocks(weight, (attn_device){0}, ATTN_BLOCK_IQ2_XS, blocks),
+                   ATTN_UNSUPPORTED);
+  assert_int_equal(attn_weight_set_blocks(weight, (attn_device){0}, ATTN_BLOCK_I8, blocks),
+                   ATTN_UNSUPPORTED);
+  assert_int_equal(attn_weight_set_blocks(weight, (attn_device){0}, (attn_block_type)4, blocks),
                    ATTN_INVALID_ARGUMENT);
   attn_arena *scratch = attn_arena_create(0);
   matrix x = matrix_create(ATTN_F32, 2, 48, 1), y = matrix_create(ATTN_F32, 2, 4, 1);
@@ -489,7 +495,7 @@ static void misuse_is_refused(void **state) {
   assert_int_equal(attn_weight_set_scaled(weight, blocks, &scale, 0, 1), ATTN_INVALID_ARGUMENT);
   assert_int_equal(attn_weight_set_scaled(weight, blocks, &scale, 1, 0), ATTN_INVALID_ARGUMENT);
   assert_int_equal(attn_weight_set_scaled(weight, NULL, &scale, 1, 1), ATTN_INVALID_ARGUMENT);
-  assert_ok(attn_weight_set_blocks(weight, ATTN_BLOCK_BF16, blocks));
+  assert_ok(attn_weight_set_blocks(weight, (attn_device){0}, ATTN_BLOCK_BF16, blocks));
   attn_tensor none = x.view, nothing = y.view;
   none.shape[0] = nothing.shape[0] = 0;
   assert_ok(attn_dense_forward(weight, &none, &nothing, false, scratch));

@@ -1,8 +1,8 @@
 #include "engines/dense/dense.h"
 #include "base/status.h"
+#include "engines/dense/gpu.h"
 #include "engines/dense/product.h"
 #include "kernels/kernels.h"
-#include "tensor/device.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -180,6 +180,17 @@ static void drop_form(form *form) {
   atomic_store(&form->ready, NULL);
 }
 
+/* What the weight has belongs to another device. */
+static void change_device(attn_weight *weight, attn_device device) {
+  if (attn_same_device(device, weight->device)) return;
+  attn_device_free(weight->device, weight->owned);
+  weight->owned = NULL;
+  weight->owned_bytes = 0;
+  weight->device = device;
+  drop_form(&weight->forward);
+  drop_form(&weight->backward);
+}
+
 attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w) {
   if (!weight) return attn_fail(ATTN_INVALID_ARGUMENT, "weight: NULL");
   if (!w || w->rank != 2 || w->shape[0] != weight->outputs || w->shape[1] != weight->inputs)
@@ -188,14 +199,7 @@ attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w) {
                      w ? (long long)w->shape[0] : 0, w ? (long long)w->shape[1] : 0,
                      w ? w->rank : 0, (long long)weight->outputs, (long long)weight->inputs);
   if (!w->data) return attn_fail(ATTN_INVALID_ARGUMENT, "weight: w has no data");
-  if (!attn_same_device(w->device, weight->device)) { /* what it owned lies elsewhere */
-    attn_device_free(weight->device, weight->owned);
-    weight->owned = NULL;
-    weight->owned_bytes = 0;
-    weight->device = w->device;
-    drop_form(&weight->forward);
-    drop_form(&weight->backward);
-  }
+  change_device(weight, w->device);
   atomic_store(&weight->forward.ready, NULL);
   atomic_store(&weight->backward.ready, NULL);
   if (w->dtype != weight->dtype || (w->stride[1] != 1 && weight->inputs > 1))
@@ -205,18 +209,20 @@ attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w) {
   return ATTN_OK;
 }
 
-attn_status attn_weight_set_blocks(attn_weight *weight, attn_block_type type, const void *blocks) {
+attn_status attn_weight_set_blocks(attn_weight *weight, attn_device device, attn_block_type type,
+                                   const void *blocks) {
   if (!weight) return attn_fail(ATTN_INVALID_ARGUMENT, "weight: NULL");
   if (!blocks) return attn_fail(ATTN_INVALID_ARGUMENT, "weight: blocks is NULL");
-  float none;
-  ATTN_TRY(attn_blocks_to_f32(type, blocks, &none, 0)); /* whether the type can be converted */
+  float none = 0;
+  ATTN_TRY(attn_blocks_to_f32(type, &none, &none, 0)); /* whether the type can be converted */
   const attn_block_format *format = attn_block_get_format(type);
   if (weight->inputs % format->elements != 0)
     return attn_fail(ATTN_INVALID_SHAPE, "weight: %lld inputs are not whole blocks of %s (%d)",
                      (long long)weight->inputs, format->name, format->elements);
+  change_device(weight, device);
   drop_form(&weight->forward);
   drop_form(&weight->backward);
-  attn_free(weight->owned);
+  attn_device_free(weight->device, weight->owned);
   weight->owned = NULL;
   weight->owned_bytes = 0;
   weight->values = (attn_matrix){0};
@@ -231,7 +237,7 @@ attn_status attn_weight_set_scaled(attn_weight *weight, const void *numbers, con
   if (scale_outputs < 1 || scale_inputs < 1)
     return attn_fail(ATTN_INVALID_ARGUMENT, "weight: a scale for %lld outputs of %lld inputs",
                      (long long)scale_outputs, (long long)scale_inputs);
-  ATTN_TRY(attn_weight_set_blocks(weight, ATTN_BLOCK_F8_E4M3, numbers));
+  ATTN_TRY(attn_weight_set_blocks(weight, (attn_device){0}, ATTN_BLOCK_F8_E4M3, numbers));
   weight->blocks.scales = scales;
   weight->blocks.scale_outputs = scale_outputs;
   weight->blocks.scale_inputs = scale_inputs;
@@ -418,21 +424,6 @@ static attn_status few_rows(const attn_matrix *x, const attn_weight *weight, con
   return ATTN_OK;
 }
 
-/* --- On a GPU --------------------------------------------------------------------------------- */
-
-/* c (+)= op(a) op(b) by the module's library, which takes the matrices as they lie. */
-static attn_status multiply_on_gpu(const attn_tensor *a, bool transpose_a, const attn_tensor *b,
-                                   bool transpose_b, const attn_tensor *c, bool accumulate) {
-  if (!attn_same_device(a->device, c->device) || !attn_same_device(b->device, c->device))
-    return attn_fail(ATTN_UNSUPPORTED, "dense: the operands are on different devices");
-  attn_gpu *gpu = attn_gpu_of(c);
-  if (!gpu) return ATTN_UNSUPPORTED;
-  attn_cuda_dense *dense = attn_gpu_dense(gpu);
-  if (!dense) return ATTN_UNSUPPORTED;
-  return attn_gpu_check(
-      gpu, gpu->cuda->matmul(dense, a, transpose_a, b, transpose_b, c, accumulate, gpu->stream));
-}
-
 /* --- The three products ----------------------------------------------------------------------- */
 
 static attn_status check_weight(const attn_weight *weight, const attn_arena *scratch) {
@@ -459,8 +450,9 @@ attn_status attn_dense_forward(attn_weight *weight, const attn_tensor *x, const 
   ATTN_TRY(check_result("y", y, weight->dtype));
   if (x->shape[0] == 0) return ATTN_OK;
   if (attn_is_cuda(y->device)) {
+    if (weight->blocks.data) return attn_gpu_blocks_forward(&weight->blocks, x, y, accumulate);
     attn_tensor w = attn_weight_values(weight);
-    return multiply_on_gpu(x, false, &w, true, y, accumulate);
+    return attn_gpu_multiply(x, false, &w, true, y, accumulate);
   }
   attn_matrix a = matrix_of(x), c = matrix_of(y), b = transposed(&weight->values);
   attn_arena_mark mark = attn_arena_get_mark(scratch);
@@ -484,8 +476,10 @@ attn_status attn_dense_backward_input(attn_weight *weight, const attn_tensor *dy
   ATTN_TRY(check_result("dx", dx, weight->dtype));
   if (dy->shape[0] == 0) return ATTN_OK;
   if (attn_is_cuda(dx->device)) {
+    if (weight->blocks.data)
+      return attn_gpu_blocks_backward_input(&weight->blocks, dy, dx, accumulate);
     attn_tensor w = attn_weight_values(weight);
-    return multiply_on_gpu(dy, false, &w, false, dx, accumulate);
+    return attn_gpu_multiply(dy, false, &w, false, dx, accumulate);
   }
   attn_matrix a = matrix_of(dy), c = matrix_of(dx);
   attn_arena_mark mark = attn_arena_get_mark(scratch);
@@ -643,7 +637,7 @@ attn_status attn_dense_backward_weight(const attn_tensor *dy, const attn_tensor 
   ATTN_TRY(check_dtype("dw", dw, wider(dy->dtype), wider(dy->dtype)));
   ATTN_TRY(check_result("dw", dw, dy->dtype));
   if (attn_is_cuda(dw->device)) {
-    if (dy->shape[0] > 0) return multiply_on_gpu(dy, true, x, false, dw, accumulate);
+    if (dy->shape[0] > 0) return attn_gpu_multiply(dy, true, x, false, dw, accumulate);
     return accumulate ? ATTN_OK : attn_tensor_fill(dw, 0);
   }
   attn_matrix a = matrix_of(dy), b = matrix_of(x), c = matrix_of(dw);

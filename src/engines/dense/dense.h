@@ -42,7 +42,8 @@ attn_status attn_weight_set(attn_weight *weight, const attn_tensor *w);
  * to bfloat16 (many rows) or activations to 8 bits, 32 to a scale (up to ATTN_MATVEC_ROWS rows).
  * ATTN_INVALID_SHAPE when inputs is not a multiple of the block's elements; ATTN_UNSUPPORTED for
  * types that cannot be converted, ATTN_INVALID_ARGUMENT for unknown ones. */
-attn_status attn_weight_set_blocks(attn_weight *weight, attn_block_type type, const void *blocks);
+attn_status attn_weight_set_blocks(attn_weight *weight, attn_device device, attn_block_type type,
+                                   const void *blocks);
 
 /* The same from float8 E4M3 numbers [outputs, inputs] and what they are multiplied by, a scale for
  * each block of scale_outputs x scale_inputs (at least 1): [ceil(outputs / scale_outputs),
