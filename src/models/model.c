@@ -300,10 +300,10 @@ static size_t block_bytes(const attn_parameter *p) {
   return (size_t)(attn_tensor_count(&p->value) / format->elements * format->bytes);
 }
 
-/* Blocks stay as they are, but for those with scales beside them, which become plain numbers. */
+/* GGUF's blocks stay as they are; float8 becomes plain numbers. */
 static attn_status copy_to(const attn_model *model, const attn_parameter *p, attn_device device,
                            moved *copy) {
-  if (p->blocks && !p->scales) {
+  if (p->blocks && p->block_type < ATTN_BLOCK_GGUF_TYPES) {
     copy->value = p->value;
     copy->value.device = device;
     copy->blocks = attn_device_alloc(device, block_bytes(p));

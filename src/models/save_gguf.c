@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 #include "models/model.h"
+#include "tensor/device.h"
 
 #include <math.h>
 #include <string.h>
@@ -196,8 +197,9 @@ static attn_status pack_row(const target *t, const row *from, float *numbers, vo
   const attn_block_format *format = attn_block_get_format(t->type);
   size_t size = (size_t)(t->columns / format->elements * format->bytes);
   if (p->blocks && p->block_type == t->type) {
-    memcpy(blocks, (const char *)p->blocks + (size_t)from->index * size, size);
-    return ATTN_OK;
+    const char *stored = (const char *)p->blocks + (size_t)from->index * size;
+    ATTN_TRY(attn_device_copy(p->value.device, blocks, stored, size));
+    return attn_device_synchronize(p->value.device);
   }
   if (t->type == ATTN_BLOCK_F32) return attn_parameter_row(p, from->index, blocks);
   ATTN_TRY(attn_parameter_row(p, from->index, numbers));

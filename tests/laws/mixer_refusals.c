@@ -340,6 +340,7 @@ static void survives_every_failure(const attn_mixer *mixer, const attn_mixer_opt
 
 static void test_memory(void **state) {
   (void)state;
+  test_needs_cpu(); /* whose allocator fails */
   test_each_mixer(survives_every_failure);
 }
 
@@ -387,6 +388,7 @@ static void survives_a_full_arena(const attn_mixer *mixer, const attn_mixer_opti
 
 static void test_full_arena(void **state) {
   (void)state;
+  test_needs_cpu(); /* whose allocator fails */
   test_each_causal_case(survives_a_full_arena);
 }
 

@@ -93,13 +93,17 @@ __device__ Real load_row(const rows &x, const unit &u, int64_t head, int64_t t, 
   return load_element<Real>(x.data, x.dtype, at(x, u, head, t) + c);
 }
 
-/* alpha of token t and key channel c. */
+/* log alpha of token t and key channel c. */
+template <typename Real>
+__device__ Real load_log_alpha(const parameters &p, const unit &u, int64_t t, int64_t c) {
+  if (p.decay_kind == ATTN_DECAY_NONE) return 0;
+  const Real *g = (const Real *)p.decay.data;
+  if (p.decay_kind == ATTN_DECAY_HEAD) return g[u.head * p.decay.head];
+  return g[at(p.decay, u, u.head, t) + (p.decay_kind == ATTN_DECAY_CHANNEL ? c : 0)];
+}
 template <typename Real>
 __device__ Real load_alpha(const parameters &p, const unit &u, int64_t t, int64_t c) {
-  if (p.decay_kind == ATTN_DECAY_NONE) return 1;
-  const Real *g = (const Real *)p.decay.data;
-  if (p.decay_kind == ATTN_DECAY_HEAD) return exp(g[u.head * p.decay.head]);
-  return exp(g[at(p.decay, u, u.head, t) + (p.decay_kind == ATTN_DECAY_CHANNEL ? c : 0)]);
+  return exp(load_log_alpha<Real>(p, u, t, c));
 }
 
 /* den_t = scale z_t . q_t + epsilon, 1 without a normaliser. */
@@ -141,6 +145,8 @@ template <typename Real, int R> struct column_stage {
   Real *q, *k, *alpha; /* [token][DEPTH] */
   Real *x;             /* [token][COLUMNS]: comes in as v or dnum, goes out as a result */
   Real *beta, *decay;  /* [token] */
+  Real *rest; /* [token]: what rounding took from decay; one constant taken a thousand times
+               * would otherwise drift a thousand roundings */
   __device__ column_stage() {
     q = (Real *)shared_memory;
     k = q + TOKENS * DEPTH;
@@ -148,9 +154,10 @@ template <typename Real, int R> struct column_stage {
     x = alpha + TOKENS * DEPTH;
     beta = x + TOKENS * COLUMNS;
     decay = beta + TOKENS;
+    rest = decay + TOKENS;
   }
   static size_t bytes() {
-    return (3 * TOKENS * DEPTH + TOKENS * COLUMNS + 2 * TOKENS) * sizeof(Real);
+    return (3 * TOKENS * DEPTH + TOKENS * COLUMNS + 3 * TOKENS) * sizeof(Real);
   }
   /* Tokens first .. first + count - 1; `source` gives x. */
   __device__ void load(const parameters &p, const unit &u, int64_t first, int count, int64_t column,
@@ -171,7 +178,10 @@ template <typename Real, int R> struct column_stage {
     }
     for (int t = threadIdx.x; t < count; t += THREADS) {
       beta[t] = load_beta<Real>(p, u, first + t);
-      if (p.decay_kind != ATTN_DECAY_CHANNEL) decay[t] = load_alpha<Real>(p, u, first + t, 0);
+      if (p.decay_kind == ATTN_DECAY_CHANNEL) continue;
+      double exact = exp((double)load_log_alpha<Real>(p, u, first + t, 0));
+      decay[t] = (Real)exact;
+      rest[t] = (Real)(exact - (double)decay[t]);
     }
   }
 };
@@ -246,7 +256,8 @@ __global__ void __launch_bounds__(THREADS) forward_columns(parameters p) {
         if (DELTA) read4(k4, k + i * LANES);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          s[i + j] *= CHANNEL ? a4[j] : stage.decay[t];
+          s[i + j] =
+              CHANNEL ? s[i + j] * a4[j] : s[i + j] * stage.decay[t] + s[i + j] * stage.rest[t];
           if (DELTA) guess += s[i + j] * k4[j];
         }
       }
