@@ -35,7 +35,11 @@ enum {
   LINE_SIZE = 320,
   MESSAGE_SIZE = 512,
   THREAD_TOKENS = 512, /* of each thread at a time: a layer's activations fit the L2 cache */
-  GPU_TOKENS = 16384,  /* at a time on a GPU: enough for its products, little enough memory */
+  /* At a time on a GPU: as many as GPU_ACTIVATIONS bytes hold, so that products are large and a
+   * model's own memory is what counts. A layer keeps about ACTIVATION_BYTES for each token and unit
+   * of width: residuals in float32, projections, gates and a feed-forward of three widths. */
+  MOST_GPU_TOKENS = 65536,
+  ACTIVATION_BYTES = 52,
 };
 
 typedef struct run {
@@ -207,8 +211,18 @@ static attn_status open_model(run *r) {
   return attn_optimiser_create(&adamw, r->parameters, r->model->parameter_count, &r->optimiser);
 }
 
-static int64_t choose_piece(const attn_training_options *o) {
-  int64_t tokens = attn_is_cuda(o->device) ? GPU_TOKENS : THREAD_TOKENS * attn_get_threads();
+static const double gpu_activations = 6e9;
+
+static int64_t gpu_tokens(const attn_model_config *config) {
+  double token = (double)config->layer_count * (double)config->hidden * ACTIVATION_BYTES;
+  double tokens = gpu_activations / token;
+  return tokens < MOST_GPU_TOKENS ? (int64_t)tokens : MOST_GPU_TOKENS;
+}
+
+static int64_t choose_piece(const run *r) {
+  const attn_training_options *o = &r->options;
+  int64_t tokens = attn_is_cuda(o->device) ? gpu_tokens(&r->model->config)
+                                           : THREAD_TOKENS * (int64_t)attn_get_threads();
   int64_t windows = tokens / o->length;
   if (windows < 1) windows = 1;
   return windows < o->batch ? windows : o->batch;
@@ -216,7 +230,7 @@ static int64_t choose_piece(const attn_training_options *o) {
 
 static attn_status allocate(run *r) {
   const attn_training_options *o = &r->options;
-  r->piece = choose_piece(o);
+  r->piece = choose_piece(r);
   size_t windows = (size_t)(o->batch * o->accumulation), rows = (size_t)(r->piece * o->length);
   r->windows = attn_alloc_array(windows * (size_t)(o->length + 1), sizeof *r->windows);
   r->inputs = attn_alloc_array(rows, sizeof *r->inputs);
