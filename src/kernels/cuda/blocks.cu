@@ -261,10 +261,11 @@ attn_status attn_cuda_blocks_expand(attn_block_type type, const void *blocks, co
 enum {
   MATVEC_WARPS = 8,
   MATVEC_THREADS = MATVEC_WARPS * WARP,
-  MATVEC_ROWS = 8, /* of x at most */
-  OUTPUTS = 16,    /* of a block */
-  PIECE = 256,     /* elements of a row that are copied at once */
-  GROUP = 32,      /* elements that are multiplied at once: two steps */
+  MATVEC_ROWS = 8,  /* of x at most */
+  OUTPUTS = 16,     /* of a block */
+  PIECE = 256,      /* elements of a row that are copied at once */
+  STEP = 16,        /* elements of one instruction */
+  GROUP = 2 * STEP, /* that share a scale, or two */
 };
 
 /* Four bytes at an address that is aligned to 2, or to 4 where the type's blocks are. */
@@ -443,28 +444,36 @@ struct matvec {
   bool accumulate;
 };
 
-/* Four activations of a row as PARTS pairs of pairs of bfloat16 whose sum they are. */
-template <int PARTS>
-static __device__ inline void load_activations(const char *place, int dtype, int64_t at,
-                                               uint32_t (&part)[PARTS][2]) {
-  if constexpr (PARTS == 1) {
-    uint2 four = *(const uint2 *)(place + 2 * at);
-    part[0][0] = four.x;
-    part[0][1] = four.y;
-  } else {
-    float x[4];
+/* Four activations of a row: as they lie in memory, and as PARTS pairs of pairs of bfloat16 whose
+ * sum they are. */
+template <int PARTS> struct activations;
+
+template <> struct activations<1> { /* bfloat16 */
+  uint2 raw;
+  __device__ void load(const char *place, int) {
+    raw = *(const uint2 *)place;
+  }
+  __device__ void split(int, uint32_t (&part)[1][2]) const {
+    part[0][0] = raw.x;
+    part[0][1] = raw.y;
+  }
+};
+
+template <> struct activations<3> { /* float32, or float16 */
+  uint4 raw;
+  __device__ void load(const char *place, int dtype) {
     if (dtype == ATTN_F32) {
-      float4 four = *(const float4 *)(place + 4 * at);
-      x[0] = four.x;
-      x[1] = four.y;
-      x[2] = four.z;
-      x[3] = four.w;
+      raw = *(const uint4 *)place;
     } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) x[i] = load_element<float>(place, dtype, at + i);
+      uint2 four = *(const uint2 *)place;
+      raw = make_uint4(four.x, four.y, 0, 0);
     }
+  }
+  __device__ void split(int dtype, uint32_t (&part)[3][2]) const {
+    float x[VECTOR];
+    unpack(x, raw_vector{raw, raw}, dtype);
 #pragma unroll
-    for (int p = 0; p < PARTS; ++p)
+    for (int p = 0; p < 3; ++p)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
@@ -473,7 +482,7 @@ static __device__ inline void load_activations(const char *place, int dtype, int
         x[2 * i + 1] -= __high2float(pair);
       }
   }
-}
+};
 
 template <int TYPE> struct staging {
   enum {
@@ -487,7 +496,7 @@ template <int TYPE> struct staging {
 
 /* A block takes the tiles of 16 outputs blockIdx.x, blockIdx.x + gridDim.x, ... */
 template <int TYPE, int PARTS>
-static __global__ void __launch_bounds__(MATVEC_THREADS)
+static __global__ void __launch_bounds__(MATVEC_THREADS, 2)
     multiply_blocks(const __grid_constant__ matvec all) {
   typedef staging<TYPE> stage;
   constexpr bool MINIMA = TYPE == ATTN_BLOCK_Q4_1 || TYPE == ATTN_BLOCK_Q5_1 ||
@@ -568,6 +577,14 @@ static __global__ void __launch_bounds__(MATVEC_THREADS)
     float total[4] = {};
     for (int64_t piece = warp; piece < pieces; piece += MATVEC_WARPS) {
       copy_next((stage_now + stage::STAGES - 1) % stage::STAGES);
+      /* The activations come from the L2 cache, at its latency: all of the piece at once. */
+      int64_t left = all.inputs - piece * PIECE;
+      const char *x_piece = x_row + piece * PIECE * dtype_bytes(all.x_dtype);
+      activations<PARTS> x_all[PIECE / STEP];
+#pragma unroll
+      for (int s = 0; s < PIECE / STEP; ++s)
+        if (s * STEP < left)
+          x_all[s].load(x_piece + s * STEP * dtype_bytes(all.x_dtype), all.x_dtype);
       asm volatile("cp.async.wait_group %0;" ::"n"(stage::STAGES - 1) : "memory");
       __syncwarp();
       const byte *place[2]; /* of output rows `row` and `row` + 8 */
@@ -579,12 +596,10 @@ static __global__ void __launch_bounds__(MATVEC_THREADS)
           place[h] += (uintptr_t)(row_start(tile, row + 8 * h) + piece * stage::BYTES) & 15;
         scales[h].load(place[h]);
       }
-      const char *x_piece = x_row + piece * PIECE * dtype_bytes(all.x_dtype);
       auto multiply_group = [&](int g) {
         uint32_t x[2][PARTS][2], code[2][2][2];
 #pragma unroll
-        for (int s = 0; s < 2; ++s)
-          load_activations<PARTS>(x_piece, all.x_dtype, g * GROUP + 16 * s, x[s]);
+        for (int s = 0; s < 2; ++s) x_all[2 * g + s].split(all.x_dtype, x[s]);
         float c[2][2], b[2][2];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -607,13 +622,13 @@ static __global__ void __launch_bounds__(MATVEC_THREADS)
             if (MINIMA) total[i] += b[i / 2][s] * sum[s][i];
           }
       };
-      int64_t left = all.inputs - piece * PIECE;
-      if (left >= PIECE) {
+      if (format<TYPE>::ELEMENTS == LARGE || left >= PIECE) {
 #pragma unroll
         for (int g = 0; g < PIECE / GROUP; ++g) multiply_group(g);
-      } else if constexpr (format<TYPE>::ELEMENTS == SMALL) {
-#pragma unroll 1
-        for (int g = 0; g < (int)left / GROUP; ++g) multiply_group(g);
+      } else {
+#pragma unroll
+        for (int g = 0; g < PIECE / GROUP; ++g)
+          if (g * GROUP < left) multiply_group(g);
       }
       __syncwarp();
       stage_now = (stage_now + 1) % stage::STAGES;

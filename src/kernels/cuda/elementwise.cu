@@ -221,8 +221,11 @@ template <int N> struct operands {
   bool accumulate[N];
 };
 
+/* What is known of the operands' dtypes when a kernel is compiled. */
+enum mix { MIXED, ALL_BF16 /* and none repeats an element */ };
+
 /* V elements of an operand before they are converted. */
-template <class real, int V> struct piece {
+template <class real, int V, mix MIX> struct piece {
   raw_vector raw;
   __device__ void load(const char *place, int dtype) {
     raw = load_raw(place, dtype);
@@ -231,7 +234,16 @@ template <class real, int V> struct piece {
     unpack(x, raw, dtype);
   }
 };
-template <class real> struct piece<real, 1> {
+template <> struct piece<float, VECTOR, ALL_BF16> {
+  uint4 raw;
+  __device__ void load(const char *place, int) {
+    raw = *(const uint4 *)place;
+  }
+  __device__ void get(float *x, int) const {
+    unpack(x, raw_vector{raw, raw}, ATTN_BF16);
+  }
+};
+template <class real, mix MIX> struct piece<real, 1, MIX> {
   real value;
   __device__ void load(const char *place, int dtype) {
     value = load_element<real>(place, dtype, 0);
@@ -241,17 +253,21 @@ template <class real> struct piece<real, 1> {
   }
 };
 
-template <class real, int V, class operation>
+/* How many vectors a thread has in flight: as many as registers allow. */
+template <int N, int V, mix MIX> __host__ __device__ constexpr int unroll_of() {
+  return V == 1 || N > 3 ? 1 : MIX == ALL_BF16 ? 4 : 2;
+}
+
+template <class real, int V, mix MIX, class operation>
 static __global__ void __launch_bounds__(THREADS)
     map(const __grid_constant__ walk<operation::TARGETS + operation::INPUTS> all,
         const __grid_constant__ operands<operation::TARGETS + operation::INPUTS> operand,
         operation apply) {
-  constexpr int T = operation::TARGETS, N = T + operation::INPUTS;
-  /* Two vectors a thread are in flight where registers allow it. */
-  constexpr int UNROLL = N <= 3 && V > 1 ? 2 : 1;
+  constexpr int T = operation::TARGETS, N = T + operation::INPUTS, UNROLL = unroll_of<N, V, MIX>();
   uint32_t first = blockIdx.x * (THREADS * UNROLL) + threadIdx.x;
   char *place[UNROLL][N];
-  piece<real, V> loaded[UNROLL][N];
+  piece<real, V, MIX> loaded[UNROLL][N];
+  auto repeats = [&](int k) { return MIX == MIXED && operand.repeats[k]; };
 #pragma unroll
   for (int u = 0; u < UNROLL; ++u) {
     uint32_t index = first + u * THREADS;
@@ -260,7 +276,7 @@ static __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       place[u][k] = operand.data[k] + offset_of(all, c, k);
-      if (operand.data[k] && !operand.repeats[k] && (k >= T || operand.accumulate[k]))
+      if (operand.data[k] && !repeats(k) && (k >= T || operand.accumulate[k]))
         loaded[u][k].load(place[u][k], operand.dtype[k]);
     }
   }
@@ -271,7 +287,7 @@ static __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int k = T; k < N; ++k) {
       if (!operand.data[k]) continue;
-      if (operand.repeats[k]) {
+      if (repeats(k)) {
         real value = load_element<real>(place[u][k], operand.dtype[k], 0);
 #pragma unroll
         for (int i = 0; i < V; ++i) in[k - T][i] = value;
@@ -289,7 +305,7 @@ static __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int i = 0; i < V; ++i) out[k][i] += old[i];
       }
-      store_all<real, V>(place[u][k], operand.dtype[k], out[k]);
+      store_all<real, V>(place[u][k], MIX == ALL_BF16 ? ATTN_BF16 : operand.dtype[k], out[k]);
     }
   }
 }
@@ -297,7 +313,7 @@ static __global__ void __launch_bounds__(THREADS)
 enum { TERMS = 8 };
 
 /* Operand 0 is y, 1 + j is a[j], 1 + TERMS + j is b[j]. */
-template <class real, int V>
+template <class real, int V, mix MIX>
 static __global__ void __launch_bounds__(THREADS)
     add_products(const __grid_constant__ walk<1 + 2 * TERMS> all,
                  const __grid_constant__ operands<1 + 2 * TERMS> operand, int count) {
@@ -305,8 +321,9 @@ static __global__ void __launch_bounds__(THREADS)
   if (index >= all.count) return;
   coordinates c = locate(all, index);
   real sum[V] = {};
-  auto fetch = [&](int k, real *x, const piece<real, V> &loaded, const char *place) {
-    if (!operand.repeats[k]) {
+  auto repeats = [&](int k) { return MIX == MIXED && operand.repeats[k]; };
+  auto fetch = [&](int k, real *x, const piece<real, V, MIX> &loaded, const char *place) {
+    if (!repeats(k)) {
       loaded.get(x, operand.dtype[k]);
       return;
     }
@@ -319,9 +336,9 @@ static __global__ void __launch_bounds__(THREADS)
     int p = 1 + j, q = 1 + TERMS + j;
     const char *place_a = operand.data[p] + offset_of(all, c, p);
     const char *place_b = operand.data[q] + offset_of(all, c, q);
-    piece<real, V> a, b;
-    if (!operand.repeats[p]) a.load(place_a, operand.dtype[p]);
-    if (!operand.repeats[q]) b.load(place_b, operand.dtype[q]);
+    piece<real, V, MIX> a, b;
+    if (!repeats(p)) a.load(place_a, operand.dtype[p]);
+    if (!repeats(q)) b.load(place_b, operand.dtype[q]);
     real u[V], v[V];
     fetch(p, u, a, place_a);
     fetch(q, v, b, place_b);
@@ -341,10 +358,11 @@ static __global__ void __launch_bounds__(THREADS)
 /* --- Launching ----------------------------------------------------------------------------------
  */
 
-/* What is launched: the kernel for vectors, for single floats, for single doubles. `steps` is how
- * many vectors or elements a thread takes. */
+/* What is launched: the kernel for vectors of any dtypes, of bfloat16, for single floats and for
+ * single doubles. */
 template <int N> struct launcher {
   void (*vectors)(const launcher &, const walk<N> &, const operands<N> &, cudaStream_t);
+  void (*halves)(const launcher &, const walk<N> &, const operands<N> &, cudaStream_t);
   void (*singles)(const launcher &, const walk<N> &, const operands<N> &, cudaStream_t);
   void (*doubles)(const launcher &, const walk<N> &, const operands<N> &, cudaStream_t);
   const void *extra; /* the operation, or the number of terms */
@@ -382,10 +400,12 @@ static void launch(const launcher<N> &kernels, bool wide, axes<N> all, operands<
     return;
   }
   int inner = all.rank - 1;
+  bool halves = true;
   bool vectors = !wide && all.shape[inner] >= VECTOR && all.stride[0][inner] == 1;
   for (int k = 0; k < N && vectors; ++k) {
     if (!operand.data[k]) continue;
     operand.repeats[k] = all.stride[k][inner] == 0;
+    halves = halves && operand.dtype[k] == ATTN_BF16 && !operand.repeats[k];
     vectors =
         operand.repeats[k] || (all.stride[k][inner] == 1 && (uintptr_t)operand.data[k] % 16 == 0);
     for (int i = 0; i < inner && vectors && !operand.repeats[k]; ++i)
@@ -404,7 +424,7 @@ static void launch(const launcher<N> &kernels, bool wide, axes<N> all, operands<
   }
   all.shape[inner] = whole / VECTOR;
   for (int k = 0; k < N; ++k) all.stride[k][inner] *= VECTOR;
-  kernels.vectors(kernels, make_walk(all, bytes), operand, stream);
+  (halves ? kernels.halves : kernels.vectors)(kernels, make_walk(all, bytes), operand, stream);
 }
 
 template <int N>
@@ -431,14 +451,14 @@ static attn_status run(const char *function, const launcher<N> &kernels,
   return attn_cuda_check(cudaGetLastError(), function);
 }
 
-template <class real, int V, class operation>
+template <class real, int V, mix MIX, class operation>
 static void launch_map(const launcher<operation::TARGETS + operation::INPUTS> &kernels,
                        const walk<operation::TARGETS + operation::INPUTS> &all,
                        const operands<operation::TARGETS + operation::INPUTS> &operand,
                        cudaStream_t stream) {
   constexpr int N = operation::TARGETS + operation::INPUTS;
-  constexpr uint32_t each = THREADS * (N <= 3 && V > 1 ? 2 : 1);
-  map<real, V, operation><<<(all.count + each - 1) / each, THREADS, 0, stream>>>(
+  constexpr uint32_t each = THREADS * unroll_of<N, V, MIX>();
+  map<real, V, MIX, operation><<<(all.count + each - 1) / each, THREADS, 0, stream>>>(
       all, operand, *(const operation *)kernels.extra);
 }
 
@@ -449,15 +469,16 @@ run_operation(const char *function, const operation &apply,
               const bool (&accumulate)[operation::TARGETS + operation::INPUTS],
               attn_cuda_stream stream) {
   constexpr int N = operation::TARGETS + operation::INPUTS;
-  launcher<N> kernels = {launch_map<float, VECTOR, operation>, launch_map<float, 1, operation>,
-                         launch_map<double, 1, operation>, &apply};
+  launcher<N> kernels = {
+      launch_map<float, VECTOR, MIXED, operation>, launch_map<float, VECTOR, ALL_BF16, operation>,
+      launch_map<float, 1, MIXED, operation>, launch_map<double, 1, MIXED, operation>, &apply};
   return run<N>(function, kernels, tensor, accumulate, (cudaStream_t)stream);
 }
 
-template <class real, int V>
+template <class real, int V, mix MIX>
 static void launch_products(const launcher<1 + 2 * TERMS> &kernels, const walk<1 + 2 * TERMS> &all,
                             const operands<1 + 2 * TERMS> &operand, cudaStream_t stream) {
-  add_products<real, V><<<(all.count + THREADS - 1) / THREADS, THREADS, 0, stream>>>(
+  add_products<real, V, MIX><<<(all.count + THREADS - 1) / THREADS, THREADS, 0, stream>>>(
       all, operand, *(const int *)kernels.extra);
 }
 
@@ -481,8 +502,9 @@ attn_status attn_cuda_multiply_sum(const attn_tensor *y, bool accumulate, int co
     tensor[1 + TERMS + j] = &b[j];
   }
   const bool add[1 + 2 * TERMS] = {accumulate};
-  launcher<1 + 2 *TERMS> kernels = {launch_products<float, VECTOR>, launch_products<float, 1>,
-                                    launch_products<double, 1>, &count};
+  launcher<1 + 2 *TERMS> kernels = {
+      launch_products<float, VECTOR, MIXED>, launch_products<float, VECTOR, ALL_BF16>,
+      launch_products<float, 1, MIXED>, launch_products<double, 1, MIXED>, &count};
   return run<1 + 2 * TERMS>("multiply_sum", kernels, tensor, add, (cudaStream_t)stream);
 }
 

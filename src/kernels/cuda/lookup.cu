@@ -119,6 +119,7 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_counts(int32_t *coun
   int each = (n + SCAN_THREADS - 1) / SCAN_THREADS, lane = threadIdx.x % WARP;
   int from = threadIdx.x * each, to = from + each < n ? from + each : n;
   int32_t mine = 0;
+#pragma unroll 8
   for (int i = from; i < to; ++i) mine += counts[i];
   int32_t through = mine; /* up to and with this thread */
   for (int step = 1; step < WARP; step *= 2) {
@@ -129,10 +130,16 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_counts(int32_t *coun
   __syncthreads();
   int32_t sum = through - mine;
   for (int w = 0; w < (int)threadIdx.x / WARP; ++w) sum += warp_sum[w];
-  for (int i = from; i < to; ++i) {
-    int32_t count = counts[i];
-    counts[i] = sum;
-    sum += count;
+  enum { AHEAD = 8 }; /* loads in flight together: the stores might change what is loaded */
+  for (int start = from; start < to; start += AHEAD) {
+    int32_t count[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) count[i] = start + i < to ? counts[start + i] : 0;
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+      if (start + i < to) counts[start + i] = sum;
+      sum += count[i];
+    }
   }
 }
 

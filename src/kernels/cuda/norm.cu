@@ -18,7 +18,7 @@ enum {
 struct norm_operands {
   operand y, x, weight, bias;
   int64_t n;
-  double divisor, epsilon;
+  double divisor, inverse /* 1 / divisor */, epsilon;
   double *factor, *mean; /* a number a row, or NULL */
 };
 
@@ -53,10 +53,8 @@ static __global__ void __launch_bounds__(1024)
     }
   }
   float mean = 0;
-  double exact_mean = 0;
   if (LAYER) {
-    exact_mean = (double)sum_group(sum, width, shared[0]) / (double)all.n;
-    mean = (float)exact_mean;
+    mean = sum_group(sum, width, shared[0]) * (float)all.inverse;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       if (thread + k * width >= vectors) continue;
@@ -68,12 +66,12 @@ static __global__ void __launch_bounds__(1024)
     }
   }
   squares = sum_group(squares, width, shared[1]);
-  double exact = 1 / sqrt((double)squares / (LAYER ? (double)all.n : all.divisor) + all.epsilon);
-  float factor = (float)exact;
+  /* float64 roots and quotients in every thread would take longer than the row's memory. */
+  float factor = 1 / sqrtf(squares * (float)all.inverse + (float)all.epsilon);
   if (!inside) return;
   if (thread == 0) {
-    if (all.factor) all.factor[row] = exact;
-    if (LAYER) all.mean[row] = exact_mean;
+    if (all.factor) all.factor[row] = (double)factor;
+    if (LAYER) all.mean[row] = (double)mean;
   }
   char *to = all.y.data + offset_of(rows, c, 0);
 #pragma unroll
@@ -153,6 +151,7 @@ attn_status attn_cuda_norm(const attn_tensor *y, const attn_tensor *x, const att
                        operand_of(bias),
                        n,
                        mean ? (double)n : divisor,
+                       1 / (mean ? (double)n : divisor),
                        epsilon,
                        factor,
                        mean};
@@ -193,10 +192,24 @@ struct norm_gradients {
   operand dx, x, weight, dy;
   bool accumulate;
   int64_t n;
-  double divisor;
+  double divisor, inverse /* 1 / divisor */;
   const double *factor, *mean;
   double *d_weight, *d_bias; /* [parts, n], or NULL */
 };
+
+/* A vector as it lies in memory, of any dtype or of those of two bytes. */
+static __device__ inline void load_as(raw_vector &raw, const void *place, int dtype) {
+  raw = load_raw(place, dtype);
+}
+static __device__ inline void load_as(uint4 &raw, const void *place, int) {
+  raw = *(const uint4 *)place;
+}
+static __device__ inline void unpack_as(float *x, const raw_vector &raw, int dtype) {
+  unpack(x, raw, dtype);
+}
+static __device__ inline void unpack_as(float *x, const uint4 &raw, int dtype) {
+  unpack(x, raw_vector{raw, raw}, dtype == ATTN_BF16 ? ATTN_BF16 : ATTN_F16);
+}
 
 /* A group's own barrier, so that groups do not wait for each other. The numbers are constants for
  * the sake of occupancy: a block reserves every barrier that it could name. */
@@ -211,8 +224,9 @@ static __device__ inline void meet(int group, int width) {
 
 /* Block p does the rows of part p, groups of `width` threads take them in turn. x and dy stay as
  * they were read, which takes half the registers for bfloat16. Walk: dx, x, dy. */
-template <int SIZE, int K, bool LAYER>
-static __global__ void __launch_bounds__(SIZE, SIZE == 256 && !LAYER ? 2 : 1)
+template <int SIZE, int K, bool LAYER, class vector>
+static __global__ void
+__launch_bounds__(SIZE, sizeof(vector) == 16 && (K == 1 || (SIZE == 256 && !LAYER)) ? 2 : 1)
     norm_backward_vectors(const __grid_constant__ walk<3> rows,
                           const __grid_constant__ norm_gradients all, int width) {
   constexpr bool ALONE = SIZE == 512 && K == 4;            /* one group: n > 256 K VECTOR */
@@ -232,21 +246,20 @@ static __global__ void __launch_bounds__(SIZE, SIZE == 256 && !LAYER ? 2 : 1)
     coordinates c = locate(rows, row);
     const char *x_row = all.x.data + offset_of(rows, c, 1);
     const char *dy_row = all.dy.data + offset_of(rows, c, 2);
-    raw_vector raw_x[K], raw_dy[K];
+    vector raw_x[K], raw_dy[K];
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       int at = (thread + k * width) * VECTOR;
       if (at >= n) continue;
-      raw_x[k] = load_raw(x_row + at * all.x.step, all.x.dtype);
-      raw_dy[k] = load_raw(dy_row + at * all.dy.step, all.dy.dtype);
+      load_as(raw_x[k], x_row + at * all.x.step, all.x.dtype);
+      load_as(raw_dy[k], dy_row + at * all.dy.step, all.dy.dtype);
     }
-    double exact = all.factor[row];
-    float r = (float)exact, mean = LAYER ? (float)all.mean[row] : 0;
+    float r = (float)all.factor[row], mean = LAYER ? (float)all.mean[row] : 0;
     /* Vector k: h (x itself for RMS norm), dy and u. */
     auto take = [&](int k, float(&h)[VECTOR], float(&dy)[VECTOR], float(&u)[VECTOR]) {
       int at = (thread + k * width) * VECTOR;
-      unpack(h, raw_x[k], all.x.dtype);
-      unpack(dy, raw_dy[k], all.dy.dtype);
+      unpack_as(h, raw_x[k], all.x.dtype);
+      unpack_as(dy, raw_dy[k], all.dy.dtype);
       if (all.weight.data)
         load_all<float, VECTOR>(u, all.weight.data + at * all.weight.step, all.weight.dtype);
 #pragma unroll
@@ -275,9 +288,8 @@ static __global__ void __launch_bounds__(SIZE, SIZE == 256 && !LAYER ? 2 : 1)
     projection = sum_group(projection, width, shared[LAYER ? 0 : turn], barrier);
     if (LAYER) sum = sum_group(sum, width, shared[1], barrier);
     if (!inside) continue;
-    float shift = LAYER ? r * (float)((double)sum / (double)n) : 0;
-    float pull = LAYER ? r * (float)((double)projection / (double)n)
-                       : (float)(exact * exact * exact * (double)projection / all.divisor);
+    float shift = r * sum * (float)all.inverse;
+    float pull = (LAYER ? r : r * r * r) * projection * (float)all.inverse;
     char *dx_row = all.dx.data + offset_of(rows, c, 0);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
@@ -288,7 +300,7 @@ static __global__ void __launch_bounds__(SIZE, SIZE == 256 && !LAYER ? 2 : 1)
       char *place = dx_row + at * all.dx.step;
       if (all.accumulate) load_all<float, VECTOR>(dx, place, all.dx.dtype);
 #pragma unroll
-      for (int i = 0; i < VECTOR; ++i) dx[i] += r * u[i] - shift - pull * h[i];
+      for (int i = 0; i < VECTOR; ++i) dx[i] += r * u[i] - (LAYER ? shift : 0) - pull * h[i];
       store_vector(place, all.dx.dtype, dx);
     }
   }
@@ -359,6 +371,19 @@ static __global__ void __launch_bounds__(THREADS)
   }
 }
 
+typedef void norm_backward_kernel(const walk<3>, const norm_gradients, int);
+
+template <class vector> static norm_backward_kernel *choose_backward(int k, int size, bool layer) {
+  if (k == 1)
+    return layer ? norm_backward_vectors<512, 1, true, vector>
+                 : norm_backward_vectors<512, 1, false, vector>;
+  if (size == 256)
+    return layer ? norm_backward_vectors<256, 4, true, vector>
+                 : norm_backward_vectors<256, 4, false, vector>;
+  return layer ? norm_backward_vectors<512, 4, true, vector>
+               : norm_backward_vectors<512, 4, false, vector>;
+}
+
 attn_status attn_cuda_norm_backward(const attn_tensor *dx, bool accumulate,
                                     const attn_tensor *d_weight, const attn_tensor *d_bias,
                                     const attn_tensor *x, const attn_tensor *weight,
@@ -386,6 +411,7 @@ attn_status attn_cuda_norm_backward(const attn_tensor *dx, bool accumulate,
                         accumulate,
                         n,
                         mean ? (double)n : divisor,
+                        1 / (mean ? (double)n : divisor),
                         factor,
                         mean,
                         d_weight ? partial : NULL,
@@ -413,12 +439,9 @@ attn_status attn_cuda_norm_backward(const attn_tensor *dx, bool accumulate,
   int size = k == 1 || width > 256 ? 512 : 256, groups = size / width;
   int64_t parts = (rows + groups - 1) / groups;
   if (parts > ATTN_CUDA_PARTS) parts = ATTN_CUDA_PARTS;
-  auto kernel = mean ? (k == 1        ? norm_backward_vectors<512, 1, true>
-                        : size == 256 ? norm_backward_vectors<256, 4, true>
-                                      : norm_backward_vectors<512, 4, true>)
-                     : (k == 1        ? norm_backward_vectors<512, 1, false>
-                        : size == 256 ? norm_backward_vectors<256, 4, false>
-                                      : norm_backward_vectors<512, 4, false>);
+  bool narrow = x->dtype != ATTN_F32 && dy->dtype != ATTN_F32;
+  auto kernel =
+      narrow ? choose_backward<uint4>(k, size, mean) : choose_backward<raw_vector>(k, size, mean);
   kernel<<<(unsigned)parts, size, 0, queue>>>(walk_all, all, width);
   ATTN_CUDA_TRY_LAUNCH("norm_backward");
   if (d_weight)

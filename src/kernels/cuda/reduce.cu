@@ -10,8 +10,9 @@ enum {
 /* --- Over columns: one number a row -------------------------------------------------------------
  */
 
-/* `width` threads a row (sum_group). Operands of the walk: y, a, b. */
-template <class real, int V>
+/* `width` threads a row (sum_group), each with AHEAD pieces of V whose loads are in flight
+ * together. Operands of the walk: y, a, b. */
+template <class real, int V, int AHEAD>
 static __global__ void __launch_bounds__(THREADS)
     dot_rows(const __grid_constant__ walk<3> rows, operand y, operand a, operand b, int64_t n,
              int width) {
@@ -20,7 +21,6 @@ static __global__ void __launch_bounds__(THREADS)
   bool inside = row < rows.count;
   coordinates c = locate(rows, inside ? row : 0);
   const char *from_a = a.data + offset_of(rows, c, 1), *from_b = b.data + offset_of(rows, c, 2);
-  constexpr int AHEAD = 4; /* pieces whose loads are in flight together */
   real sum = 0;
   int64_t stride = (int64_t)width * V;
   for (int64_t start = (int64_t)(threadIdx.x % width) * V; start < n; start += AHEAD * stride) {
@@ -74,7 +74,10 @@ attn_status attn_cuda_row_dot(const attn_tensor *y, const attn_tensor *a, const 
                   ? THREADS
                   : power_of_two_from(pieces < WARP ? pieces : WARP);
   unsigned blocks = (unsigned)((rows + THREADS / width - 1) / (THREADS / width));
-  auto kernel = wide ? dot_rows<double, 1> : vectors ? dot_rows<float, VECTOR> : dot_rows<float, 1>;
+  auto kernel = wide                 ? dot_rows<double, 1, 1>
+                : !vectors           ? dot_rows<float, 1, 1>
+                : pieces <= 2 * WARP ? dot_rows<float, VECTOR, 1>
+                                     : dot_rows<float, VECTOR, 4>;
   kernel<<<blocks, THREADS, 0, (cudaStream_t)stream>>>(all, operand_of(y), operand_of(a),
                                                        operand_of(b), n, width);
   ATTN_CUDA_TRY_LAUNCH("row_dot");
@@ -88,10 +91,10 @@ attn_status attn_cuda_row_dot(const attn_tensor *y, const attn_tensor *a, const 
  * partial[part, c] = sum of factor (a - mean) b, where factor, mean (a number a row) and b are
  * optional. */
 template <class real, int V>
-static __global__ void __launch_bounds__(THREADS, 2)
+static __global__ void __launch_bounds__(THREADS, 3)
     column_parts(const __grid_constant__ walk<2> rows, operand a, operand b, int64_t n,
                  const double *factor, const double *mean, double *partial) {
-  constexpr int AHEAD = V == VECTOR ? 4 : 2; /* rows whose loads are in flight together */
+  constexpr int AHEAD = 2; /* rows whose loads are in flight together */
   __shared__ real shared[TILE_ROWS][WARP * V];
   int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   int64_t column = ((int64_t)blockIdx.x * WARP + lane) * V;
