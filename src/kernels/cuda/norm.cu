@@ -222,11 +222,16 @@ static __device__ inline void meet(int group, int width) {
   }
 }
 
+/* Blocks of a processor: two where the registers hold them. */
+template <int SIZE, int K, bool LAYER, class vector> constexpr int blocks_at_once() {
+  bool narrow = sizeof(vector) == 16;
+  return narrow && (K == 1 || (SIZE == 256 && (K == 2 || !LAYER))) ? 2 : 1;
+}
+
 /* Block p does the rows of part p, groups of `width` threads take them in turn. x and dy stay as
  * they were read, which takes half the registers for bfloat16. Walk: dx, x, dy. */
 template <int SIZE, int K, bool LAYER, class vector>
-static __global__ void
-__launch_bounds__(SIZE, sizeof(vector) == 16 && (K == 1 || (SIZE == 256 && !LAYER)) ? 2 : 1)
+static __global__ void __launch_bounds__(SIZE, blocks_at_once<SIZE, K, LAYER, vector>())
     norm_backward_vectors(const __grid_constant__ walk<3> rows,
                           const __grid_constant__ norm_gradients all, int width) {
   constexpr bool ALONE = SIZE == 512 && K == 4;            /* one group: n > 256 K VECTOR */
@@ -377,6 +382,7 @@ template <class vector> static norm_backward_kernel *choose_backward(int k, int 
   if (k == 1)
     return layer ? norm_backward_vectors<512, 1, true, vector>
                  : norm_backward_vectors<512, 1, false, vector>;
+  if (k == 2) return norm_backward_vectors<256, 2, true, vector>;
   if (size == 256)
     return layer ? norm_backward_vectors<256, 4, true, vector>
                  : norm_backward_vectors<256, 4, false, vector>;
@@ -434,8 +440,10 @@ attn_status attn_cuda_norm_backward(const attn_tensor *dx, bool accumulate,
     ATTN_CUDA_TRY_LAUNCH("norm_backward");
     return ATTN_OK;
   }
-  /* Narrow rows: many at once, so that enough loads are in flight. Wide ones: a warp at least. */
-  int k = vectors <= WARP ? 1 : 4, width = power_of_two_from((vectors + k - 1) / k);
+  /* Narrow rows: many at once, so that enough loads are in flight. Layer norm has twice the column
+   * sums in registers. */
+  int k = vectors <= WARP ? 1 : mean && vectors <= 512 ? 2 : 4;
+  int width = power_of_two_from((vectors + k - 1) / k);
   int size = k == 1 || width > 256 ? 512 : 256, groups = size / width;
   int64_t parts = (rows + groups - 1) / groups;
   if (parts > ATTN_CUDA_PARTS) parts = ATTN_CUDA_PARTS;
