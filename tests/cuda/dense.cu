@@ -149,23 +149,6 @@ static void bench_few(attn_dtype dtype, int64_t m, int64_t n, int64_t k) {
     OK(attn_cuda_matmul(dense, &a, false, &w[(size_t)(i % buffers)], true, &c, false, NULL));
   });
   print_time(name, (double)bytes, us);
-  /* A batch of one product goes to cuBLASLt. */
-  auto batched = [](attn_tensor tensor) {
-    tensor.rank = 3;
-    tensor.shape[2] = tensor.shape[1];
-    tensor.shape[1] = tensor.shape[0];
-    tensor.stride[2] = 1;
-    tensor.stride[1] = tensor.stride[0];
-    tensor.stride[0] = tensor.shape[1] * tensor.stride[1];
-    tensor.shape[0] = 1;
-    return tensor;
-  };
-  attn_tensor a3 = batched(a), c3 = batched(c);
-  us = time_of([&](int i) {
-    attn_tensor w3 = batched(w[(size_t)(i % buffers)]);
-    OK(attn_cuda_matmul(dense, &a3, false, &w3, true, &c3, false, NULL));
-  });
-  print_time("   the same by cuBLASLt", (double)bytes, us);
   for (attn_tensor &tensor : w) CUDA(cudaFree(tensor.data));
   CUDA(cudaFree(a.data));
   CUDA(cudaFree(c.data));

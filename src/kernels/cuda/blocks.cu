@@ -3,84 +3,14 @@
  * tensor/blocks.c says how each type lays out its block; the names here are those used there. */
 #include "kernels/cuda/rows.cuh"
 
+#include <atomic>
+
 typedef unsigned char byte;
 
 enum { SMALL = 32, LARGE = 256 }; /* elements of a block */
 
 static __device__ inline float half_at(const byte *place) { /* aligned to 2 */
   return __half2float(*(const __half *)place);
-}
-
-/* --- One element --------------------------------------------------------------------------------
- *
- * Products of scales and codes are exact in float32: a value is rounded once at most, where a
- * minimum is added, whether or not the compiler fuses that. */
-
-static __device__ inline int nibble(const byte *q, int i) {
-  return i < SMALL / 2 ? q[i] & 15 : q[i - SMALL / 2] >> 4;
-}
-static __device__ inline int five_bits(const byte *h, int i) {
-  return (h[i / 8] >> i % 8 & 1) << 4 | nibble(h + SMALL / 8, i);
-}
-static __device__ inline int two_bits(const byte *q, int i) {
-  return q[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
-}
-static __device__ inline int one_bit(const byte *h, int i) {
-  return h[i % 32] >> i / 32 & 1;
-}
-static __device__ inline int large_nibble(const byte *q, int i, int run) {
-  int pair = q[i / (2 * run) * run + i % run];
-  return i / run % 2 ? pair >> 4 : pair & 15;
-}
-static __device__ inline int q3_scale(const byte *s, int g) {
-  int low = g < 8 ? s[g] & 15 : s[g - 8] >> 4;
-  return (s[8 + g % 4] >> g / 4 * 2 & 3) << 4 | low;
-}
-static __device__ inline int k_scale(const byte *s, int g) {
-  return g < 4 ? s[g] & 63 : s[g - 4] >> 6 << 4 | (s[g + 4] & 15);
-}
-static __device__ inline int k_minimum(const byte *s, int g) {
-  return g < 4 ? s[g + 4] & 63 : s[g] >> 6 << 4 | s[g + 4] >> 4;
-}
-
-/* Element i of a block of TYPE. */
-template <int TYPE> static __device__ inline float element(const byte *block, int i) {
-  if constexpr (TYPE == ATTN_BLOCK_F32) {
-    return *(const float *)block;
-  } else if constexpr (TYPE == ATTN_BLOCK_F64) {
-    uint2 words = make_uint2(((const uint32_t *)block)[0], ((const uint32_t *)block)[1]);
-    return (float)__hiloint2double((int)words.y, (int)words.x);
-  } else if constexpr (TYPE == ATTN_BLOCK_F16) {
-    return half_at(block);
-  } else if constexpr (TYPE == ATTN_BLOCK_BF16) {
-    return __bfloat162float(*(const __nv_bfloat16 *)block);
-  } else if constexpr (TYPE == ATTN_BLOCK_Q8_0) {
-    return half_at(block) * (float)(int8_t)block[2 + i];
-  } else if constexpr (TYPE == ATTN_BLOCK_Q4_0) {
-    return half_at(block) * (float)(nibble(block + 2, i) - 8);
-  } else if constexpr (TYPE == ATTN_BLOCK_Q4_1) {
-    return half_at(block) * (float)nibble(block + 4, i) + half_at(block + 2);
-  } else if constexpr (TYPE == ATTN_BLOCK_Q5_0) {
-    return half_at(block) * (float)(five_bits(block + 2, i) - 16);
-  } else if constexpr (TYPE == ATTN_BLOCK_Q5_1) {
-    return half_at(block) * (float)five_bits(block + 4, i) + half_at(block + 2);
-  } else if constexpr (TYPE == ATTN_BLOCK_Q2_K) {
-    int pair = block[i / 16];
-    return half_at(block + 80) * (float)(pair & 15) * (float)two_bits(block + 16, i) -
-           half_at(block + 82) * (float)(pair >> 4);
-  } else if constexpr (TYPE == ATTN_BLOCK_Q3_K) {
-    int q = 4 * one_bit(block, i) + two_bits(block + 32, i) - 4;
-    return half_at(block + 108) * (float)(q3_scale(block + 96, i / 16) - 32) * (float)q;
-  } else if constexpr (TYPE == ATTN_BLOCK_Q4_K || TYPE == ATTN_BLOCK_Q5_K) {
-    int q = TYPE == ATTN_BLOCK_Q4_K ? large_nibble(block + 16, i, 32)
-                                    : one_bit(block + 16, i) << 4 | large_nibble(block + 48, i, 32);
-    return half_at(block) * (float)k_scale(block + 4, i / 32) * (float)q -
-           half_at(block + 2) * (float)k_minimum(block + 4, i / 32);
-  } else {
-    static_assert(TYPE == ATTN_BLOCK_Q6_K, "a type without a layout");
-    int q = (two_bits(block + 128, i) << 4 | large_nibble(block, i, 64)) - 32;
-    return half_at(block + 208) * (float)(int8_t)block[192 + i / 16] * (float)q;
-  }
 }
 
 /* --- The types ----------------------------------------------------------------------------------
@@ -104,6 +34,127 @@ PLAIN_TYPES(FORMAT)
 QUANTISED_TYPES(FORMAT)
 #undef FORMAT
 
+/* --- Eight elements -----------------------------------------------------------------------------
+ *
+ * Products of scales and codes are exact in float32: a value is rounded once at most, where a
+ * minimum is added, whether or not the compiler fuses that. */
+
+enum { RUN = 8 /* elements that share every scale */ };
+
+struct run_bytes {
+  uint32_t word[2];
+  __device__ int at(int i) const {
+    return (int)(word[i / 4] >> i % 4 * 8 & 255);
+  }
+};
+
+template <bool ALIGNED> static __device__ inline run_bytes bytes_at(const byte *place) {
+  run_bytes bytes;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint16_t *half = (const uint16_t *)(place + 4 * i);
+    bytes.word[i] = ALIGNED ? *(const uint32_t *)half : half[0] | (uint32_t)half[1] << 16;
+  }
+  return bytes;
+}
+
+static __device__ inline int q3_scale(const byte *s, int g) {
+  int low = g < 8 ? s[g] & 15 : s[g - 8] >> 4;
+  return (s[8 + g % 4] >> g / 4 * 2 & 3) << 4 | low;
+}
+static __device__ inline int k_scale(const byte *s, int g) {
+  return g < 4 ? s[g] & 63 : s[g - 4] >> 6 << 4 | (s[g + 4] & 15);
+}
+static __device__ inline int k_minimum(const byte *s, int g) {
+  return g < 4 ? s[g + 4] & 63 : s[g] >> 6 << 4 | s[g + 4] >> 4;
+}
+
+/* Elements i .. i + 7 of a block of TYPE, i a multiple of 8. */
+template <int TYPE> static __device__ inline void unpack_run(const byte *block, int i, float *x) {
+  constexpr bool ALIGNED = format<TYPE>::BYTES % 4 == 0;
+  auto bytes = [](const byte *place) { return bytes_at<ALIGNED>(place); };
+  run_bytes low, high = {};
+  float scale, minimum = 0; /* x = scale code + minimum */
+  int shift, bias = 0;
+  if constexpr (TYPE == ATTN_BLOCK_Q8_0) {
+    scale = half_at(block);
+    low = bytes(block + 2 + i);
+#pragma unroll
+    for (int e = 0; e < RUN; ++e) x[e] = scale * (float)(int8_t)low.at(e);
+    return;
+  } else if constexpr (format<TYPE>::ELEMENTS == SMALL) {
+    constexpr bool FIVE = TYPE == ATTN_BLOCK_Q5_0 || TYPE == ATTN_BLOCK_Q5_1;
+    low = bytes(block + format<TYPE>::BYTES - 16 + i % 16);
+    shift = i / 16 * 4;
+    scale = half_at(block);
+    if (TYPE == ATTN_BLOCK_Q4_1 || TYPE == ATTN_BLOCK_Q5_1) minimum = half_at(block + 2);
+    if (TYPE == ATTN_BLOCK_Q4_0) bias = 8;
+    if (TYPE == ATTN_BLOCK_Q5_0) bias = 16;
+    int fifth = FIVE ? block[format<TYPE>::BYTES - 20 + i / 8] : 0;
+#pragma unroll
+    for (int e = 0; e < RUN; ++e) {
+      int code = (low.at(e) >> shift & 15) | (FIVE ? (fifth >> e & 1) << 4 : 0);
+      x[e] = scale * (float)(code - bias) + minimum;
+    }
+    return;
+  } else if constexpr (TYPE == ATTN_BLOCK_Q4_K || TYPE == ATTN_BLOCK_Q5_K) {
+    constexpr bool FIVE = TYPE == ATTN_BLOCK_Q5_K;
+    low = bytes(block + (FIVE ? 48 : 16) + i / 64 * 32 + i % 32);
+    if (FIVE) high = bytes(block + 16 + i % 32);
+    scale = half_at(block) * (float)k_scale(block + 4, i / 32);
+    minimum = -half_at(block + 2) * (float)k_minimum(block + 4, i / 32);
+    shift = i / 32 % 2 * 4;
+#pragma unroll
+    for (int e = 0; e < RUN; ++e) {
+      int code = (low.at(e) >> shift & 15) | (FIVE ? (high.at(e) >> i / 32 & 1) << 4 : 0);
+      x[e] = scale * (float)code + minimum;
+    }
+  } else if constexpr (TYPE == ATTN_BLOCK_Q6_K) {
+    low = bytes(block + i / 128 * 64 + i % 64);
+    high = bytes(block + 128 + i / 128 * 32 + i % 32);
+    scale = half_at(block + 208) * (float)(int8_t)block[192 + i / 16];
+    shift = i / 64 % 2 * 4;
+#pragma unroll
+    for (int e = 0; e < RUN; ++e) {
+      int code = (low.at(e) >> shift & 15) | (high.at(e) >> i % 128 / 32 * 2 & 3) << 4;
+      x[e] = scale * (float)(code - 32);
+    }
+  } else if constexpr (TYPE == ATTN_BLOCK_Q2_K) {
+    int pair = block[i / 16];
+    low = bytes(block + 16 + i / 128 * 32 + i % 32);
+    scale = half_at(block + 80) * (float)(pair & 15);
+    minimum = -half_at(block + 82) * (float)(pair >> 4);
+    shift = i % 128 / 32 * 2;
+#pragma unroll
+    for (int e = 0; e < RUN; ++e) x[e] = scale * (float)(low.at(e) >> shift & 3) + minimum;
+  } else {
+    static_assert(TYPE == ATTN_BLOCK_Q3_K, "a type without a layout");
+    low = bytes(block + 32 + i / 128 * 32 + i % 32);
+    high = bytes(block + i % 32);
+    scale = half_at(block + 108) * (float)(q3_scale(block + 96, i / 16) - 32);
+    shift = i % 128 / 32 * 2;
+#pragma unroll
+    for (int e = 0; e < RUN; ++e) {
+      int code = (low.at(e) >> shift & 3) | (high.at(e) >> i / 32 & 1) << 2;
+      x[e] = scale * (float)(code - 4);
+    }
+  }
+}
+
+/* An element of a type without blocks. */
+template <int TYPE> static __device__ inline float plain_element(const byte *place) {
+  if constexpr (TYPE == ATTN_BLOCK_F32) {
+    return *(const float *)place;
+  } else if constexpr (TYPE == ATTN_BLOCK_F64) { /* aligned to 4 only */
+    const uint32_t *word = (const uint32_t *)place;
+    return (float)__hiloint2double((int)word[1], (int)word[0]);
+  } else if constexpr (TYPE == ATTN_BLOCK_F16) {
+    return half_at(place);
+  } else {
+    return __bfloat162float(*(const __nv_bfloat16 *)place);
+  }
+}
+
 static attn_status check_blocks(const char *function, const void *blocks, int64_t n, int elements,
                                 int bytes) {
   if (n % elements != 0)
@@ -119,7 +170,7 @@ static attn_status check_blocks(const char *function, const void *blocks, int64_
 /* --- To plain numbers ---------------------------------------------------------------------------
  */
 
-enum { THREADS = 256, RUN = 8 /* elements of a thread, in one block of the format */ };
+enum { THREADS = 256 };
 
 /* y [rows, n]; `runs` = runs in a row. */
 template <int TYPE>
@@ -137,11 +188,9 @@ static __global__ void __launch_bounds__(THREADS)
   float x[RUN];
   if constexpr (ELEMENTS == 1) {
 #pragma unroll
-    for (int i = 0; i < RUN; ++i) x[i] = first + i < n ? element<TYPE>(from + i * BYTES, 0) : 0;
+    for (int i = 0; i < RUN; ++i) x[i] = first + i < n ? plain_element<TYPE>(from + i * BYTES) : 0;
   } else {
-    int start = (int)(first % ELEMENTS);
-#pragma unroll
-    for (int i = 0; i < RUN; ++i) x[i] = element<TYPE>(from, start + i);
+    unpack_run<TYPE>(from, (int)(first % ELEMENTS), x);
   }
   bool vectors = y.dtype != ATTN_F64 && (uintptr_t)to % 16 == 0 && first + RUN <= n &&
                  y.step == dtype_bytes(y.dtype);
@@ -206,17 +255,17 @@ attn_status attn_cuda_blocks_expand(attn_block_type type, const void *blocks, co
  * float32 activations are the sum of three bfloat16 numbers, which go one after the other.
  *
  * Each warp copies pieces of 16 rows x 256 elements to its own shared memory, 16 bytes a lane, a
- * piece ahead of the one that it multiplies: blocks of 18 or 34 bytes could not be read in whole
- * sectors otherwise. The warps of a block share the inputs and add up in order at the end. */
+ * piece or two ahead of the one that it multiplies: blocks of 18 or 34 bytes could not be read in
+ * whole sectors otherwise. The warps of a block share the inputs and add up in order at the end. */
 
 enum {
   MATVEC_WARPS = 8,
   MATVEC_THREADS = MATVEC_WARPS * WARP,
-  MATVEC_ROWS = 8, /* of x at most */
-  OUTPUTS = 16,    /* of a block */
-  PIECE = 256,     /* elements of a row that are copied at once */
-  GROUP = 32,      /* elements that are multiplied at once: two steps */
-  STAGES = 2,
+  MATVEC_ROWS = 8,  /* of x at most */
+  OUTPUTS = 16,     /* of a block */
+  PIECE = 256,      /* elements of a row that are copied at once */
+  STEP = 16,        /* elements of one instruction */
+  GROUP = 2 * STEP, /* that share a scale, or two */
 };
 
 /* Four bytes at an address that is aligned to 2, or to 4 where the type's blocks are. */
@@ -303,33 +352,79 @@ static __device__ inline void codes_of(const byte *row, int g, int t, uint32_t (
   }
 }
 
-/* c and b of the two steps of group g. */
-template <int TYPE>
-static __device__ inline void scales_of(const byte *row, int g, float (&c)[2], float (&b)[2]) {
-  constexpr int BYTES = format<TYPE>::BYTES;
-  const byte *block = format<TYPE>::ELEMENTS == SMALL ? row + g * BYTES : row;
-  b[0] = b[1] = 0;
-  if constexpr (format<TYPE>::ELEMENTS == SMALL) {
-    c[0] = c[1] = half_at(block);
-    if (TYPE == ATTN_BLOCK_Q4_1 || TYPE == ATTN_BLOCK_Q5_1) b[0] = b[1] = half_at(block + 2);
-  } else if constexpr (TYPE == ATTN_BLOCK_Q4_K || TYPE == ATTN_BLOCK_Q5_K) {
-    c[0] = c[1] = half_at(block) * (float)k_scale(block + 4, g);
-    b[0] = b[1] = -half_at(block + 2) * (float)k_minimum(block + 4, g);
-  } else {
+/* Byte i of `bytes` as a float: 0x4b0000xx is 2^23 + xx. */
+static __device__ inline float byte_of(uint32_t bytes, int i) {
+  return __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7440 + i)) - 8388608.0f;
+}
+
+/* The scales of a piece of a row of large blocks, read once: bytes of scales and minima. */
+template <int TYPE> struct piece_scales {
+  float d, e;
+  uint32_t scale[4], minimum[2];
+
+  __device__ void load(const byte *block) {
+    constexpr bool ALIGNED = format<TYPE>::BYTES % 4 == 0;
+    const uint32_t four = 0x0f0f0f0fu, six = 0x3f3f3f3fu, two = 0x30303030u;
+    if constexpr (TYPE == ATTN_BLOCK_Q4_K || TYPE == ATTN_BLOCK_Q5_K) {
+      float2 both = __half22float2(*(const __half2 *)block);
+      d = both.x;
+      e = -both.y;
+      uint32_t s = word_at<ALIGNED>(block + 4), m = word_at<ALIGNED>(block + 8);
+      uint32_t high = word_at<ALIGNED>(block + 12);
+      scale[0] = s & six;
+      scale[1] = (high & four) | (s >> 2 & two);
+      minimum[0] = m & six;
+      minimum[1] = (high >> 4 & four) | (m >> 2 & two);
+    } else if constexpr (TYPE == ATTN_BLOCK_Q2_K) {
+      d = half_at(block + 80);
+      e = -half_at(block + 82);
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      if constexpr (TYPE == ATTN_BLOCK_Q6_K) {
-        c[s] = half_at(block + 208) * (float)(int8_t)block[192 + 2 * g + s];
-      } else if constexpr (TYPE == ATTN_BLOCK_Q2_K) {
-        int pair = block[2 * g + s];
-        c[s] = half_at(block + 80) * (float)(pair & 15);
-        b[s] = -half_at(block + 82) * (float)(pair >> 4);
+      for (int i = 0; i < 4; ++i) scale[i] = word_at<ALIGNED>(block + 4 * i);
+    } else if constexpr (TYPE == ATTN_BLOCK_Q3_K) {
+      d = half_at(block + 108);
+      uint32_t low = word_at<ALIGNED>(block + 96), next = word_at<ALIGNED>(block + 100);
+      uint32_t high = word_at<ALIGNED>(block + 104);
+      scale[0] = (low & four) | (high << 4 & two);
+      scale[1] = (next & four) | (high << 2 & two);
+      scale[2] = (low >> 4 & four) | (high & two);
+      scale[3] = (next >> 4 & four) | (high >> 2 & two);
+    } else if constexpr (TYPE == ATTN_BLOCK_Q6_K) {
+      d = half_at(block + 208);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scale[i] = word_at<ALIGNED>(block + 192 + 4 * i) ^ 0x80808080u;
+    }
+  }
+
+  /* c and b of the two steps of group g; `row` is where the piece's row begins. */
+  __device__ void get(const byte *row, int g, float (&c)[2], float (&b)[2]) const {
+    b[0] = b[1] = 0;
+    if constexpr (format<TYPE>::ELEMENTS == SMALL) {
+      const byte *block = row + g * format<TYPE>::BYTES;
+      if constexpr (TYPE == ATTN_BLOCK_Q4_1 || TYPE == ATTN_BLOCK_Q5_1) {
+        float2 both = __half22float2(*(const __half2 *)block);
+        c[0] = c[1] = both.x;
+        b[0] = b[1] = both.y;
       } else {
-        c[s] = half_at(block + 108) * (float)(q3_scale(block + 96, 2 * g + s) - 32);
+        c[0] = c[1] = half_at(block);
+      }
+    } else if constexpr (TYPE == ATTN_BLOCK_Q4_K || TYPE == ATTN_BLOCK_Q5_K) {
+      c[0] = c[1] = d * byte_of(scale[g / 4], g % 4);
+      b[0] = b[1] = e * byte_of(minimum[g / 4], g % 4);
+    } else {
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        int at = 2 * g + s;
+        uint32_t bytes = scale[at / 4];
+        if constexpr (TYPE == ATTN_BLOCK_Q2_K) {
+          c[s] = d * byte_of(bytes & 0x0f0f0f0fu, at % 4);
+          b[s] = e * byte_of(bytes >> 4 & 0x0f0f0f0fu, at % 4);
+        } else {
+          c[s] = d * (byte_of(bytes, at % 4) - (TYPE == ATTN_BLOCK_Q6_K ? 128.0f : 32.0f));
+        }
       }
     }
   }
-}
+};
 
 static __device__ inline void multiply(float (&sum)[4], const uint32_t (&low)[2],
                                        const uint32_t (&high)[2], const uint32_t (&x)[2]) {
@@ -349,28 +444,36 @@ struct matvec {
   bool accumulate;
 };
 
-/* Four activations of a row as PARTS pairs of pairs of bfloat16 whose sum they are. */
-template <int PARTS>
-static __device__ inline void load_activations(const char *place, int dtype, int64_t at,
-                                               uint32_t (&part)[PARTS][2]) {
-  if constexpr (PARTS == 1) {
-    uint2 four = *(const uint2 *)(place + 2 * at);
-    part[0][0] = four.x;
-    part[0][1] = four.y;
-  } else {
-    float x[4];
+/* Four activations of a row: as they lie in memory, and as PARTS pairs of pairs of bfloat16 whose
+ * sum they are. */
+template <int PARTS> struct activations;
+
+template <> struct activations<1> { /* bfloat16 */
+  uint2 raw;
+  __device__ void load(const char *place, int) {
+    raw = *(const uint2 *)place;
+  }
+  __device__ void split(int, uint32_t (&part)[1][2]) const {
+    part[0][0] = raw.x;
+    part[0][1] = raw.y;
+  }
+};
+
+template <> struct activations<3> { /* float32, or float16 */
+  uint4 raw;
+  __device__ void load(const char *place, int dtype) {
     if (dtype == ATTN_F32) {
-      float4 four = *(const float4 *)(place + 4 * at);
-      x[0] = four.x;
-      x[1] = four.y;
-      x[2] = four.z;
-      x[3] = four.w;
+      raw = *(const uint4 *)place;
     } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) x[i] = load_element<float>(place, dtype, at + i);
+      uint2 four = *(const uint2 *)place;
+      raw = make_uint4(four.x, four.y, 0, 0);
     }
+  }
+  __device__ void split(int dtype, uint32_t (&part)[3][2]) const {
+    float x[VECTOR];
+    unpack(x, raw_vector{raw, raw}, dtype);
 #pragma unroll
-    for (int p = 0; p < PARTS; ++p)
+    for (int p = 0; p < 3; ++p)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
@@ -379,19 +482,21 @@ static __device__ inline void load_activations(const char *place, int dtype, int
         x[2 * i + 1] -= __high2float(pair);
       }
   }
-}
+};
 
 template <int TYPE> struct staging {
   enum {
     BYTES = PIECE / format<TYPE>::ELEMENTS * format<TYPE>::BYTES, /* of a row's piece */
     UNITS = (BYTES + 15 + 15) / 16,   /* of 16 bytes that cover it at any address */
     PITCH = (UNITS / 2 * 2 + 1) * 16, /* odd in units: rows start in different banks */
+    STAGES = BYTES > 192 ? 2 : 3,     /* pieces in shared memory at once */
   };
   static_assert(PITCH >= UNITS * 16, "a row's units must fit");
 };
 
+/* A block takes the tiles of 16 outputs blockIdx.x, blockIdx.x + gridDim.x, ... */
 template <int TYPE, int PARTS>
-static __global__ void __launch_bounds__(MATVEC_THREADS)
+static __global__ void __launch_bounds__(MATVEC_THREADS, 2)
     multiply_blocks(const __grid_constant__ matvec all) {
   typedef staging<TYPE> stage;
   constexpr bool MINIMA = TYPE == ATTN_BLOCK_Q4_1 || TYPE == ATTN_BLOCK_Q5_1 ||
@@ -399,118 +504,172 @@ static __global__ void __launch_bounds__(MATVEC_THREADS)
                           TYPE == ATTN_BLOCK_Q5_K;
   constexpr bool HALVES = TYPE == ATTN_BLOCK_Q2_K || TYPE == ATTN_BLOCK_Q3_K ||
                           TYPE == ATTN_BLOCK_Q6_K; /* a scale for each step */
+  constexpr bool WHOLE = stage::BYTES % 16 == 0;   /* pieces of aligned rows are whole units */
+  constexpr int COPIES = (OUTPUTS * stage::BYTES / 16 + WARP - 1) / WARP; /* of a lane, then */
   extern __shared__ __align__(16) byte memory[];
-  __shared__ float part[MATVEC_WARPS][WARP][4];
+  __shared__ float part[2][MATVEC_WARPS][WARP][4];
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, row = lane / 4, t = lane % 4;
-  int64_t output = (int64_t)blockIdx.x * OUTPUTS;
-  byte *mine = memory + warp * (STAGES * OUTPUTS * stage::PITCH);
+  byte *mine = memory + warp * (stage::STAGES * OUTPUTS * stage::PITCH);
+  uint32_t mine_shared = (uint32_t)__cvta_generic_to_shared(mine);
+  int64_t tiles = (all.outputs + OUTPUTS - 1) / OUTPUTS, pieces = (all.inputs + PIECE - 1) / PIECE;
+  bool aligned = WHOLE && ((uintptr_t)all.w | (uintptr_t)all.row_bytes) % 16 == 0;
 
   /* Outputs beyond the last read it once more; their sums are not stored. */
-  auto row_start = [&](int r) {
-    int64_t o = output + r < all.outputs ? output + r : all.outputs - 1;
+  auto row_start = [&](int64_t tile, int r) {
+    int64_t o = tile * OUTPUTS + r < all.outputs ? tile * OUTPUTS + r : all.outputs - 1;
     return all.w + o * all.row_bytes;
   };
-  auto copy = [&](int64_t piece, int to) {
-    int64_t first = piece * PIECE;
-    int bytes = stage::BYTES;
-    if (all.inputs - first < PIECE)
-      bytes = (int)((all.inputs - first) / format<TYPE>::ELEMENTS) * format<TYPE>::BYTES;
+  auto copy = [&](int64_t tile, int64_t piece, int to) {
+    bool full = all.inputs - piece * PIECE >= PIECE;
+    uint32_t target = mine_shared + to * (OUTPUTS * stage::PITCH);
+    if (aligned && full && tile * OUTPUTS + OUTPUTS <= all.outputs) {
+      constexpr int EACH = stage::BYTES / 16; /* units of a row */
+      const byte *from = all.w + tile * OUTPUTS * all.row_bytes + piece * stage::BYTES;
+#pragma unroll
+      for (int j = 0; j < COPIES; ++j) {
+        int i = j * WARP + lane, r = i / EACH, unit = i % EACH;
+        if (r < OUTPUTS)
+          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + r * stage::PITCH +
+                                                                         unit * 16),
+                       "l"(from + r * all.row_bytes + unit * 16)
+                       : "memory");
+      }
+      return;
+    }
+    int bytes =
+        full ? stage::BYTES
+             : (int)((all.inputs - piece * PIECE) / format<TYPE>::ELEMENTS) * format<TYPE>::BYTES;
 #pragma unroll 4
     for (int i = lane; i < OUTPUTS * stage::UNITS; i += WARP) {
       int r = i / stage::UNITS, unit = i % stage::UNITS;
-      const byte *from = row_start(r) + piece * stage::BYTES;
+      const byte *from = row_start(tile, r) + piece * stage::BYTES;
       int before = (int)((uintptr_t)from & 15);
       if (unit * 16 >= before + bytes) continue;
       const byte *source = from - before + unit * 16;
       int size = all.end - source < 16 ? (int)(all.end - source) : 16; /* the rest becomes 0 */
-      uint32_t target =
-          (uint32_t)__cvta_generic_to_shared(mine + (to * OUTPUTS + r) * stage::PITCH + unit * 16);
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
-                   "r"(size)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target + r * stage::PITCH +
+                                                                         unit * 16),
+                   "l"(source), "r"(size)
                    : "memory");
     }
   };
 
-  const char *x_row = all.x + (row < all.m ? row : 0) * all.x_stride * dtype_bytes(all.x_dtype);
+  /* Columns beyond the last row of x read row 0; their sums are not stored. */
+  const char *x_row =
+      all.x + ((row < all.m ? row : 0) * all.x_stride + 4 * t) * dtype_bytes(all.x_dtype);
   const uint32_t ones[2] = {0x3f803f80u, 0x3f803f80u};
-  float total[4] = {};
-  int64_t pieces = (all.inputs + PIECE - 1) / PIECE;
-  int stage_now = 0;
-  if (warp < pieces) copy(warp, 0);
-  asm volatile("cp.async.commit_group;" ::: "memory");
-  for (int64_t piece = warp; piece < pieces; piece += MATVEC_WARPS, stage_now ^= 1) {
-    if (piece + MATVEC_WARPS < pieces) copy(piece + MATVEC_WARPS, stage_now ^ 1);
-    asm volatile("cp.async.commit_group;" ::: "memory");
-    asm volatile("cp.async.wait_group 1;" ::: "memory");
-    __syncwarp();
-    const byte *place[2]; /* of output rows `row` and `row` + 8 */
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-      place[h] = mine + (stage_now * OUTPUTS + row + 8 * h) * stage::PITCH +
-                 ((uintptr_t)(row_start(row + 8 * h) + piece * stage::BYTES) & 15);
-    int groups =
-        (int)((all.inputs - piece * PIECE < PIECE ? all.inputs - piece * PIECE : PIECE) / GROUP);
-#pragma unroll 2
-    for (int g = 0; g < groups; ++g) {
-      uint32_t x[2][PARTS][2], code[2][2][2];
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        if (row < all.m) {
-          load_activations<PARTS>(x_row, all.x_dtype, piece * PIECE + g * GROUP + 16 * s + 4 * t,
-                                  x[s]);
-        } else {
-#pragma unroll
-          for (int p = 0; p < PARTS; ++p) x[s][p][0] = x[s][p][1] = 0;
-        }
+  int stage_now = 0, part_now = 0;
+  /* What is copied next: the warp's pieces of one tile after the other. */
+  int64_t next_tile = warp < pieces ? blockIdx.x : tiles, next_piece = warp;
+  auto copy_next = [&](int to) {
+    if (next_tile < tiles) {
+      copy(next_tile, next_piece, to);
+      next_piece += MATVEC_WARPS;
+      if (next_piece >= pieces) {
+        next_piece = warp;
+        next_tile += gridDim.x;
       }
-      float c[2][2], b[2][2];
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  };
+  for (int i = 0; i < stage::STAGES - 1; ++i) copy_next(i);
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x, part_now ^= 1) {
+    float total[4] = {};
+    for (int64_t piece = warp; piece < pieces; piece += MATVEC_WARPS) {
+      copy_next((stage_now + stage::STAGES - 1) % stage::STAGES);
+      /* The activations come from the L2 cache, at its latency: all of the piece at once. */
+      int64_t left = all.inputs - piece * PIECE;
+      const char *x_piece = x_row + piece * PIECE * dtype_bytes(all.x_dtype);
+      activations<PARTS> x_all[PIECE / STEP];
+#pragma unroll
+      for (int s = 0; s < PIECE / STEP; ++s)
+        if (s * STEP < left)
+          x_all[s].load(x_piece + s * STEP * dtype_bytes(all.x_dtype), all.x_dtype);
+      asm volatile("cp.async.wait_group %0;" ::"n"(stage::STAGES - 1) : "memory");
+      __syncwarp();
+      const byte *place[2]; /* of output rows `row` and `row` + 8 */
+      piece_scales<TYPE> scales[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        codes_of<TYPE>(place[h], g, t, code[h]);
-        scales_of<TYPE>(place[h], g, c[h], b[h]);
+        place[h] = mine + (stage_now * OUTPUTS + row + 8 * h) * stage::PITCH;
+        if (!aligned)
+          place[h] += (uintptr_t)(row_start(tile, row + 8 * h) + piece * stage::BYTES) & 15;
+        scales[h].load(place[h]);
       }
-      float product[2][4] = {}, sum[2][4] = {}; /* of each step, or of both in the first */
+      auto multiply_group = [&](int g) {
+        uint32_t x[2][PARTS][2], code[2][2][2];
 #pragma unroll
-      for (int s = 0; s < 2; ++s)
+        for (int s = 0; s < 2; ++s) x_all[2 * g + s].split(all.x_dtype, x[s]);
+        float c[2][2], b[2][2];
 #pragma unroll
-        for (int p = 0; p < PARTS; ++p) {
-          multiply(product[HALVES ? s : 0], code[0][s], code[1][s], x[s][p]);
-          if (MINIMA) multiply(sum[HALVES ? s : 0], ones, ones, x[s][p]);
+        for (int h = 0; h < 2; ++h) {
+          codes_of<TYPE>(place[h], g, t, code[h]);
+          scales[h].get(place[h], g, c[h], b[h]);
         }
+        float product[2][4] = {}, sum[2][4] = {}; /* of each step, or of both in the first */
 #pragma unroll
-      for (int s = 0; s < (HALVES ? 2 : 1); ++s)
+        for (int s = 0; s < 2; ++s)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) { /* i / 2: which output of the lane */
-          total[i] += c[i / 2][s] * product[s][i];
-          if (MINIMA) total[i] += b[i / 2][s] * sum[s][i];
-        }
+          for (int p = 0; p < PARTS; ++p) {
+            multiply(product[HALVES ? s : 0], code[0][s], code[1][s], x[s][p]);
+            if (MINIMA) multiply(sum[HALVES ? s : 0], ones, ones, x[s][p]);
+          }
+#pragma unroll
+        for (int s = 0; s < (HALVES ? 2 : 1); ++s)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) { /* i / 2: which output of the lane */
+            total[i] += c[i / 2][s] * product[s][i];
+            if (MINIMA) total[i] += b[i / 2][s] * sum[s][i];
+          }
+      };
+      if (format<TYPE>::ELEMENTS == LARGE || left >= PIECE) {
+#pragma unroll
+        for (int g = 0; g < PIECE / GROUP; ++g) multiply_group(g);
+      } else {
+#pragma unroll
+        for (int g = 0; g < PIECE / GROUP; ++g)
+          if (g * GROUP < left) multiply_group(g);
+      }
+      __syncwarp();
+      stage_now = (stage_now + 1) % stage::STAGES;
     }
-    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) part[part_now][warp][lane][i] = total[i];
+    __syncthreads();
+    /* Element i of lane (g, t): output g (+ 8 for i >= 2), row 2t + i % 2. */
+    int i = warp, to_row = 2 * t + i % 2;
+    int64_t output = tile * OUTPUTS + row + i / 2 * 8;
+    if (i >= 4 || to_row >= all.m || output >= all.outputs) continue;
+    float value = 0;
+#pragma unroll
+    for (int w = 0; w < MATVEC_WARPS; ++w) value += part[part_now][w][lane][i];
+    int64_t at = to_row * all.y_stride + output;
+    if (all.accumulate) value += load_element<float>(all.y, all.y_dtype, at);
+    store_element<float>(all.y, all.y_dtype, at, value);
   }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) part[warp][lane][i] = total[i];
-  __syncthreads();
-  /* Element i of lane (g, t): output g (+ 8 for i >= 2), row 2t + i % 2. */
-  int i = threadIdx.x / WARP;
-  if (i >= 4) return;
-  float value = 0;
-#pragma unroll
-  for (int w = 0; w < MATVEC_WARPS; ++w) value += part[w][lane][i];
-  int to_row = 2 * t + i % 2;
-  output += row + i / 2 * 8;
-  if (to_row >= all.m || output >= all.outputs) return;
-  int64_t at = to_row * all.y_stride + output;
-  if (all.accumulate) value += load_element<float>(all.y, all.y_dtype, at);
-  store_element<float>(all.y, all.y_dtype, at, value);
 }
 
-template <int TYPE> static attn_status launch_matvec(const matvec &all, cudaStream_t stream) {
-  const size_t bytes = (size_t)MATVEC_WARPS * STAGES * OUTPUTS * staging<TYPE>::PITCH;
-  auto kernel = all.x_dtype == ATTN_BF16 ? multiply_blocks<TYPE, 1> : multiply_blocks<TYPE, 3>;
-  if (bytes > (size_t)32 << 10)
+template <int TYPE, int PARTS>
+static attn_status launch_matvec(const matvec &all, cudaStream_t stream) {
+  const size_t bytes =
+      (size_t)MATVEC_WARPS * staging<TYPE>::STAGES * OUTPUTS * staging<TYPE>::PITCH;
+  auto kernel = multiply_blocks<TYPE, PARTS>;
+  static std::atomic<int> resident(0); /* blocks that the GPU holds at once */
+  int at_once = resident.load(std::memory_order_relaxed);
+  if (at_once == 0) {
+    int device, processors, blocks;
+    ATTN_CUDA_TRY(cudaGetDevice(&device));
+    ATTN_CUDA_TRY(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
     ATTN_CUDA_TRY(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-  kernel<<<(unsigned)((all.outputs + OUTPUTS - 1) / OUTPUTS), MATVEC_THREADS, bytes, stream>>>(all);
+    ATTN_CUDA_TRY(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, MATVEC_THREADS, bytes));
+    at_once = processors * (blocks > 0 ? blocks : 1);
+    resident.store(at_once, std::memory_order_relaxed);
+  }
+  /* As many tiles for each block as for any other. */
+  int64_t tiles = (all.outputs + OUTPUTS - 1) / OUTPUTS, each = (tiles + at_once - 1) / at_once;
+  kernel<<<(unsigned)((tiles + each - 1) / each), MATVEC_THREADS, bytes, stream>>>(all);
   ATTN_CUDA_TRY_LAUNCH("blocks_matvec");
   return ATTN_OK;
 }
@@ -554,7 +713,9 @@ attn_status attn_cuda_blocks_matvec(attn_block_type type, const void *w, const a
     ATTN_CUDA_CHECK(check_blocks(function, w, inputs, elements, bytes));                           \
     all.row_bytes = inputs / (elements) * (bytes);                                                 \
     all.end = all.w + all.outputs * all.row_bytes;                                                 \
-    return launch_matvec<ATTN_BLOCK_##name>(all, (cudaStream_t)stream);
+    return (x->dtype == ATTN_BF16                                                                  \
+                ? launch_matvec<ATTN_BLOCK_##name, 1>                                              \
+                : launch_matvec<ATTN_BLOCK_##name, 3>)(all, (cudaStream_t)stream);
     QUANTISED_TYPES(CASE)
 #undef CASE
   default:

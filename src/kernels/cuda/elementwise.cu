@@ -20,10 +20,11 @@ static __device__ inline double reciprocal(double x) {
   return 1 / x;
 }
 
-static __device__ inline float exponential(float x) {
-  return expf(x);
+/* ROUGH: for results that bfloat16 rounds, within 2^-20 for |x| < 16 and 2^-17 for all x. */
+template <bool ROUGH> static __device__ inline float exponential(float x) {
+  return ROUGH ? __expf(x) : expf(x);
 }
-static __device__ inline double exponential(double x) {
+template <bool ROUGH> static __device__ inline double exponential(double x) {
   return exp(x);
 }
 
@@ -68,26 +69,26 @@ static __device__ inline double tanh_of(double x) {
   return tanh(x);
 }
 
-template <class real> static __device__ inline real sigmoid(real x) {
-  return reciprocal(1 + exponential(-x));
+template <bool ROUGH, class real> static __device__ inline real sigmoid(real x) {
+  return reciprocal(1 + exponential<ROUGH>(-x));
 }
 
 /* f(x) and f'(x); the compiler drops the one that is not asked for. */
-template <attn_activation F, class real>
+template <attn_activation F, bool ROUGH, class real>
 static __device__ inline void activation(real x, real *value, real *slope) {
   if constexpr (F == ATTN_IDENTITY) {
     *value = x;
     *slope = 1;
   } else if constexpr (F == ATTN_SILU) {
-    real s = sigmoid(x);
+    real s = sigmoid<ROUGH>(x);
     *value = x * s;
     *slope = s * (1 + x * (1 - s));
   } else if constexpr (F == ATTN_SIGMOID) {
-    real s = sigmoid(x);
+    real s = sigmoid<ROUGH>(x);
     *value = s;
     *slope = s * (1 - s);
   } else if constexpr (F == ATTN_GELU) {
-    real e = exponential((real)-0.5 * x * x);
+    real e = exponential<ROUGH>((real)-0.5 * x * x);
     real tail = (real)0.5 * erfc_of((x < 0 ? -x : x) * (real)0.70710678118654752, e);
     real below = x < 0 ? tail : 1 - tail; /* Phi(x) */
     *value = x * below;
@@ -97,14 +98,14 @@ static __device__ inline void activation(real x, real *value, real *slope) {
     *slope = x > 0 ? 1 : 0;
   } else if constexpr (F == ATTN_SOFTPLUS || F == ATTN_LOG_SIGMOID) {
     real z = F == ATTN_SOFTPLUS ? x : -x;
-    real tail = log1p_of(exponential(z < 0 ? z : -z));
+    real tail = log1p_of(exponential<ROUGH>(z < 0 ? z : -z));
     real plus = z > 0 ? z + tail : tail;
     *value = F == ATTN_SOFTPLUS ? plus : -plus;
-    *slope = sigmoid(z);
+    *slope = sigmoid<ROUGH>(z);
   } else if constexpr (F == ATTN_EXP) {
-    *value = *slope = exponential(x);
-  } else { /* (1 + tanh(u)) / 2 is sigmoid(2 u) */
-    real s = sigmoid((real)1.5957691216057308 * x * (1 + (real)0.044715 * x * x));
+    *value = *slope = exponential<ROUGH>(x);
+  } else { /* (1 + tanh(u)) / 2 is sigmoid<ROUGH>(2 u) */
+    real s = sigmoid<ROUGH>((real)1.5957691216057308 * x * (1 + (real)0.044715 * x * x));
     real near = x < -16 ? -16 : x > 16 ? 16 : x; /* beyond, s (1 - s) is 0 and must stay that */
     real inner = (real)1.5957691216057308 * (1 + (real)0.134145 * near * near);
     *value = x * s;
@@ -112,25 +113,25 @@ static __device__ inline void activation(real x, real *value, real *slope) {
   }
 }
 
-template <attn_activation F, int V, class real>
+template <attn_activation F, int V, bool ROUGH, class real>
 static __device__ inline void activate_all(const real *x, real *value, real *slope) {
 #pragma unroll
-  for (int i = 0; i < V; ++i) activation<F>(x[i], &value[i], &slope[i]);
+  for (int i = 0; i < V; ++i) activation<F, ROUGH>(x[i], &value[i], &slope[i]);
 }
 
-template <int V, class real>
+template <int V, bool ROUGH, class real>
 static __device__ inline void activate_all(attn_activation f, const real *x, real *value,
                                            real *slope) {
   switch (f) {
-  case ATTN_IDENTITY: activate_all<ATTN_IDENTITY, V>(x, value, slope); break;
-  case ATTN_SILU: activate_all<ATTN_SILU, V>(x, value, slope); break;
-  case ATTN_SIGMOID: activate_all<ATTN_SIGMOID, V>(x, value, slope); break;
-  case ATTN_GELU: activate_all<ATTN_GELU, V>(x, value, slope); break;
-  case ATTN_RELU: activate_all<ATTN_RELU, V>(x, value, slope); break;
-  case ATTN_SOFTPLUS: activate_all<ATTN_SOFTPLUS, V>(x, value, slope); break;
-  case ATTN_LOG_SIGMOID: activate_all<ATTN_LOG_SIGMOID, V>(x, value, slope); break;
-  case ATTN_EXP: activate_all<ATTN_EXP, V>(x, value, slope); break;
-  case ATTN_GELU_TANH: activate_all<ATTN_GELU_TANH, V>(x, value, slope); break;
+  case ATTN_IDENTITY: activate_all<ATTN_IDENTITY, V, ROUGH>(x, value, slope); break;
+  case ATTN_SILU: activate_all<ATTN_SILU, V, ROUGH>(x, value, slope); break;
+  case ATTN_SIGMOID: activate_all<ATTN_SIGMOID, V, ROUGH>(x, value, slope); break;
+  case ATTN_GELU: activate_all<ATTN_GELU, V, ROUGH>(x, value, slope); break;
+  case ATTN_RELU: activate_all<ATTN_RELU, V, ROUGH>(x, value, slope); break;
+  case ATTN_SOFTPLUS: activate_all<ATTN_SOFTPLUS, V, ROUGH>(x, value, slope); break;
+  case ATTN_LOG_SIGMOID: activate_all<ATTN_LOG_SIGMOID, V, ROUGH>(x, value, slope); break;
+  case ATTN_EXP: activate_all<ATTN_EXP, V, ROUGH>(x, value, slope); break;
+  case ATTN_GELU_TANH: activate_all<ATTN_GELU_TANH, V, ROUGH>(x, value, slope); break;
   }
 }
 
@@ -141,7 +142,7 @@ struct add_operation {
   enum { TARGETS = 1, INPUTS = 2 };
   double alpha, beta;
   bool two;
-  template <int V, class real>
+  template <bool ROUGH, int V, class real>
   __device__ void operator()(real (&out)[1][V], const real (&in)[2][V]) const {
     real p = (real)alpha, q = (real)beta;
 #pragma unroll
@@ -152,10 +153,10 @@ struct add_operation {
 struct activate_operation {
   enum { TARGETS = 1, INPUTS = 1 };
   attn_activation f;
-  template <int V, class real>
+  template <bool ROUGH, int V, class real>
   __device__ void operator()(real (&out)[1][V], const real (&in)[1][V]) const {
     real slope[V];
-    activate_all<V>(f, in[0], out[0], slope);
+    activate_all<V, ROUGH>(f, in[0], out[0], slope);
   }
 };
 
@@ -163,10 +164,10 @@ struct activate_operation {
 struct activate_backward_operation {
   enum { TARGETS = 1, INPUTS = 2 };
   attn_activation f;
-  template <int V, class real>
+  template <bool ROUGH, int V, class real>
   __device__ void operator()(real (&out)[1][V], const real (&in)[2][V]) const {
     real value[V];
-    activate_all<V>(f, in[0], value, out[0]);
+    activate_all<V, ROUGH>(f, in[0], value, out[0]);
 #pragma unroll
     for (int i = 0; i < V; ++i) out[0][i] *= in[1][i];
   }
@@ -176,10 +177,10 @@ struct activate_backward_operation {
 struct gate_operation {
   enum { TARGETS = 1, INPUTS = 2 };
   attn_activation f;
-  template <int V, class real>
+  template <bool ROUGH, int V, class real>
   __device__ void operator()(real (&out)[1][V], const real (&in)[2][V]) const {
     real slope[V];
-    activate_all<V>(f, in[0], out[0], slope);
+    activate_all<V, ROUGH>(f, in[0], out[0], slope);
 #pragma unroll
     for (int i = 0; i < V; ++i) out[0][i] *= in[1][i];
   }
@@ -189,9 +190,9 @@ struct gate_operation {
 struct gate_backward_operation {
   enum { TARGETS = 2, INPUTS = 3 };
   attn_activation f;
-  template <int V, class real>
+  template <bool ROUGH, int V, class real>
   __device__ void operator()(real (&out)[2][V], const real (&in)[3][V]) const {
-    activate_all<V>(f, in[0], out[1], out[0]);
+    activate_all<V, ROUGH>(f, in[0], out[1], out[0]);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       out[0][i] *= in[1][i] * in[2][i];
@@ -203,7 +204,7 @@ struct gate_backward_operation {
 struct cap_operation {
   enum { TARGETS = 1, INPUTS = 1 };
   double cap;
-  template <int V, class real>
+  template <bool ROUGH, int V, class real>
   __device__ void operator()(real (&out)[1][V], const real (&in)[1][V]) const {
     real bound = (real)cap, inverse = (real)(1 / cap);
 #pragma unroll
@@ -221,8 +222,11 @@ template <int N> struct operands {
   bool accumulate[N];
 };
 
+/* What is known of the operands' dtypes when a kernel is compiled. */
+enum mix { MIXED, ALL_BF16 /* and none repeats an element */ };
+
 /* V elements of an operand before they are converted. */
-template <class real, int V> struct piece {
+template <class real, int V, mix MIX> struct piece {
   raw_vector raw;
   __device__ void load(const char *place, int dtype) {
     raw = load_raw(place, dtype);
@@ -231,7 +235,16 @@ template <class real, int V> struct piece {
     unpack(x, raw, dtype);
   }
 };
-template <class real> struct piece<real, 1> {
+template <> struct piece<float, VECTOR, ALL_BF16> {
+  uint4 raw;
+  __device__ void load(const char *place, int) {
+    raw = *(const uint4 *)place;
+  }
+  __device__ void get(float *x, int) const {
+    unpack(x, raw_vector{raw, raw}, ATTN_BF16);
+  }
+};
+template <class real, mix MIX> struct piece<real, 1, MIX> {
   real value;
   __device__ void load(const char *place, int dtype) {
     value = load_element<real>(place, dtype, 0);
@@ -241,17 +254,21 @@ template <class real> struct piece<real, 1> {
   }
 };
 
-template <class real, int V, class operation>
+/* How many vectors a thread has in flight: as many as registers allow. */
+template <int N, int V, mix MIX> __host__ __device__ constexpr int unroll_of() {
+  return V == 1 || N > 3 ? 1 : MIX == ALL_BF16 ? 4 : 2;
+}
+
+template <class real, int V, mix MIX, class operation>
 static __global__ void __launch_bounds__(THREADS)
     map(const __grid_constant__ walk<operation::TARGETS + operation::INPUTS> all,
         const __grid_constant__ operands<operation::TARGETS + operation::INPUTS> operand,
         operation apply) {
-  constexpr int T = operation::TARGETS, N = T + operation::INPUTS;
-  /* Two vectors a thread are in flight where registers allow it. */
-  constexpr int UNROLL = N <= 3 && V > 1 ? 2 : 1;
+  constexpr int T = operation::TARGETS, N = T + operation::INPUTS, UNROLL = unroll_of<N, V, MIX>();
   uint32_t first = blockIdx.x * (THREADS * UNROLL) + threadIdx.x;
   char *place[UNROLL][N];
-  piece<real, V> loaded[UNROLL][N];
+  piece<real, V, MIX> loaded[UNROLL][N];
+  auto repeats = [&](int k) { return MIX == MIXED && operand.repeats[k]; };
 #pragma unroll
   for (int u = 0; u < UNROLL; ++u) {
     uint32_t index = first + u * THREADS;
@@ -260,7 +277,7 @@ static __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       place[u][k] = operand.data[k] + offset_of(all, c, k);
-      if (operand.data[k] && !operand.repeats[k] && (k >= T || operand.accumulate[k]))
+      if (operand.data[k] && !repeats(k) && (k >= T || operand.accumulate[k]))
         loaded[u][k].load(place[u][k], operand.dtype[k]);
     }
   }
@@ -271,7 +288,7 @@ static __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int k = T; k < N; ++k) {
       if (!operand.data[k]) continue;
-      if (operand.repeats[k]) {
+      if (repeats(k)) {
         real value = load_element<real>(place[u][k], operand.dtype[k], 0);
 #pragma unroll
         for (int i = 0; i < V; ++i) in[k - T][i] = value;
@@ -279,7 +296,7 @@ static __global__ void __launch_bounds__(THREADS)
         loaded[u][k].get(in[k - T], operand.dtype[k]);
       }
     }
-    apply(out, in);
+    apply.template operator()<MIX == ALL_BF16>(out, in);
 #pragma unroll
     for (int k = 0; k < T; ++k) {
       if (!operand.data[k]) continue;
@@ -289,7 +306,7 @@ static __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int i = 0; i < V; ++i) out[k][i] += old[i];
       }
-      store_all<real, V>(place[u][k], operand.dtype[k], out[k]);
+      store_all<real, V>(place[u][k], MIX == ALL_BF16 ? ATTN_BF16 : operand.dtype[k], out[k]);
     }
   }
 }
@@ -297,7 +314,7 @@ static __global__ void __launch_bounds__(THREADS)
 enum { TERMS = 8 };
 
 /* Operand 0 is y, 1 + j is a[j], 1 + TERMS + j is b[j]. */
-template <class real, int V>
+template <class real, int V, mix MIX>
 static __global__ void __launch_bounds__(THREADS)
     add_products(const __grid_constant__ walk<1 + 2 * TERMS> all,
                  const __grid_constant__ operands<1 + 2 * TERMS> operand, int count) {
@@ -305,8 +322,9 @@ static __global__ void __launch_bounds__(THREADS)
   if (index >= all.count) return;
   coordinates c = locate(all, index);
   real sum[V] = {};
-  auto fetch = [&](int k, real *x, const piece<real, V> &loaded, const char *place) {
-    if (!operand.repeats[k]) {
+  auto repeats = [&](int k) { return MIX == MIXED && operand.repeats[k]; };
+  auto fetch = [&](int k, real *x, const piece<real, V, MIX> &loaded, const char *place) {
+    if (!repeats(k)) {
       loaded.get(x, operand.dtype[k]);
       return;
     }
@@ -319,9 +337,9 @@ static __global__ void __launch_bounds__(THREADS)
     int p = 1 + j, q = 1 + TERMS + j;
     const char *place_a = operand.data[p] + offset_of(all, c, p);
     const char *place_b = operand.data[q] + offset_of(all, c, q);
-    piece<real, V> a, b;
-    if (!operand.repeats[p]) a.load(place_a, operand.dtype[p]);
-    if (!operand.repeats[q]) b.load(place_b, operand.dtype[q]);
+    piece<real, V, MIX> a, b;
+    if (!repeats(p)) a.load(place_a, operand.dtype[p]);
+    if (!repeats(q)) b.load(place_b, operand.dtype[q]);
     real u[V], v[V];
     fetch(p, u, a, place_a);
     fetch(q, v, b, place_b);
@@ -341,10 +359,11 @@ static __global__ void __launch_bounds__(THREADS)
 /* --- Launching ----------------------------------------------------------------------------------
  */
 
-/* What is launched: the kernel for vectors, for single floats, for single doubles. `steps` is how
- * many vectors or elements a thread takes. */
+/* What is launched: the kernel for vectors of any dtypes, of bfloat16, for single floats and for
+ * single doubles. */
 template <int N> struct launcher {
   void (*vectors)(const launcher &, const walk<N> &, const operands<N> &, cudaStream_t);
+  void (*halves)(const launcher &, const walk<N> &, const operands<N> &, cudaStream_t);
   void (*singles)(const launcher &, const walk<N> &, const operands<N> &, cudaStream_t);
   void (*doubles)(const launcher &, const walk<N> &, const operands<N> &, cudaStream_t);
   const void *extra; /* the operation, or the number of terms */
@@ -382,10 +401,12 @@ static void launch(const launcher<N> &kernels, bool wide, axes<N> all, operands<
     return;
   }
   int inner = all.rank - 1;
+  bool halves = true;
   bool vectors = !wide && all.shape[inner] >= VECTOR && all.stride[0][inner] == 1;
   for (int k = 0; k < N && vectors; ++k) {
     if (!operand.data[k]) continue;
     operand.repeats[k] = all.stride[k][inner] == 0;
+    halves = halves && operand.dtype[k] == ATTN_BF16 && !operand.repeats[k];
     vectors =
         operand.repeats[k] || (all.stride[k][inner] == 1 && (uintptr_t)operand.data[k] % 16 == 0);
     for (int i = 0; i < inner && vectors && !operand.repeats[k]; ++i)
@@ -404,7 +425,7 @@ static void launch(const launcher<N> &kernels, bool wide, axes<N> all, operands<
   }
   all.shape[inner] = whole / VECTOR;
   for (int k = 0; k < N; ++k) all.stride[k][inner] *= VECTOR;
-  kernels.vectors(kernels, make_walk(all, bytes), operand, stream);
+  (halves ? kernels.halves : kernels.vectors)(kernels, make_walk(all, bytes), operand, stream);
 }
 
 template <int N>
@@ -431,14 +452,14 @@ static attn_status run(const char *function, const launcher<N> &kernels,
   return attn_cuda_check(cudaGetLastError(), function);
 }
 
-template <class real, int V, class operation>
+template <class real, int V, mix MIX, class operation>
 static void launch_map(const launcher<operation::TARGETS + operation::INPUTS> &kernels,
                        const walk<operation::TARGETS + operation::INPUTS> &all,
                        const operands<operation::TARGETS + operation::INPUTS> &operand,
                        cudaStream_t stream) {
   constexpr int N = operation::TARGETS + operation::INPUTS;
-  constexpr uint32_t each = THREADS * (N <= 3 && V > 1 ? 2 : 1);
-  map<real, V, operation><<<(all.count + each - 1) / each, THREADS, 0, stream>>>(
+  constexpr uint32_t each = THREADS * unroll_of<N, V, MIX>();
+  map<real, V, MIX, operation><<<(all.count + each - 1) / each, THREADS, 0, stream>>>(
       all, operand, *(const operation *)kernels.extra);
 }
 
@@ -449,15 +470,16 @@ run_operation(const char *function, const operation &apply,
               const bool (&accumulate)[operation::TARGETS + operation::INPUTS],
               attn_cuda_stream stream) {
   constexpr int N = operation::TARGETS + operation::INPUTS;
-  launcher<N> kernels = {launch_map<float, VECTOR, operation>, launch_map<float, 1, operation>,
-                         launch_map<double, 1, operation>, &apply};
+  launcher<N> kernels = {
+      launch_map<float, VECTOR, MIXED, operation>, launch_map<float, VECTOR, ALL_BF16, operation>,
+      launch_map<float, 1, MIXED, operation>, launch_map<double, 1, MIXED, operation>, &apply};
   return run<N>(function, kernels, tensor, accumulate, (cudaStream_t)stream);
 }
 
-template <class real, int V>
+template <class real, int V, mix MIX>
 static void launch_products(const launcher<1 + 2 * TERMS> &kernels, const walk<1 + 2 * TERMS> &all,
                             const operands<1 + 2 * TERMS> &operand, cudaStream_t stream) {
-  add_products<real, V><<<(all.count + THREADS - 1) / THREADS, THREADS, 0, stream>>>(
+  add_products<real, V, MIX><<<(all.count + THREADS - 1) / THREADS, THREADS, 0, stream>>>(
       all, operand, *(const int *)kernels.extra);
 }
 
@@ -481,8 +503,9 @@ attn_status attn_cuda_multiply_sum(const attn_tensor *y, bool accumulate, int co
     tensor[1 + TERMS + j] = &b[j];
   }
   const bool add[1 + 2 * TERMS] = {accumulate};
-  launcher<1 + 2 *TERMS> kernels = {launch_products<float, VECTOR>, launch_products<float, 1>,
-                                    launch_products<double, 1>, &count};
+  launcher<1 + 2 *TERMS> kernels = {
+      launch_products<float, VECTOR, MIXED>, launch_products<float, VECTOR, ALL_BF16>,
+      launch_products<float, 1, MIXED>, launch_products<double, 1, MIXED>, &count};
   return run<1 + 2 * TERMS>("multiply_sum", kernels, tensor, add, (cudaStream_t)stream);
 }
 

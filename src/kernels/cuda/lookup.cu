@@ -4,7 +4,7 @@
  * numbers by index first, stably, with a radix sort (Merrill and Grimshaw, High performance and
  * scalable radix sorting, 2011): for each digit, blocks count the digits of their rows, one block
  * sums the counts up to places, and the blocks move their rows there. Then the rows of an index lie
- * together in row order, and one group of threads adds them. */
+ * together in row order, and one warp adds them, or a block where they are many. */
 #include "kernels/cuda/rows.cuh"
 
 enum { THREADS = 256 };
@@ -119,6 +119,7 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_counts(int32_t *coun
   int each = (n + SCAN_THREADS - 1) / SCAN_THREADS, lane = threadIdx.x % WARP;
   int from = threadIdx.x * each, to = from + each < n ? from + each : n;
   int32_t mine = 0;
+#pragma unroll 8
   for (int i = from; i < to; ++i) mine += counts[i];
   int32_t through = mine; /* up to and with this thread */
   for (int step = 1; step < WARP; step *= 2) {
@@ -129,10 +130,16 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_counts(int32_t *coun
   __syncthreads();
   int32_t sum = through - mine;
   for (int w = 0; w < (int)threadIdx.x / WARP; ++w) sum += warp_sum[w];
-  for (int i = from; i < to; ++i) {
-    int32_t count = counts[i];
-    counts[i] = sum;
-    sum += count;
+  enum { AHEAD = 8 }; /* loads in flight together: the stores might change what is loaded */
+  for (int start = from; start < to; start += AHEAD) {
+    int32_t count[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) count[i] = start + i < to ? counts[start + i] : 0;
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+      if (start + i < to) counts[start + i] = sum;
+      sum += count[i];
+    }
   }
 }
 
@@ -177,48 +184,120 @@ static_assert(SORT_THREADS >= 1 << MAX_BITS, "move_rows gives each digit a threa
 /* --- Adding the rows of each index --------------------------------------------------------------
  */
 
-/* The group of `width` threads at place i of the sorted rows adds a run of equal indices when one
- * begins there. blockIdx.y: which width V columns. */
-template <class real, int V>
-static __global__ void __launch_bounds__(THREADS)
-    add_runs(operand table, int64_t table_stride, operand x, int64_t x_stride, const int32_t *index,
-             const int32_t *sorted, double factor, int64_t rows, int64_t n, int width) {
-  constexpr int AHEAD = 4; /* rows whose loads are in flight together */
-  int64_t i = (int64_t)blockIdx.x * (THREADS / width) + threadIdx.x / width;
-  int64_t column = ((int64_t)blockIdx.y * width + threadIdx.x % width) * V;
-  if (i >= rows || column >= n) return;
-  int32_t key = index[sorted[i]];
-  if (i > 0 && index[sorted[i - 1]] == key) return;
-  char *to = table.data + key * table_stride + column * table.step;
-  const char *from = x.data + column * x.step;
-  real sum[V], scale = (real)factor;
-  load_all<real, V>(sum, to, table.dtype);
-  for (bool more = true; more; i += AHEAD) {
-    bool in_run[AHEAD];
-    raw_vector raw[AHEAD];
-    real value[V];
-#pragma unroll
-    for (int j = 0; j < AHEAD; ++j) {
-      int32_t row = i + j < rows ? sorted[i + j] : -1;
-      in_run[j] = row >= 0 && index[row] == key;
-      if constexpr (V == VECTOR) {
-        if (in_run[j]) raw[j] = load_raw(from + row * x_stride, x.dtype);
-      } else {
-        if (in_run[j]) sum[0] += scale * load_element<real>(from + row * x_stride, x.dtype, 0);
-      }
-    }
-    if constexpr (V == VECTOR) {
-#pragma unroll
-      for (int j = 0; j < AHEAD; ++j) {
-        if (!in_run[j]) continue;
-        unpack(value, raw[j], x.dtype);
-#pragma unroll
-        for (int e = 0; e < V; ++e) sum[e] += scale * value[e];
-      }
-    }
-    more = in_run[AHEAD - 1];
+enum { ADD_WARPS = THREADS / WARP };
+
+/* Where the run of `key` ends, one warp searching from `from`, which is in it: 32 places at a time.
+ */
+static __device__ inline int64_t end_of_run(const int32_t *index, const int32_t *sorted,
+                                            int32_t key, int64_t from, int64_t rows) {
+  int64_t low = from, high = rows; /* low is in the run, high is not */
+  int lane = threadIdx.x % WARP;
+  while (high - low > 1) {
+    int64_t step = (high - low + WARP - 1) / WARP, at = low + (lane + 1) * step;
+    bool in_run = at < high && index[sorted[at]] == key;
+    int count = __popc(__ballot_sync(~0u, in_run)); /* indices are sorted: the first ones are */
+    int64_t next = low + (count + 1) * step;
+    low += count * step;
+    high = next < high ? next : high;
   }
-  store_all<real, V>(to, table.dtype, sum);
+  return high;
+}
+
+/* sum += scale x[row] for the sorted rows [from, to), in order; a column (or V) a lane. */
+template <class real, int V>
+static __device__ inline void add_rows(real (&sum)[V], const char *x, int dtype, int64_t stride,
+                                       const int32_t *sorted, int64_t from, int64_t to, real scale,
+                                       bool active) {
+  constexpr int AHEAD = 4; /* rows whose loads are in flight together */
+  int lane = threadIdx.x % WARP;
+  int32_t next = from + lane < to ? sorted[from + lane] : 0;
+  for (int64_t start = from; start < to; start += WARP) {
+    int32_t mine = next;
+    if (start + WARP < to) next = start + WARP + lane < to ? sorted[start + WARP + lane] : 0;
+    int count = to - start < WARP ? (int)(to - start) : WARP;
+    for (int j = 0; j < count; j += AHEAD) {
+      raw_vector raw[AHEAD];
+      real value[AHEAD][V];
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k) {
+        int32_t row = __shfl_sync(~0u, mine, (j + k) % WARP);
+        if (j + k >= count || !active) continue;
+        if constexpr (V == VECTOR)
+          raw[k] = load_raw(x + row * stride, dtype);
+        else
+          value[k][0] = load_element<real>(x + row * stride, dtype, 0);
+      }
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k) {
+        if (j + k >= count || !active) continue;
+        if constexpr (V == VECTOR) unpack(value[k], raw[k], dtype);
+#pragma unroll
+        for (int e = 0; e < V; ++e) sum[e] += scale * value[k][e];
+      }
+    }
+  }
+}
+
+/* A warp for each place of the sorted rows; it adds the run of equal indices that begins there, if
+ * one does. A run longer than a warp is shared by the block: each warp adds a stretch of it, and
+ * the stretches are added in order. blockIdx.y: which 32 V columns. */
+template <class real, int V>
+static __global__ void __launch_bounds__(THREADS, 3)
+    add_runs(operand table, int64_t table_stride, operand x, int64_t x_stride, const int32_t *index,
+             const int32_t *sorted, double factor, int64_t rows, int64_t n) {
+  __shared__ int64_t long_end[ADD_WARPS]; /* 0: no long run begins at the warp's place */
+  __shared__ real part[ADD_WARPS][V][WARP];
+  int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  int64_t first = (int64_t)blockIdx.x * ADD_WARPS, i = first + warp;
+  int64_t column = ((int64_t)blockIdx.y * WARP + lane) * V;
+  bool active = column < n;
+  const char *from = x.data + column * x.step;
+  char *to = table.data + column * table.step;
+  real scale = (real)factor;
+  auto put = [&](int32_t key, const real(&sum)[V]) {
+    if (active) store_all<real, V>(to + key * table_stride, table.dtype, sum);
+  };
+  auto get = [&](int32_t key, real(&sum)[V]) {
+    if (active) load_all<real, V>(sum, to + key * table_stride, table.dtype);
+  };
+  if (lane == 0) long_end[warp] = 0;
+  if (i < rows) {
+    int32_t key = index[sorted[i]];
+    bool head = i == 0 || index[sorted[i - 1]] != key;
+    if (head) {
+      bool same = i + lane < rows && index[sorted[i + lane]] == key;
+      int count = __popc(__ballot_sync(~0u, same));
+      if (count < WARP) {
+        real sum[V];
+        get(key, sum);
+        add_rows<real, V>(sum, from, x.dtype, x_stride, sorted, i, i + count, scale, active);
+        put(key, sum);
+      } else {
+        int64_t end = end_of_run(index, sorted, key, i + WARP - 1, rows);
+        if (lane == 0) long_end[warp] = end;
+      }
+    }
+  }
+  __syncthreads();
+  for (int w = 0; w < ADD_WARPS; ++w) {
+    int64_t begin = first + w, length = long_end[w] - begin;
+    if (long_end[w] == 0) continue;
+    real sum[V] = {};
+    add_rows<real, V>(sum, from, x.dtype, x_stride, sorted, begin + length * warp / ADD_WARPS,
+                      begin + length * (warp + 1) / ADD_WARPS, scale, active);
+#pragma unroll
+    for (int e = 0; e < V; ++e) part[warp][e][lane] = sum[e];
+    __syncthreads();
+    if (warp == 0) {
+      int32_t key = index[sorted[begin]];
+      get(key, sum);
+      for (int other = 0; other < ADD_WARPS; ++other)
+#pragma unroll
+        for (int e = 0; e < V; ++e) sum[e] += part[other][e][lane];
+      put(key, sum);
+    }
+    __syncthreads();
+  }
 }
 
 /* Digits as wide as possible such that their counters, one for each block, fit m + 1 numbers.
@@ -255,13 +334,12 @@ attn_status attn_cuda_scatter_add(const attn_tensor *table, double factor, const
   }
   bool wide = is_wide(table) || is_wide(x);
   bool vectors = !wide && rows_are_vectors(table) && rows_are_vectors(x);
-  int64_t pieces = vectors ? n / VECTOR : n;
-  /* A warp a run: what a frequent index costs is the length of its run. */
-  int width = power_of_two_from(pieces < WARP ? pieces : WARP), each = THREADS / width;
-  dim3 grid((unsigned)((rows + each - 1) / each), (unsigned)((pieces + width - 1) / width));
+  int64_t columns = vectors ? WARP * VECTOR : WARP;
+  dim3 grid((unsigned)((rows + ADD_WARPS - 1) / ADD_WARPS),
+            (unsigned)((n + columns - 1) / columns));
   auto kernel = wide ? add_runs<double, 1> : vectors ? add_runs<float, VECTOR> : add_runs<float, 1>;
   kernel<<<grid, THREADS, 0, queue>>>(operand_of(table), row_bytes(table), operand_of(x),
-                                      row_bytes(x), index, pass.rows, factor, rows, n, width);
+                                      row_bytes(x), index, pass.rows, factor, rows, n);
   ATTN_CUDA_TRY_LAUNCH("scatter_add");
   return ATTN_OK;
 }

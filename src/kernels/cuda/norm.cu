@@ -6,7 +6,11 @@
  * gaps between elements, odd or very long) take kernels that read them again. */
 #include "kernels/cuda/reduce.cuh"
 
-enum { THREADS = 256, BACKWARD_THREADS = 512 };
+enum {
+  THREADS = 256,
+  FORWARD_VECTORS = 4 * 1024, /* of a row: what a block's registers hold */
+  BACKWARD_VECTORS = 4 * 512,
+};
 
 /* --- Forward ------------------------------------------------------------------------------------
  */
@@ -14,7 +18,7 @@ enum { THREADS = 256, BACKWARD_THREADS = 512 };
 struct norm_operands {
   operand y, x, weight, bias;
   int64_t n;
-  double divisor, epsilon;
+  double divisor, inverse /* 1 / divisor */, epsilon;
   double *factor, *mean; /* a number a row, or NULL */
 };
 
@@ -49,10 +53,8 @@ static __global__ void __launch_bounds__(1024)
     }
   }
   float mean = 0;
-  double exact_mean = 0;
   if (LAYER) {
-    exact_mean = (double)sum_group(sum, width, shared[0]) / (double)all.n;
-    mean = (float)exact_mean;
+    mean = sum_group(sum, width, shared[0]) * (float)all.inverse;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       if (thread + k * width >= vectors) continue;
@@ -64,12 +66,12 @@ static __global__ void __launch_bounds__(1024)
     }
   }
   squares = sum_group(squares, width, shared[1]);
-  double exact = 1 / sqrt((double)squares / (LAYER ? (double)all.n : all.divisor) + all.epsilon);
-  float factor = (float)exact;
+  /* float64 roots and quotients in every thread would take longer than the row's memory. */
+  float factor = 1 / sqrtf(squares * (float)all.inverse + (float)all.epsilon);
   if (!inside) return;
   if (thread == 0) {
-    if (all.factor) all.factor[row] = exact;
-    if (LAYER) all.mean[row] = exact_mean;
+    if (all.factor) all.factor[row] = (double)factor;
+    if (LAYER) all.mean[row] = (double)mean;
   }
   char *to = all.y.data + offset_of(rows, c, 0);
 #pragma unroll
@@ -149,13 +151,14 @@ attn_status attn_cuda_norm(const attn_tensor *y, const attn_tensor *x, const att
                        operand_of(bias),
                        n,
                        mean ? (double)n : divisor,
+                       1 / (mean ? (double)n : divisor),
                        epsilon,
                        factor,
                        mean};
   walk<2> walk_all = walk_rows<2>(x, {y, x});
   bool wide = is_wide(y) || is_wide(x) || is_wide(weight) || is_wide(bias);
   int64_t vectors = n / VECTOR;
-  if (wide || vectors > 4 * 1024 || !rows_are_vectors(x) || !rows_are_vectors(y) ||
+  if (wide || vectors > FORWARD_VECTORS || !rows_are_vectors(x) || !rows_are_vectors(y) ||
       !rows_are_vectors(weight) || !rows_are_vectors(bias)) {
     auto kernel = wide ? norm_elements<double> : norm_elements<float>;
     kernel<<<(unsigned)rows, THREADS, 0, (cudaStream_t)stream>>>(walk_all, all);
@@ -189,22 +192,56 @@ struct norm_gradients {
   operand dx, x, weight, dy;
   bool accumulate;
   int64_t n;
-  double divisor;
+  double divisor, inverse /* 1 / divisor */;
   const double *factor, *mean;
   double *d_weight, *d_bias; /* [parts, n], or NULL */
 };
 
-/* Block p does the rows of part p. Walk: dx, x, dy. */
-template <int K, bool LAYER>
-static __global__ void __launch_bounds__(BACKWARD_THREADS)
+/* A vector as it lies in memory, of any dtype or of those of two bytes. */
+static __device__ inline void load_as(raw_vector &raw, const void *place, int dtype) {
+  raw = load_raw(place, dtype);
+}
+static __device__ inline void load_as(uint4 &raw, const void *place, int) {
+  raw = *(const uint4 *)place;
+}
+static __device__ inline void unpack_as(float *x, const raw_vector &raw, int dtype) {
+  unpack(x, raw, dtype);
+}
+static __device__ inline void unpack_as(float *x, const uint4 &raw, int dtype) {
+  unpack(x, raw_vector{raw, raw}, dtype == ATTN_BF16 ? ATTN_BF16 : ATTN_F16);
+}
+
+/* A group's own barrier, so that groups do not wait for each other. The numbers are constants for
+ * the sake of occupancy: a block reserves every barrier that it could name. */
+static __device__ inline void meet(int group, int width) {
+  switch (group) {
+  case 0: asm volatile("bar.sync 1, %0;" ::"r"(width) : "memory"); break;
+  case 1: asm volatile("bar.sync 2, %0;" ::"r"(width) : "memory"); break;
+  case 2: asm volatile("bar.sync 3, %0;" ::"r"(width) : "memory"); break;
+  default: asm volatile("bar.sync 4, %0;" ::"r"(width) : "memory");
+  }
+}
+
+/* Blocks of a processor: two where the registers hold them. */
+template <int SIZE, int K, bool LAYER, class vector> constexpr int blocks_at_once() {
+  bool narrow = sizeof(vector) == 16;
+  return narrow && (K == 1 || (SIZE == 256 && (K == 2 || !LAYER))) ? 2 : 1;
+}
+
+/* Block p does the rows of part p, groups of `width` threads take them in turn. x and dy stay as
+ * they were read, which takes half the registers for bfloat16. Walk: dx, x, dy. */
+template <int SIZE, int K, bool LAYER, class vector>
+static __global__ void __launch_bounds__(SIZE, blocks_at_once<SIZE, K, LAYER, vector>())
     norm_backward_vectors(const __grid_constant__ walk<3> rows,
                           const __grid_constant__ norm_gradients all, int width) {
-  extern __shared__ float columns[]; /* [n], when several groups share the block */
-  __shared__ float shared[2][BACKWARD_THREADS / WARP];
-  int groups = BACKWARD_THREADS / width, group = threadIdx.x / width;
-  int thread = threadIdx.x % width;
+  constexpr bool ALONE = SIZE == 512 && K == 4;            /* one group: n > 256 K VECTOR */
+  __shared__ float columns[ALONE ? 1 : SIZE * K * VECTOR]; /* [groups, n] */
+  __shared__ float shared[2][SIZE / WARP];
+  int groups = SIZE / width, group = threadIdx.x / width;
+  int thread = threadIdx.x % width, n = (int)all.n;
   uint32_t from = (uint32_t)((uint64_t)rows.count * blockIdx.x / gridDim.x);
   uint32_t to = (uint32_t)((uint64_t)rows.count * (blockIdx.x + 1) / gridDim.x);
+  auto barrier = [=] { meet(group, width); };
   float by_column[K][VECTOR] = {}, bias_column[LAYER ? K : 1][VECTOR] = {};
   int turn = 0; /* which half of `shared` */
   for (uint32_t first = from; first < to; first += groups, turn ^= 1) {
@@ -214,80 +251,86 @@ static __global__ void __launch_bounds__(BACKWARD_THREADS)
     coordinates c = locate(rows, row);
     const char *x_row = all.x.data + offset_of(rows, c, 1);
     const char *dy_row = all.dy.data + offset_of(rows, c, 2);
-    raw_vector raw_x[K], raw_dy[K];
-    float x[K][VECTOR], dy[K][VECTOR];
+    vector raw_x[K], raw_dy[K];
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       int at = (thread + k * width) * VECTOR;
-      if (at >= all.n) continue;
-      raw_x[k] = load_raw(x_row + at * all.x.step, all.x.dtype);
-      raw_dy[k] = load_raw(dy_row + at * all.dy.step, all.dy.dtype);
+      if (at >= n) continue;
+      load_as(raw_x[k], x_row + at * all.x.step, all.x.dtype);
+      load_as(raw_dy[k], dy_row + at * all.dy.step, all.dy.dtype);
     }
-    double exact = all.factor[row];
-    float r = (float)exact, mean = LAYER ? (float)all.mean[row] : 0;
+    float r = (float)all.factor[row], mean = LAYER ? (float)all.mean[row] : 0;
+    /* Vector k: h (x itself for RMS norm), dy and u. */
+    auto take = [&](int k, float(&h)[VECTOR], float(&dy)[VECTOR], float(&u)[VECTOR]) {
+      int at = (thread + k * width) * VECTOR;
+      unpack_as(h, raw_x[k], all.x.dtype);
+      unpack_as(dy, raw_dy[k], all.dy.dtype);
+      if (all.weight.data)
+        load_all<float, VECTOR>(u, all.weight.data + at * all.weight.step, all.weight.dtype);
+#pragma unroll
+      for (int i = 0; i < VECTOR; ++i) {
+        u[i] = all.weight.data ? dy[i] * u[i] : dy[i];
+        if (LAYER) h[i] = r * (h[i] - mean);
+      }
+    };
     float sum = 0, projection = 0;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      int at = (thread + k * width) * VECTOR;
-      if (at >= all.n) continue;
-      unpack(x[k], raw_x[k], all.x.dtype);
-      unpack(dy[k], raw_dy[k], all.dy.dtype);
-      float w[VECTOR];
-      if (all.weight.data)
-        load_all<float, VECTOR>(w, all.weight.data + at * all.weight.step, all.weight.dtype);
+      if ((thread + k * width) * VECTOR >= n) continue;
+      float h[VECTOR], dy[VECTOR], u[VECTOR];
+      take(k, h, dy, u);
 #pragma unroll
       for (int i = 0; i < VECTOR; ++i) {
-        if (LAYER) x[k][i] = r * (x[k][i] - mean);
         if (inside) {
-          by_column[k][i] += (LAYER ? x[k][i] : r * x[k][i]) * dy[k][i];
-          if (LAYER) bias_column[k][i] += dy[k][i];
+          by_column[k][i] += (LAYER ? h[i] : r * h[i]) * dy[i];
+          if (LAYER) bias_column[k][i] += dy[i];
         }
-        if (all.weight.data) dy[k][i] *= w[i];
-        projection += x[k][i] * dy[k][i];
-        if (LAYER) sum += dy[k][i];
+        projection += h[i] * u[i];
+        if (LAYER) sum += u[i];
       }
     }
     if (!all.dx.data) continue;
-    projection = sum_group(projection, width, shared[LAYER ? 0 : turn]);
-    if (LAYER) sum = sum_group(sum, width, shared[1]);
+    projection = sum_group(projection, width, shared[LAYER ? 0 : turn], barrier);
+    if (LAYER) sum = sum_group(sum, width, shared[1], barrier);
     if (!inside) continue;
-    float shift = LAYER ? r * (float)((double)sum / (double)all.n) : 0;
-    float pull = LAYER ? r * (float)((double)projection / (double)all.n)
-                       : (float)(exact * exact * exact * (double)projection / all.divisor);
+    float shift = r * sum * (float)all.inverse;
+    float pull = (LAYER ? r : r * r * r) * projection * (float)all.inverse;
     char *dx_row = all.dx.data + offset_of(rows, c, 0);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       int at = (thread + k * width) * VECTOR;
-      if (at >= all.n) continue;
+      if (at >= n) continue;
+      float h[VECTOR], dy[VECTOR], u[VECTOR], dx[VECTOR] = {};
+      take(k, h, dy, u);
       char *place = dx_row + at * all.dx.step;
-      float old[VECTOR] = {};
-      if (all.accumulate) load_all<float, VECTOR>(old, place, all.dx.dtype);
+      if (all.accumulate) load_all<float, VECTOR>(dx, place, all.dx.dtype);
 #pragma unroll
-      for (int i = 0; i < VECTOR; ++i) old[i] += r * dy[k][i] - shift - pull * x[k][i];
-      store_vector(place, all.dx.dtype, old);
+      for (int i = 0; i < VECTOR; ++i) dx[i] += r * u[i] - (LAYER ? shift : 0) - pull * h[i];
+      store_vector(place, all.dx.dtype, dx);
     }
   }
   /* The groups' column sums, added in the order of the groups. */
   auto put = [&](double *target, float(&column)[K][VECTOR]) {
     if (!target) return;
-    for (int turn = 0; turn < groups; ++turn) {
-      if (groups > 1) __syncthreads();
-      if (turn != group) continue;
 #pragma unroll
-      for (int k = 0; k < K; ++k) {
-        int at = (thread + k * width) * VECTOR;
-        if (at >= all.n) continue;
+    for (int k = 0; k < K; ++k)
+      if ((thread + k * width) * VECTOR < n)
 #pragma unroll
         for (int i = 0; i < VECTOR; ++i) {
-          if (turn > 0) column[k][i] += columns[at + i];
-          if (turn < groups - 1)
-            columns[at + i] = column[k][i];
+          int at = (thread + k * width) * VECTOR + i;
+          if (ALONE)
+            target[(int64_t)blockIdx.x * n + at] = (double)column[k][i];
           else
-            target[(int64_t)blockIdx.x * all.n + at + i] = (double)column[k][i];
+            columns[group * n + at] = column[k][i];
         }
-      }
+    if (ALONE) return;
+    __syncthreads();
+    for (int at = threadIdx.x; at < n; at += SIZE) {
+      double total = 0;
+      for (int g = 0; g < groups; ++g) total += (double)columns[g * n + at];
+      target[(int64_t)blockIdx.x * n + at] = total;
     }
-    if (groups > 1) __syncthreads();
+    __syncthreads();
   };
   put(all.d_weight, by_column);
   if constexpr (LAYER) put(all.d_bias, bias_column);
@@ -333,6 +376,20 @@ static __global__ void __launch_bounds__(THREADS)
   }
 }
 
+typedef void norm_backward_kernel(const walk<3>, const norm_gradients, int);
+
+template <class vector> static norm_backward_kernel *choose_backward(int k, int size, bool layer) {
+  if (k == 1)
+    return layer ? norm_backward_vectors<512, 1, true, vector>
+                 : norm_backward_vectors<512, 1, false, vector>;
+  if (k == 2) return norm_backward_vectors<256, 2, true, vector>;
+  if (size == 256)
+    return layer ? norm_backward_vectors<256, 4, true, vector>
+                 : norm_backward_vectors<256, 4, false, vector>;
+  return layer ? norm_backward_vectors<512, 4, true, vector>
+               : norm_backward_vectors<512, 4, false, vector>;
+}
+
 attn_status attn_cuda_norm_backward(const attn_tensor *dx, bool accumulate,
                                     const attn_tensor *d_weight, const attn_tensor *d_bias,
                                     const attn_tensor *x, const attn_tensor *weight,
@@ -360,6 +417,7 @@ attn_status attn_cuda_norm_backward(const attn_tensor *dx, bool accumulate,
                         accumulate,
                         n,
                         mean ? (double)n : divisor,
+                        1 / (mean ? (double)n : divisor),
                         factor,
                         mean,
                         d_weight ? partial : NULL,
@@ -367,7 +425,7 @@ attn_status attn_cuda_norm_backward(const attn_tensor *dx, bool accumulate,
   walk<3> walk_all = walk_rows<3>(x, {dx, x, dy});
   int64_t vectors = n / VECTOR;
   /* d_bias without a mean is RMS norm with a bias, which there is not; the sums still serve. */
-  if (rows == 0 || wide || vectors > 4 * BACKWARD_THREADS || (d_bias && !mean) ||
+  if (rows == 0 || wide || vectors > BACKWARD_VECTORS || (d_bias && !mean) ||
       !rows_are_vectors(x) || !rows_are_vectors(dy) || !rows_are_vectors(dx) ||
       !rows_are_vectors(weight)) {
     /* The columns first: dx may be the memory of x or dy. */
@@ -382,19 +440,17 @@ attn_status attn_cuda_norm_backward(const attn_tensor *dx, bool accumulate,
     ATTN_CUDA_TRY_LAUNCH("norm_backward");
     return ATTN_OK;
   }
-  int k = vectors <= WARP ? 1 : vectors <= 2 * BACKWARD_THREADS ? 2 : 4;
+  /* Narrow rows: many at once, so that enough loads are in flight. Layer norm has twice the column
+   * sums in registers. */
+  int k = vectors <= WARP ? 1 : mean && vectors <= 512 ? 2 : 4;
   int width = power_of_two_from((vectors + k - 1) / k);
-  int groups = BACKWARD_THREADS / width;
+  int size = k == 1 || width > 256 ? 512 : 256, groups = size / width;
   int64_t parts = (rows + groups - 1) / groups;
   if (parts > ATTN_CUDA_PARTS) parts = ATTN_CUDA_PARTS;
-  size_t shared = groups > 1 ? (size_t)n * sizeof(float) : 0;
-  auto kernel = mean ? (k == 1   ? norm_backward_vectors<1, true>
-                        : k == 2 ? norm_backward_vectors<2, true>
-                                 : norm_backward_vectors<4, true>)
-                     : (k == 1   ? norm_backward_vectors<1, false>
-                        : k == 2 ? norm_backward_vectors<2, false>
-                                 : norm_backward_vectors<4, false>);
-  kernel<<<(unsigned)parts, BACKWARD_THREADS, shared, queue>>>(walk_all, all, width);
+  bool narrow = x->dtype != ATTN_F32 && dy->dtype != ATTN_F32;
+  auto kernel =
+      narrow ? choose_backward<uint4>(k, size, mean) : choose_backward<raw_vector>(k, size, mean);
+  kernel<<<(unsigned)parts, size, 0, queue>>>(walk_all, all, width);
   ATTN_CUDA_TRY_LAUNCH("norm_backward");
   if (d_weight)
     ATTN_CUDA_CHECK(attn_cuda_add_parts(d_weight, false, all.d_weight, (int)parts, queue));

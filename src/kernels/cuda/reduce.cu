@@ -1,13 +1,18 @@
 /* Sums over rows, columns and whole tensors (rows.h). */
 #include "kernels/cuda/reduce.cuh"
 
-enum { THREADS = 256, TILE_ROWS = THREADS / WARP };
+enum {
+  THREADS = 256,
+  TILE_ROWS = THREADS / WARP,
+  FEW_ROWS = 2048, /* that do not fill the GPU with a warp each */
+};
 
 /* --- Over columns: one number a row -------------------------------------------------------------
  */
 
-/* `width` threads a row (sum_group). Operands of the walk: y, a, b. */
-template <class real, int V>
+/* `width` threads a row (sum_group), each with AHEAD pieces of V whose loads are in flight
+ * together. Operands of the walk: y, a, b. */
+template <class real, int V, int AHEAD>
 static __global__ void __launch_bounds__(THREADS)
     dot_rows(const __grid_constant__ walk<3> rows, operand y, operand a, operand b, int64_t n,
              int width) {
@@ -18,19 +23,31 @@ static __global__ void __launch_bounds__(THREADS)
   const char *from_a = a.data + offset_of(rows, c, 1), *from_b = b.data + offset_of(rows, c, 2);
   real sum = 0;
   int64_t stride = (int64_t)width * V;
-  for (int64_t i = (int64_t)(threadIdx.x % width) * V; i < n; i += stride) {
-    real u[V], v[V];
-    if constexpr (V == VECTOR) {
-      raw_vector raw_a = load_raw(from_a + i * a.step, a.dtype);
-      raw_vector raw_b = load_raw(from_b + i * b.step, b.dtype);
-      unpack(u, raw_a, a.dtype);
-      unpack(v, raw_b, b.dtype);
-    } else {
-      u[0] = load_element<real>(from_a + i * a.step, a.dtype, 0);
-      v[0] = load_element<real>(from_b + i * b.step, b.dtype, 0);
+  for (int64_t start = (int64_t)(threadIdx.x % width) * V; start < n; start += AHEAD * stride) {
+    real u[AHEAD][V], v[AHEAD][V];
+    raw_vector raw_a[AHEAD], raw_b[AHEAD];
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) {
+      int64_t i = start + k * stride;
+      if (i >= n) continue;
+      if constexpr (V == VECTOR) {
+        raw_a[k] = load_raw(from_a + i * a.step, a.dtype);
+        raw_b[k] = load_raw(from_b + i * b.step, b.dtype);
+      } else {
+        u[k][0] = load_element<real>(from_a + i * a.step, a.dtype, 0);
+        v[k][0] = load_element<real>(from_b + i * b.step, b.dtype, 0);
+      }
     }
 #pragma unroll
-    for (int j = 0; j < V; ++j) sum += u[j] * v[j];
+    for (int k = 0; k < AHEAD; ++k) {
+      if (start + k * stride >= n) continue;
+      if constexpr (V == VECTOR) {
+        unpack(u[k], raw_a[k], a.dtype);
+        unpack(v[k], raw_b[k], b.dtype);
+      }
+#pragma unroll
+      for (int j = 0; j < V; ++j) sum += u[k][j] * v[k][j];
+    }
   }
   sum = sum_group(sum, width, shared);
   if (inside && threadIdx.x % width == 0)
@@ -52,10 +69,15 @@ attn_status attn_cuda_row_dot(const attn_tensor *y, const attn_tensor *a, const 
   bool wide = is_wide(y) || is_wide(a) || is_wide(b);
   bool vectors = !wide && rows_are_vectors(a) && rows_are_vectors(b);
   int64_t pieces = vectors ? n / VECTOR : n;
-  /* Long rows take a whole block, short ones as many lanes as they have vectors. */
-  int width = pieces > 8 * WARP ? THREADS : power_of_two_from(pieces < WARP ? pieces : WARP);
+  /* Long rows take a whole block when there are few, others as many lanes as they have pieces. */
+  int width = pieces > 8 * WARP && rows < FEW_ROWS
+                  ? THREADS
+                  : power_of_two_from(pieces < WARP ? pieces : WARP);
   unsigned blocks = (unsigned)((rows + THREADS / width - 1) / (THREADS / width));
-  auto kernel = wide ? dot_rows<double, 1> : vectors ? dot_rows<float, VECTOR> : dot_rows<float, 1>;
+  auto kernel = wide                 ? dot_rows<double, 1, 1>
+                : !vectors           ? dot_rows<float, 1, 1>
+                : pieces <= 2 * WARP ? dot_rows<float, VECTOR, 1>
+                                     : dot_rows<float, VECTOR, 4>;
   kernel<<<blocks, THREADS, 0, (cudaStream_t)stream>>>(all, operand_of(y), operand_of(a),
                                                        operand_of(b), n, width);
   ATTN_CUDA_TRY_LAUNCH("row_dot");
@@ -69,10 +91,10 @@ attn_status attn_cuda_row_dot(const attn_tensor *y, const attn_tensor *a, const 
  * partial[part, c] = sum of factor (a - mean) b, where factor, mean (a number a row) and b are
  * optional. */
 template <class real, int V>
-static __global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS, 3)
     column_parts(const __grid_constant__ walk<2> rows, operand a, operand b, int64_t n,
                  const double *factor, const double *mean, double *partial) {
-  constexpr int AHEAD = V == VECTOR ? 4 : 2; /* rows whose loads are in flight together */
+  constexpr int AHEAD = 2; /* rows whose loads are in flight together */
   __shared__ real shared[TILE_ROWS][WARP * V];
   int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   int64_t column = ((int64_t)blockIdx.x * WARP + lane) * V;

@@ -75,15 +75,20 @@ __device__ inline void unpack(float *x, const raw_vector &raw, int dtype) {
   }
 }
 
+/* In assembly, because the compiler takes vector stores apart into words where it can. */
+__device__ inline void store_words(void *place, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(place), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
+}
+
 __device__ inline void store_vector(void *place, int dtype, const float *x) {
-  uint32_t word[4];
+  uint32_t word[8];
   if (dtype == ATTN_F32) {
-    float4 *to = (float4 *)place;
-    to[0] = make_float4(x[0], x[1], x[2], x[3]);
-    to[1] = make_float4(x[4], x[5], x[6], x[7]);
-    return;
-  }
-  if (dtype == ATTN_BF16) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) word[i] = __float_as_uint(x[i]);
+    store_words((char *)place + 16, word[4], word[5], word[6], word[7]);
+  } else if (dtype == ATTN_BF16) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
@@ -96,7 +101,7 @@ __device__ inline void store_vector(void *place, int dtype, const float *x) {
       memcpy(&word[i], &pair, sizeof pair);
     }
   }
-  *(uint4 *)place = make_uint4(word[0], word[1], word[2], word[3]);
+  store_words(place, word[0], word[1], word[2], word[3]);
 }
 
 /* V elements as `real` from a byte address; V is VECTOR only for float. */
@@ -213,6 +218,7 @@ template <int N> inline walk<N> make_walk(const axes<N> &all, const int (&bytes)
   walk<N> result = {};
   result.rank = all.rank;
   result.count = (uint32_t)count_of(all);
+  for (division &extent : result.extent) extent = make_division(1 << 30); /* of absent axes */
   for (int i = 0; i < all.rank; ++i) {
     result.extent[i] = make_division(all.shape[all.rank - 1 - i]);
     for (int k = 0; k < N; ++k) result.stride[k][i] = all.stride[k][all.rank - 1 - i] * bytes[k];
@@ -220,26 +226,27 @@ template <int N> inline walk<N> make_walk(const axes<N> &all, const int (&bytes)
   return result;
 }
 
+/* Two axes at most are the usual case, and then these are a few instructions. */
 template <int N> __device__ inline coordinates locate(const walk<N> &all, uint32_t index) {
   coordinates c;
+  c.at[1] = divide(index, all.extent[0]);
+  c.at[0] = index - c.at[1] * all.extent[0].divisor;
+  if (all.rank <= 2) return c;
 #pragma unroll
-  for (int i = 0; i < ATTN_MAX_RANK; ++i) {
-    c.at[i] = 0;
-    if (i < all.rank) {
-      uint32_t rest = i + 1 < all.rank ? divide(index, all.extent[i]) : 0;
-      c.at[i] = index - rest * all.extent[i].divisor;
-      index = rest;
-    }
+  for (int i = 1; i + 1 < ATTN_MAX_RANK; ++i) {
+    c.at[i + 1] = divide(c.at[i], all.extent[i]);
+    c.at[i] -= c.at[i + 1] * all.extent[i].divisor;
   }
   return c;
 }
 
 template <int N>
 __device__ inline int64_t offset_of(const walk<N> &all, const coordinates &c, int operand) {
-  int64_t offset = 0;
+  int64_t offset =
+      (int64_t)c.at[0] * all.stride[operand][0] + (int64_t)c.at[1] * all.stride[operand][1];
+  if (all.rank <= 2) return offset;
 #pragma unroll
-  for (int i = 0; i < ATTN_MAX_RANK; ++i)
-    if (i < all.rank) offset += (int64_t)c.at[i] * all.stride[operand][i];
+  for (int i = 2; i < ATTN_MAX_RANK; ++i) offset += (int64_t)c.at[i] * all.stride[operand][i];
   return offset;
 }
 
@@ -304,10 +311,11 @@ attn_status attn_cuda_count_rows(const char *function, const attn_tensor *tensor
 /* --- Sums over the threads that share a row ----------------------------------------------------
  */
 
-/* `width` threads, a power of two: some lanes of a warp, or consecutive warps of the block. All
- * threads of the block call it, and those of a group get the same bits. `shared` holds a number for
- * each warp of the block and must not be the one of the sum before. */
-template <class real> __device__ inline real sum_group(real value, int width, real *shared) {
+/* `width` threads, a power of two: some lanes of a warp, or consecutive warps of the block, which
+ * meet at `barrier`. Those of a group get the same bits. `shared` holds a number for each warp of
+ * the block and must not be the one of the sum before. */
+template <class real, class meet>
+__device__ inline real sum_group(real value, int width, real *shared, meet barrier) {
 #pragma unroll
   for (int step = 1; step < WARP; step *= 2)
     if (step < width) value += __shfl_xor_sync(~0u, value, step);
@@ -315,11 +323,16 @@ template <class real> __device__ inline real sum_group(real value, int width, re
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   int warps = width / WARP, group = warp / warps;
   if (lane == 0) shared[warp] = value;
-  __syncthreads();
+  barrier();
   value = lane < warps ? shared[group * warps + lane] : (real)0;
 #pragma unroll
   for (int step = 1; step < WARP; step *= 2) value += __shfl_xor_sync(~0u, value, step);
   return value;
+}
+
+/* All threads of the block call it. */
+template <class real> __device__ inline real sum_group(real value, int width, real *shared) {
+  return sum_group(value, width, shared, [] { __syncthreads(); });
 }
 
 inline int power_of_two_from(int64_t n) {

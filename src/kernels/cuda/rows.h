@@ -75,8 +75,8 @@ enum { ATTN_CUDA_TERMS = 8 };
   /* y[r] = factor table[index[r]]: table [m, n], y [rows, n] */                                   \
   K(attn_status, gather, (const attn_tensor *y, double factor, const attn_tensor *table,           \
                           const int32_t *index, attn_cuda_stream stream))                          \
-  /* table[index[r]] += factor x[r], in row order for each row of the table, rounded to its dtype  \
-   * once; workspace: (m + 1 + 2 rows) int32, aligned to 256 */                                    \
+  /* table[index[r]] += factor x[r], for each row of the table in an order that the indices alone  \
+   * fix, rounded to its dtype once; workspace: (m + 1 + 2 rows) int32, aligned to 256 */          \
   K(attn_status, scatter_add, (const attn_tensor *table, double factor, const attn_tensor *x,      \
                                const int32_t *index, void *workspace, attn_cuda_stream stream))    \
   /* cosines, sines [count, width] of (first + row) theta[column], angles in float64; theta        \
