@@ -196,7 +196,8 @@ template <scan_kind KIND, int DK, int DV, bool CHANNEL> struct shape {
   static constexpr int barriers_offset = exponents_offset + stages * exponents * 4;
   /* Barriers: full and empty of each stage; full and empty of each weighed buffer. */
   static constexpr int weighed_barriers_offset = barriers_offset + stages * 16;
-  static constexpr int bytes = weighed_barriers_offset + 32 + 1024; /* and alignment */
+  static constexpr int bytes = weighed_barriers_offset + 32;
+  static_assert(bytes <= 227 * 1024 / blocks, "more shared memory than there is");
 };
 
 template <scan_kind KIND> __device__ int item_count(const scan_parameters &p) {
@@ -834,9 +835,8 @@ __global__ void __launch_bounds__(shape<KIND, DK, DV, CHANNEL>::threads,
                                   shape<KIND, DK, DV, CHANNEL>::blocks)
     scan(const __grid_constant__ scan_parameters p) {
   typedef shape<KIND, DK, DV, CHANNEL> S;
-  extern __shared__ char dynamic[];
-  uint32_t base = (shared_address(dynamic) + 1023) / 1024 * 1024;
-  char *shared = dynamic + (base - shared_address(dynamic));
+  extern __shared__ __align__(1024) char shared[];
+  const uint32_t base = shared_address(shared);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < S::stages; stage++) {
       barrier_init(base + S::barriers_offset + stage * 8, 1);
@@ -871,7 +871,7 @@ __global__ void __launch_bounds__(shape<KIND, DK, DV, CHANNEL>::threads,
  * elements of one state. */
 template <int DK, int DV, bool CHANNEL>
 __global__ void chain_segments(const __grid_constant__ scan_parameters p) {
-  constexpr int BATCH = 8, SIZE = DK * DV / 4; /* loads in flight; of a state in vectors */
+  constexpr int BATCH = 16, SIZE = DK * DV / 4; /* loads in flight; of a state in vectors */
   const int element = blockIdx.x * blockDim.x + threadIdx.x, pair = blockIdx.y;
   work w;
   locate<false>(p, pair, &w); /* the first segment */
@@ -889,30 +889,42 @@ __global__ void chain_segments(const __grid_constant__ scan_parameters p) {
     running = make_float4(p.initial.scale * data[0], p.initial.scale * data[step],
                           p.initial.scale * data[2 * step], p.initial.scale * data[3 * step]);
   }
-  const int slots = (segments - 1) * p.parts;
-  for (int slot = 0; slot < slots; slot += BATCH) {
+  /* The parts that count are the last ones of each segment, from first_part on. */
+  int first_part = 0, parts = 0, first, last;
+  const auto enter = [&](int segment) {
+    const int count = segment == 0 ? w.count : p.segment_chunks;
+    parts = (count + p.part_chunks - 1) / p.part_chunks;
+    first_part = 0;
+    while (first_part < parts && !part_range(p, constant, count, first_part, &first, &last))
+      first_part++;
+  };
+  enter(0);
+  int segment = 0, part = first_part, state = 0; /* to be loaded next; to be written next */
+  while (segment < segments - 1) {
     float4 terms[BATCH];
     float decays[BATCH];
+    bool begins[BATCH];
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
-      const int segment = (slot + i) / p.parts, part = (slot + i) % p.parts;
-      const int count = segment == 0 ? w.count : p.segment_chunks;
-      int first, last;
       terms[i] = make_float4(0, 0, 0, 0);
       decays[i] = 1;
-      if (slot + i >= slots) continue;
-      if (part_range(p, constant, count, part, &first, &last)) {
-        terms[i] = added[(int64_t)(slot + i) * SIZE];
-        decays[i] = CHANNEL ? totals[(int64_t)(slot + i) * DK + element * 4 / DV]
-                            : exp2_approximate(totals[slot + i]);
-      } else if (part * p.part_chunks < count) {
-        decays[i] = 0; /* what came before it is as negligible as it is */
+      begins[i] = false;
+      if (segment == segments - 1) continue;
+      const int slot = segment * p.parts + part;
+      terms[i] = added[(int64_t)slot * SIZE];
+      decays[i] =
+          CHANNEL ? totals[(int64_t)slot * DK + element * 4 / DV] : exp2_approximate(totals[slot]);
+      begins[i] = part == first_part;
+      /* What comes before parts that do not count counts even less. */
+      if (begins[i] && first_part > 0) decays[i] = 0;
+      if (++part == parts) {
+        if (++segment < 2) enter(1);
+        part = first_part;
       }
     }
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
-      if (slot + i < slots && (slot + i) % p.parts == 0)
-        states[(int64_t)((slot + i) / p.parts) * SIZE] = running;
+      if (begins[i]) states[(int64_t)state++ * SIZE] = running;
       running.x = decays[i] * running.x + terms[i].x;
       running.y = decays[i] * running.y + terms[i].y;
       running.z = decays[i] * running.z + terms[i].z;
