@@ -323,9 +323,11 @@ static void check(const test_case &c) {
           {"dq", &d_q, pass == ATTN_PASS_BACKWARD, c.dtype == ATTN_BF16 ? 5e-3 : 1e-3},
           {"dk", &d_k, pass == ATTN_PASS_BACKWARD, c.dtype == ATTN_BF16 ? 5e-3 : 1e-3},
           {"dv", &d_v, pass == ATTN_PASS_BACKWARD, c.dtype == ATTN_BF16 ? 5e-3 : 1e-3},
-          /* Under decays of e^-15 a step nothing is left of it beside what cancels. */
+          /* A sum to the sequence's end of differences between products that went through rounded
+           * states: errors add up, most in long sequences that forget slowly (8 000 tokens: 3e-2).
+           * Under decays of e^-15 a step nothing is left of it beside what cancels. */
           {"dg", &d_decay, pass == ATTN_PASS_BACKWARD && d_decay.tensor.data && c.strength < 100,
-           c.dtype == ATTN_BF16 ? 1e-2 : 2e-3},
+           c.dtype == ATTN_BF16 ? 4e-2 : 5e-3},
           {"dS", &d_initial, pass == ATTN_PASS_BACKWARD && c.states,
            c.dtype == ATTN_BF16 ? 5e-3 : 1e-3},
       };

@@ -3,10 +3,13 @@
 
 #include <cstdio>
 
+extern const recurrent_algorithm recurrent_additive_sm90_forward, recurrent_additive_sm90_backward;
 /* The last ones accept every problem. */
 extern const recurrent_algorithm recurrent_generic_forward, recurrent_generic_backward;
 
 static const recurrent_algorithm *const algorithms[] = {
+    &recurrent_additive_sm90_forward,
+    &recurrent_additive_sm90_backward,
     &recurrent_generic_forward,
     &recurrent_generic_backward,
 };

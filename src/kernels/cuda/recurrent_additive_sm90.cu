@@ -134,6 +134,8 @@ template <bool STATES_ONLY> __device__ bool locate(const scan_parameters &p, int
   int pairs = p.batch * p.heads, pair = item % pairs, part = 0;
   w->place = item / pairs;
   if (STATES_ONLY) {
+    /* Heads differ in how many parts count: each block has them in turn. */
+    pair = (pair + w->place) % pairs;
     part = w->place % p.parts;
     w->place /= p.parts;
   }
@@ -415,6 +417,27 @@ __device__ void matrix_write(const float (&values)[count], float *data, int64_t 
         scale * values[i];
 }
 
+/* The same where columns are contiguous and pairs of them aligned, as in the workspace. */
+template <int count>
+__device__ void pairs_read(float (&values)[count], const float *data, int row_stride) {
+  const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int i = 0; i < count; i += 2) {
+    const float2 pair =
+        *(const float2 *)(data + (row + i % 4 / 2 * 8) * row_stride + i / 4 * 8 + lane % 4 * 2);
+    values[i] = pair.x, values[i + 1] = pair.y;
+  }
+}
+
+template <int count>
+__device__ void pairs_write(const float (&values)[count], float *data, int row_stride) {
+  const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int i = 0; i < count; i += 2)
+    *(float2 *)(data + (row + i % 4 / 2 * 8) * row_stride + i / 4 * 8 + lane % 4 * 2) =
+        make_float2(values[i], values[i + 1]);
+}
+
 /* Rounded, into swizzled tiles of 64 columns that lie `tile_stride` bytes apart. */
 template <typename T, int count>
 __device__ __forceinline__ void tile_write(uint32_t tile, int tile_stride,
@@ -542,7 +565,7 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
 #pragma unroll
     for (int m = 0; m < M; m++) {
       if (OUTPUT && p.states) {
-        matrix_read(state[m], p.states + w.slot * DK * DV + 64 * (m * DV + group), DV, 1, 1);
+        pairs_read(state[m], p.states + w.slot * DK * DV + 64 * (m * DV + group), DV);
       } else if (OUTPUT && p.initial.data) {
         const state_view &view = p.initial;
         matrix_read(state[m], state_at(view, w) + 64 * (m * view.row + group * view.column),
@@ -679,7 +702,7 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
     if (!OUTPUT) {
 #pragma unroll
       for (int m = 0; m < M; m++)
-        matrix_write(state[m], p.added + w.slot * DK * DV + 64 * (m * DV + group), DV, 1, 1);
+        pairs_write(state[m], p.added + w.slot * DK * DV + 64 * (m * DV + group), DV);
       if (!CHANNEL && leader && group == 0) p.totals[w.slot] = total;
     } else if (w.last && p.final.data) {
       const state_view &view = p.final;
@@ -717,7 +740,7 @@ __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32
     if (!locate<false>(p, item, &w)) continue;
     float state[D / 2];
     if (p.states) {
-      matrix_read(state, p.states + w.slot * D * D + 64 * part * D, D, 1, 1);
+      pairs_read(state, p.states + w.slot * D * D + 64 * part * D, D);
     } else if (p.initial.data) {
       const state_view &view = p.initial;
       matrix_read(state, state_at(view, w) + 64 * part * view.row, view.row, view.column,
