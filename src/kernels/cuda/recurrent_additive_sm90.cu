@@ -134,6 +134,8 @@ template <bool STATES_ONLY> __device__ bool locate(const scan_parameters &p, int
   int pairs = p.batch * p.heads, pair = item % pairs, part = 0;
   w->place = item / pairs;
   if (STATES_ONLY) {
+    /* Heads differ in how many parts count: each block has them in turn. */
+    pair = (pair + w->place) % pairs;
     part = w->place % p.parts;
     w->place /= p.parts;
   }
@@ -196,7 +198,8 @@ template <scan_kind KIND, int DK, int DV, bool CHANNEL> struct shape {
   static constexpr int barriers_offset = exponents_offset + stages * exponents * 4;
   /* Barriers: full and empty of each stage; full and empty of each weighed buffer. */
   static constexpr int weighed_barriers_offset = barriers_offset + stages * 16;
-  static constexpr int bytes = weighed_barriers_offset + 32 + 1024; /* and alignment */
+  static constexpr int bytes = weighed_barriers_offset + 32;
+  static_assert(bytes <= 227 * 1024 / blocks, "more shared memory than there is");
 };
 
 template <scan_kind KIND> __device__ int item_count(const scan_parameters &p) {
@@ -414,6 +417,27 @@ __device__ void matrix_write(const float (&values)[count], float *data, int64_t 
         scale * values[i];
 }
 
+/* The same where columns are contiguous and pairs of them aligned, as in the workspace. */
+template <int count>
+__device__ void pairs_read(float (&values)[count], const float *data, int row_stride) {
+  const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int i = 0; i < count; i += 2) {
+    const float2 pair =
+        *(const float2 *)(data + (row + i % 4 / 2 * 8) * row_stride + i / 4 * 8 + lane % 4 * 2);
+    values[i] = pair.x, values[i + 1] = pair.y;
+  }
+}
+
+template <int count>
+__device__ void pairs_write(const float (&values)[count], float *data, int row_stride) {
+  const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int i = 0; i < count; i += 2)
+    *(float2 *)(data + (row + i % 4 / 2 * 8) * row_stride + i / 4 * 8 + lane % 4 * 2) =
+        make_float2(values[i], values[i + 1]);
+}
+
 /* Rounded, into swizzled tiles of 64 columns that lie `tile_stride` bytes apart. */
 template <typename T, int count>
 __device__ __forceinline__ void tile_write(uint32_t tile, int tile_stride,
@@ -541,7 +565,7 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
 #pragma unroll
     for (int m = 0; m < M; m++) {
       if (OUTPUT && p.states) {
-        matrix_read(state[m], p.states + w.slot * DK * DV + 64 * (m * DV + group), DV, 1, 1);
+        pairs_read(state[m], p.states + w.slot * DK * DV + 64 * (m * DV + group), DV);
       } else if (OUTPUT && p.initial.data) {
         const state_view &view = p.initial;
         matrix_read(state[m], state_at(view, w) + 64 * (m * view.row + group * view.column),
@@ -678,7 +702,7 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
     if (!OUTPUT) {
 #pragma unroll
       for (int m = 0; m < M; m++)
-        matrix_write(state[m], p.added + w.slot * DK * DV + 64 * (m * DV + group), DV, 1, 1);
+        pairs_write(state[m], p.added + w.slot * DK * DV + 64 * (m * DV + group), DV);
       if (!CHANNEL && leader && group == 0) p.totals[w.slot] = total;
     } else if (w.last && p.final.data) {
       const state_view &view = p.final;
@@ -716,7 +740,7 @@ __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32
     if (!locate<false>(p, item, &w)) continue;
     float state[D / 2];
     if (p.states) {
-      matrix_read(state, p.states + w.slot * D * D + 64 * part * D, D, 1, 1);
+      pairs_read(state, p.states + w.slot * D * D + 64 * part * D, D);
     } else if (p.initial.data) {
       const state_view &view = p.initial;
       matrix_read(state, state_at(view, w) + 64 * part * view.row, view.row, view.column,
@@ -834,9 +858,8 @@ __global__ void __launch_bounds__(shape<KIND, DK, DV, CHANNEL>::threads,
                                   shape<KIND, DK, DV, CHANNEL>::blocks)
     scan(const __grid_constant__ scan_parameters p) {
   typedef shape<KIND, DK, DV, CHANNEL> S;
-  extern __shared__ char dynamic[];
-  uint32_t base = (shared_address(dynamic) + 1023) / 1024 * 1024;
-  char *shared = dynamic + (base - shared_address(dynamic));
+  extern __shared__ __align__(1024) char shared[];
+  const uint32_t base = shared_address(shared);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < S::stages; stage++) {
       barrier_init(base + S::barriers_offset + stage * 8, 1);
@@ -871,7 +894,7 @@ __global__ void __launch_bounds__(shape<KIND, DK, DV, CHANNEL>::threads,
  * elements of one state. */
 template <int DK, int DV, bool CHANNEL>
 __global__ void chain_segments(const __grid_constant__ scan_parameters p) {
-  constexpr int BATCH = 8, SIZE = DK * DV / 4; /* loads in flight; of a state in vectors */
+  constexpr int BATCH = 16, SIZE = DK * DV / 4; /* loads in flight; of a state in vectors */
   const int element = blockIdx.x * blockDim.x + threadIdx.x, pair = blockIdx.y;
   work w;
   locate<false>(p, pair, &w); /* the first segment */
@@ -889,30 +912,42 @@ __global__ void chain_segments(const __grid_constant__ scan_parameters p) {
     running = make_float4(p.initial.scale * data[0], p.initial.scale * data[step],
                           p.initial.scale * data[2 * step], p.initial.scale * data[3 * step]);
   }
-  const int slots = (segments - 1) * p.parts;
-  for (int slot = 0; slot < slots; slot += BATCH) {
+  /* The parts that count are the last ones of each segment, from first_part on. */
+  int first_part = 0, parts = 0, first, last;
+  const auto enter = [&](int segment) {
+    const int count = segment == 0 ? w.count : p.segment_chunks;
+    parts = (count + p.part_chunks - 1) / p.part_chunks;
+    first_part = 0;
+    while (first_part < parts && !part_range(p, constant, count, first_part, &first, &last))
+      first_part++;
+  };
+  enter(0);
+  int segment = 0, part = first_part, state = 0; /* to be loaded next; to be written next */
+  while (segment < segments - 1) {
     float4 terms[BATCH];
     float decays[BATCH];
+    bool begins[BATCH];
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
-      const int segment = (slot + i) / p.parts, part = (slot + i) % p.parts;
-      const int count = segment == 0 ? w.count : p.segment_chunks;
-      int first, last;
       terms[i] = make_float4(0, 0, 0, 0);
       decays[i] = 1;
-      if (slot + i >= slots) continue;
-      if (part_range(p, constant, count, part, &first, &last)) {
-        terms[i] = added[(int64_t)(slot + i) * SIZE];
-        decays[i] = CHANNEL ? totals[(int64_t)(slot + i) * DK + element * 4 / DV]
-                            : exp2_approximate(totals[slot + i]);
-      } else if (part * p.part_chunks < count) {
-        decays[i] = 0; /* what came before it is as negligible as it is */
+      begins[i] = false;
+      if (segment == segments - 1) continue;
+      const int slot = segment * p.parts + part;
+      terms[i] = added[(int64_t)slot * SIZE];
+      decays[i] =
+          CHANNEL ? totals[(int64_t)slot * DK + element * 4 / DV] : exp2_approximate(totals[slot]);
+      begins[i] = part == first_part;
+      /* What comes before parts that do not count counts even less. */
+      if (begins[i] && first_part > 0) decays[i] = 0;
+      if (++part == parts) {
+        if (++segment < 2) enter(1);
+        part = first_part;
       }
     }
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
-      if (slot + i < slots && (slot + i) % p.parts == 0)
-        states[(int64_t)((slot + i) / p.parts) * SIZE] = running;
+      if (begins[i]) states[(int64_t)state++ * SIZE] = running;
       running.x = decays[i] * running.x + terms[i].x;
       running.y = decays[i] * running.y + terms[i].y;
       running.z = decays[i] * running.z + terms[i].z;
