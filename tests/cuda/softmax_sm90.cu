@@ -4,8 +4,8 @@
  *   softmax_sm90 bench [dim]   times of 65 536 tokens, bfloat16; FLOPs of causal rows count half
  *
  * The oracle: s_ij = scale q_i . k_j for keys seen, p = softmax(s), o = p v; the gradient
- * dv_j = sum_i p_ij do_i, ds_ij = p_ij (do_i . v_j - do_i . o_i), dq = scale ds k, dk = scale ds^T q.
- * Outputs of bfloat16 are compared with 1e-2, of float16 with 2e-3: rounding o alone to bfloat16
+ * dv_j = sum_i p_ij do_i, ds_ij = p_ij (do_i . v_j - do_i . o_i), dq = scale ds k, dk = scale ds^T
+ * q. Outputs of bfloat16 are compared with 1e-2, of float16 with 2e-3: rounding o alone to bfloat16
  * gives 1.7e-3, rounding p (and ds) to bfloat16 before their products a little more. */
 #include "kernels/cuda/common.cuh"
 
@@ -188,16 +188,20 @@ static void check(const setting &c) {
   const int64_t heads = c.heads, kv_heads = c.kv_heads, dim = c.dim;
 
   auto shape = [&](bool query, int64_t h) {
-    if (ragged) return std::vector<int64_t>{query ? query_offsets.back() : key_offsets.back(), h, dim};
+    if (ragged)
+      return std::vector<int64_t>{query ? query_offsets.back() : key_offsets.back(), h, dim};
     return std::vector<int64_t>{c.batch, query ? c.query_length : c.key_length, h, dim};
   };
   sample q, k, v, o, lse, d_o, d_q, d_k, d_v;
   q.make(c.dtype, shape(true, heads), c.gap), k.make(c.dtype, shape(false, kv_heads), c.gap);
   v.make(c.dtype, shape(false, kv_heads), c.gap), o.make(c.dtype, shape(true, heads), c.gap);
   d_o.make(c.dtype, shape(true, heads), c.gap), d_q.make(c.dtype, shape(true, heads), c.gap);
-  d_k.make(c.dtype, shape(false, kv_heads), c.gap), d_v.make(c.dtype, shape(false, kv_heads), c.gap);
-  if (ragged) lse.make(ATTN_F32, {heads, query_offsets.back()}, 0);
-  else lse.make(ATTN_F32, {c.batch, heads, c.query_length}, 0);
+  d_k.make(c.dtype, shape(false, kv_heads), c.gap),
+      d_v.make(c.dtype, shape(false, kv_heads), c.gap);
+  if (ragged)
+    lse.make(ATTN_F32, {heads, query_offsets.back()}, 0);
+  else
+    lse.make(ATTN_F32, {c.batch, heads, c.query_length}, 0);
   q.fill(2), k.fill(1), v.fill(1), d_o.fill(1);
 
   int32_t *offsets = NULL;
@@ -304,7 +308,8 @@ static void check(const setting &c) {
         double top = -INFINITY, sum = 0;
         for (int64_t j = low; j < high; j++) {
           double s = 0;
-          for (int64_t d = 0; d < dim; d++) s += qi[d] * k.values[((k0 + j) * kv_heads + kh) * dim + d];
+          for (int64_t d = 0; d < dim; d++)
+            s += qi[d] * k.values[((k0 + j) * kv_heads + kh) * dim + d];
           p[j] = s * problem.scale;
           top = std::max(top, p[j]);
         }
@@ -314,7 +319,8 @@ static void check(const setting &c) {
         *li = l;
         for (int64_t j = low; j < high; j++) {
           p[j] = std::exp(p[j] - l);
-          for (int64_t d = 0; d < dim; d++) oi[d] += p[j] * v.values[((k0 + j) * kv_heads + kh) * dim + d];
+          for (int64_t d = 0; d < dim; d++)
+            oi[d] += p[j] * v.values[((k0 + j) * kv_heads + kh) * dim + d];
         }
         if (c.rows) {
           want_lse.push_back(l), got_lse.push_back(lse.values[li - elses.data()]);
@@ -368,12 +374,57 @@ static void checks(const char *only) {
       {"window left 100, causal", B, 1, 700, 700, 2, 2, 128, true, 100, -1, {}, {}, {}, 0, 0},
       {"window 70, 33", B, 1, 500, 550, 2, 1, 128, false, 70, 33, {}, {}, {}, 0, 0},
       {"window 300, 0, float16", H, 1, 900, 900, 1, 1, 128, false, 300, 0, {}, {}, {}, 0, 0},
-      {"ragged, causal", B, 4, 300, 300, 2, 2, 128, true, -1, -1, {300, 1, 64, 129}, {300, 1, 64, 129}, {}, 0, 0},
-      {"ragged, full, grouped", H, 4, 200, 260, 4, 2, 128, false, -1, -1, {200, 0, 130, 3}, {260, 5, 0, 140}, {}, 8, 0},
+      {"ragged, causal",
+       B,
+       4,
+       300,
+       300,
+       2,
+       2,
+       128,
+       true,
+       -1,
+       -1,
+       {300, 1, 64, 129},
+       {300, 1, 64, 129},
+       {},
+       0,
+       0},
+      {"ragged, full, grouped",
+       H,
+       4,
+       200,
+       260,
+       4,
+       2,
+       128,
+       false,
+       -1,
+       -1,
+       {200, 0, 130, 3},
+       {260, 5, 0, 140},
+       {},
+       8,
+       0},
       {"key lengths", B, 3, 150, 400, 2, 1, 128, true, -1, -1, {}, {}, {400, 150, 37}, 0, 0},
       {"dim 64, causal", B, 2, 500, 500, 2, 2, 64, true, -1, -1, {}, {}, {}, 0, 0},
       {"dim 64, full, grouped, gaps", H, 2, 333, 270, 4, 2, 64, false, -1, -1, {}, {}, {}, 8, 0},
-      {"dim 64, ragged, causal", B, 3, 300, 300, 2, 1, 64, true, -1, -1, {300, 77, 192}, {300, 77, 192}, {}, 0, 0},
+      {"dim 64, ragged, causal",
+       B,
+       3,
+       300,
+       300,
+       2,
+       1,
+       64,
+       true,
+       -1,
+       -1,
+       {300, 77, 192},
+       {300, 77, 192},
+       {},
+       0,
+       0},
       {"causal, 1300", B, 1, 1300, 1300, 1, 1, 128, true, -1, -1, {}, {}, {}, 0, 0},
       {"causal, 5000, 2 x 16 heads", B, 2, 5000, 5000, 16, 4, 128, true, -1, -1, {}, {}, {}, 0, 60},
       {"full, 3000, 16 heads", H, 1, 3000, 3000, 16, 16, 128, false, -1, -1, {}, {}, {}, 0, 40},
@@ -425,9 +476,8 @@ static void bench(int dim, const char *passes) {
     std::sort(times.begin(), times.end());
     return times[times.size() / 2] * 1e-3;
   };
-  double copy = median([&] {
-    CUDA(cudaMemcpyAsync(buffers[7], buffers[0], count * 2, cudaMemcpyDeviceToDevice));
-  });
+  double copy = median(
+      [&] { CUDA(cudaMemcpyAsync(buffers[7], buffers[0], count * 2, cudaMemcpyDeviceToDevice)); });
   copy = 4.0 * count / copy;
   printf("copy %.2f TB/s, dim %d, %d heads\n", copy * 1e-12, dim, (int)heads);
   for (int backward = 0; backward < 2; backward++) {
@@ -449,8 +499,12 @@ static void bench(int dim, const char *passes) {
         problem.window_left = problem.window_right = -1;
         attn_tensor tensors[8]{};
         for (int i = 0; i < 8; i++)
-          tensors[i] = {buffers[i], ATTN_BF16, {ATTN_CUDA, 0}, 4,
-                        {tokens / n, n, heads, dim}, {n * heads * dim, heads * dim, dim, 1}};
+          tensors[i] = {buffers[i],
+                        ATTN_BF16,
+                        {ATTN_CUDA, 0},
+                        4,
+                        {tokens / n, n, heads, dim},
+                        {n * heads * dim, heads * dim, dim, 1}};
         attn_softmax_args args{};
         args.q = tensors[0], args.k = tensors[1], args.v = tensors[2], args.o = tensors[3];
         args.d_o = tensors[4], args.d_q = tensors[5], args.d_k = tensors[6], args.d_v = tensors[7];
@@ -476,9 +530,9 @@ static void bench(int dim, const char *passes) {
         double flops = 4.0 * n * n * dim * heads * problem.batch * (causal ? 0.5 : 1);
         double bytes = (backward ? 8.0 : 4.0) * count * 2;
         if (backward) flops *= 2.5;
-        printf("%s %s N %6lld: %9.1f us %6.1f TFLOP/s, %4.1f%% of copy; %s\n", backward ? "bwd" : "fwd",
-               causal ? "causal" : "full  ", (long long)n, seconds * 1e6, flops / seconds * 1e-12,
-               100 * bytes / seconds / copy, choice.description);
+        printf("%s %s N %6lld: %9.1f us %6.1f TFLOP/s, %4.1f%% of copy; %s\n",
+               backward ? "bwd" : "fwd", causal ? "causal" : "full  ", (long long)n, seconds * 1e6,
+               flops / seconds * 1e-12, 100 * bytes / seconds / copy, choice.description);
       }
   }
 }

@@ -202,10 +202,10 @@ template <int count> __device__ __forceinline__ void pin(uint32_t (&values)[coun
                "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " "                     \
                "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
                "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, " \
-               "%32, %33, add, 1, 1, 0, %35;\n"                                                    \
+               "%32, %33, add, 1, 1, %35, %36;\n"                                                  \
                "}\n"                                                                               \
                : HOPPER_32(d, 0)                                                                   \
-               : "l"(a), "l"(b), "r"(add), "n"(transposed))
+               : "l"(a), "l"(b), "r"(add), "n"(a_transposed), "n"(transposed))
 #define HOPPER_WGMMA_128_SHARED(type)                                                              \
   asm volatile("{\n"                                                                               \
                ".reg .pred add;\n"                                                                 \
@@ -215,14 +215,14 @@ template <int count> __device__ __forceinline__ void pin(uint32_t (&values)[coun
                "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "  \
                "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "  \
                "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, " \
-               "%64, %65, add, 1, 1, 0, %67;\n"                                                    \
+               "%64, %65, add, 1, 1, %67, %68;\n"                                                  \
                "}\n"                                                                               \
                : HOPPER_32(d, 0), HOPPER_32(d, 32)                                                 \
-               : "l"(a), "l"(b), "r"(add), "n"(transposed))
+               : "l"(a), "l"(b), "r"(add), "n"(a_transposed), "n"(transposed))
 
-/* d [64, N] (+)= a [64, 16] b [16, N] in a warpgroup, N = 64 or 128; a in registers, or in shared
- * memory with K contiguous. `transposed`: b's contiguous dimension in shared memory is the columns
- * (N) rather than the rows (K). */
+/* d [64, N] (+)= a [64, 16] b [16, N] in a warpgroup, N = 64 or 128; a in registers or in shared
+ * memory. `transposed`: b's contiguous dimension in shared memory is the columns (N) rather than
+ * the rows (K), and a's the rows (M) rather than the columns (K). */
 template <typename T, int transposed>
 __device__ __forceinline__ void wgmma(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int add) {
   if constexpr (element<T>::map_type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16)
@@ -230,7 +230,7 @@ __device__ __forceinline__ void wgmma(float (&d)[32], const uint32_t (&a)[4], ui
   else
     HOPPER_WGMMA_64("f16");
 }
-template <typename T, int transposed>
+template <typename T, int a_transposed, int transposed>
 __device__ __forceinline__ void wgmma(float (&d)[32], uint64_t a, uint64_t b, int add) {
   if constexpr (element<T>::map_type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16)
     HOPPER_WGMMA_64_SHARED("bf16");
@@ -244,7 +244,7 @@ __device__ __forceinline__ void wgmma(float (&d)[64], const uint32_t (&a)[4], ui
   else
     HOPPER_WGMMA_128("f16");
 }
-template <typename T, int transposed>
+template <typename T, int a_transposed, int transposed>
 __device__ __forceinline__ void wgmma(float (&d)[64], uint64_t a, uint64_t b, int add) {
   if constexpr (element<T>::map_type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16)
     HOPPER_WGMMA_128_SHARED("bf16");

@@ -153,18 +153,6 @@ __device__ void forward_produce(const forward_parameters &p, char *shared, uint3
   }
 }
 
-/* -inf where a row does not see a key. Rows r and r + 8 of the thread see the columns [low, high)
- * of the block, counted from the thread's own first column. */
-template <int count>
-__device__ __forceinline__ void hide(float (&scores)[count], const int (&low)[2],
-                                     const int (&high)[2]) {
-#pragma unroll
-  for (int i = 0; i < count; i++) {
-    const int column = i / 4 * 8 + i % 2, row = i % 4 / 2;
-    if (column < low[row] || column >= high[row]) scores[i] = -INFINITY;
-  }
-}
-
 /* Maximum (of raw scores) and this thread's part of the sum of each of its two rows. */
 struct row_state {
   float top[2], sum[2];
@@ -200,15 +188,6 @@ __device__ __forceinline__ void weigh(float (&scores)[count], row_state *rows, f
   }
 }
 
-/* Accumulators [64, count * 2] as A operands. */
-template <typename T, int count>
-__device__ __forceinline__ void operands(uint32_t (&a)[count / 8][4],
-                                         const float (&values)[count]) {
-#pragma unroll
-  for (int i = 0; i < count; i += 2)
-    a[i / 8][i % 8 / 2] = element<T>::pack(values[i], values[i + 1]);
-}
-
 template <typename T, typename S>
 __device__ __forceinline__ void scores_issue(float (&scores)[S::WIDTH / 2], uint32_t q_tile,
                                              uint32_t k_tile) {
@@ -231,8 +210,7 @@ __device__ __forceinline__ void output_issue(float (&out)[S::DIM / 2],
 
 /* Zeroes the values of rows [valid, WIDTH) of a block: they follow the sequence's last key and may
  * be anything, NaN too, which weights of 0 would not remove. */
-template <typename S>
-__device__ __forceinline__ void values_clear(char *tile, int valid) {
+template <typename S> __device__ __forceinline__ void values_clear(char *tile, int valid) {
   const int row_pieces = (S::WIDTH - valid) * 8;
   for (int i = threadIdx.x - 128; i < row_pieces * (S::DIM / 64); i += S::GROUPS * 128)
     *(uint4 *)(tile + i / row_pieces * S::WIDTH * 128 + valid * 128 + i % row_pieces * 16) =
@@ -393,8 +371,7 @@ __device__ void forward_consume(const forward_parameters &p, char *shared, uint3
       for (int i = threadIdx.x % 128; i < valid * (DIM / 8); i += 128) {
         const int r = i / (DIM / 8), piece = i % (DIM / 8);
         *(uint4 *)(to + r * p.out_token + piece * 8) =
-            *(uint4 *)(shared + (o_tile - base) + piece / 8 * TILE_BYTES +
-                       swizzled(r, piece % 8));
+            *(uint4 *)(shared + (o_tile - base) + piece / 8 * TILE_BYTES + swizzled(r, piece % 8));
       }
     } else if (leader && valid > 0) {
 #pragma unroll
@@ -412,8 +389,8 @@ __device__ void forward_consume(const forward_parameters &p, char *shared, uint3
 }
 
 template <typename T, typename S>
-__global__ __launch_bounds__(S::THREADS, 1) void forward_kernel(
-    const __grid_constant__ forward_parameters p) {
+__global__ __launch_bounds__(S::THREADS,
+                             1) void forward_kernel(const __grid_constant__ forward_parameters p) {
   extern __shared__ char memory[];
   const uint32_t start = shared_address(memory), base = (start + 1023) / 1024 * 1024;
   char *shared = memory + (base - start);
@@ -480,7 +457,8 @@ attn_status forward_launch(const attn_cuda_device *device, const attn_softmax_pr
   p.scale_log2 = (float)(problem->scale * LOG2_E);
   p.blocks = (int)((problem->query_length + S::ROWS - 1) / S::ROWS);
   /* A section's keys and values take half of the L2 cache at most. */
-  const int64_t pairs = problem->batch * problem->heads, sharing = problem->heads / problem->kv_heads;
+  const int64_t pairs = problem->batch * problem->heads,
+                sharing = problem->heads / problem->kv_heads;
   const int64_t kv_bytes = problem->key_length * problem->dim * 2 * 2;
   int64_t section = (int64_t)(device->l2_bytes / 2) / kv_bytes * sharing;
   if (section < sharing) section = sharing;
@@ -500,15 +478,10 @@ attn_status forward_launch(const attn_cuda_device *device, const attn_softmax_pr
 template <typename T>
 attn_status forward_choose(const attn_cuda_device *device, const attn_softmax_problem *problem,
                            const attn_softmax_args *args, void *workspace, cudaStream_t stream) {
-#ifdef VARIANT_WIDTH
-  return forward_launch<T, forward_shape<128, VARIANT_WIDTH, 2, 2>>(device, problem, args, workspace, stream);
-#else
   if (problem->dim == 64)
     return forward_launch<T, forward_shape<64, 128, 3, 2>>(device, problem, args, workspace,
                                                            stream);
-  return forward_launch<T, forward_shape<128, 128, 2, 2>>(device, problem, args, workspace,
-                                                          stream);
-#endif
+  return forward_launch<T, forward_shape<128, 128, 2, 2>>(device, problem, args, workspace, stream);
 }
 
 attn_status forward_run(const attn_cuda_device *device, const attn_cuda_choice *,

@@ -9,19 +9,19 @@ namespace softmax_sm90 {
 
 using namespace hopper;
 
-constexpr int GROUP_ROWS = 64;         /* rows of a warpgroup: M of wgmma */
-constexpr int TILE_BYTES = 64 * 128;   /* 64 rows of 64 elements */
-constexpr int FAR = 1 << 29;           /* a window that is no limit */
+constexpr int GROUP_ROWS = 64;       /* rows of a warpgroup: M of wgmma */
+constexpr int TILE_BYTES = 64 * 128; /* 64 rows of 64 elements */
+constexpr int FAR = 1 << 29;         /* a window that is no limit */
 constexpr float LOG2_E = 1.44269504088896340736f, LN_2 = 0.69314718055994530942f;
 
 /* Lengths, windows and orders that all kernels take. */
 struct extents {
   int batch, heads, kv_heads;
-  int query_length, key_length;              /* longest when ragged */
-  int left, right;                           /* query i' sees keys i' - left to i' + right */
+  int query_length, key_length;               /* longest when ragged */
+  int left, right;                            /* query i' sees keys i' - left to i' + right */
   const int32_t *query_offsets, *key_offsets; /* ragged, else NULL */
-  const int32_t *key_lengths;                /* keys in use, or NULL */
-  int64_t query_total;                       /* rows of lse a head */
+  const int32_t *key_lengths;                 /* keys in use, or NULL */
+  int64_t query_total;                        /* rows of lse a head */
 };
 
 /* One sequence. */
@@ -91,6 +91,27 @@ __device__ __forceinline__ float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
+/* Scores of pairs that do not see each other: -inf. Rows r and r + 8 of the thread see the columns
+ * [low, high) of the block, counted from the thread's own first column. */
+template <int count>
+__device__ __forceinline__ void hide(float (&scores)[count], const int (&low)[2],
+                                     const int (&high)[2]) {
+#pragma unroll
+  for (int i = 0; i < count; i++) {
+    const int column = i / 4 * 8 + i % 2, row = i % 4 / 2;
+    if (column < low[row] || column >= high[row]) scores[i] = -INFINITY;
+  }
+}
+
+/* Accumulators [64, count * 2] as A operands. */
+template <typename T, int count>
+__device__ __forceinline__ void operands(uint32_t (&a)[count / 8][4],
+                                         const float (&values)[count]) {
+#pragma unroll
+  for (int i = 0; i < count; i += 2)
+    a[i / 8][i % 8 / 2] = element<T>::pack(values[i], values[i + 1]);
+}
+
 /* d [64, 176] (+)= a [64, 16] b [16, 176], both in shared memory with K contiguous. */
 #define SOFTMAX_WGMMA_176(type)                                                                    \
   asm volatile("{\n"                                                                               \
@@ -117,7 +138,7 @@ __device__ __forceinline__ void scores_wgmma(float (&d)[88], uint64_t a, uint64_
 }
 template <typename T, int count>
 __device__ __forceinline__ void scores_wgmma(float (&d)[count], uint64_t a, uint64_t b, int add) {
-  wgmma<T, 0>(d, a, b, add);
+  wgmma<T, 0, 0>(d, a, b, add);
 }
 
 /* Loads a [rows, dim] tile of one head, as dim / 64 swizzled tiles of 64 columns each, in boxes of
@@ -155,8 +176,8 @@ inline bool map_make(CUtensorMap *map, const attn_tensor &t, bool ragged, int ro
                            (cuuint64_t)(shape[0] > 1 ? stride[0] * 2 : width),
                            (cuuint64_t)(batch > 1 ? t.stride[0] * 2 : width)};
   cuuint32_t box[4] = {64, 1, (cuuint32_t)rows, 1}, steps[4] = {1, 1, 1, 1};
-  CUtensorMapDataType type = t.dtype == ATTN_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                                  : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  CUtensorMapDataType type =
+      t.dtype == ATTN_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   return encode(map, type, 4, t.data, lengths, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
                 CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
