@@ -3,10 +3,13 @@
 
 #include <cstdio>
 
+extern const softmax_algorithm softmax_sm90_forward, softmax_sm90_backward;
 /* The last ones accept every problem. */
 extern const softmax_algorithm softmax_generic_forward, softmax_generic_backward;
 
 static const softmax_algorithm *const algorithms[] = {
+    &softmax_sm90_forward,
+    &softmax_sm90_backward,
     &softmax_generic_forward,
     &softmax_generic_backward,
 };
