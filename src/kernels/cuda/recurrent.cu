@@ -3,10 +3,12 @@
 
 #include <cstdio>
 
+extern const recurrent_algorithm recurrent_step;
 /* The last ones accept every problem. */
 extern const recurrent_algorithm recurrent_generic_forward, recurrent_generic_backward;
 
 static const recurrent_algorithm *const algorithms[] = {
+    &recurrent_step,
     &recurrent_generic_forward,
     &recurrent_generic_backward,
 };
