@@ -2,14 +2,18 @@
 #include "kernels/cuda/common.cuh"
 
 /* The last ones accept every problem. */
-extern const recurrent_algorithm recurrent_additive_sm90_forward, recurrent_additive_sm90_backward,
-    recurrent_delta_forward, recurrent_delta_backward, recurrent_generic_forward,
-    recurrent_generic_backward;
+extern const recurrent_algorithm recurrent_step, recurrent_additive_sm90_forward,
+    recurrent_additive_sm90_backward, recurrent_delta_forward, recurrent_delta_backward,
+    recurrent_generic_forward, recurrent_generic_backward;
 
 static const recurrent_algorithm *const algorithms[] = {
-    &recurrent_additive_sm90_forward, &recurrent_additive_sm90_backward,
-    &recurrent_delta_forward,         &recurrent_delta_backward,
-    &recurrent_generic_forward,       &recurrent_generic_backward,
+    &recurrent_step,
+    &recurrent_additive_sm90_forward,
+    &recurrent_additive_sm90_backward,
+    &recurrent_delta_forward,
+    &recurrent_delta_backward,
+    &recurrent_generic_forward,
+    &recurrent_generic_backward,
 };
 
 /* The best algorithm for the pass, after `after` where that is not NULL. */

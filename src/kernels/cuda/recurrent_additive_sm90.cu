@@ -47,7 +47,7 @@ constexpr int TILE_BYTES = CHUNK * 128; /* 64 tokens by 64 columns */
 constexpr float LOG2_E = 1.4426950408889634f;
 /* 2^-256 is zero in float32; sums of 64 such exponents keep an error below 1e-3. */
 constexpr float LEAST_LOG2 = -256.f;
-/* Tokens that weigh less than 2^-40 beside the newest do not reach the state's 24 bits. */
+/* Tokens that weigh less than 2^-32 beside the newest do not reach the state's 24 bits. */
 constexpr float NEGLIGIBLE_LOG2 = -32.f;
 
 /* A float32 state [rows, columns] for each sequence and head. */
