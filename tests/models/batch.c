@@ -14,7 +14,8 @@ static const char *const families[] = {
     "qwen3_next", "deepseek_v2", "deepseek_v3", "kimi_linear",
 };
 /* In float64, where only the order of sums tells the two apart. In float32 the logits of single
- * tokens of the Qwen3-Next fixture move by 1e-4 whatever the order (7e-5 on the generic kernels). */
+ * tokens of the Qwen3-Next fixture move by 1e-4 whatever the order (7e-5 on the generic kernels).
+ */
 static const double tolerance = 1e-12;
 
 enum { FAMILIES = sizeof families / sizeof *families, VOCABULARY = 96, SESSIONS = 11, STEPS = 70 };

@@ -3,7 +3,8 @@
  * The module (libattn_cuda.so) is loaded at run time (src/engines/cuda.c), so that
  * one installation serves machines with and without a GPU. It exports attn_cuda_module(), which
  * returns the table below. Each family of functions has a header with its list: memory.h, rows.h,
- * dense.h, blocks.h, softmax.h, recurrent.h. Function `x` of the table is attn_cuda_x in src/kernels/cuda/.
+ * dense.h, blocks.h, softmax.h, recurrent.h. Function `x` of the table is attn_cuda_x in
+ * src/kernels/cuda/.
  *
  * Rules for all of them:
  *  - Tensors, spans and `workspace` lie in device memory; structs that hold them in host memory.

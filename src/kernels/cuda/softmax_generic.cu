@@ -401,8 +401,7 @@ __device__ void finish_gradients(const parameters &p, const sequence &s, int64_t
 /* Block: [sequence][head][slice][tile of queries]. d_q of CHUNKS chunks of columns; the first slice
  * also writes d_bias, zeros for keys that are not seen included. */
 template <typename Real, int CHUNKS>
-__global__ void __launch_bounds__(THREADS)
-    query_gradient_kernel(parameters p, const Real *delta) {
+__global__ void __launch_bounds__(THREADS) query_gradient_kernel(parameters p, const Real *delta) {
   Real *a = (Real *)shared_memory, *b = a + TILE * LD;
   int64_t tiles = ceil_divide(p.queries, TILE), index = blockIdx.x;
   int64_t first = (tiles - 1 - index % tiles) * TILE;
