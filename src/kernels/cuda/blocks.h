@@ -9,6 +9,8 @@
 #include "attn/tensor.h"
 #include "tensor/blocks.h"
 
+/* The formatter would break this list. */
+/* clang-format off */
 #define ATTN_CUDA_BLOCKS(K)                                                                        \
   /* Row r of y [rows, n], of any floating dtype, becomes row index[r] of the blocks, or row r     \
    * when index is NULL: the values of attn_blocks_to_f32, rounded to y's dtype */                          \
@@ -22,5 +24,6 @@
   K(attn_status, blocks_matvec,                                                                    \
     (attn_block_type type, const void *w, const attn_tensor *y, bool accumulate,                   \
      const attn_tensor *x, attn_cuda_stream stream))
+/* clang-format on */
 
 #endif
