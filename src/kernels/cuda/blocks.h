@@ -13,7 +13,7 @@
 /* clang-format off */
 #define ATTN_CUDA_BLOCKS(K)                                                                        \
   /* Row r of y [rows, n], of any floating dtype, becomes row index[r] of the blocks, or row r     \
-   * when index is NULL: the values of attn_blocks_to_f32, rounded to y's dtype */                          \
+   * when index is NULL: the values of attn_blocks_to_f32, rounded to y's dtype */                  \
   K(attn_status, blocks_expand,                                                                    \
     (attn_block_type type, const void *blocks, const int32_t *index, const attn_tensor *y,         \
      attn_cuda_stream stream))                                                                     \
