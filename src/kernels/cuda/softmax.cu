@@ -3,12 +3,13 @@
 
 #include <cstdio>
 
+extern const softmax_algorithm softmax_decode, softmax_latent, softmax_few, softmax_mma_forward;
 /* The last ones accept every problem. */
 extern const softmax_algorithm softmax_generic_forward, softmax_generic_backward;
 
 static const softmax_algorithm *const algorithms[] = {
-    &softmax_generic_forward,
-    &softmax_generic_backward,
+    &softmax_decode,      &softmax_latent,          &softmax_few,
+    &softmax_mma_forward, &softmax_generic_forward, &softmax_generic_backward,
 };
 
 /* The best algorithm for the pass, after `after` where that is not NULL. */
