@@ -221,8 +221,9 @@ void solve(const scenario &c, const setup &s, reference &r) {
     for (int64_t h = 0; h < c.problem.value_heads; ++h) solve_head(c, s, r, b, h);
 }
 
+/* `rows`: of a thread, for the algorithm for a few tokens; 0: as planned. */
 void run(const attn_cuda_device &device, const recurrent_algorithm &algorithm, const scenario &c,
-         const attn_recurrent_args &args) {
+         const attn_recurrent_args &args, int64_t rows = 0) {
   attn_cuda_choice choice = {};
   if (!algorithm.plan(&device, &c.problem, &choice)) {
     printf("FAILED %s: the plan refuses\n", c.name), ++failures;
@@ -231,6 +232,7 @@ void run(const attn_cuda_device &device, const recurrent_algorithm &algorithm, c
   /* Waves of one group, so that small problems take several. */
   if (c.gap && &algorithm != &recurrent_step)
     choice.values[0] = c.problem.value_heads / c.problem.heads;
+  if (rows) choice.values[0] = rows;
   void *workspace;
   REQUIRE(cudaMalloc(&workspace, choice.workspace_bytes + 1));
   REQUIRE(cudaMemset(workspace, 0xff, choice.workspace_bytes + 1));
@@ -267,13 +269,17 @@ void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
   args.final_state = state.tensor;
   if (c.problem.normalise) args.final_normaliser = normaliser.tensor;
   std::vector<double> s0 = s.s0.x, z0 = s.z0.x;
-  for (const recurrent_algorithm *algorithm : {&recurrent_step, &recurrent_generic_forward}) {
+  /* The step with both numbers of rows, where a block of 256 threads has the state's rows. */
+  int64_t rows_of_step = c.problem.dim <= 128 ? 8 : 16, turn = 0;
+  for (const recurrent_algorithm *algorithm :
+       {&recurrent_step, &recurrent_step, &recurrent_generic_forward}) {
+    int64_t rows = algorithm != &recurrent_step ? 0 : turn++ ? 16 : rows_of_step;
     attn_cuda_choice choice = {};
     if (!algorithm->plan(&device, &c.problem, &choice)) continue;
     if (algorithm->suits && !algorithm->suits(&c.problem, &args)) continue;
     s.s0.x = s0, s.s0.upload(), s.z0.x = z0, s.z0.upload();
     for (value *x : {&s.o, &s.s1, &s.z1}) x->poison();
-    run(device, *algorithm, c, args);
+    run(device, *algorithm, c, args, rows);
     snprintf(what, sizeof what, "%s %s %s", c.name, name_of(dtype), algorithm->name);
     worst = fmax(worst, judge(what, "o", s.o, r.o, bound));
     judge(what, "final_state", state, r.s1, real);

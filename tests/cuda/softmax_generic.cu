@@ -1,8 +1,10 @@
-/* Checks the generic softmax algorithms on the GPU against straight loops in float64, for every
- * feature of attn/softmax.h; with `bench` it times them. */
+/* Checks the generic softmax algorithms on the GPU, and the faster ones beside them where they
+ * accept, against straight loops in float64, for every feature of attn/softmax.h; with `bench` it
+ * times them. */
 #include "harness.cuh"
 
 extern const softmax_algorithm softmax_generic_forward, softmax_generic_backward;
+extern const softmax_algorithm softmax_decode, softmax_latent, softmax_few, softmax_mma_forward;
 
 namespace {
 
@@ -13,6 +15,7 @@ struct scenario {
   bool broadcast = false; /* the bias repeats along batch and queries */
   bool some = false;      /* only some outputs are wanted */
   int64_t gap = 0;        /* elements between rows */
+  bool latents = false;   /* values are the first elements of the keys */
 };
 
 attn_softmax_problem shape(int64_t batch, int64_t queries, int64_t keys, int64_t heads,
@@ -33,7 +36,9 @@ struct setup {
   value query_offsets, key_offsets, key_lengths;
   std::vector<int64_t> queries, stored, keys, query_start, key_start; /* of each sequence */
   attn_softmax_args args = {};
+  bool shared = false; /* v lies in k */
   ~setup() {
+    if (shared) v.tensor.data = NULL;
     for (value *x : {&q, &k, &v, &o, &lse, &bias, &slopes, &sinks, &d_o, &d_lse, &d_q, &d_k, &d_v,
                      &d_bias, &d_sinks, &pages, &query_offsets, &key_offsets, &key_lengths})
       x->release();
@@ -74,7 +79,17 @@ void make(const scenario &c, setup &s) {
     tokens(s.d_k, p.key_length, total_keys, p.kv_heads, p.dim);
     tokens(s.d_v, p.key_length, total_keys, p.kv_heads, p.value_dim);
   }
-  s.k.random(), s.v.random();
+  s.k.random();
+  if (c.latents) {
+    s.v.release();
+    s.shared = true, s.v.tensor = s.k.tensor;
+    s.v.tensor.shape[s.v.tensor.rank - 1] = p.value_dim;
+    s.v.x.resize(s.v.count());
+    for (int64_t i = 0; i < s.v.count(); ++i)
+      s.v.x[i] = s.k.x[i / p.value_dim * p.dim + i % p.value_dim];
+  } else {
+    s.v.random();
+  }
   for (value *x : {&s.lse, &s.d_lse})
     if (p.ragged)
       x->shape(real, {p.heads, total_queries}, c.gap);
@@ -224,6 +239,8 @@ void run(const attn_cuda_device &device, const softmax_algorithm &algorithm, con
   REQUIRE(cudaFree(workspace));
 }
 
+int decoded, over_latents, few, tiled; /* checks that each faster algorithm took part in */
+
 void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
   c.problem.dtype = dtype;
   c.problem.passes = ATTN_PASS_FORWARD | (c.problem.paged ? 0 : ATTN_PASS_BACKWARD);
@@ -234,9 +251,20 @@ void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
   double bound = bound_of(dtype), real = bound_of(real_of(dtype));
   char what[160];
   snprintf(what, sizeof what, "%s %s", c.name, name_of(dtype));
-  run(device, softmax_generic_forward, c, s);
-  double worst = judge(what, "o", s.o, r.o, bound);
-  if (s.args.lse.data) judge(what, "lse", s.lse, r.lse, real);
+  double worst = 0;
+  for (const softmax_algorithm *algorithm : {&softmax_decode, &softmax_latent, &softmax_few,
+                                             &softmax_mma_forward, &softmax_generic_forward}) {
+    attn_cuda_choice choice = {};
+    if (!algorithm->plan(&device, &c.problem, &choice)) continue;
+    if (algorithm->suits && !algorithm->suits(&c.problem, &s.args)) continue;
+    s.o.poison(), s.lse.poison();
+    run(device, *algorithm, c, s);
+    snprintf(what, sizeof what, "%s %s %s", c.name, name_of(dtype), algorithm->name);
+    worst = fmax(worst, judge(what, "o", s.o, r.o, bound));
+    if (s.args.lse.data) judge(what, "lse", s.lse, r.lse, real);
+    decoded += algorithm == &softmax_decode, over_latents += algorithm == &softmax_latent;
+    few += algorithm == &softmax_few, tiled += algorithm == &softmax_mma_forward;
+  }
   if (!c.problem.paged) {
     run(device, softmax_generic_backward, c, s);
     /* delta comes from o as it was rounded: its gradients have that error, not float32's. */
@@ -290,6 +318,45 @@ void check_all(const attn_cuda_device &device) {
   c->some = true, c->problem.sinks = true;
   add("no queries", shape(2, 0, 10, 2, 2, 16, 16));
   add("no keys", shape(2, 10, 0, 2, 2, 16, 16)).problem.sinks = true;
+  c = &add("decode", shape(2, 1, 700, 8, 2, 128, 128));
+  c->problem.causal = true, c->gap = 8;
+  c = &add("decode, 5 queries, sinks, window", shape(3, 5, 333, 12, 2, 64, 64));
+  c->problem.causal = c->problem.sinks = true, c->problem.window_left = 100, c->lengths = true;
+  c = &add("decode, wide, cap, alibi", shape(1, 3, 1000, 2, 2, 256, 256));
+  c->problem.causal = c->problem.alibi = true, c->problem.soft_cap = 3;
+  c = &add("decode, paged", shape(5, 2, 600, 16, 2, 128, 128));
+  c->problem.causal = c->problem.paged = true, c->problem.page_size = 16, c->lengths = true;
+  c->gap = 8;
+  c = &add("decode, paged, ragged", shape(5, 8, 900, 8, 2, 64, 64));
+  c->problem.ragged = c->problem.paged = true, c->problem.page_size = 24, c->problem.sinks = true;
+  c = &add("decode, ragged", shape(7, 4, 400, 5, 1, 256, 256));
+  c->problem.ragged = c->problem.causal = true;
+  c = &add("decode, alone", shape(80, 1, 100, 8, 8, 128, 128));
+  c->lengths = c->problem.causal = c->problem.sinks = true;
+  c = &add("long, bias", shape(1, 150, 200, 4, 2, 72, 120));
+  c->problem.bias = c->problem.causal = c->problem.sinks = true, c->gap = 8;
+  c = &add("long, wide, cap, alibi", shape(1, 100, 230, 2, 1, 192, 128));
+  c->problem.causal = c->problem.alibi = true, c->problem.soft_cap = 3;
+  c = &add("long, ragged, paged", shape(4, 90, 300, 4, 2, 128, 128));
+  c->problem.ragged = c->problem.paged = c->problem.causal = true, c->problem.page_size = 16;
+  c->lengths = true;
+  c = &add("few, bias", shape(2, 3, 300, 6, 2, 80, 112));
+  c->problem.bias = c->problem.causal = c->problem.sinks = true, c->gap = 4;
+  c = &add("few, wide, paged", shape(3, 2, 250, 4, 2, 192, 128));
+  c->problem.paged = true, c->problem.page_size = 20, c->lengths = true;
+  c = &add("few, ragged", shape(6, 7, 300, 9, 1, 36, 20));
+  c->problem.ragged = c->problem.causal = c->problem.alibi = true;
+  for (int i = 0; i < 4; ++i) {
+    const int64_t heads[] = {16, 5, 40, 128};
+    static char names[4][32];
+    snprintf(names[i], sizeof names[i], "latents, %d heads", (int)heads[i]);
+    c = &add(names[i], shape(2, i == 1 ? 5 : 1, 150 + 90 * i, heads[i], 1, 576, 512));
+    c->latents = c->problem.causal = true, c->gap = 8 * i, c->lengths = i > 1;
+    c->problem.paged = i % 2, c->problem.page_size = 32 + i, c->problem.sinks = i == 2;
+    c->problem.ragged = i == 1;
+  }
+  c = &add("latents, alone", shape(150, 1, 60, 16, 1, 576, 512));
+  c->latents = true, c->problem.sinks = true, c->lengths = true;
   for (const scenario &each : all)
     for (attn_dtype dtype : {ATTN_F64, ATTN_F32, ATTN_BF16, ATTN_F16}) check(device, each, dtype);
 }
@@ -300,20 +367,96 @@ void bench(const attn_cuda_device &device, int64_t length, attn_dtype dtype) {
   c.problem.passes = ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD;
   setup s;
   make(c, s);
-  for (const softmax_algorithm *algorithm : {&softmax_generic_forward, &softmax_generic_backward}) {
+  for (const softmax_algorithm *algorithm :
+       {&softmax_mma_forward, &softmax_generic_forward, &softmax_generic_backward}) {
     attn_cuda_choice choice = {};
-    algorithm->plan(&device, &c.problem, &choice);
+    if (!algorithm->plan(&device, &c.problem, &choice)) continue;
     void *workspace;
     REQUIRE(cudaMalloc(&workspace, choice.workspace_bytes + 1));
-    double time = median_time(
-        5, [&](int) { algorithm->run(&device, &choice, &c.problem, &s.args, workspace, 0); });
+    double time = median_time(5, 1, [&](int, cudaStream_t stream) {
+      algorithm->run(&device, &choice, &c.problem, &s.args, workspace, stream);
+    });
     REQUIRE(cudaFree(workspace));
     bool forward = algorithm->pass == ATTN_PASS_FORWARD;
     double flops = (forward ? 4 : 10) * 8192.0 * 16 * 128 * (double)length / 2;
-    printf("%s %s causal, %lld x 8192/%lld tokens, 16 heads, dim 128: %.0f us, %.1f TFLOP/s\n",
-           name_of(dtype), forward ? "forward" : "backward", (long long)length, (long long)length,
-           time, flops / time / 1e6);
+    printf("%s %s %s causal, %lld x 8192/%lld tokens, 16 heads, dim 128: %.0f us, %.1f TFLOP/s\n",
+           algorithm->name, name_of(dtype), forward ? "forward" : "backward", (long long)length,
+           (long long)length, time, flops / time / 1e6);
   }
+}
+
+/* Values in -1 .. 1. */
+template <typename T> __global__ void fill_kernel(T *to, int64_t count) {
+  for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < count;
+       i += (int64_t)gridDim.x * blockDim.x) {
+    uint64_t x = ((uint64_t)i + 1) * 0x9e3779b97f4a7c15ull;
+    x = (x ^ x >> 29) * 0xbf58476d1ce4e5b9ull;
+    to[i] = (T)((float)(x >> 40) / 8388608.0f - 1);
+  }
+}
+
+void bench_decode(const attn_cuda_device &device, double rate, int64_t batch, int64_t keys,
+                  int64_t queries, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page_size,
+                  attn_dtype dtype = ATTN_BF16) {
+  bool latents = dim == 576;
+  int64_t width = latents ? 512 : dim;
+  const softmax_algorithm &algorithm = latents             ? softmax_latent
+                                       : dtype == ATTN_F32 ? softmax_few
+                                                           : softmax_decode;
+  attn_softmax_problem p = shape(batch, queries, keys, heads, kv_heads, dim, width);
+  p.dtype = dtype, p.passes = ATTN_PASS_FORWARD, p.causal = true;
+  int64_t bytes_each = (int64_t)size_of(dtype);
+  p.paged = page_size > 0, p.page_size = page_size;
+  int64_t size = batch * keys * kv_heads * dim; /* of k, and of v */
+  int64_t sets = std::max<int64_t>(1, ((int64_t)512 << 20) / (2 * bytes_each * size));
+  value q, k, v, o, table;
+  q.shape(p.dtype, {batch, queries, heads, dim}, 0), q.random();
+  o.shape(p.dtype, {batch, queries, heads, width}, 0);
+  k.shape(p.dtype, {sets, batch, keys, kv_heads, dim}, 0);
+  v.shape(p.dtype, {latents ? 1 : sets, latents ? 1 : batch, keys, kv_heads, dim}, 0);
+  for (value *x : {&k, &v}) {
+    if (dtype == ATTN_F32)
+      fill_kernel<<<1024, 256>>>((float *)x->tensor.data, x->elements);
+    else
+      fill_kernel<<<1024, 256>>>((__nv_bfloat16 *)x->tensor.data, x->elements);
+  }
+  int64_t pages = page_size ? keys / page_size : 1;
+  table.shape(ATTN_I32, {batch, pages}, 0);
+  table.fill([&](int64_t i) { return (double)(i * 7919 % (batch * pages)); });
+  attn_cuda_choice choice = {};
+  if (!algorithm.plan(&device, &p, &choice)) printf("refused\n");
+  void *workspace;
+  REQUIRE(cudaMalloc(&workspace, choice.workspace_bytes + 1));
+  int inner = (int)std::max<int64_t>(sets, 4);
+  double time = median_time(10, inner, [&](int i, cudaStream_t stream) {
+    attn_softmax_args args = {};
+    args.q = q.tensor, args.o = o.tensor, args.page_table = table.tensor;
+    attn_tensor *kv[] = {&args.k, &args.v};
+    for (int part = 0; part < 2; ++part) {
+      attn_tensor &t = *kv[part];
+      t = (part && !latents ? v : k).tensor;
+      t.data = (char *)t.data + i % sets * size * bytes_each;
+      t.rank = 4;
+      int64_t extents[] = {p.paged ? batch * pages : batch, p.paged ? page_size : keys, kv_heads,
+                           dim};
+      int64_t stride = 1;
+      for (int axis = 3; axis >= 0; --axis)
+        t.shape[axis] = extents[axis], t.stride[axis] = stride, stride *= extents[axis];
+    }
+    if (algorithm.run(&device, &choice, &p, &args, workspace, stream) != ATTN_OK)
+      printf("%s\n", attn_cuda_error());
+  });
+  REQUIRE(cudaDeviceSynchronize());
+  double bytes = (latents ? 1 : 2) * (double)(size * bytes_each);
+  double flops = 2.0 * (double)(batch * queries * heads * keys * (dim + width));
+  printf("%s %s, batch %2lld, %6lld keys, %lld queries, heads %lld / %lld, dim %3lld, pages of "
+         "%2lld, "
+         "%lld splits: %.1f us, %.0f %% of copying, %.0f TFLOP/s\n",
+         algorithm.name, name_of(dtype), (long long)batch, (long long)keys, (long long)queries,
+         (long long)heads, (long long)kv_heads, (long long)dim, (long long)page_size,
+         (long long)choice.values[0], time, 100 * bytes / time / rate, flops / time / 1e6);
+  for (value *x : {&q, &k, &v, &o, &table}) x->release();
+  REQUIRE(cudaFree(workspace));
 }
 
 } // namespace
@@ -321,11 +464,37 @@ void bench(const attn_cuda_device &device, int64_t length, attn_dtype dtype) {
 int main(int argc, char **argv) {
   attn_cuda_device device = open_device();
   if (argc > 1 && strcmp(argv[1], "bench") == 0) {
+    double rate = copy_rate();
+    bench_decode(device, rate, 1, 8192, 1, 32, 8, 128, 0);
+    bench_decode(device, rate, 1, 32768, 1, 32, 8, 128, 0);
+    bench_decode(device, rate, 1, 131072, 1, 32, 8, 128, 0);
+    bench_decode(device, rate, 1, 131072, 1, 32, 8, 128, 16);
+    bench_decode(device, rate, 1, 131072, 8, 16, 8, 128, 0);
+    bench_decode(device, rate, 8, 8192, 1, 32, 8, 128, 0);
+    bench_decode(device, rate, 8, 32768, 1, 32, 8, 128, 16);
+    bench_decode(device, rate, 64, 8192, 1, 32, 8, 128, 0);
+    bench_decode(device, rate, 64, 8192, 1, 32, 8, 128, 64);
+    bench_decode(device, rate, 16, 16384, 1, 32, 8, 64, 0);
+    bench_decode(device, rate, 16, 16384, 1, 16, 4, 256, 0);
+    bench_decode(device, rate, 16, 16384, 1, 16, 16, 128, 0);
+    bench_decode(device, rate, 1, 8192, 1, 32, 8, 128, 0, ATTN_F32);
+    bench_decode(device, rate, 16, 8192, 1, 32, 8, 128, 0, ATTN_F32);
+    bench_decode(device, rate, 16, 8192, 1, 8, 8, 64, 16, ATTN_F32);
+    bench_decode(device, rate, 1, 8192, 1, 16, 1, 576, 0);
+    bench_decode(device, rate, 1, 131072, 1, 16, 1, 576, 0);
+    bench_decode(device, rate, 16, 16384, 1, 16, 1, 576, 64);
+    bench_decode(device, rate, 64, 8192, 1, 16, 1, 576, 0);
+    bench_decode(device, rate, 64, 8192, 1, 32, 1, 576, 0);
+    bench_decode(device, rate, 64, 8192, 1, 64, 1, 576, 0);
+    bench_decode(device, rate, 64, 8192, 1, 128, 1, 576, 64);
+    bench(device, 8192, ATTN_BF16);
     bench(device, 2048, ATTN_BF16);
     bench(device, 2048, ATTN_F32);
     return 0;
   }
   check_all(device);
+  if (!decoded || !over_latents || !few || !tiled)
+    printf("FAILED: a faster algorithm took part in nothing\n"), ++failures;
   printf("%s\n", failures ? "FAILED" : "passed");
   return failures != 0;
 }

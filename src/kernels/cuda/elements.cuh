@@ -29,6 +29,21 @@ __device__ __forceinline__ void store_element(void *data, attn_dtype dtype, int6
   }
 }
 
+/* Calls f with `data` as a pointer to its elements' type: chosen once, so that the loads of a loop
+ * in f do not wait for each other. */
+template <typename Real, typename F>
+__device__ __forceinline__ void with_elements(const void *data, attn_dtype dtype, const F &f) {
+  if constexpr (sizeof(Real) == 8) {
+    f((const double *)data);
+  } else {
+    switch (dtype) {
+    case ATTN_BF16: f((const __nv_bfloat16 *)data); break;
+    case ATTN_F16: f((const __half *)data); break;
+    default: f((const float *)data);
+    }
+  }
+}
+
 __host__ __device__ inline int64_t ceil_divide(int64_t x, int64_t unit) {
   return (x + unit - 1) / unit;
 }

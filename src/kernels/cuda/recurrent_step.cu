@@ -39,6 +39,17 @@ struct parameters {
   rows q, k, v, o, decay, beta, s0, s1, z0, z1;
 };
 
+/* Types are fixed at compile time here: a choice at every load would make the next one wait. */
+__device__ __forceinline__ float to_float(float x) {
+  return x;
+}
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+__device__ __forceinline__ float to_float(__half x) {
+  return __half2float(x);
+}
+
 __device__ __forceinline__ float sum_warp(float x) {
 #pragma unroll
   for (int mask = 16; mask; mask /= 2) x += __shfl_xor_sync(~0u, x, mask);
@@ -57,7 +68,7 @@ template <int TOKENS> struct staged {
 /* R rows a thread; blockDim.x / ROW_LANES groups of them make up the state. Block: [value head of a
  * sequence][slice of 64 columns], with a normaliser all slices of a head after one another, because
  * the final normaliser may lie where the initial one did. */
-template <int R, int TOKENS>
+template <typename T, int R, int TOKENS>
 __global__ void __launch_bounds__(32 * MOST_WARPS, R == 8 ? 3 : 2) step_kernel(parameters p) {
   __shared__ __align__(16) staged<TOKENS> shared;
   int64_t slices = (p.value_dim + COLUMNS - 1) / COLUMNS, blocks = p.normalise ? 1 : slices;
@@ -95,17 +106,15 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, R == 8 ? 3 : 2) step_kernel(p
 #pragma unroll
       for (int j = 0; j < 4; ++j)
         v[t][j] = t < tokens && inside
-                      ? load_element<float>(p.v.data, p.v.dtype, place(p.v, head, t) + column + j)
+                      ? to_float(((const T *)p.v.data)[place(p.v, head, t) + column + j])
                       : 0;
 
     if (slice < blocks) { /* the first slice of the block */
       for (int i = threadIdx.x; i < tokens * depth; i += blockDim.x) {
         int t = i / depth, c = i % depth;
         bool there = c < p.dim;
-        shared.q[t][c] =
-            there ? load_element<float>(p.q.data, p.q.dtype, place(p.q, reader, t) + c) : 0;
-        shared.k[t][c] =
-            there ? load_element<float>(p.k.data, p.k.dtype, place(p.k, reader, t) + c) : 0;
+        shared.q[t][c] = there ? to_float(((const T *)p.q.data)[place(p.q, reader, t) + c]) : 0;
+        shared.k[t][c] = there ? to_float(((const T *)p.k.data)[place(p.k, reader, t) + c]) : 0;
         float alpha = there ? 1 : 0;
         if (there && p.decay_kind != ATTN_DECAY_NONE) {
           int64_t at =
@@ -149,15 +158,21 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, R == 8 ? 3 : 2) step_kernel(p
       if (t >= tokens) break;
       float guess[4] = {0, 0, 0, 0}, num[4] = {0, 0, 0, 0};
 #pragma unroll
-      for (int i = 0; i < R; ++i) {
-        float alpha = shared.alpha[t][first + i], k = shared.k[t][first + i];
-        float q = shared.q[t][first + i];
+      for (int i = 0; i < R; i += 4) {
+        float4 a4 = *(const float4 *)&shared.alpha[t][first + i];
+        float4 k4 = *(const float4 *)&shared.k[t][first + i];
+        float4 q4 = *(const float4 *)&shared.q[t][first + i];
+        const float alpha[4] = {a4.x, a4.y, a4.z, a4.w}, k[4] = {k4.x, k4.y, k4.z, k4.w};
+        const float q[4] = {q4.x, q4.y, q4.z, q4.w};
+
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          s[i][j] *= alpha;
-          guess[j] += s[i][j] * k;
-          num[j] += s[i][j] * q;
-        }
+        for (int l = 0; l < 4; ++l)
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            s[i + l][j] *= alpha[l];
+            guess[j] += s[i + l][j] * k[l];
+            num[j] += s[i + l][j] * q[l];
+          }
       }
       float(*parts)[2][COLUMNS] = shared.parts[t % 2];
 #pragma unroll
@@ -171,13 +186,16 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, R == 8 ? 3 : 2) step_kernel(p
       }
       __syncthreads();
       float u[4];
+      int own = threadIdx.x % ROW_LANES * 4;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        int c = threadIdx.x % ROW_LANES * 4 + j;
-        guess[j] = num[j] = 0;
-        for (int w = 0; w < warps; ++w) guess[j] += parts[w][0][c], num[j] += parts[w][1][c];
-        u[j] = p.delta ? shared.beta[t] * (v[t][j] - guess[j]) : v[t][j];
+      for (int j = 0; j < 4; ++j) guess[j] = num[j] = 0;
+      for (int w = 0; w < warps; ++w) {
+        float4 x = *(const float4 *)&parts[w][0][own], y = *(const float4 *)&parts[w][1][own];
+        guess[0] += x.x, guess[1] += x.y, guess[2] += x.z, guess[3] += x.w;
+        num[0] += y.x, num[1] += y.y, num[2] += y.z, num[3] += y.w;
       }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) u[j] = p.delta ? shared.beta[t] * (v[t][j] - guess[j]) : v[t][j];
       if (threadIdx.x < ROW_LANES && inside)
 #pragma unroll
         for (int j = 0; j < 4; ++j)
@@ -200,12 +218,17 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, R == 8 ? 3 : 2) step_kernel(p
   }
 }
 
-bool plan(const attn_cuda_device *, const attn_recurrent_problem *problem,
+/* choice->values */
+enum { ROWS = 0 /* of a thread: 8 or 16 */ };
+
+bool plan(const attn_cuda_device *device, const attn_recurrent_problem *problem,
           attn_cuda_choice *choice) {
   if (problem->length > MOST_TOKENS || problem->value_dim % 4 != 0 ||
       (problem->dtype != ATTN_F32 && problem->dtype != ATTN_BF16 && problem->dtype != ATTN_F16))
     return false;
-  choice->values[0] = problem->dim <= 128 ? 8 : 16;
+  int64_t blocks = problem->batch * problem->value_heads * ceil_divide(problem->value_dim, COLUMNS);
+  /* Few blocks: more threads for each. */
+  choice->values[ROWS] = problem->dim <= 128 && blocks < 4 * device->multiprocessors ? 8 : 16;
   snprintf(choice->description, sizeof choice->description,
            "step: up to %d tokens, the state read and written once", (int)MOST_TOKENS);
   return true;
@@ -230,6 +253,15 @@ rows over_tokens(const attn_tensor &t, bool packed) {
 /* [batch, value_heads, dim, ...]. */
 rows over_channels(const attn_tensor &t) {
   return {(char *)t.data, t.dtype, t.stride[0], t.stride[2], t.stride[1]};
+}
+
+typedef void kernel(parameters p);
+
+template <typename T>
+kernel *choose(const attn_cuda_choice *choice, const attn_recurrent_problem *problem) {
+  if (choice->values[ROWS] == 8)
+    return problem->length == 1 ? step_kernel<T, 8, 1> : step_kernel<T, 8, MOST_TOKENS>;
+  return problem->length == 1 ? step_kernel<T, 16, 1> : step_kernel<T, 16, MOST_TOKENS>;
 }
 
 attn_status run(const attn_cuda_device *, const attn_cuda_choice *choice,
@@ -257,11 +289,11 @@ attn_status run(const attn_cuda_device *, const attn_cuda_choice *choice,
   int64_t slices = p.normalise ? 1 : ceil_divide(p.value_dim, COLUMNS);
   unsigned blocks = (unsigned)(p.batch * p.value_heads * slices);
   if (blocks == 0) return ATTN_OK;
-  bool eight = choice->values[0] == 8;
-  int threads = (int)(ceil_divide(p.dim, choice->values[0]) * ROW_LANES + 31) / 32 * 32;
-  auto kernel = eight ? (p.length == 1 ? step_kernel<8, 1> : step_kernel<8, MOST_TOKENS>)
-                      : (p.length == 1 ? step_kernel<16, 1> : step_kernel<16, MOST_TOKENS>);
-  kernel<<<blocks, threads, 0, stream>>>(p);
+  int threads = (int)(ceil_divide(p.dim, choice->values[ROWS]) * ROW_LANES + 31) / 32 * 32;
+  kernel *function = problem->dtype == ATTN_F32   ? choose<float>(choice, problem)
+                     : problem->dtype == ATTN_F16 ? choose<__half>(choice, problem)
+                                                  : choose<__nv_bfloat16>(choice, problem);
+  function<<<blocks, threads, 0, stream>>>(p);
   ATTN_CUDA_TRY_LAUNCH("recurrent_step");
   return ATTN_OK;
 }

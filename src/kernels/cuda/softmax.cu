@@ -1,17 +1,14 @@
 /* The softmax engine's algorithms on the GPU, best first, and the choice among them. */
 #include "kernels/cuda/common.cuh"
 
-#include <cstdio>
-
-extern const softmax_algorithm softmax_sm90_forward, softmax_sm90_backward;
 /* The last ones accept every problem. */
-extern const softmax_algorithm softmax_generic_forward, softmax_generic_backward;
+extern const softmax_algorithm softmax_decode, softmax_latent, softmax_few, softmax_sm90_forward,
+    softmax_sm90_backward, softmax_mma_forward, softmax_generic_forward, softmax_generic_backward;
 
 static const softmax_algorithm *const algorithms[] = {
-    &softmax_sm90_forward,
-    &softmax_sm90_backward,
-    &softmax_generic_forward,
-    &softmax_generic_backward,
+    &softmax_decode,          &softmax_latent,           &softmax_few,
+    &softmax_sm90_forward,    &softmax_sm90_backward,    &softmax_mma_forward,
+    &softmax_generic_forward, &softmax_generic_backward,
 };
 
 /* The best algorithm for the pass, after `after` where that is not NULL. */

@@ -116,14 +116,17 @@ template <typename Real>
 __device__ void load_turned(Real *tile, const head_rows &rows, int64_t first, int64_t end,
                             int64_t column, int64_t width) {
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (int r = lane / 8 + warp * 4; r < TILE; r += THREADS / 32 * 4) {
-    bool inside = first + r < end;
-    int64_t row = inside ? rows.row(first + r) + column : 0;
+  with_elements<Real>(rows.data, rows.dtype, [&](auto *data) {
 #pragma unroll
-    for (int c = lane % 8; c < TILE; c += 8)
-      tile[c * LD + r] =
-          inside && column + c < width ? load_element<Real>(rows.data, rows.dtype, row + c) : 0;
-  }
+    for (int i = 0; i < TILE; i += THREADS / 32 * 4) {
+      int r = i + lane / 8 + warp * 4;
+      bool inside = first + r < end;
+      auto *row = data + (inside ? rows.row(first + r) + column : 0);
+#pragma unroll
+      for (int c = lane % 8; c < TILE; c += 8)
+        tile[c * LD + r] = inside && column + c < width ? (Real)row[c] : (Real)0;
+    }
+  });
 }
 
 /* tile[r][c], the same elements. */
@@ -131,11 +134,14 @@ template <typename Real>
 __device__ void load_plain(Real *tile, const head_rows &rows, int64_t first, int64_t end,
                            int64_t column, int64_t width) {
   int c = threadIdx.x % TILE;
-  for (int r = threadIdx.x / TILE; r < TILE; r += THREADS / TILE)
-    tile[r * LD + c] =
-        first + r < end && column + c < width
-            ? load_element<Real>(rows.data, rows.dtype, rows.row(first + r) + column + c)
-            : 0;
+  with_elements<Real>(rows.data, rows.dtype, [&](auto *data) {
+#pragma unroll
+    for (int i = 0; i < TILE; i += THREADS / TILE) {
+      int r = i + threadIdx.x / TILE;
+      bool inside = first + r < end && column + c < width;
+      tile[r * LD + c] = inside ? (Real)data[rows.row(first + r) + column + c] : (Real)0;
+    }
+  });
 }
 
 /* sum[i][j] += sum_k a[k][row + i] b[k][column + j] over the 64 k of two tiles. */
