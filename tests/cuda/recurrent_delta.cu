@@ -571,11 +571,17 @@ void bench(attn_decay decay, int length, double rate) {
 int main(int count, char **words) {
   find_device();
   printf("%s\n", device.name);
+  /* bench [gdn|kda [length]] */
   if (count > 1 && !strcmp(words[1], "bench")) {
     double rate = copy_rate();
     printf("copy %.2f TB/s\n", rate * 1e-6);
     for (attn_decay decay : {ATTN_DECAY_TOKEN, ATTN_DECAY_CHANNEL})
-      for (int length : {1024, 4096, 8192, 65536}) bench(decay, length, rate);
+      for (int length : {1024, 4096, 8192, 65536}) {
+        bool kda = decay == ATTN_DECAY_CHANNEL;
+        if (count > 2 && strcmp(words[2], kda ? "kda" : "gdn")) continue;
+        if (count > 3 && atoi(words[3]) != length) continue;
+        bench(decay, length, rate);
+      }
     return 0;
   }
   const attn_decay TOKEN = ATTN_DECAY_TOKEN, CHANNEL = ATTN_DECAY_CHANNEL;

@@ -1,7 +1,7 @@
 /* The delta rule forward for bfloat16 and float16: DeltaNet, Gated DeltaNet, Kimi Delta Attention.
  *
  * With enough (sequence, head) pairs to fill the GPU, one kernel: a block walks over a sequence's
- * chunks, four warps prepare the next chunk while the others, 16 value columns each, step over the
+ * chunks, eight warps prepare the next chunk while the others, 16 value columns each, step over the
  * current one; memory traffic is the inputs and outputs once. With few pairs (long sequences), one
  * kernel prepares all chunks at once and a second one steps over them, value columns split over
  * more blocks. */
@@ -15,73 +15,131 @@ namespace {
 
 /* ---- Chunks in order, from the workspace ---- */
 
-template <typename E, int DIM, bool CHANNEL> struct stage {
-  tiles<E, DIM, CHANNEL> tile;
-  E *v;
+enum {
+  LOADERS = 128,     /* threads that only fetch */
+  STEP_MAX_SLABS = 4 /* of a block: two warps each */
 };
 
 template <typename E, int DIM, bool CHANNEL>
-__device__ void fetch(const parameters &p, const stage<E, DIM, CHANNEL> &to, const sequence &s,
-                      int64_t slot, int64_t chunk, int head, int column, int columns) {
+__device__ void fetch(const parameters &p, const tiles<E, DIM, CHANNEL> &tile, E *v,
+                      const sequence &s, int64_t slot, int64_t chunk, int head, int column,
+                      int columns, int thread) {
   using record_type = record<DIM, CHANNEL>;
-  int thread = threadIdx.x, threads = blockDim.x;
   int64_t first = chunk * CHUNK;
   int tokens = (int)min((int64_t)CHUNK, s.tokens - first);
   const char *from =
       p.prepared + ((slot * p.chunks + chunk) * p.value_heads + head) * record_type::FORWARD_BYTES;
   if (CHANNEL)
-    copy_rows((E *)to.tile.base, pitch<DIM>(), (const E *)from, DIM, 3 * CHUNK, DIM, 3 * CHUNK,
-              thread, threads);
+    copy_rows(tile.q(), pitch<DIM>(), (const E *)from, DIM, 3 * CHUNK, DIM, 3 * CHUNK, thread,
+              LOADERS);
   else
-    copy_keys(p, to.tile, s, first, tokens, head, thread, threads);
-  copy_rows(to.tile.y(), SQUARE, (const E *)(from + record_type::Y), CHUNK, 2 * CHUNK, CHUNK,
-            2 * CHUNK, thread, threads);
-  for (int at = thread; at < to.tile.NUMBERS / 4; at += threads)
-    copy_async(to.tile.beta() + 4 * at, from + record_type::NUMBERS + 16 * at, true);
-  rows<const E> v = as<E>(p.v);
-  copy_rows(to.v, columns + 8, v.at(s.batch, s.first + first, head) + column, v.token, CHUNK,
-            columns, tokens, thread, threads);
+    copy_keys(p, tile, s, first, tokens, head, thread, LOADERS);
+  copy_rows(tile.y(), SQUARE, (const E *)(from + record_type::Y), CHUNK, 2 * CHUNK, CHUNK,
+            2 * CHUNK, thread, LOADERS);
+  for (int at = thread; at < tile.NUMBERS / 4; at += LOADERS)
+    copy_async(tile.beta() + 4 * at, from + record_type::NUMBERS + 16 * at, true);
+  rows<const E> all_v = as<E>(p.v);
+  copy_rows(v, columns + 8, all_v.at(s.batch, s.first + first, head) + column, all_v.token, CHUNK,
+            columns, tokens, thread, LOADERS);
   copy_commit();
 }
 
+/* The inputs of a chunk, towards the multiprocessors. */
 template <typename E, int DIM, bool CHANNEL>
-__global__ void __launch_bounds__(256) step_kernel(parameters p) {
+__device__ void prefetch_inputs(const parameters &p, const sequence &s, int64_t first, int head,
+                                int thread, int threads) {
+  if (first >= s.tokens) return;
+  int tokens = (int)min((int64_t)CHUNK, s.tokens - first);
+  rows<const E> q = as<E>(p.q), k = as<E>(p.k), v = as<E>(p.v);
+  prefetch_rows(q.at(s.batch, s.first + first, head / p.group), q.token * 2, tokens, DIM * 2,
+                thread, threads);
+  prefetch_rows(k.at(s.batch, s.first + first, head / p.group), k.token * 2, tokens, DIM * 2,
+                thread, threads);
+  prefetch_rows(v.at(s.batch, s.first + first, head), v.token * 2, tokens, p.columns * 2, thread,
+                threads);
+  if (CHANNEL)
+    prefetch_rows(p.decay.at(s.batch, s.first + first, head), p.decay.token * 4, tokens, DIM * 4,
+                  thread, threads);
+}
+
+/* What fetch will read some chunks later, towards the multiprocessors. */
+template <typename E, int DIM, bool CHANNEL>
+__device__ void prefetch(const parameters &p, const sequence &s, int64_t slot, int64_t chunk,
+                         int head, int thread) {
+  using record_type = record<DIM, CHANNEL>;
+  int64_t first = chunk * CHUNK;
+  if (first >= s.tokens) return;
+  const char *from =
+      p.prepared + ((slot * p.chunks + chunk) * p.value_heads + head) * record_type::FORWARD_BYTES;
+  prefetch_span(from, record_type::FORWARD_BYTES, thread, LOADERS);
+  if (!CHANNEL) {
+    prefetch_inputs<E, DIM, CHANNEL>(p, s, first, head, thread, LOADERS);
+    return;
+  }
+  rows<const E> v = as<E>(p.v);
+  prefetch_rows(v.at(s.batch, s.first + first, head), v.token * 2,
+                (int)min((int64_t)CHUNK, s.tokens - first), p.columns * 2, thread, LOADERS);
+}
+
+template <typename E, int DIM, bool CHANNEL> constexpr int step_bytes(int slabs) {
+  return 2 * (tiles<E, DIM, CHANNEL>::BYTES + CHUNK * (slabs * SLAB + 8) * 2) +
+         slabs * (int)sizeof(handover<DIM>);
+}
+
+template <typename E, int DIM, bool CHANNEL>
+__global__ void __launch_bounds__(LOADERS + STEP_MAX_SLABS * 64, 1) step_kernel(parameters p) {
   extern __shared__ __align__(16) char memory[];
   using tile_type = tiles<E, DIM, CHANNEL>;
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int columns = blockDim.x / 32 * SLAB, column = blockIdx.x * columns, head = blockIdx.y;
-  int stage_bytes = tile_type::BYTES + CHUNK * (columns + 8) * 2;
+  int thread = threadIdx.x, lane = thread % 32, warp = thread / 32 - LOADERS / 32;
+  int slabs = ((int)blockDim.x - LOADERS) / 64, columns = slabs * SLAB, ld_v = columns + 8;
+  int column = blockIdx.x * columns, head = blockIdx.y;
+  int stage_bytes = tile_type::BYTES + CHUNK * ld_v * 2;
   int64_t slot = blockIdx.z;
   sequence s = find_sequence(p.offsets, p.length, (int)slot);
   int64_t chunks = (s.tokens + CHUNK - 1) / CHUNK;
-  int own = column + warp * SLAB; /* first column of this warp */
+  auto tile_of = [&](int64_t chunk) { return tile_type{memory + chunk % 2 * stage_bytes}; };
 
-  slab<DIM> state;
-  const float *initial = p.initial.data ? p.initial.at(slot, head) + own : NULL;
-  load_slab(state, initial, p.initial.row, lane);
-  auto stage_of = [&](int64_t chunk) {
-    char *at = memory + chunk % 2 * stage_bytes;
-    return stage<E, DIM, CHANNEL>{{at}, (E *)(at + tile_type::BYTES)};
+  if (thread < LOADERS) {
+    enum { AHEAD = 4 };
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      tile_type tile = tile_of(chunk);
+      fetch(p, tile, (E *)(tile.base + tile_type::BYTES), s, slot, chunk, head, column, columns,
+            thread);
+      if (blockIdx.x == 0) prefetch<E, DIM, CHANNEL>(p, s, slot, chunk + AHEAD, head, thread);
+      copy_wait<0>();
+      __syncthreads(); /* the chunk is there, the one before is done */
+    }
+    return;
+  }
+  int own = column + warp % slabs * SLAB;
+  handover<DIM> &between = ((handover<DIM> *)(memory + 2 * stage_bytes))[warp % slabs];
+  auto values_of = [&](const tile_type &tile) {
+    return (E *)(tile.base + tile_type::BYTES) + warp % slabs * SLAB;
   };
-  if (chunks) fetch(p, stage_of(0), s, slot, 0, head, column, columns);
+  int barrier = 1 + warp % slabs;
+  if (warp < slabs) {
+    slab<DIM> state;
+    load_slab(state, p.initial.data ? p.initial.at(slot, head) + own : NULL, p.initial.row, lane);
+    hand_state<E>(between, state, lane);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      __syncthreads();
+      tile_type tile = tile_of(chunk);
+      state_step(state, between, tile, values_of(tile), ld_v, barrier, lane);
+    }
+    if (p.final.data) store_slab(state, p.final.at(slot, head) + own, p.final.row, lane);
+    return;
+  }
   rows<E> o = as<E>(p.o);
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    stage<E, DIM, CHANNEL> now = stage_of(chunk);
-    if (chunk + 1 < chunks)
-      fetch(p, stage_of(chunk + 1), s, slot, chunk + 1, head, column, columns);
-    else
-      copy_commit();
-    copy_wait<1>();
     __syncthreads();
-    E *v = now.v + warp * SLAB;
-    step(state, now.tile, v, columns + 8, p.scale, lane);
+    tile_type tile = tile_of(chunk);
+    E *v = values_of(tile);
+    output_step(between, tile, v, ld_v, p.scale, barrier, lane);
     __syncwarp();
     int64_t first = chunk * CHUNK;
-    write_slab(o.at(s.batch, s.first + first, head) + own, o.token, v, columns + 8,
+    write_slab(o.at(s.batch, s.first + first, head) + own, o.token, v, ld_v,
                (int)min((int64_t)CHUNK, s.tokens - first), lane);
-    __syncthreads();
   }
-  if (p.final.data) store_slab(state, p.final.at(slot, head) + own, p.final.row, lane);
 }
 
 /* ---- One kernel ---- */
@@ -90,11 +148,11 @@ enum { PREPARE = 1, READY = 3, FREE = 5 }; /* named barriers; one for each stage
 
 template <typename E, int DIM, bool CHANNEL> constexpr int fused_bytes(int columns) {
   return 2 * (tiles<E, DIM, CHANNEL>::BYTES + CHUNK * (columns + 8) * 2) +
-         prepare_floats<DIM, CHANNEL>() * 4;
+         prepare_floats<E, DIM, CHANNEL>() * 4;
 }
 
 template <typename E, int DIM, bool CHANNEL>
-__global__ void __launch_bounds__(384, 1) fused_kernel(parameters p) {
+__global__ void __launch_bounds__(PREPARE_THREADS + 256, 1) fused_kernel(parameters p) {
   extern __shared__ __align__(16) char memory[];
   using tile_type = tiles<E, DIM, CHANNEL>;
   int thread = threadIdx.x, threads = blockDim.x, head = blockIdx.x, columns = p.columns;
@@ -104,22 +162,29 @@ __global__ void __launch_bounds__(384, 1) fused_kernel(parameters p) {
   int64_t chunks = (s.tokens + CHUNK - 1) / CHUNK;
 
   if (thread < PREPARE_THREADS) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
+#endif
     float *scratch = (float *)(memory + 2 * stage_bytes);
     rows<const E> v = as<E>(p.v);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       int at = (int)(chunk % 2);
       tile_type tile = {memory + at * stage_bytes};
       if (chunk >= 2) barrier_sync(FREE + at, threads);
-      chunk_gates gates = gates_of(p, s, chunk * CHUNK, head);
+      chunk_gates gates = gates_of<E>(p, s, chunk * CHUNK, head);
       copy_keys(p, tile, s, chunk * CHUNK, gates.tokens, head, thread, PREPARE_THREADS);
       copy_rows((E *)(tile.base + tile_type::BYTES), columns + 8,
                 v.at(s.batch, s.first + chunk * CHUNK, head), v.token, CHUNK, columns, gates.tokens,
                 thread, PREPARE_THREADS);
-      prepare(tile, scratch, gates, true, thread, PREPARE);
+      prefetch_inputs<E, DIM, CHANNEL>(p, s, (chunk + 1) * CHUNK, head, thread, PREPARE_THREADS);
+      prepare<true>(tile, scratch, gates, thread, PREPARE);
       barrier_arrive(READY + at, threads);
     }
     return;
   }
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 152;");
+#endif
   int warp = (thread - PREPARE_THREADS) / 32, lane = thread % 32, own = warp * SLAB;
   slab<DIM> state;
   load_slab(state, p.initial.data ? p.initial.at(slot, head) + own : NULL, p.initial.row, lane);
@@ -144,30 +209,29 @@ __global__ void __launch_bounds__(384, 1) fused_kernel(parameters p) {
 enum { FUSED, SLABS }; /* of choice->values: whether fused, and slabs of a block */
 
 template <int DIM, bool CHANNEL>
-void plan_for(const attn_cuda_device *device, const attn_recurrent_problem *problem,
+bool plan_for(const attn_cuda_device *device, const attn_recurrent_problem *problem,
               attn_cuda_choice *choice) {
   int64_t pairs = problem->batch * problem->value_heads, columns = problem->value_dim;
   int64_t chunks = (problem->length + CHUNK - 1) / CHUNK;
-  int stage = tiles<__half, DIM, CHANNEL>::BYTES;
-  size_t fused = (size_t)fused_bytes<__half, DIM, CHANNEL>((int)columns);
+  size_t shared = device->shared_bytes;
   if (pairs * 10 >= device->multiprocessors * 7 && columns <= 128 &&
-      fused <= device->shared_bytes) {
+      (size_t)fused_bytes<__half, DIM, CHANNEL>((int)columns) <= shared) {
     choice->values[FUSED] = 1;
     snprintf(choice->description, sizeof choice->description,
              "delta rule, chunks of %d, prepared and stepped in one kernel", CHUNK);
-    return;
+    return true;
   }
   /* Fewer columns a block while multiprocessors would be idle; 32 at least, since every block
    * reads all keys. */
-  int64_t slabs = columns / SLAB;
-  while (slabs > 8 && slabs % 2 == 0) slabs /= 2;
-  while (slabs % 2 == 0 && slabs > 2 &&
-         pairs * (columns / SLAB / slabs) * 2 <= device->multiprocessors)
+  int64_t slabs = columns / SLAB, all = slabs;
+  auto fits = [&](int64_t n) {
+    return (size_t)step_bytes<__nv_bfloat16, DIM, CHANNEL>((int)n) <= shared;
+  };
+  while (slabs % 2 == 0 && (slabs > STEP_MAX_SLABS || !fits(slabs) ||
+                            (slabs > 2 && pairs * (all / slabs) * 2 <= device->multiprocessors)))
     slabs /= 2;
-  if (slabs > 8) slabs = 1;
-  while (slabs % 2 == 0 &&
-         (size_t)(2 * (stage + CHUNK * (slabs * SLAB + 8) * 2)) > device->shared_bytes)
-    slabs /= 2;
+  if (slabs > STEP_MAX_SLABS) slabs = 1;
+  if (!fits(slabs) || (size_t)prepare_bytes<__half, DIM, CHANNEL>() > shared) return false;
   choice->values[FUSED] = 0;
   choice->values[SLABS] = slabs;
   choice->workspace_bytes = (size_t)(problem->batch * chunks * problem->value_heads) *
@@ -175,6 +239,7 @@ void plan_for(const attn_cuda_device *device, const attn_recurrent_problem *prob
   snprintf(choice->description, sizeof choice->description,
            "delta rule, chunks of %d prepared at once, then %d value columns a block in order",
            CHUNK, (int)slabs * SLAB);
+  return true;
 }
 
 bool plan(const attn_cuda_device *device, const attn_recurrent_problem *problem,
@@ -182,12 +247,10 @@ bool plan(const attn_cuda_device *device, const attn_recurrent_problem *problem,
   bool channel = problem->decay == ATTN_DECAY_CHANNEL;
   if (!accepts(device, problem)) return false;
   if (problem->dim == 64)
-    channel ? plan_for<64, true>(device, problem, choice)
-            : plan_for<64, false>(device, problem, choice);
-  else
-    channel ? plan_for<128, true>(device, problem, choice)
-            : plan_for<128, false>(device, problem, choice);
-  return true;
+    return channel ? plan_for<64, true>(device, problem, choice)
+                   : plan_for<64, false>(device, problem, choice);
+  return channel ? plan_for<128, true>(device, problem, choice)
+                 : plan_for<128, false>(device, problem, choice);
 }
 
 bool suits(const attn_recurrent_problem *problem, const attn_recurrent_args *args) {
@@ -197,7 +260,6 @@ bool suits(const attn_recurrent_problem *problem, const attn_recurrent_args *arg
 template <typename E, int DIM, bool CHANNEL>
 attn_status launch(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
                    const parameters &p, cudaStream_t stream) {
-  using tile_type = tiles<E, DIM, CHANNEL>;
   if (choice->values[FUSED]) {
     int bytes = fused_bytes<E, DIM, CHANNEL>(p.columns);
     attn_status status = allow_shared(fused_kernel<E, DIM, CHANNEL>, bytes);
@@ -208,19 +270,19 @@ attn_status launch(const attn_cuda_choice *choice, const attn_recurrent_problem 
     ATTN_CUDA_TRY_LAUNCH("the delta rule's kernel");
     return ATTN_OK;
   }
-  int bytes = tile_type::BYTES + prepare_floats<DIM, CHANNEL>() * 4;
+  int bytes = prepare_bytes<E, DIM, CHANNEL>();
   attn_status status = allow_shared(prepare_kernel<E, DIM, CHANNEL, false>, bytes);
   if (status != ATTN_OK) return status;
   dim3 all((unsigned)(problem->batch * p.chunks), (unsigned)p.value_heads);
   prepare_kernel<E, DIM, CHANNEL, false><<<all, PREPARE_THREADS, bytes, stream>>>(p);
   ATTN_CUDA_TRY_LAUNCH("the delta rule's preparation");
   int slabs = (int)choice->values[SLABS];
-  bytes = 2 * (tile_type::BYTES + CHUNK * (slabs * SLAB + 8) * 2);
+  bytes = step_bytes<E, DIM, CHANNEL>(slabs);
   status = allow_shared(step_kernel<E, DIM, CHANNEL>, bytes);
   if (status != ATTN_OK) return status;
   dim3 grid((unsigned)(p.columns / SLAB / slabs), (unsigned)p.value_heads,
             (unsigned)problem->batch);
-  step_kernel<E, DIM, CHANNEL><<<grid, slabs * 32, bytes, stream>>>(p);
+  step_kernel<E, DIM, CHANNEL><<<grid, LOADERS + slabs * 64, bytes, stream>>>(p);
   ATTN_CUDA_TRY_LAUNCH("the delta rule's steps");
   return ATTN_OK;
 }

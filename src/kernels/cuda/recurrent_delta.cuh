@@ -28,7 +28,7 @@ enum {
   CHUNK = 64,
   SUBBLOCK = 16, /* tokens that share a border of per-channel decays */
   SUBBLOCKS = CHUNK / SUBBLOCK,
-  PREPARE_THREADS = 128, /* a warp for each subblock */
+  PREPARE_THREADS = 256, /* two warps for each subblock */
   SLAB = 16,             /* value columns of a warp */
   SQUARE = CHUNK + 8,    /* pitch of Y and P; 16 bytes more than a multiple of 128 for ldmatrix */
   FLOATS = CHUNK + 4,    /* pitch of B Diag(beta) and Y in float32 */
@@ -36,11 +36,13 @@ enum {
 
 /* Y has powers of beta, of which the backward pass divides out one. */
 constexpr float MIN_BETA = 1e-30f;
-/* exp(-104) is 0 in float32: a stronger decay is the same, and sums stay finite. NaN passes. */
-constexpr float MIN_DECAY = -104;
-/* A channel that decays further than exp(this) in one subblock does not have its diagonal scores
- * factored: exp(60) and its inverse are far from the ends of float32. */
-constexpr float MIN_FACTORED = -60;
+/* Sums of decays are kept as powers of two. 2^-150 is 0 in float32: a stronger decay is the same,
+ * and sums stay finite. NaN passes. */
+constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float MIN_DECAY = -150;
+/* A channel that decays further than 2 to this in one subblock does not have its diagonal scores
+ * factored: 2^86 and its inverse are far from the ends of float32. */
+constexpr float MIN_FACTORED = -86;
 
 template <int DIM> __host__ __device__ constexpr int pitch() {
   return DIM + 8;
@@ -100,6 +102,23 @@ __device__ inline void barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/* The line of 128 bytes to the second-level cache. */
+__device__ inline void prefetch_line(const void *p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+/* `count` rows of `bytes`, `apart` bytes from each other. */
+__device__ inline void prefetch_rows(const void *p, int64_t apart, int count, int bytes, int thread,
+                                     int threads) {
+  for (int row = thread / 4; row < count; row += threads / 4)
+    for (int at = thread % 4 * 128; at < bytes; at += 512)
+      prefetch_line((const char *)p + row * apart + at);
+}
+
+/* `bytes` in a row. */
+__device__ inline void prefetch_span(const void *p, int bytes, int thread, int threads) {
+  for (int at = thread * 128; at < bytes; at += threads * 128) prefetch_line((const char *)p + at);
+}
+
 /* Four 8x8 matrices; lane l gives the address of row l % 8 of matrix l / 8. */
 __device__ inline void load_matrices(uint32_t (&r)[4], const void *row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -119,6 +138,14 @@ __device__ inline uint32_t transpose_matrix(uint32_t x) {
   return y;
 }
 
+/* Whether E has 8 bits and the range of float32. */
+template <typename E> __host__ __device__ constexpr bool coarse() {
+  return false;
+}
+template <> __host__ __device__ constexpr bool coarse<__nv_bfloat16>() {
+  return true;
+}
+
 template <typename E> __device__ inline uint32_t pack(float low, float high);
 template <> __device__ inline uint32_t pack<__nv_bfloat16>(float low, float high) {
   __nv_bfloat162 x = __floats2bfloat162_rn(low, high);
@@ -127,6 +154,10 @@ template <> __device__ inline uint32_t pack<__nv_bfloat16>(float low, float high
 template <> __device__ inline uint32_t pack<__half>(float low, float high) {
   __half2 x = __floats2half2_rn(low, high);
   return *(uint32_t *)&x;
+}
+__device__ inline uint32_t multiply(uint32_t x, uint32_t y, __nv_bfloat16) {
+  __nv_bfloat162 z = __hmul2(*(__nv_bfloat162 *)&x, *(__nv_bfloat162 *)&y);
+  return *(uint32_t *)&z;
 }
 template <typename E> __device__ inline float2 unpack(uint32_t x);
 template <> __device__ inline float2 unpack<__nv_bfloat16>(uint32_t x) {
@@ -159,13 +190,14 @@ __device__ inline void product<__half>(float (&c)[4], const uint32_t (&a)[4], ui
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-__device__ inline uint32_t to_tf32(float x) {
-  uint32_t y;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+__device__ inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+
 /* c[16, 8] += a[16, 8] b[8, 8]; a: rows g, g + 8, g, g + 8, columns t, t, t + 4, t + 4; b: column
- * g, rows t, t + 4. */
+ * g, rows t, t + 4. Float32 bits: the lowest 13 do not count. */
 __device__ inline void product_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                     uint32_t b1) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
@@ -173,6 +205,9 @@ __device__ inline void product_tf32(float (&c)[4], const uint32_t (&a)[4], uint3
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+/* A constant as a parameter. */
+template <int N> struct number { static constexpr int value = N; };
 
 /* ---- Operands in shared memory ---- */
 
@@ -198,109 +233,141 @@ __device__ inline void load_right_transposed(uint32_t (&b)[4], const E *x, int l
   load_matrices_transposed(b, x + (lane % 16) * ld + lane / 16 * 8);
 }
 
-/* rows x columns elements at `from` (rows `ld_from` apart) to shared memory; rows from `valid` on
- * are zero. `columns` is a multiple of 8. */
+/* row_count x columns elements at `from` (rows `ld_from` apart) to shared memory; rows from `valid`
+ * on are zero. `columns` is a multiple of 8. A thread keeps its 8 columns, so that its addresses
+ * differ by constants; with constant counts nothing is left of the loops. */
 template <typename E>
-__device__ inline void copy_rows(E *to, int ld_to, const E *from, int64_t ld_from, int row_count,
-                                 int columns, int valid, int thread, int threads) {
-  int pieces = columns / 8;
-  for (int at = thread; at < row_count * pieces; at += threads) {
-    int row = at / pieces, column = at % pieces * 8;
-    copy_async(to + row * ld_to + column, from + (row < valid ? row : 0) * ld_from + column,
-               row < valid);
+__device__ __forceinline__ void copy_rows(E *to, int ld_to, const E *from, int64_t ld_from,
+                                          int row_count, int columns, int valid, int thread,
+                                          int threads) {
+  int pieces = columns > 64 ? 16 : columns > 32 ? 8 : columns > 16 ? 4 : 2;
+  int first = thread / pieces, by = threads / pieces;
+  for (int column = thread % pieces * 8; column < columns; column += 128) {
+    const E *x = from + first * ld_from + column;
+    E *y = to + first * ld_to + column;
+    int64_t step_from = by * ld_from;
+    int step_to = by * ld_to;
+#pragma unroll
+    for (int n = 0; n < (row_count + by - 1) / by; ++n) {
+      int row = first + n * by;
+      if (row_count % by == 0 || row < row_count)
+        copy_async(y + n * step_to, row < valid ? x : from, row < valid);
+      x += step_from;
+    }
   }
 }
 
 /* ---- The inverse ---- */
 
-/* c (+)= a[16, 8 depth] b[8 depth, 8] to float32 precision, each factor in two tf32 parts. */
-template <int DEPTH>
-__device__ inline void product_float(float (&c)[4], const float *a, const float *b, int ld,
-                                     int lane) {
+/* x in two parts of 11 bits each, the second exact before its own truncation. */
+__device__ inline void split(uint32_t &high, uint32_t &low, float x) {
+  high = __float_as_uint(x) & 0xffffe000u;
+  low = __float_as_uint(x - __uint_as_float(high));
+}
+
+/* c += a[16, 8 DEPTH] b[8 DEPTH, 8] to nearly float32 precision, or (SPLIT false) with factors of
+ * 11 bits, which bfloat16 results do not notice. */
+template <int DEPTH, bool SPLIT>
+__device__ inline void product_float(float (&c)[4], const float *a, const float *b, int lane) {
+  constexpr int ld = FLOATS;
   int g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int k = 0; k < DEPTH; ++k) {
-    float x[4] = {a[g * ld + 8 * k + t], a[(g + 8) * ld + 8 * k + t], a[g * ld + 8 * k + t + 4],
-                  a[(g + 8) * ld + 8 * k + t + 4]};
-    float y[2] = {b[(8 * k + t) * ld + g], b[(8 * k + t + 4) * ld + g]};
+    float x[4], y[2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = a[(g + i % 2 * 8) * ld + 8 * k + t + i / 2 * 4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) y[i] = b[(8 * k + t + 4 * i) * ld + g];
     uint32_t high[4], low[4], y_high[2], y_low[2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      high[i] = to_tf32(x[i]);
-      low[i] = to_tf32(x[i] - __uint_as_float(high[i]));
-    }
+    for (int i = 0; i < 4; ++i) split(high[i], low[i], x[i]);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      y_high[i] = to_tf32(y[i]);
-      y_low[i] = to_tf32(y[i] - __uint_as_float(y_high[i]));
+    for (int i = 0; i < 2; ++i) split(y_high[i], y_low[i], y[i]);
+    if (SPLIT) {
+      product_tf32(c, low, y_high[0], y_high[1]);
+      product_tf32(c, high, y_low[0], y_low[1]);
     }
-    product_tf32(c, low, y_high[0], y_high[1]);
-    product_tf32(c, high, y_low[0], y_low[1]);
     product_tf32(c, high, y_high[0], y_high[1]);
   }
 }
 
-__device__ inline void store_product(float *to, int ld, const float (&c)[4], float sign, int lane) {
+__device__ inline void store_product(float *to, const float (&c)[4], float sign, int lane) {
+  constexpr int ld = FLOATS;
   int g = lane / 4, t = lane % 4;
-  to[g * ld + 2 * t] = sign * c[0];
-  to[g * ld + 2 * t + 1] = sign * c[1];
-  to[(g + 8) * ld + 2 * t] = sign * c[2];
-  to[(g + 8) * ld + 2 * t + 1] = sign * c[3];
+  *(float2 *)(to + g * ld + 2 * t) = make_float2(sign * c[0], sign * c[1]);
+  *(float2 *)(to + (g + 8) * ld + 2 * t) = make_float2(sign * c[2], sign * c[3]);
 }
 
-/* a[64, FLOATS], strictly lower triangular, becomes (I + a)^-1; what lies above the diagonal is
- * scratch. The diagonal blocks of 16 by substitution, then twice
+/* 16 rows, 8 columns of -Y, each row times its factor. */
+template <typename E, bool FOLD>
+__device__ inline void round_product(E *to, const float (&c)[4], const float *factor, int lane) {
+  int g = lane / 4, t = lane % 4;
+  float low = FOLD ? -factor[g] : -1, high = FOLD ? -factor[g + 8] : -1;
+  *(uint32_t *)(to + g * SQUARE + 2 * t) = pack<E>(low * c[0], low * c[1]);
+  *(uint32_t *)(to + (g + 8) * SQUARE + 2 * t) = pack<E>(high * c[2], high * c[3]);
+}
+
+/* a[64, FLOATS], of which only what lies below the diagonal is read, becomes (I + a)^-1, except for
+ * blocks of 16 above the diagonal, which are scratch. Rounded, with FOLD each row times its factor,
+ * also to y. The diagonal blocks of 16 by substitution, then twice
  *   [D1 0; L D2]^-1 = [D1^-1 0; -D2^-1 L D1^-1 D2^-1]. */
-__device__ inline void invert(float *a, int thread, int barrier) {
+template <typename E, bool FOLD>
+__device__ inline void invert(float *a, E *y, const float *factor, int thread, int barrier) {
+  constexpr bool SPLIT = !coarse<E>();
   int warp = thread / 32, lane = thread % 32;
-  {
-    float *block = a + warp * SUBBLOCK * (FLOATS + 1);
-    int column = lane % SUBBLOCK;
-    float y[SUBBLOCK];
+  if (warp < SUBBLOCKS) {
+    int row = warp * SUBBLOCK, column = lane % SUBBLOCK;
+    float *block = a + row * (FLOATS + 1);
+    float z[SUBBLOCK];
 #pragma unroll
-    for (int i = 0; i < SUBBLOCK; ++i) y[i] = i == column;
+    for (int i = 0; i < SUBBLOCK; ++i) z[i] = i == column;
 #pragma unroll
     for (int j = 0; j < SUBBLOCK - 1; ++j)
 #pragma unroll
-      for (int i = j + 1; i < SUBBLOCK; ++i) y[i] -= block[i * FLOATS + j] * y[j];
+      for (int i = j + 1; i < SUBBLOCK; ++i) z[i] -= block[i * FLOATS + j] * z[j];
     __syncwarp();
-    if (lane < SUBBLOCK)
+    /* One half of the warp stores float32, the other one rounds. */
+    if (lane < SUBBLOCK) {
 #pragma unroll
-      for (int i = 0; i < SUBBLOCK; ++i) block[i * FLOATS + column] = y[i];
+      for (int i = 0; i < SUBBLOCK; ++i) block[i * FLOATS + column] = z[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < SUBBLOCK; ++i)
+        y[(row + i) * SQUARE + row + column] = E(FOLD ? factor[row + i] * z[i] : z[i]);
+    }
   }
   barrier_sync(barrier, PREPARE_THREADS);
   {
     /* Two warps for each pair of diagonal blocks, 8 columns each. */
     int r = warp / 2 * 32, n = warp % 2 * 8;
     float *above = a + r * FLOATS + r + 16 + n, *below = a + (r + 16) * FLOATS + r;
-    float c[4] = {};
-    product_float<2>(c, below, a + r * FLOATS + r + n, FLOATS, lane);
-    store_product(above, FLOATS, c, 1, lane);
+    if (warp < 4) {
+      float c[4] = {};
+      product_float<2, SPLIT>(c, below, a + r * FLOATS + r + n, lane);
+      store_product(above, c, 1, lane);
+    }
     barrier_sync(barrier, PREPARE_THREADS);
-    float d[4] = {};
-    product_float<2>(d, below + 16, above, FLOATS, lane);
-    store_product(below + n, FLOATS, d, -1, lane);
+    if (warp < 4) {
+      float c[4] = {};
+      product_float<2, SPLIT>(c, below + 16, above, lane);
+      store_product(below + n, c, -1, lane);
+      round_product<E, FOLD>(y + (r + 16) * SQUARE + r + n, c, factor + r + 16, lane);
+    }
   }
   barrier_sync(barrier, PREPARE_THREADS);
   {
-    /* The blocks above the diagonal are scratch: their products are left out. */
-    int n = warp * 8;
-    float *above = a + 32 + n, *below = a + 32 * FLOATS;
-#pragma unroll
-    for (int r = 0; r < 32; r += 16) {
-      float c[4] = {};
-      if (n < 16) product_float<2>(c, below + r * FLOATS, a + n, FLOATS, lane);
-      product_float<2>(c, below + r * FLOATS + 16, a + 16 * FLOATS + n, FLOATS, lane);
-      store_product(above + r * FLOATS, FLOATS, c, 1, lane);
-    }
+    /* 16 rows, 8 columns a warp. Products with blocks above the diagonal are left out. */
+    int r = warp / 4 * 16, n = warp % 4 * 8;
+    float *above = a + 32 + n, *below = a + (32 + r) * FLOATS;
+    float c[4] = {}, d[4] = {};
+    if (n < 16) product_float<2, SPLIT>(c, below, a + n, lane);
+    product_float<2, SPLIT>(c, below + 16, a + 16 * FLOATS + n, lane);
+    store_product(above + r * FLOATS, c, 1, lane);
     barrier_sync(barrier, PREPARE_THREADS);
-#pragma unroll
-    for (int r = 0; r < 32; r += 16) {
-      float c[4] = {};
-      product_float<2>(c, below + r * FLOATS + 32, above, FLOATS, lane);
-      if (r) product_float<2>(c, below + r * FLOATS + 48, above + 16 * FLOATS, FLOATS, lane);
-      store_product(below + r * FLOATS + n, FLOATS, c, -1, lane);
-    }
+    product_float<2, SPLIT>(d, below + 32, above, lane);
+    if (r) product_float<2, SPLIT>(d, below + 48, above + 16 * FLOATS, lane);
+    store_product(below + n, d, -1, lane);
+    round_product<E, FOLD>(y + (32 + r) * SQUARE + n, d, factor + 32 + r, lane);
   }
   barrier_sync(barrier, PREPARE_THREADS);
 }
@@ -346,32 +413,24 @@ template <typename E, int DIM, bool CHANNEL> struct tiles {
   } /* exp(G_C): [DIM] or [1] */
 };
 
-/* Scratch of one preparation: B Diag(beta), which becomes Y, or per channel first the sums inside
- * each subblock [64, DIM + 4], then [4, DIM] of its totals. */
-template <int DIM, bool CHANNEL> constexpr int prepare_floats() {
-  return CHANNEL ? CHUNK * (DIM + 4) + SUBBLOCKS * DIM : CHUNK * FLOATS;
+/* Scratch of one preparation: B Diag(beta), which becomes Y. Per channel before that keys times the
+ * inverse (bfloat16) or the sums inside each subblock [64, DIM + 4] (float16), and after it the
+ * subblocks' totals [4, DIM] and 4 numbers each. */
+template <typename E, int DIM, bool CHANNEL> constexpr int prepare_floats() {
+  return !CHANNEL ? CHUNK * FLOATS
+         : coarse<E>()
+             ? CHUNK * (DIM / 2 + 4 > FLOATS ? DIM / 2 + 4 : FLOATS) + SUBBLOCKS * (DIM + 4)
+             : (CHUNK + SUBBLOCKS) * (DIM + 4);
 }
 
-__device__ inline float limit_decay(float g) {
-  return g < MIN_DECAY ? MIN_DECAY : g;
+/* From the natural logarithm. */
+__device__ inline float log2_decay(float g) {
+  float x = g * LOG2_E;
+  return x < MIN_DECAY ? MIN_DECAY : x;
 }
 
 __device__ inline float limit_beta(float beta) {
   return fabsf(beta) < MIN_BETA ? MIN_BETA : beta;
-}
-
-/* y <- Y, or Diag(beta) Y, rounded. */
-template <typename E>
-__device__ inline void round_inverse(E *y, const float *a, const float *beta, bool fold,
-                                     int thread) {
-  for (int at = thread; at < CHUNK * CHUNK / 4; at += PREPARE_THREADS) {
-    int i = at / (CHUNK / 4), j = at % (CHUNK / 4) * 4;
-    float4 x = *(const float4 *)(a + i * FLOATS + j);
-    float b = fold ? beta[i] : 1;
-    uint2 packed = {pack<E>(j <= i ? x.x * b : 0, j + 1 <= i ? x.y * b : 0),
-                    pack<E>(j + 2 <= i ? x.z * b : 0, j + 3 <= i ? x.w * b : 0)};
-    *(uint2 *)(y + i * SQUARE + j) = packed;
-  }
 }
 
 /* Tokens of one chunk as the preparation reads them. */
@@ -379,21 +438,98 @@ struct chunk_gates {
   const float *decay, *beta; /* of its first token; decay may be NULL */
   int64_t decay_token, beta_token;
   int tokens;
+  const void *q, *k; /* rows of the first token */
+  int64_t q_token, k_token;
 };
 
-/* q and k are on their way (copy_async, uncommitted or not); waits for them. */
-template <typename E, int DIM>
+/* Elements (i, j), (i, j + 1) of P, or of B Diag(beta), whose diagonal and upper part do not
+ * matter. */
+template <typename E>
+__device__ inline void store_score(float *a, E *p, bool of_p, bool diagonal, int i, int j,
+                                   float low, float high) {
+  if (!of_p) {
+    *(float2 *)(a + i * FLOATS + j) = make_float2(low, high);
+    return;
+  }
+  if (diagonal) low = i >= j ? low : 0, high = i > j ? high : 0;
+  *(uint32_t *)(p + i * SQUARE + j) = pack<E>(low, high);
+}
+
+/* x[0]: the scores of BLOCK's rows with the own subblock; then with earlier ones, nearest first. To
+ * P or to B Diag(beta). */
+template <int BLOCK, typename E>
+__device__ inline void store_scores(float *a, E *p, bool of_p, const float *all_beta,
+                                    const float (&x)[BLOCK + 1][2][4], int lane) {
+  int g = lane / 4, t = lane % 4, row = BLOCK * SUBBLOCK;
+  if (of_p) {
+#pragma unroll
+    for (int n = 0; n < 4 * BLOCK + 4; ++n) {
+      int i = row + g + 8 * (n % 2), j = row - n / 4 * SUBBLOCK + n / 2 % 2 * 8 + 2 * t;
+      const float *y = x[n / 4][n / 2 % 2] + 2 * (n % 2);
+      bool diagonal = n < 4;
+      *(uint32_t *)(p + i * SQUARE + j) =
+          pack<E>(!diagonal || i >= j ? y[0] : 0, !diagonal || i > j ? y[1] : 0);
+    }
+    return;
+  }
+  /* The diagonal and what lies above it do not matter. */
+#pragma unroll
+  for (int n = 0; n < 4 * BLOCK + 4; ++n) {
+    int i = row + g + 8 * (n % 2), j = row - n / 4 * SUBBLOCK + n / 2 % 2 * 8 + 2 * t;
+    float2 beta = *(const float2 *)(all_beta + j);
+    const float *y = x[n / 4][n / 2 % 2] + 2 * (n % 2);
+    *(float2 *)(a + i * FLOATS + j) =
+        make_float2(limit_beta(beta.x) * y[0], limit_beta(beta.y) * y[1]);
+  }
+}
+
+/* BLOCK is a constant so that loads of operands can run ahead of the products. */
+template <int BLOCK, typename E, int DIM>
+__device__ inline void token_scores(const tiles<E, DIM, false> &tile, float *a, const float *sum,
+                                    bool of_p, int lane) {
+  constexpr int LD = pitch<DIM>(), ROW = BLOCK * SUBBLOCK;
+  int g = lane / 4, t = lane % 4;
+  const E *k = tile.k(), *left = (of_p ? tile.q() : k) + ROW * LD;
+  float x[BLOCK + 1][2][4] = {};
+#pragma unroll
+  for (int c = 0; c < DIM; c += 16) {
+    uint32_t l[4], b[4];
+    load_left(l, left + c, LD, lane);
+#pragma unroll
+    for (int s = 0; s <= BLOCK; ++s) {
+      load_right(b, k + (BLOCK - s) * SUBBLOCK * LD + c, LD, lane);
+      product<E>(x[s][0], l, b[0], b[1]);
+      product<E>(x[s][1], l, b[2], b[3]);
+    }
+  }
+  float low = sum[ROW + g], high = sum[ROW + g + 8];
+#pragma unroll
+  for (int s = 0; s <= BLOCK; ++s)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float2 of_column = *(const float2 *)(sum + ROW - s * SUBBLOCK + half * 8 + 2 * t);
+      x[s][half][0] *= power_of_two(low - of_column.x);
+      x[s][half][1] *= power_of_two(low - of_column.y);
+      x[s][half][2] *= power_of_two(high - of_column.x);
+      x[s][half][3] *= power_of_two(high - of_column.y);
+    }
+  store_scores<BLOCK>(a, tile.p(), of_p, tile.beta(), x, lane);
+}
+
+/* q and k are on their way (copy_async, uncommitted or not); waits for them. Of the two warps of a
+ * subblock's rows the first makes B, the second P. */
+template <bool FOLD, typename E, int DIM>
 __device__ inline void prepare_tokens(const tiles<E, DIM, false> &tile, float *a,
-                                      const chunk_gates &gates, bool fold, int thread,
-                                      int barrier) {
-  int warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+                                      const chunk_gates &gates, int thread, int barrier) {
+  int warp = thread / 32, lane = thread % 32, block = warp % SUBBLOCKS;
+  bool of_p = warp >= SUBBLOCKS;
   float *sum = tile.kappa(); /* G until the end */
   if (warp == 0) {
     int i = 2 * lane;
     float x = 0, y = 0;
-    if (gates.decay && i < gates.tokens) x = limit_decay(gates.decay[i * gates.decay_token]);
+    if (gates.decay && i < gates.tokens) x = log2_decay(gates.decay[i * gates.decay_token]);
     if (gates.decay && i + 1 < gates.tokens)
-      y = limit_decay(gates.decay[(i + 1) * gates.decay_token]);
+      y = log2_decay(gates.decay[(i + 1) * gates.decay_token]);
     float both = x + y;
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
@@ -410,92 +546,61 @@ __device__ inline void prepare_tokens(const tiles<E, DIM, false> &tile, float *a
   copy_wait<0>();
   barrier_sync(barrier, PREPARE_THREADS);
 
-  float n[SUBBLOCKS][2][4] = {}, p[SUBBLOCKS][2][4] = {};
-  const E *q = tile.q(), *k = tile.k();
-  constexpr int LD = pitch<DIM>();
-#pragma unroll
-  for (int c = 0; c < DIM; c += 16) {
-    uint32_t of_q[4], of_k[4], b[4];
-    load_left(of_q, q + warp * 16 * LD + c, LD, lane);
-    load_left(of_k, k + warp * 16 * LD + c, LD, lane);
-#pragma unroll
-    for (int s = 0; s < SUBBLOCKS; ++s)
-      if (s <= warp) {
-        load_right(b, k + s * 16 * LD + c, LD, lane);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          product<E>(n[s][half], of_k, b[2 * half], b[2 * half + 1]);
-          product<E>(p[s][half], of_q, b[2 * half], b[2 * half + 1]);
-        }
-      }
+  switch (block) {
+  case 0: token_scores<0>(tile, a, sum, of_p, lane); break;
+  case 1: token_scores<1>(tile, a, sum, of_p, lane); break;
+  case 2: token_scores<2>(tile, a, sum, of_p, lane); break;
+  default: token_scores<3>(tile, a, sum, of_p, lane);
   }
-#pragma unroll
-  for (int s = 0; s < SUBBLOCKS; ++s)
-    if (s <= warp)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          int i = warp * 16 + g + 8 * r, j = s * 16 + half * 8 + 2 * t;
-          float e0 = i >= j ? __expf(sum[i] - sum[j]) : 0;
-          float e1 = i >= j + 1 ? __expf(sum[i] - sum[j + 1]) : 0;
-          float beta0 = limit_beta(tile.beta()[j]), beta1 = limit_beta(tile.beta()[j + 1]);
-          *(float2 *)(a + i * FLOATS + j) =
-              make_float2(i > j ? beta0 * e0 * n[s][half][2 * r] : 0,
-                          i > j + 1 ? beta1 * e1 * n[s][half][2 * r + 1] : 0);
-          *(uint32_t *)(tile.p() + i * SQUARE + j) =
-              pack<E>(e0 * p[s][half][2 * r], e1 * p[s][half][2 * r + 1]);
-        }
   barrier_sync(barrier, PREPARE_THREADS);
   if (thread < CHUNK) {
     float last = sum[CHUNK - 1], own = sum[thread];
-    tile.gamma()[thread] = __expf(own);
+    tile.gamma()[thread] = power_of_two(own);
     barrier_sync(barrier + 1, CHUNK);
-    tile.kappa()[thread] = __expf(last - own);
-    if (thread == 0) tile.full()[0] = __expf(last);
+    tile.kappa()[thread] = power_of_two(last - own);
+    if (thread == 0) tile.full()[0] = power_of_two(last);
   }
-  invert(a, thread, barrier);
-  round_inverse(tile.y(), a, tile.beta(), fold, thread);
+  invert<E, FOLD>(a, tile.y(), tile.beta(), thread, barrier);
 }
 
 /* The same with a decay per channel. Between two subblocks both sides are decayed to the border
  * before the later one (secondary chunking, arXiv 2312.06635, 2510.26692). Inside a subblock the
  * reading side is decayed from the border before it and the written side is scaled by the inverse,
- * at most exp(60); channels that decay further there are summed pair by pair. */
-template <typename E, int DIM>
+ * at most 2^86; channels that decay further there are summed pair by pair. */
+template <bool FOLD, typename E, int DIM>
 __device__ inline void prepare_channels(const tiles<E, DIM, true> &tile, float *scratch,
-                                        const chunk_gates &gates, bool fold, int thread,
-                                        int barrier) {
+                                        const chunk_gates &gates, int thread, int barrier) {
   constexpr int LD = pitch<DIM>(), LS = DIM + 4, HALVES = DIM / 64;
-  int warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4, row = warp * SUBBLOCK;
+  int warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+  int block = warp % SUBBLOCKS, row = block * SUBBLOCK, side = warp / SUBBLOCKS;
+  bool of_p = side == 1;
   float *sum = scratch, *total = scratch + CHUNK * LS, *a = scratch;
-  unsigned steep[HALVES][2]; /* channels 64 h + 2 lane and + 1 that are not factored */
-  {
-    float2 x[HALVES][SUBBLOCK];
+  /* [4, HALVES, 2]: the channels 64 h + 2 lane and + 1 that are not factored. */
+  unsigned *steep = (unsigned *)(total + SUBBLOCKS * DIM);
+  /* Elementwise, a warp has 64 channels of its subblock: lane l has 2 l, 2 l + 1. */
+  int channel = 64 * side + 2 * lane;
+  bool elementwise = side < HALVES;
+  if (elementwise) {
+    float2 x[SUBBLOCK], running = {0, 0};
 #pragma unroll
-    for (int h = 0; h < HALVES; ++h)
+    for (int i = 0; i < SUBBLOCK; ++i)
+      x[i] = row + i < gates.tokens
+                 ? *(const float2 *)(gates.decay + (row + i) * gates.decay_token + channel)
+                 : make_float2(0, 0);
 #pragma unroll
-      for (int i = 0; i < SUBBLOCK; ++i)
-        x[h][i] =
-            row + i < gates.tokens
-                ? *(const float2 *)(gates.decay + (row + i) * gates.decay_token + 64 * h + 2 * lane)
-                : make_float2(0, 0);
-    if (thread < CHUNK)
-      tile.beta()[thread] = thread < gates.tokens ? gates.beta[thread * gates.beta_token] : 0;
-#pragma unroll
-    for (int h = 0; h < HALVES; ++h) {
-      float2 running = {0, 0};
-#pragma unroll
-      for (int i = 0; i < SUBBLOCK; ++i) {
-        running.x += limit_decay(x[h][i].x);
-        running.y += limit_decay(x[h][i].y);
-        *(float2 *)(sum + (row + i) * LS + 64 * h + 2 * lane) = running;
-      }
-      *(float2 *)(total + warp * DIM + 64 * h + 2 * lane) = running;
-      steep[h][0] = __ballot_sync(~0u, running.x < MIN_FACTORED);
-      steep[h][1] = __ballot_sync(~0u, running.y < MIN_FACTORED);
+    for (int i = 0; i < SUBBLOCK; ++i) {
+      running.x += log2_decay(x[i].x);
+      running.y += log2_decay(x[i].y);
+      *(float2 *)(sum + (row + i) * LS + channel) = running;
     }
+    *(float2 *)(total + block * DIM + channel) = running;
+    unsigned low = __ballot_sync(~0u, running.x < MIN_FACTORED);
+    unsigned high = __ballot_sync(~0u, running.y < MIN_FACTORED);
+    if (lane == 0) steep[2 * (block * HALVES + side)] = low;
+    if (lane == 0) steep[2 * (block * HALVES + side) + 1] = high;
   }
+  if (thread < CHUNK)
+    tile.beta()[thread] = thread < gates.tokens ? gates.beta[thread * gates.beta_token] : 0;
   copy_commit();
   copy_wait<0>();
   barrier_sync(barrier, PREPARE_THREADS);
@@ -503,162 +608,311 @@ __device__ inline void prepare_channels(const tiles<E, DIM, true> &tile, float *
   /* Keys decayed to the end of their own subblock; they lie where Kk will. */
   E *q = tile.q() + row * LD, *k = tile.k() + row * LD, *written = tile.written();
   const float *own_sum = sum + row * LS;
-  if (warp < SUBBLOCKS - 1)
+  if (block < SUBBLOCKS - 1 && elementwise) {
+    float2 last = *(const float2 *)(total + block * DIM + channel);
 #pragma unroll
-    for (int h = 0; h < HALVES; ++h) {
-      int c = 64 * h + 2 * lane;
-      float2 last = *(const float2 *)(total + warp * DIM + c);
-#pragma unroll
-      for (int i = 0; i < SUBBLOCK; ++i) {
-        float2 x = unpack<E>(*(uint32_t *)(k + i * LD + c));
-        float2 s = *(const float2 *)(own_sum + i * LS + c);
-        *(uint32_t *)(written + (row + i) * LD + c) =
-            pack<E>(x.x * __expf(last.x - s.x), x.y * __expf(last.y - s.y));
-      }
+    for (int i = 0; i < SUBBLOCK; ++i) {
+      float2 x = unpack<E>(*(uint32_t *)(k + i * LD + channel));
+      float2 s = *(const float2 *)(own_sum + i * LS + channel);
+      *(uint32_t *)(written + (row + i) * LD + channel) =
+          pack<E>(x.x * power_of_two(last.x - s.x), x.y * power_of_two(last.y - s.y));
     }
+  }
   barrier_sync(barrier, PREPARE_THREADS);
 
-  float n[SUBBLOCKS - 1][2][4] = {}, p[SUBBLOCKS - 1][2][4] = {};
-  float n_own[2][4] = {}, p_own[2][4] = {};
+  /* x: products with earlier subblocks, nearest first; x_own with the own one. */
+  float x[SUBBLOCKS - 1][2][4] = {}, x_own[2][4] = {};
+  const E *left = of_p ? q : k;
 #pragma unroll 2
   for (int c = 0; c < DIM; c += 16) {
-    uint32_t raw_q[4], raw_k[4], of_q[4], of_k[4];
-    load_left(raw_q, q + c, LD, lane);
+    uint32_t raw[4], raw_k[4], rounded[4];
+    load_left(raw, left + c, LD, lane);
     load_left(raw_k, k + c, LD, lane);
     /* Element i of an operand: rows g, g + 8, g, g + 8, columns from c + 2t, the last two + 8. */
-    uint32_t tf_q[4][2], tf_k[4][2], inverse[4][2];
+    float2 of_left[4], inverse[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      int channel = c + 2 * t + i / 2 * 8;
-      float2 s = *(const float2 *)(own_sum + (g + i % 2 * 8) * LS + channel);
-      float2 last = *(const float2 *)(total + warp * DIM + channel);
-      float2 x = unpack<E>(raw_q[i]), y = unpack<E>(raw_k[i]);
-      float e0 = __expf(s.x), e1 = __expf(s.y);
-      of_q[i] = pack<E>(x.x * e0, x.y * e1);
-      of_k[i] = pack<E>(y.x * e0, y.y * e1);
-      tf_q[i][0] = to_tf32(x.x * e0), tf_q[i][1] = to_tf32(x.y * e1);
-      tf_k[i][0] = to_tf32(y.x * e0), tf_k[i][1] = to_tf32(y.y * e1);
-      inverse[i][0] = last.x < MIN_FACTORED ? 0 : to_tf32(y.x * __expf(-s.x));
-      inverse[i][1] = last.y < MIN_FACTORED ? 0 : to_tf32(y.y * __expf(-s.y));
+      int at = c + 2 * t + i / 2 * 8;
+      float2 s = *(const float2 *)(own_sum + (g + i % 2 * 8) * LS + at);
+      float2 last = *(const float2 *)(total + block * DIM + at);
+      float2 y = unpack<E>(raw[i]), z = unpack<E>(raw_k[i]);
+      of_left[i].x = y.x * power_of_two(s.x);
+      of_left[i].y = y.y * power_of_two(s.y);
+      rounded[i] = pack<E>(of_left[i].x, of_left[i].y);
+      inverse[i].x = last.x < MIN_FACTORED ? 0 : z.x * power_of_two(-s.x);
+      inverse[i].y = last.y < MIN_FACTORED ? 0 : z.y * power_of_two(-s.y);
     }
     /* tf32 products of depth 8 take the two elements of each register as their depths t, t + 4. */
 #pragma unroll
-    for (int deep = 0; deep < 2; ++deep) {
-      uint32_t x[4] = {tf_k[2 * deep][0], tf_k[2 * deep + 1][0], tf_k[2 * deep][1],
-                       tf_k[2 * deep + 1][1]};
-      uint32_t y[4] = {tf_q[2 * deep][0], tf_q[2 * deep + 1][0], tf_q[2 * deep][1],
-                       tf_q[2 * deep + 1][1]};
+    for (int deep = 0; deep < 4; deep += 2) {
+      uint32_t l[4] = {__float_as_uint(of_left[deep].x), __float_as_uint(of_left[deep + 1].x),
+                       __float_as_uint(of_left[deep].y), __float_as_uint(of_left[deep + 1].y)};
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint32_t b0 = inverse[2 * deep + half][0], b1 = inverse[2 * deep + half][1];
-        product_tf32(n_own[half], x, b0, b1);
-        product_tf32(p_own[half], y, b0, b1);
-      }
+      for (int half = 0; half < 2; ++half)
+        product_tf32(x_own[half], l, __float_as_uint(inverse[deep + half].x),
+                     __float_as_uint(inverse[deep + half].y));
     }
-    /* Earlier subblocks, nearest first; `between` is the decay of whole subblocks in between. */
-    float2 between[2] = {{0, 0}, {0, 0}};
+    float2 between[2] = {{0, 0}, {0, 0}}; /* the decay of whole subblocks in between */
 #pragma unroll
     for (int distance = 1; distance < SUBBLOCKS; ++distance)
-      if (distance <= warp) {
+      if (distance <= block) {
         uint32_t b[4];
-        int s = warp - distance;
+        int s = block - distance;
         load_right(b, written + s * SUBBLOCK * LD + c, LD, lane);
         if (distance > 1)
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             float2 whole = *(const float2 *)(total + (s + 1) * DIM + c + 2 * t + 8 * i);
             between[i].x += whole.x, between[i].y += whole.y;
-            float e0 = __expf(between[i].x), e1 = __expf(between[i].y);
-            float2 x = unpack<E>(b[i]), y = unpack<E>(b[i + 2]);
-            b[i] = pack<E>(x.x * e0, x.y * e1);
-            b[i + 2] = pack<E>(y.x * e0, y.y * e1);
+            float e0 = power_of_two(between[i].x), e1 = power_of_two(between[i].y);
+            float2 y = unpack<E>(b[i]), z = unpack<E>(b[i + 2]);
+            b[i] = pack<E>(y.x * e0, y.y * e1);
+            b[i + 2] = pack<E>(z.x * e0, z.y * e1);
           }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          product<E>(n[distance - 1][half], of_k, b[2 * half], b[2 * half + 1]);
-          product<E>(p[distance - 1][half], of_q, b[2 * half], b[2 * half + 1]);
-        }
+        product<E>(x[distance - 1][0], rounded, b[0], b[1]);
+        product<E>(x[distance - 1][1], rounded, b[2], b[3]);
       }
   }
   /* Steep channels: every pair has its own decay. */
 #pragma unroll
-  for (int h = 0; h < HALVES; ++h)
+  for (int h = 0; h < 2 * HALVES; ++h)
+    for (unsigned rest = steep[2 * block * HALVES + h]; rest; rest &= rest - 1) {
+      int c = 64 * (h / 2) + 2 * (__ffs(rest) - 1) + h % 2;
 #pragma unroll
-    for (int odd = 0; odd < 2; ++odd)
-      for (unsigned left = steep[h][odd]; left; left &= left - 1) {
-        int c = 64 * h + 2 * (__ffs(left) - 1) + odd;
+      for (int r = 0; r < 2; ++r) {
+        int i = g + 8 * r;
+        float of_i = own_sum[i * LS + c], left_i = float(left[i * LD + c]);
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          int i = g + 8 * r;
-          float of_i = own_sum[i * LS + c], q_i = float(q[i * LD + c]), k_i = float(k[i * LD + c]);
-#pragma unroll
-          for (int at = 0; at < 4; ++at) {
-            int j = at / 2 * 8 + 2 * t + at % 2;
-            if (i < j) continue;
-            float x = float(k[j * LD + c]) * __expf(of_i - own_sum[j * LS + c]);
-            n_own[at / 2][2 * r + at % 2] += k_i * x;
-            p_own[at / 2][2 * r + at % 2] += q_i * x;
-          }
+        for (int at = 0; at < 4; ++at) {
+          int j = at / 2 * 8 + 2 * t + at % 2;
+          if (i >= j)
+            x_own[at / 2][2 * r + at % 2] +=
+                left_i * float(k[j * LD + c]) * power_of_two(of_i - own_sum[j * LS + c]);
         }
       }
-  __syncwarp();
-  barrier_sync(barrier, PREPARE_THREADS); /* keys decayed to their subblocks' ends were read */
+    }
+  barrier_sync(barrier, PREPARE_THREADS); /* the raw rows and decayed keys were read */
 
-#pragma unroll
-  for (int h = 0; h < HALVES; ++h) {
-    int c = 64 * h + 2 * lane;
+  if (elementwise) {
     float2 before = {0, 0}, after = {0, 0};
 #pragma unroll
     for (int s = 0; s < SUBBLOCKS; ++s) {
-      float2 x = *(const float2 *)(total + s * DIM + c);
-      if (s < warp) before.x += x.x, before.y += x.y;
-      if (s >= warp) after.x += x.x, after.y += x.y;
+      float2 y = *(const float2 *)(total + s * DIM + channel);
+      if (s < block) before.x += y.x, before.y += y.y;
+      if (s >= block) after.x += y.x, after.y += y.y;
     }
 #pragma unroll 4
     for (int i = 0; i < SUBBLOCK; ++i) {
-      float2 s = *(const float2 *)(own_sum + i * LS + c);
-      float2 x = unpack<E>(*(uint32_t *)(q + i * LD + c));
-      float2 y = unpack<E>(*(uint32_t *)(k + i * LD + c));
-      float e0 = __expf(before.x + s.x), e1 = __expf(before.y + s.y);
-      *(uint32_t *)(q + i * LD + c) = pack<E>(x.x * e0, x.y * e1);
-      *(uint32_t *)(k + i * LD + c) = pack<E>(y.x * e0, y.y * e1);
-      *(uint32_t *)(written + (row + i) * LD + c) =
-          pack<E>(y.x * __expf(after.x - s.x), y.y * __expf(after.y - s.y));
+      float2 s = *(const float2 *)(own_sum + i * LS + channel);
+      uint32_t *of_q = (uint32_t *)(q + i * LD + channel);
+      uint32_t *of_k = (uint32_t *)(k + i * LD + channel);
+      float2 y = unpack<E>(*of_q), z = unpack<E>(*of_k);
+      float e0 = power_of_two(before.x + s.x), e1 = power_of_two(before.y + s.y);
+      *of_q = pack<E>(y.x * e0, y.y * e1);
+      *of_k = pack<E>(z.x * e0, z.y * e1);
+      *(uint32_t *)(written + (row + i) * LD + channel) =
+          pack<E>(z.x * power_of_two(after.x - s.x), z.y * power_of_two(after.y - s.y));
     }
-    if (warp == 0) *(float2 *)(tile.full() + c) = make_float2(__expf(after.x), __expf(after.y));
+    if (block == 0)
+      *(float2 *)(tile.full() + channel) =
+          make_float2(power_of_two(after.x), power_of_two(after.y));
   }
   barrier_sync(barrier, PREPARE_THREADS); /* the sums were read: B takes their place */
 
 #pragma unroll
   for (int distance = 0; distance < SUBBLOCKS; ++distance)
-    if (distance <= warp)
+    if (distance <= block)
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+      for (int half = 0; half < 2; ++half) {
+        const float *y = distance ? x[distance ? distance - 1 : 0][half] : x_own[half];
+        int j = row - distance * SUBBLOCK + half * 8 + 2 * t;
+        float2 f = of_p ? make_float2(1, 1) : *(const float2 *)(tile.beta() + j);
+        if (!of_p) f.x = limit_beta(f.x), f.y = limit_beta(f.y);
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          int i = row + g + 8 * r, j = row - distance * SUBBLOCK + half * 8 + 2 * t;
-          const float *x = distance ? n[distance ? distance - 1 : 0][half] : n_own[half];
-          const float *y = distance ? p[distance ? distance - 1 : 0][half] : p_own[half];
-          float beta0 = limit_beta(tile.beta()[j]), beta1 = limit_beta(tile.beta()[j + 1]);
-          *(float2 *)(a + i * FLOATS + j) =
-              make_float2(i > j ? beta0 * x[2 * r] : 0, i > j + 1 ? beta1 * x[2 * r + 1] : 0);
-          *(uint32_t *)(tile.p() + i * SQUARE + j) =
-              pack<E>(i >= j ? y[2 * r] : 0, i >= j + 1 ? y[2 * r + 1] : 0);
-        }
+        for (int r = 0; r < 2; ++r)
+          store_score<E>(a, tile.p(), of_p, distance == 0, row + g + 8 * r, j, f.x * y[2 * r],
+                         f.y * y[2 * r + 1]);
+      }
   barrier_sync(barrier, PREPARE_THREADS);
-  invert(a, thread, barrier);
-  round_inverse(tile.y(), a, tile.beta(), fold, thread);
+  invert<E, FOLD>(a, tile.y(), tile.beta(), thread, barrier);
 }
 
-template <typename E, int DIM>
-__device__ inline void prepare(const tiles<E, DIM, false> &tile, float *scratch,
-                               const chunk_gates &gates, bool fold, int thread, int barrier) {
-  prepare_tokens(tile, scratch, gates, fold, thread, barrier);
+/* Scores from operands in shared memory: rows decayed from the border before their subblock, keys
+ * times the inverse, keys decayed to the end of their own subblock. `total` as in prepare_channels.
+ * Steep channels: every pair has its own decay, and the rows as they came; a lane of the first 16
+ * sums up one token's decay. */
+template <int BLOCK, int DIM>
+__device__ inline void channel_scores(const tiles<__nv_bfloat16, DIM, true> &tile,
+                                      const __nv_bfloat16 *inverse, const float *total,
+                                      const unsigned *steep, const chunk_gates &gates, bool of_p,
+                                      int lane, float (&x)[BLOCK + 1][2][4]) {
+  using E = __nv_bfloat16;
+  constexpr int LD = pitch<DIM>(), ROW = BLOCK * SUBBLOCK;
+  int g = lane / 4, t = lane % 4;
+  const E *left = (of_p ? tile.q() : tile.k()) + ROW * LD;
+#pragma unroll
+  for (int c = 0; c < DIM; c += 16) {
+    uint32_t l[4], b[4];
+    load_left(l, left + c, LD, lane);
+    load_right(b, inverse + ROW * LD + c, LD, lane);
+    product<E>(x[0][0], l, b[0], b[1]);
+    product<E>(x[0][1], l, b[2], b[3]);
+    float2 between[2] = {{0, 0}, {0, 0}}; /* the decay of whole subblocks in between */
+#pragma unroll
+    for (int distance = 1; distance <= BLOCK; ++distance) {
+      int s = BLOCK - distance;
+      load_right(b, tile.written() + s * SUBBLOCK * LD + c, LD, lane);
+      if (distance > 1)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float2 whole = *(const float2 *)(total + (s + 1) * DIM + c + 2 * t + 8 * i);
+          between[i].x += whole.x, between[i].y += whole.y;
+          uint32_t e = pack<E>(power_of_two(between[i].x), power_of_two(between[i].y));
+          b[i] = multiply(b[i], e, E());
+          b[i + 2] = multiply(b[i + 2], e, E());
+        }
+      product<E>(x[distance][0], l, b[0], b[1]);
+      product<E>(x[distance][1], l, b[2], b[3]);
+    }
+  }
+  const E *raw = (const E *)(of_p ? gates.q : gates.k), *raw_k = (const E *)gates.k;
+  int64_t raw_token = of_p ? gates.q_token : gates.k_token;
+  for (int h = 0; h < DIM / 32; ++h)
+    for (unsigned rest = steep[h]; rest; rest &= rest - 1) {
+      int c = 64 * (h / 2) + 2 * (__ffs(rest) - 1) + h % 2, token = ROW + lane % SUBBLOCK;
+      float sum = 0, of_left = 0, of_k = 0;
+      if (token < gates.tokens) {
+        sum = log2_decay(gates.decay[token * gates.decay_token + c]);
+        of_left = float(raw[token * raw_token + c]);
+        of_k = float(raw_k[token * gates.k_token + c]);
+      }
+#pragma unroll
+      for (int d = 1; d < SUBBLOCK; d *= 2) {
+        float other = __shfl_up_sync(~0u, sum, d, SUBBLOCK);
+        if (lane % SUBBLOCK >= d) sum += other;
+      }
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        int i = g + n / 4 * 8, j = n / 2 % 2 * 8 + 2 * t + n % 2;
+        float decay = __shfl_sync(~0u, sum, i) - __shfl_sync(~0u, sum, j);
+        float pair = __shfl_sync(~0u, of_left, i) * __shfl_sync(~0u, of_k, j);
+        if (i >= j) x[0][n / 2 % 2][n / 4 * 2 + n % 2] += pair * power_of_two(decay);
+      }
+    }
 }
-template <typename E, int DIM>
+
+/* The same for bfloat16, whose range is that of float32: all operands can be rounded beforehand and
+ * the products read nothing else. */
+template <bool FOLD, int DIM>
+__device__ inline void prepare_channels(const tiles<__nv_bfloat16, DIM, true> &tile, float *scratch,
+                                        const chunk_gates &gates, int thread, int barrier) {
+  using E = __nv_bfloat16;
+  constexpr int LD = pitch<DIM>(), HALVES = DIM / 64;
+  int warp = thread / 32, lane = thread % 32, block = warp % SUBBLOCKS, row = block * SUBBLOCK;
+  int side = warp / SUBBLOCKS, channel = 64 * side + 2 * lane;
+  bool of_p = side == 1, elementwise = side < HALVES;
+  E *inverse = (E *)scratch;
+  float *a = scratch, *total = scratch + CHUNK * (LD / 2 > FLOATS ? LD / 2 : FLOATS);
+  unsigned *steep = (unsigned *)(total + SUBBLOCKS * DIM); /* [4, HALVES, 2] */
+  float2 s[SUBBLOCK], last = {0, 0};
+  if (elementwise) {
+    const float *from = gates.decay + row * gates.decay_token + channel;
+#pragma unroll
+    for (int i = 0; i < SUBBLOCK; ++i) {
+      s[i] = row + i < gates.tokens ? *(const float2 *)from : make_float2(0, 0);
+      from += gates.decay_token;
+    }
+#pragma unroll
+    for (int i = 0; i < SUBBLOCK; ++i) {
+      last.x += log2_decay(s[i].x);
+      last.y += log2_decay(s[i].y);
+      s[i] = last;
+    }
+    *(float2 *)(total + block * DIM + channel) = last;
+    unsigned low = __ballot_sync(~0u, last.x < MIN_FACTORED);
+    unsigned high = __ballot_sync(~0u, last.y < MIN_FACTORED);
+    if (lane == 0) *(uint2 *)(steep + 2 * (block * HALVES + side)) = make_uint2(low, high);
+  }
+  if (thread < CHUNK)
+    tile.beta()[thread] = thread < gates.tokens ? gates.beta[thread * gates.beta_token] : 0;
+  copy_commit();
+  copy_wait<0>();
+  barrier_sync(barrier, PREPARE_THREADS);
+
+  E *q = tile.q() + row * LD + channel, *k = tile.k() + row * LD + channel;
+  E *written = tile.written() + row * LD + channel, *inverted = inverse + row * LD + channel;
+  if (elementwise) {
+    bool low = last.x >= MIN_FACTORED, high = last.y >= MIN_FACTORED;
+#pragma unroll
+    for (int i = 0; i < SUBBLOCK; ++i) {
+      int at = i * LD;
+      float2 x = unpack<E>(*(uint32_t *)(q + at)), y = unpack<E>(*(uint32_t *)(k + at));
+      float e0 = power_of_two(s[i].x), e1 = power_of_two(s[i].y);
+      *(uint32_t *)(q + at) = pack<E>(x.x * e0, x.y * e1);
+      *(uint32_t *)(k + at) = pack<E>(y.x * e0, y.y * e1);
+      *(uint32_t *)(written + at) =
+          pack<E>(y.x * power_of_two(last.x - s[i].x), y.y * power_of_two(last.y - s[i].y));
+      *(uint32_t *)(inverted + at) =
+          pack<E>(low ? y.x * power_of_two(-s[i].x) : 0, high ? y.y * power_of_two(-s[i].y) : 0);
+    }
+  }
+  barrier_sync(barrier, PREPARE_THREADS);
+
+  /* Scores into registers, then B takes the operands' place. */
+  auto scores = [&](auto constant) {
+    constexpr int BLOCK = decltype(constant)::value;
+    float x[BLOCK + 1][2][4] = {};
+    channel_scores<BLOCK>(tile, inverse, total, steep + 2 * BLOCK * HALVES, gates, of_p, lane, x);
+    barrier_sync(barrier, PREPARE_THREADS);
+    store_scores<BLOCK>(a, tile.p(), of_p, tile.beta(), x, lane);
+  };
+  switch (block) {
+  case 0: scores(number<0>()); break;
+  case 1: scores(number<1>()); break;
+  case 2: scores(number<2>()); break;
+  default: scores(number<3>());
+  }
+
+  /* Rows from the subblocks' borders to the chunk's. */
+  if (elementwise) {
+    float2 before = {0, 0}, after = {0, 0};
+#pragma unroll
+    for (int s = 0; s < SUBBLOCKS; ++s) {
+      float2 y = *(const float2 *)(total + s * DIM + channel);
+      if (s < block) before.x += y.x, before.y += y.y;
+      if (s > block) after.x += y.x, after.y += y.y;
+    }
+    float b0 = power_of_two(before.x), b1 = power_of_two(before.y);
+    float a0 = power_of_two(after.x), a1 = power_of_two(after.y);
+    auto scale_rows = [&](E *rows, float low, float high) {
+#pragma unroll
+      for (int i = 0; i < SUBBLOCK; ++i) {
+        float2 x = unpack<E>(*(uint32_t *)(rows + i * LD));
+        *(uint32_t *)(rows + i * LD) = pack<E>(x.x * low, x.y * high);
+      }
+    };
+    if (block) {
+      scale_rows(q, b0, b1);
+      scale_rows(k, b0, b1);
+    } else {
+      *(float2 *)(tile.full() + channel) =
+          make_float2(a0 * power_of_two(last.x), a1 * power_of_two(last.y));
+    }
+    if (block < SUBBLOCKS - 1) scale_rows(written, a0, a1);
+  }
+  barrier_sync(barrier, PREPARE_THREADS);
+  invert<E, FOLD>(a, tile.y(), tile.beta(), thread, barrier);
+}
+
+template <bool FOLD, typename E, int DIM>
+__device__ inline void prepare(const tiles<E, DIM, false> &tile, float *scratch,
+                               const chunk_gates &gates, int thread, int barrier) {
+  prepare_tokens<FOLD>(tile, scratch, gates, thread, barrier);
+}
+template <bool FOLD, typename E, int DIM>
 __device__ inline void prepare(const tiles<E, DIM, true> &tile, float *scratch,
-                               const chunk_gates &gates, bool fold, int thread, int barrier) {
-  prepare_channels(tile, scratch, gates, fold, thread, barrier);
+                               const chunk_gates &gates, int thread, int barrier) {
+  prepare_channels<FOLD>(tile, scratch, gates, thread, barrier);
 }
 
 /* ---- The problem on the device ---- */
@@ -696,6 +950,7 @@ template <typename E> __device__ inline rows<E> as(const rows<void> &x) {
   return {(E *)x.data, x.batch, x.token, x.head};
 }
 
+template <typename E>
 __device__ inline chunk_gates gates_of(const parameters &p, const sequence &s, int64_t first,
                                        int head) {
   chunk_gates gates;
@@ -704,6 +959,10 @@ __device__ inline chunk_gates gates_of(const parameters &p, const sequence &s, i
   gates.decay_token = p.decay.token;
   gates.beta_token = p.beta.token;
   gates.tokens = (int)min((int64_t)CHUNK, s.tokens - first);
+  gates.q = as<E>(p.q).at(s.batch, s.first + first, head / p.group);
+  gates.k = as<E>(p.k).at(s.batch, s.first + first, head / p.group);
+  gates.q_token = p.q.token;
+  gates.k_token = p.k.token;
   return gates;
 }
 
@@ -718,6 +977,10 @@ __device__ inline void copy_keys(const parameters &p, const tiles<E, DIM, CHANNE
             DIM, tokens, thread, threads);
 }
 
+template <typename E, int DIM, bool CHANNEL> constexpr int prepare_bytes() {
+  return tiles<E, DIM, CHANNEL>::BYTES + prepare_floats<E, DIM, CHANNEL>() * 4;
+}
+
 /* Prepares all chunks at once: blocks over (sequence and chunk, value head). */
 template <typename E, int DIM, bool CHANNEL, bool BACKWARD>
 __global__ void __launch_bounds__(PREPARE_THREADS) prepare_kernel(parameters p) {
@@ -729,9 +992,9 @@ __global__ void __launch_bounds__(PREPARE_THREADS) prepare_kernel(parameters p) 
   int64_t chunk = blockIdx.x % p.chunks, first = chunk * CHUNK;
   sequence s = find_sequence(p.offsets, p.length, (int)(blockIdx.x / p.chunks));
   if (first >= s.tokens) return;
-  chunk_gates gates = gates_of(p, s, first, head);
+  chunk_gates gates = gates_of<E>(p, s, first, head);
   copy_keys(p, tile, s, first, gates.tokens, head, thread, PREPARE_THREADS);
-  prepare(tile, (float *)(memory + tile_type::BYTES), gates, !BACKWARD, thread, 1);
+  prepare<!BACKWARD>(tile, (float *)(memory + tile_type::BYTES), gates, thread, 1);
   __syncthreads();
 
   char *to = p.prepared + ((int64_t)blockIdx.x * p.value_heads + head) *

@@ -42,21 +42,11 @@ template <typename E, int DIM> __device__ void keep_slab(const slab<DIM> &s, E *
   }
 }
 
-/* out[16, 64] (+)= slab rows^T for rows[64, DIM]. */
-template <typename E, int DIM>
-__device__ void times_rows(float (&out)[8][4], const slab<DIM> &s, const E *rows, int lane) {
-  constexpr int LD = pitch<DIM>();
+template <int DIM> __device__ void scale_slab(slab<DIM> &s, float factor) {
 #pragma unroll
-  for (int c = 0; c < DIM / 16; ++c) {
-    uint32_t a[4], b[4];
-    slab_operand<E>(a, s, c);
+  for (int n = 0; n < DIM / 8; ++n)
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      load_right(b, rows + n * 16 * LD + c * 16, LD, lane);
-      product<E>(out[2 * n], a, b[0], b[1]);
-      product<E>(out[2 * n + 1], a, b[2], b[3]);
-    }
-  }
+    for (int i = 0; i < 4; ++i) s.s[n][i] *= factor;
 }
 
 /* out[16, 64] += x[16, 64] l for the lower triangular l. */
@@ -72,20 +62,6 @@ __device__ void times_lower_transposed(float (&out)[8][4], const uint32_t (&x)[S
       product<E>(out[2 * j], x[i], b[0], b[1]);
       product<E>(out[2 * j + 1], x[i], b[2], b[3]);
     }
-}
-
-__device__ inline void clear(float (&x)[8][4]) {
-#pragma unroll
-  for (int n = 0; n < 8; ++n) x[n][0] = x[n][1] = x[n][2] = x[n][3] = 0;
-}
-
-/* Column (token) j times factor[j]. */
-__device__ inline void scale_tokens(float (&x)[8][4], const float *factor, int lane) {
-#pragma unroll
-  for (int n = 0; n < 8; ++n) {
-    float2 f = *(const float2 *)(factor + 8 * n + lane % 4 * 2);
-    x[n][0] *= f.x, x[n][1] *= f.y, x[n][2] *= f.x, x[n][3] *= f.y;
-  }
 }
 
 /* Loads what a sweep needs of one chunk: `forward` Kg, Kk, Y and `values` = V, else Qg, Kg, Kk, L,
@@ -144,11 +120,7 @@ __global__ void __launch_bounds__(256) sweep_kernel(backward_parameters all) {
   slab<DIM> state;
   states given = FORWARD ? p.initial : all.d_final;
   load_slab(state, given.data ? given.at(slot, head) + own : NULL, given.row, lane);
-  if (!FORWARD)
-#pragma unroll
-    for (int n = 0; n < DIM / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) state.s[n][i] /= p.scale;
+  if (!FORWARD) scale_slab(state, 1 / p.scale);
   if (chunks) fetch_step(0);
   for (int64_t step = 0; step < chunks; ++step) {
     if (step + 1 < chunks)
@@ -196,15 +168,7 @@ __global__ void __launch_bounds__(256) sweep_kernel(backward_parameters all) {
       tokens_operand<E>(x, r, CHANNEL ? NULL : tile.gamma(), lane);
       decay_slab<DIM, CHANNEL>(state, tile.full(), lane);
       add_outer(state, x, tile.k(), lane);
-      if (!CHANNEL)
-#pragma unroll
-        for (int j = 0; j < SUBBLOCKS; ++j)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            float2 f = *(const float2 *)(tile.gamma() + 16 * j + i / 2 * 8 + lane % 4 * 2);
-            float2 y = unpack<E>(d_o[j][i]);
-            d_o[j][i] = pack<E>(y.x * f.x, y.y * f.y);
-          }
+      if (!CHANNEL) scale_operand<E>(d_o, tile.gamma(), lane);
       add_outer(state, d_o, tile.q(), lane);
     }
     __syncwarp();
@@ -212,12 +176,10 @@ __global__ void __launch_bounds__(256) sweep_kernel(backward_parameters all) {
     write_slab(out, p.columns, v, ld, CHUNK, lane);
     __syncthreads();
   }
-  if (FORWARD || !all.d_initial.data) return;
-#pragma unroll
-  for (int n = 0; n < DIM / 8; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) state.s[n][i] *= p.scale;
-  store_slab(state, all.d_initial.at(slot, head) + own, all.d_initial.row, lane);
+  if (!FORWARD && all.d_initial.data) {
+    scale_slab(state, p.scale);
+    store_slab(state, all.d_initial.at(slot, head) + own, all.d_initial.row, lane);
+  }
 }
 
 /* ---- Gradients of a chunk ---- */
@@ -288,7 +250,7 @@ __global__ void __launch_bounds__(GRADIENT_THREADS, 1) gradient_kernel(backward_
   sequence s = find_sequence(p.offsets, p.length, (int)(blockIdx.x / p.chunks));
   if (first >= s.tokens) return;
   int64_t at = (int64_t)blockIdx.x * p.value_heads + head;
-  chunk_gates gates = gates_of(p, s, first, head);
+  chunk_gates gates = gates_of<E>(p, s, first, head);
   int tokens = gates.tokens;
 
   E *q = (E *)(memory + layout::Q), *k = (E *)(memory + layout::K);
@@ -315,7 +277,7 @@ __global__ void __launch_bounds__(GRADIENT_THREADS, 1) gradient_kernel(backward_
       float running = 0;
 #pragma unroll
       for (int i = b * SUBBLOCK; i < b * SUBBLOCK + SUBBLOCK; ++i) {
-        if (i < tokens) running += limit_decay(gates.decay[i * gates.decay_token + channel]);
+        if (i < tokens) running += log2_decay(gates.decay[i * gates.decay_token + channel]);
         own_sum[i * LF + channel] = running;
       }
       total[c] = running;
@@ -323,14 +285,14 @@ __global__ void __launch_bounds__(GRADIENT_THREADS, 1) gradient_kernel(backward_
   } else if (warp == 1 && lane == 0) {
     float running = 0;
     for (int i = 0; i < CHUNK; ++i) {
-      if (gates.decay && i < tokens) running += limit_decay(gates.decay[i * gates.decay_token]);
+      if (gates.decay && i < tokens) running += log2_decay(gates.decay[i * gates.decay_token]);
       sum[i] = running;
     }
   }
   __syncthreads();
   if (!CHANNEL && thread < CHUNK) {
-    gamma[thread] = __expf(sum[thread]);
-    kappa[thread] = __expf(sum[CHUNK - 1] - sum[thread]);
+    gamma[thread] = power_of_two(sum[thread]);
+    kappa[thread] = power_of_two(sum[CHUNK - 1] - sum[thread]);
   }
 
   /* Everything that values and states give. */
@@ -416,7 +378,7 @@ __global__ void __launch_bounds__(GRADIENT_THREADS, 1) gradient_kernel(backward_
       float p_ij[2], b_ij[2];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        float decay = i < j + e ? 0 : CHANNEL ? 1 : __expf(sum[i] - sum[j + e]);
+        float decay = i < j + e ? 0 : CHANNEL ? 1 : power_of_two(sum[i] - sum[j + e]);
         p_ij[e] = decay * beta[j + e] * d_p[n][2 * r + e];
         b_ij[e] = i == j + e ? 0 : -decay * beta[i] * beta[j + e] * d_b[n][2 * r + e];
         if (i == j + e && i < tokens && all.d_beta.data)
@@ -438,7 +400,7 @@ __global__ void __launch_bounds__(GRADIENT_THREADS, 1) gradient_kernel(backward_
         float2 y = *(const float2 *)(total + b * DIM + 2 * thread);
         full.x += y.x, full.y += y.y;
       }
-      full.x = __expf(full.x), full.y = __expf(full.y);
+      full.x = power_of_two(full.x), full.y = power_of_two(full.y);
     } else {
       full.x = full.y = gamma[CHUNK - 1];
     }
@@ -535,11 +497,11 @@ __global__ void __launch_bounds__(GRADIENT_THREADS, 1) gradient_kernel(backward_
     float2 last = *(const float2 *)(total + i / SUBBLOCK * DIM + c);
     float2 x = unpack<E>(*(const uint32_t *)(q + i * LD + c));
     float2 y = unpack<E>(*(const uint32_t *)(k + i * LD + c));
-    float e0 = __expf(own.x), e1 = __expf(own.y);
+    float e0 = power_of_two(own.x), e1 = power_of_two(own.y);
     *(uint32_t *)(q_prefix + i * LD + c) = pack<E>(x.x * e0, x.y * e1);
     *(uint32_t *)(k_prefix + i * LD + c) = pack<E>(y.x * e0, y.y * e1);
     *(uint32_t *)(k_suffix + i * LD + c) =
-        pack<E>(y.x * __expf(last.x - own.x), y.y * __expf(last.y - own.y));
+        pack<E>(y.x * power_of_two(last.x - own.x), y.y * power_of_two(last.y - own.y));
   }
   __syncthreads();
 
@@ -549,7 +511,7 @@ __global__ void __launch_bounds__(GRADIENT_THREADS, 1) gradient_kernel(backward_
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       float2 f = *(const float2 *)(total + b * DIM + half + 8 * n + 2 * t);
-      float e0 = __expf(f.x), e1 = __expf(f.y);
+      float e0 = power_of_two(f.x), e1 = power_of_two(f.y);
       acc[n][0] *= e0, acc[n][1] *= e1, acc[n][2] *= e0, acc[n][3] *= e1;
     }
   };
@@ -592,8 +554,8 @@ __global__ void __launch_bounds__(GRADIENT_THREADS, 1) gradient_kernel(backward_
       float of_beta = beta[i];
       auto finish = [&](int e, float own, float before, float last, float after, float q_i,
                         float k_i, float q_p, float k_p, float k_s) {
-        float prefix = __expf(own), whole = __expf(before + own);
-        float suffix = __expf(last - own), rest = __expf(after + last - own);
+        float prefix = power_of_two(own), whole = power_of_two(before + own);
+        float suffix = power_of_two(last - own), rest = power_of_two(after + last - own);
         float dq = whole * d_qg[n][e], read = -of_beta * whole * d_kg[n][e];
         float kept = of_beta * rest * d_kk[n][e];
         float d_g =
@@ -633,7 +595,7 @@ __global__ void __launch_bounds__(GRADIENT_THREADS, 1) gradient_kernel(backward_
     for (int i = 0; i < SUBBLOCK; ++i) {
       int at = b * SUBBLOCK + i;
       float before = i ? own_sum[(at - 1) * LF + c] : 0;
-      alpha[i] = __expf(own_sum[at * LF + c] - before);
+      alpha[i] = power_of_two(own_sum[at * LF + c] - before);
       q_i[i] = float(q[at * LD + c]), k_i[i] = float(k[at * LD + c]);
       of_q[i] = of_k[i] = of_g[i] = 0;
     }
@@ -744,7 +706,7 @@ template <int DIM, bool CHANNEL> parts parts_of(const attn_recurrent_problem *pr
 template <int DIM, bool CHANNEL>
 bool plan_for(const attn_cuda_device *device, const attn_recurrent_problem *problem,
               attn_cuda_choice *choice) {
-  size_t stage = tiles<__half, DIM, CHANNEL>::BYTES;
+  size_t stage = tiles<__nv_bfloat16, DIM, CHANNEL>::BYTES;
   int64_t pairs = problem->batch * problem->value_heads, slabs = problem->value_dim / SLAB;
   int64_t all = slabs;
   auto fits = [&](int64_t slabs) {
@@ -797,7 +759,7 @@ attn_status launch(const attn_cuda_choice *choice, const attn_recurrent_problem 
   p.head_d_k = (float *)take(bytes.head_d_k);
 
   dim3 all((unsigned)(problem->batch * p.in.chunks), (unsigned)p.in.value_heads);
-  int shared = tile_type::BYTES + prepare_floats<DIM, CHANNEL>() * 4;
+  int shared = prepare_bytes<E, DIM, CHANNEL>();
   attn_status status = allow_shared(prepare_kernel<E, DIM, CHANNEL, true>, shared);
   if (status != ATTN_OK) return status;
   prepare_kernel<E, DIM, CHANNEL, true><<<all, PREPARE_THREADS, shared, stream>>>(p.in);

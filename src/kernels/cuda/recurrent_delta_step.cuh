@@ -70,9 +70,9 @@ __device__ inline void add_outer(slab<DIM> &s, const uint32_t (&x)[SUBBLOCKS][4]
                                  int lane) {
   constexpr int LD = pitch<DIM>();
 #pragma unroll
-  for (int n = 0; n < DIM / 16; ++n)
+  for (int j = 0; j < SUBBLOCKS; ++j)
 #pragma unroll
-    for (int j = 0; j < SUBBLOCKS; ++j) {
+    for (int n = 0; n < DIM / 16; ++n) {
       uint32_t b[4];
       load_right_transposed(b, rows + j * 16 * LD + n * 16, LD, lane);
       product<E>(s.s[2 * n], x[j], b[0], b[1]);
@@ -134,43 +134,143 @@ __device__ inline void write_slab(E *out, int64_t ld_out, const E *x, int ld, in
   }
 }
 
-/* The forward step; V's slab in shared memory becomes O's. */
-template <typename E, int DIM, bool CHANNEL>
-__device__ inline void step(slab<DIM> &s, const tiles<E, DIM, CHANNEL> &tile, E *v, int ld_v,
-                            float scale, int lane) {
+/* out[16, 64] (+)= slab rows^T for rows[64, DIM]. */
+template <typename E, int DIM>
+__device__ inline void times_rows(float (&out)[8][4], const slab<DIM> &s, const E *rows, int lane) {
   constexpr int LD = pitch<DIM>();
-  float r[8][4] = {}, o[8][4] = {};
 #pragma unroll
   for (int c = 0; c < DIM / 16; ++c) {
     uint32_t a[4], b[4];
     slab_operand<E>(a, s, c);
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      load_right(b, tile.k() + n * 16 * LD + c * 16, LD, lane);
-      product<E>(r[2 * n], a, b[0], b[1]);
-      product<E>(r[2 * n + 1], a, b[2], b[3]);
+      load_right(b, rows + n * 16 * LD + c * 16, LD, lane);
+      product<E>(out[2 * n], a, b[0], b[1]);
+      product<E>(out[2 * n + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+__device__ inline void clear(float (&x)[8][4]) {
+#pragma unroll
+  for (int n = 0; n < 8; ++n) x[n][0] = x[n][1] = x[n][2] = x[n][3] = 0;
+}
+
+/* Column (token) j times factor[j]. */
+__device__ inline void scale_tokens(float (&x)[8][4], const float *factor, int lane) {
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    float2 f = *(const float2 *)(factor + 8 * n + lane % 4 * 2);
+    x[n][0] *= f.x, x[n][1] *= f.y, x[n][2] *= f.x, x[n][3] *= f.y;
+  }
+}
+
+/* The tokens of an operand times factor, rounded again. */
+template <typename E>
+__device__ inline void scale_operand(uint32_t (&x)[SUBBLOCKS][4], const float *factor, int lane) {
+#pragma unroll
+  for (int j = 0; j < SUBBLOCKS; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float2 f = *(const float2 *)(factor + 16 * j + i / 2 * 8 + lane % 4 * 2);
+      float2 y = unpack<E>(x[j][i]);
+      x[j][i] = pack<E>(y.x * f.x, y.y * f.y);
+    }
+}
+
+/* V' of the slab as an operand. Y is Diag(beta) Y here. */
+template <typename E, int DIM, bool CHANNEL>
+__device__ inline void written_values(uint32_t (&x)[SUBBLOCKS][4], const slab<DIM> &s,
+                                      const tiles<E, DIM, CHANNEL> &tile, const E *v, int ld_v,
+                                      int lane) {
+  float r[8][4] = {};
+  times_rows<E>(r, s, tile.k(), lane);
+  residual(r, v, ld_v, CHANNEL ? NULL : tile.gamma(), lane);
+  tokens_operand<E>(x, r, NULL, lane);
+  clear(r);
+  times_lower(r, x, tile.y(), lane);
+  tokens_operand<E>(x, r, NULL, lane);
+}
+
+/* S after the chunk; x is V' and is lost. */
+template <typename E, int DIM, bool CHANNEL>
+__device__ inline void advance(slab<DIM> &s, uint32_t (&x)[SUBBLOCKS][4],
+                               const tiles<E, DIM, CHANNEL> &tile, int lane) {
+  decay_slab<DIM, CHANNEL>(s, tile.full(), lane);
+  if (!CHANNEL) scale_operand<E>(x, tile.kappa(), lane);
+  add_outer(s, x, CHANNEL ? tile.written() : tile.k(), lane);
+}
+
+/* The forward step; V's slab in shared memory becomes O's. */
+template <typename E, int DIM, bool CHANNEL>
+__device__ inline void step(slab<DIM> &s, const tiles<E, DIM, CHANNEL> &tile, E *v, int ld_v,
+                            float scale, int lane) {
+  uint32_t x[SUBBLOCKS][4];
+  written_values(x, s, tile, v, ld_v, lane);
+  float o[8][4] = {};
+  times_rows<E>(o, s, tile.q(), lane);
+  if (!CHANNEL) scale_tokens(o, tile.gamma(), lane);
+  times_lower(o, x, tile.p(), lane);
+  __syncwarp();
+  store_transposed(v, ld_v, o, scale, lane);
+  advance(s, x, tile, lane);
+}
+
+/* The same by two warps, so that the first one is soon at the next chunk: it hands over S and V' as
+ * operands and the second one makes O. */
+template <int DIM> struct handover { uint4 s[DIM / 16][32], x[SUBBLOCKS][32]; };
+
+__device__ inline uint4 to_vector(const uint32_t (&a)[4]) {
+  return make_uint4(a[0], a[1], a[2], a[3]);
+}
+__device__ inline void from_vector(uint32_t (&a)[4], uint4 x) {
+  a[0] = x.x, a[1] = x.y, a[2] = x.z, a[3] = x.w;
+}
+
+template <typename E, int DIM>
+__device__ inline void hand_state(handover<DIM> &to, const slab<DIM> &s, int lane) {
+#pragma unroll
+  for (int c = 0; c < DIM / 16; ++c) {
+    uint32_t a[4];
+    slab_operand<E>(a, s, c);
+    to.s[c][lane] = to_vector(a);
+  }
+}
+
+template <typename E, int DIM, bool CHANNEL>
+__device__ inline void state_step(slab<DIM> &s, handover<DIM> &to,
+                                  const tiles<E, DIM, CHANNEL> &tile, const E *v, int ld_v,
+                                  int barrier, int lane) {
+  uint32_t x[SUBBLOCKS][4];
+  written_values(x, s, tile, v, ld_v, lane);
+#pragma unroll
+  for (int j = 0; j < SUBBLOCKS; ++j) to.x[j][lane] = to_vector(x[j]);
+  barrier_sync(barrier, 64);
+  advance(s, x, tile, lane);
+  hand_state<E>(to, s, lane);
+}
+
+template <typename E, int DIM, bool CHANNEL>
+__device__ inline void output_step(const handover<DIM> &from, const tiles<E, DIM, CHANNEL> &tile,
+                                   E *v, int ld_v, float scale, int barrier, int lane) {
+  constexpr int LD = pitch<DIM>();
+  float o[8][4] = {};
+#pragma unroll
+  for (int c = 0; c < DIM / 16; ++c) {
+    uint32_t a[4], b[4];
+    from_vector(a, from.s[c][lane]);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
       load_right(b, tile.q() + n * 16 * LD + c * 16, LD, lane);
       product<E>(o[2 * n], a, b[0], b[1]);
       product<E>(o[2 * n + 1], a, b[2], b[3]);
     }
   }
-  residual(r, v, ld_v, CHANNEL ? NULL : tile.gamma(), lane);
+  if (!CHANNEL) scale_tokens(o, tile.gamma(), lane);
+  barrier_sync(barrier, 64);
   uint32_t x[SUBBLOCKS][4];
-  tokens_operand<E>(x, r, NULL, lane);
 #pragma unroll
-  for (int n = 0; n < 8; ++n) r[n][0] = r[n][1] = r[n][2] = r[n][3] = 0;
-  times_lower(r, x, tile.y(), lane);
-  decay_slab<DIM, CHANNEL>(s, tile.full(), lane);
-  tokens_operand<E>(x, r, CHANNEL ? NULL : tile.kappa(), lane);
-  add_outer(s, x, CHANNEL ? tile.written() : tile.k(), lane);
-  if (!CHANNEL) {
-    tokens_operand<E>(x, r, NULL, lane);
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      float2 f = *(const float2 *)(tile.gamma() + 8 * n + lane % 4 * 2);
-      o[n][0] *= f.x, o[n][1] *= f.y, o[n][2] *= f.x, o[n][3] *= f.y;
-    }
-  }
+  for (int j = 0; j < SUBBLOCKS; ++j) from_vector(x[j], from.x[j][lane]);
   times_lower(o, x, tile.p(), lane);
   store_transposed(v, ld_v, o, scale, lane);
 }
