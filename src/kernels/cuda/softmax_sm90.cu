@@ -153,7 +153,12 @@ __device__ void forward_produce(const forward_parameters &p, char *shared, uint3
   }
 }
 
-/* Maximum (of raw scores) and this thread's part of the sum of each of its two rows. */
+/* A row keeps its old maximum while weights stay below 2^SLACK, which float16 holds with room to
+ * spare; so the output is rarely rescaled. */
+constexpr float SLACK = 8;
+
+/* Reference (a maximum of raw scores, at most SLACK behind) and this thread's part of the sum of
+ * each of its two rows. */
 struct row_state {
   float top[2], sum[2];
 };
@@ -170,6 +175,7 @@ __device__ __forceinline__ void weigh(float (&scores)[count], row_state *rows, f
     for (int i = 4; i < count; i += 4)
       top = fmaxf(top, fmaxf(scores[i + 2 * row], scores[i + 2 * row + 1]));
     top = fmaxf(rows->top[row], quad_max(top));
+    if ((top - rows->top[row]) * scale_log2 <= SLACK) top = rows->top[row];
     /* A row that has seen no key yet: any finite maximum makes its weights 0. */
     offset[row] = top == -INFINITY ? 0 : top * scale_log2;
     factor[row] = exp2_approximate(rows->top[row] * scale_log2 - offset[row]);
@@ -310,8 +316,10 @@ __device__ void forward_consume(const forward_parameters &p, char *shared, uint3
         pin(out);
         v_release();
         operands<T>(weights, scores);
+        if (__any_sync(~0u, factor[0] != 1 || factor[1] != 1)) {
 #pragma unroll
-        for (int i = 0; i < DIM / 2; i++) out[i] *= factor[i % 4 / 2];
+          for (int i = 0; i < DIM / 2; i++) out[i] *= factor[i % 4 / 2];
+        }
       };
       n--;
 #pragma unroll 1
