@@ -108,7 +108,7 @@ static attn_gpu *open_gpu(int index) {
   const attn_cuda *cuda = get_module();
   if (!cuda || check(cuda, cuda->device_open(index, &gpu->device)) != ATTN_OK) return NULL;
   if (check(cuda, cuda->stream_create(index, &gpu->stream)) != ATTN_OK) return NULL;
-  gpu->cuda = cuda;
+  __atomic_store_n(&gpu->cuda, cuda, __ATOMIC_RELEASE); /* from here on it needs no lock */
   return gpu;
 }
 
@@ -117,6 +117,7 @@ attn_gpu *attn_gpu_open(int index) {
     (void)attn_fail(ATTN_NOT_FOUND, "cuda: there is no GPU %d", index);
     return NULL;
   }
+  if (__atomic_load_n(&gpus[index].cuda, __ATOMIC_ACQUIRE)) return &gpus[index];
   pthread_mutex_lock(&gpus_lock);
   attn_gpu *gpu = open_gpu(index);
   pthread_mutex_unlock(&gpus_lock);
