@@ -162,9 +162,6 @@ __global__ void __launch_bounds__(PREPARE_THREADS + 256, 1) fused_kernel(paramet
   int64_t chunks = (s.tokens + CHUNK - 1) / CHUNK;
 
   if (thread < PREPARE_THREADS) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
-#endif
     float *scratch = (float *)(memory + 2 * stage_bytes);
     rows<const E> v = as<E>(p.v);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -182,9 +179,6 @@ __global__ void __launch_bounds__(PREPARE_THREADS + 256, 1) fused_kernel(paramet
     }
     return;
   }
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 152;");
-#endif
   int warp = (thread - PREPARE_THREADS) / 32, lane = thread % 32, own = warp * SLAB;
   slab<DIM> state;
   load_slab(state, p.initial.data ? p.initial.at(slot, head) + own : NULL, p.initial.row, lane);
