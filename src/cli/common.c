@@ -198,7 +198,9 @@ static attn_status move_to(attn_model *model, const char *name) {
   attn_device device;
   ATTN_TRY(attn_device_parse(name, &device));
   attn_status status = attn_model_move(model, device);
-  return strcmp(name, ATTN_DEVICE_AUTO) == 0 ? ATTN_OK : status;
+  /* A model that is still whole on the processor runs there; a partly moved one is an error. */
+  bool stayed = !attn_same_device(model->device, device);
+  return stayed && strcmp(name, ATTN_DEVICE_AUTO) == 0 ? ATTN_OK : status;
 }
 
 attn_status attn_open_model(const char *given, attn_dtype compute, const char *device,
