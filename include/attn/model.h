@@ -29,9 +29,8 @@ ATTN_API attn_status attn_model_create(const char *config, uint64_t seed, attn_d
 ATTN_API void attn_model_destroy(attn_model *model);
 /* Brings the weights to a device, where sessions made from then on, evaluation and embedding run.
  * Quantised weights stay as they are; float8 becomes plain numbers of the compute dtype on a GPU.
- * No session of the model may be there. ATTN_OUT_OF_MEMORY says what was asked for and what is
- * free; the model is then as it was, unless the memory ended while gradients or the copies to
- * compute with were made: destroy it then.
+ * No session of the model may be there. After an error the model is as it was: ATTN_UNSUPPORTED
+ * where the device cannot be used, ATTN_OUT_OF_MEMORY, which says what was asked for and is free.
  */
 ATTN_API attn_status attn_model_move(attn_model *model, attn_device device);
 typedef struct attn_save_options {

@@ -198,9 +198,9 @@ static attn_status move_to(attn_model *model, const char *name) {
   attn_device device;
   ATTN_TRY(attn_device_parse(name, &device));
   attn_status status = attn_model_move(model, device);
-  /* A model that is still whole on the processor runs there; a partly moved one is an error. */
-  bool stayed = !attn_same_device(model->device, device);
-  return stayed && strcmp(name, ATTN_DEVICE_AUTO) == 0 ? ATTN_OK : status;
+  if (status == ATTN_OK || strcmp(name, ATTN_DEVICE_AUTO) != 0) return status;
+  fprintf(stderr, "attn: the model stays on the processor: %s\n", attn_error_message());
+  return ATTN_OK;
 }
 
 attn_status attn_open_model(const char *given, attn_dtype compute, const char *device,

@@ -289,10 +289,11 @@ uint64_t attn_model_fingerprint(const attn_model *model) {
   return value;
 }
 
-/* A parameter's values on another device. */
+/* What a parameter has on another device. */
 typedef struct moved {
-  attn_tensor value;
+  attn_tensor value, gradient;
   void *blocks;
+  attn_weight *weight;
 } moved;
 
 static size_t block_bytes(const attn_parameter *p) {
@@ -301,8 +302,8 @@ static size_t block_bytes(const attn_parameter *p) {
 }
 
 /* GGUF's blocks stay as they are; float8 becomes plain numbers. */
-static attn_status copy_to(const attn_model *model, const attn_parameter *p, attn_device device,
-                           moved *copy) {
+static attn_status copy_values(const attn_model *model, const attn_parameter *p, attn_device device,
+                               moved *copy) {
   if (p->blocks && p->block_type < ATTN_BLOCK_GGUF_TYPES) {
     copy->value = p->value;
     copy->value.device = device;
@@ -322,40 +323,62 @@ static attn_status copy_to(const attn_model *model, const attn_parameter *p, att
   return status;
 }
 
-static attn_status move_all(attn_model *model, attn_device device, moved *copies) {
-  for (int64_t i = 0; i < model->parameter_count; ++i)
-    ATTN_TRY(copy_to(model, &model->parameters[i], device, &copies[i]));
+static attn_status copy_to(const attn_model *model, int64_t index, attn_device device,
+                           moved *copy) {
+  const attn_parameter *p = &model->parameters[index];
+  const int64_t *shape = model->shapes[index].shape;
+  ATTN_TRY(copy_values(model, p, device, copy));
+  if (p->gradient.data)
+    ATTN_TRY(attn_tensor_create_on(device, p->gradient.dtype, p->value.rank, p->value.shape,
+                                   &copy->gradient));
+  if (!p->weight) return ATTN_OK;
+  ATTN_TRY(attn_weight_create(shape[0], shape[1], model->compute, &copy->weight));
+  return copy->blocks ? attn_weight_set_blocks(copy->weight, device, p->block_type, copy->blocks)
+                      : attn_weight_set(copy->weight, &copy->value);
+}
+
+static void free_copy(moved *copy, attn_device device) {
+  attn_weight_destroy(copy->weight);
+  attn_tensor_destroy(&copy->gradient);
+  if (copy->blocks)
+    attn_device_free(device, copy->blocks);
+  else
+    attn_tensor_destroy(&copy->value);
+}
+
+static void take_copies(attn_model *model, attn_device device, const moved *copies) {
   model->fingerprint = attn_model_fingerprint(model);
   for (int64_t i = 0; i < model->parameter_count; ++i) {
     attn_parameter *p = &model->parameters[i];
+    attn_weight_destroy(p->weight); /* may borrow the values */
+    attn_tensor_destroy(&p->gradient);
     free_values(model, i);
     p->value = copies[i].value;
+    p->gradient = copies[i].gradient;
     p->blocks = copies[i].blocks;
-    copies[i] = (moved){0};
+    p->weight = copies[i].weight;
     model->borrowed[i] = false;
-    if (!p->gradient.data) continue;
-    attn_tensor gradient;
-    ATTN_TRY(
-        attn_tensor_create_on(device, p->gradient.dtype, p->value.rank, p->value.shape, &gradient));
-    attn_tensor_destroy(&p->gradient);
-    p->gradient = gradient;
   }
   model->device = device;
-  return attn_model_refresh(model);
 }
 
+/* Everything is made there before anything here is given up. */
 attn_status attn_model_move(attn_model *model, attn_device device) {
   if (!model) return attn_fail(ATTN_INVALID_ARGUMENT, "model_move: the model is NULL");
   if (attn_same_device(model->device, device)) return ATTN_OK;
-  if (attn_is_cuda(device) && !attn_gpu_open(device.index)) return ATTN_UNSUPPORTED;
-  moved *copies = attn_alloc_array((size_t)model->parameter_count, sizeof *copies);
-  attn_status status = copies ? move_all(model, device, copies) : ATTN_OUT_OF_MEMORY;
-  for (int64_t i = 0; copies && i < model->parameter_count; ++i) {
-    if (copies[i].blocks)
-      attn_device_free(device, copies[i].blocks);
-    else
-      attn_tensor_destroy(&copies[i].value);
+  if (attn_is_cuda(device)) {
+    attn_gpu *gpu = attn_gpu_open(device.index);
+    if (!gpu || !attn_gpu_dense(gpu)) return ATTN_UNSUPPORTED;
   }
+  moved *copies = attn_alloc_array((size_t)model->parameter_count, sizeof *copies);
+  if (!copies) return ATTN_OUT_OF_MEMORY;
+  attn_status status = ATTN_OK;
+  for (int64_t i = 0; i < model->parameter_count && status == ATTN_OK; ++i)
+    status = copy_to(model, i, device, &copies[i]);
+  if (status == ATTN_OK)
+    take_copies(model, device, copies);
+  else
+    for (int64_t i = 0; i < model->parameter_count; ++i) free_copy(&copies[i], device);
   attn_free(copies);
   return status;
 }

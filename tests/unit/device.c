@@ -4,6 +4,7 @@
 
 #include "attn/attn.h"
 #include "graph/graph.h"
+#include "models/model.h"
 #include "tensor/device.h"
 
 #include <math.h>
@@ -70,20 +71,24 @@ static void without_a_gpu(void **state) {
   the_processor_works();
 }
 
+static void model_writes(const attn_model *model) {
+  attn_session *session;
+  const int32_t token = 65;
+  assert_ok(attn_session_create(model, NULL, &session));
+  assert_ok(attn_session_feed(session, &token, 1));
+  assert_true(isfinite(attn_session_logits(session)[0]));
+  attn_session_destroy(session);
+}
+
 /* A model that cannot be moved stays as it is. */
 static void models_stay(void **state) {
   (void)state;
   if (attn_cuda_count() > 0) skip();
   attn_model *model;
-  attn_session *session;
-  const int32_t token = 65;
   assert_ok(attn_model_create(attn_training_default_config(), 1, ATTN_F32, &model));
   assert_int_not_equal(attn_model_move(model, (attn_device){ATTN_CUDA, 0}), ATTN_OK);
   assert_ok(attn_model_move(model, (attn_device){0}));
-  assert_ok(attn_session_create(model, NULL, &session));
-  assert_ok(attn_session_feed(session, &token, 1));
-  assert_true(isfinite(attn_session_logits(session)[0]));
-  attn_session_destroy(session);
+  model_writes(model);
   attn_model_destroy(model);
 }
 
@@ -100,6 +105,34 @@ static void too_much_memory(void **state) {
   assert_true(attn_tensor_get(&tensor, (int64_t[]){99}) == 0);
   attn_tensor_destroy(&tensor);
   the_processor_works();
+}
+
+/* With next to no memory left a model stays whole on the processor, and moves once there is some.
+ */
+static void models_stay_where_memory_ends(void **state) {
+  (void)state;
+  if (attn_cuda_count() == 0) skip();
+  enum { MOST = 256 };
+  const size_t least = (size_t)1 << 20;
+  attn_device gpu = {ATTN_CUDA, 0};
+  void *taken[MOST];
+  int count = 0;
+  attn_model *model;
+  assert_ok(attn_model_create(attn_training_default_config(), 1, ATTN_BF16, &model));
+  assert_ok(attn_model_make_trainable(model));
+  for (size_t bytes = (size_t)1 << 37; bytes >= least && count < MOST;)
+    if ((taken[count] = attn_device_alloc(gpu, bytes)))
+      ++count;
+    else
+      bytes /= 2;
+  int64_t live = attn_memory_get_stats().live_bytes;
+  assert_int_equal(attn_model_move(model, gpu), ATTN_OUT_OF_MEMORY);
+  assert_int_equal(attn_memory_get_stats().live_bytes, live);
+  model_writes(model);
+  while (count) attn_device_free(gpu, taken[--count]);
+  assert_ok(attn_model_move(model, gpu));
+  model_writes(model);
+  attn_model_destroy(model);
 }
 
 /* Between devices, dtypes and strides. */
@@ -131,8 +164,11 @@ static void copies_go_round(void **state) {
 int main(int argc, char **argv) {
   if (argc > 1) cmocka_set_test_filter(argv[1]);
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(names),           cmocka_unit_test(without_a_gpu),
-      cmocka_unit_test(models_stay),     cmocka_unit_test(too_much_memory),
+      cmocka_unit_test(names),
+      cmocka_unit_test(without_a_gpu),
+      cmocka_unit_test(models_stay),
+      cmocka_unit_test(too_much_memory),
+      cmocka_unit_test(models_stay_where_memory_ends),
       cmocka_unit_test(copies_go_round),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
