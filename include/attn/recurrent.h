@@ -46,7 +46,7 @@ typedef struct attn_recurrent_problem {
   bool normalise;
   double epsilon;     /* of the normaliser; 0 means 1e-6 */
   bool ragged;        /* packed: args.offsets is given */
-  int64_t block;      /* tokens a block; 0: the plan chooses */
+  int64_t block;      /* tokens a block; 0: the plan chooses, as it always does on a GPU */
   attn_device device; /* where the tensors lie; {0}: the processor */
   attn_planning planning;
 } attn_recurrent_problem;

@@ -38,7 +38,7 @@ typedef struct attn_softmax_problem {
   bool ragged;                      /* packed: args.query_offsets and key_offsets are given */
   bool paged;                       /* keys and values in pages: args.page_table is given */
   int64_t page_size;                /* tokens a page, when paged */
-  int64_t splits;                   /* over keys; 0: the plan chooses */
+  int64_t splits;                   /* over keys; 0: the plan chooses, as it always does on a GPU */
   attn_device device;               /* where the tensors lie; {0}: the processor */
   attn_planning planning;
 } attn_softmax_problem;

@@ -237,6 +237,12 @@ static int run(const attn_command *command, void *options, const attn_words *wor
                        (long long)o->heads, (long long)o->kv_heads);
   if (attn_device_parse(o->device, &b.device) != ATTN_OK)
     return attn_report(command, ATTN_UNSUPPORTED);
+  const char *of_cpu = o->path != PATH_BEST ? "--path"
+                       : o->plan            ? "--plan"
+                       : o->quiet           ? "--quiet"
+                                            : NULL;
+  if (attn_is_cuda(b.device) && of_cpu)
+    return attn_misuse(command, "%s is for the processor; a GPU's plan chooses by itself", of_cpu);
   if (!collect(&b)) return ATTN_EXIT_USAGE;
   attn_catch_interrupts();
   attn_status status = measure(&b), shown = ATTN_OK;
