@@ -38,14 +38,14 @@ static attn_status fill(const attn_tensor *x) {
 }
 
 static attn_status multiply(attn_gpu *gpu, const attn_tensor *x, double *flops) {
-  attn_cuda_dense *dense = attn_gpu_dense(gpu);
-  if (!dense) return ATTN_UNSUPPORTED;
+  attn_cuda_dense *dense;
+  ATTN_TRY(attn_gpu_dense(gpu, &dense));
   double size = (double)x[0].shape[0], best = INFINITY;
   for (int i = 0; i <= TRIES; ++i) {
     double start = attn_now();
     for (int j = 0; j < 4; ++j)
-      ATTN_TRY(attn_gpu_check(
-          gpu, gpu->cuda->matmul(dense, &x[0], false, &x[1], true, &x[2], false, gpu->stream)));
+      ATTN_TRY(attn_gpu_check(gpu, gpu->cuda->matmul(dense, &x[0], false, &x[1], true, &x[2], false,
+                                                     attn_gpu_stream(gpu))));
     ATTN_TRY(attn_device_synchronize(x[0].device));
     if (i > 0) best = fmin(best, (attn_now() - start) / 4); /* the first chooses an algorithm */
   }

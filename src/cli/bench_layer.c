@@ -11,6 +11,7 @@
 #include "engines/dense/dense.h"
 #include "engines/plan_cache.h"
 #include "graph/operations.h"
+#include "graph/replay.h"
 #include "layers/layers.h"
 #include "models/model.h"
 
@@ -18,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHECKED_TOKENS = 128, SEED = 1 };
+enum { CHECKED_TOKENS = 128, CHECKED_STEPS = 3, SEED = 1 };
 
 /* Errors relative to float64: the operator's rounding (see bench_measure.c) and that of the
  * projections before and behind it, whose weights and results are rounded too. */
@@ -34,10 +35,13 @@ typedef struct layer {
   attn_tensor d_y;      /* [1, rows * hidden]; backward only */
   attn_parameter along; /* d_y as the weight of loss = y . d_y */
   attn_state *state;    /* step only */
+  attn_replay *replay;  /* steps on a GPU */
+  int64_t steps;
   attn_var *x_var, *y_var;
 } layer;
 
 static void destroy(layer *l) {
+  attn_replay_destroy(l->replay);
   attn_state_destroy(l->state);
   attn_weight_destroy(l->along.weight);
   if (l->d_y.data) attn_tensor_destroy(&l->d_y);
@@ -119,14 +123,13 @@ static attn_status create(const attn_bench_case *c, layer *l) {
   return status;
 }
 
-/* y of `rows` rows of x; they go behind what the state has seen, if there is one. */
-static attn_status forward(layer *l, int64_t rows, bool recording) {
+/* Queues y of `rows` rows of x; they go behind what the state has seen, if there is one. */
+static attn_status apply(layer *l, int64_t rows, bool recording) {
   attn_graph *g = l->graph;
   const attn_layer_config *config = &l->model->config.layers[0];
   attn_layer_parameters *p = &l->model->layers[0];
   attn_tensor x;
   ATTN_TRY(attn_tensor_slice(&l->x, 0, 0, rows, &x));
-  attn_graph_reset(g, recording);
   attn_mixer_call call = {.options = &config->options,
                           .parameters = p->mixer,
                           .layout = attn_layout_equal(l->c.batch, l->c.length),
@@ -134,13 +137,34 @@ static attn_status forward(layer *l, int64_t rows, bool recording) {
   if (l->state) {
     call.layout = attn_layout_equal(1, rows);
     call.layout.position = attn_state_position(l->state);
+    call.layout.position_place = attn_state_position_place(l->state);
   }
   l->x_var = recording ? attn_graph_leaf(g, &x) : attn_graph_input(g, &x);
   attn_var *norm = attn_layer_rms_norm(g, l->x_var, attn_graph_parameter(g, p->token_norm[0]),
                                        l->model->config.norm_epsilon);
   l->y_var = attn_mixer_apply(g, config->mixer, &call, norm);
-  ATTN_TRY(attn_graph_status(g));
+  return attn_graph_status(g);
+}
+
+static attn_status forward(layer *l, int64_t rows, bool recording) {
+  attn_graph_reset(l->graph, recording);
+  ATTN_TRY(apply(l, rows, recording));
   if (l->state) attn_state_advance(l->state, rows);
+  return ATTN_OK;
+}
+
+/* One token, as sessions decode: on a GPU the first step runs, the others replay it. */
+static attn_status step(layer *l) {
+  if (!attn_is_cuda(l->c.device) || ++l->steps == 1) return forward(l, 1, false);
+  ATTN_TRY(attn_state_prepare(l->state));
+  if (!l->replay) {
+    ATTN_TRY(attn_replay_create(l->c.device, &l->replay));
+    ATTN_TRY(attn_replay_begin(l->replay, l->graph));
+    attn_status applied = apply(l, 1, false), kept = attn_replay_end(l->replay, l->graph);
+    if (applied != ATTN_OK || kept != ATTN_OK) return applied != ATTN_OK ? applied : kept;
+  }
+  ATTN_TRY(attn_replay_queue(l->replay));
+  attn_state_advance(l->state, 1);
   return ATTN_OK;
 }
 
@@ -160,7 +184,7 @@ static attn_status get_ready(layer *l) {
 /* One execution of the pass. */
 static attn_status execute(layer *l) {
   if (l->c.pass == ATTN_BENCH_BACKWARD) return backward(l);
-  return forward(l, l->c.pass == ATTN_BENCH_STEP ? 1 : l->rows, false);
+  return l->c.pass == ATTN_BENCH_STEP ? step(l) : forward(l, l->rows, false);
 }
 
 static const attn_tensor *result(const layer *l) {
@@ -203,7 +227,8 @@ static attn_status run_small(const attn_bench_case *c, layer *l) {
   ATTN_TRY(create(c, l));
   attn_status status = prefill(l);
   if (status == ATTN_OK) status = get_ready(l);
-  if (status == ATTN_OK) status = execute(l);
+  int times = c->pass == ATTN_BENCH_STEP ? CHECKED_STEPS : 1;
+  for (int i = 0; i < times && status == ATTN_OK; ++i) status = execute(l);
   if (status != ATTN_OK) destroy(l);
   return status;
 }

@@ -41,6 +41,13 @@ static bool upload(attn_graph *g, const int32_t **array, int64_t count) {
   return *array != NULL;
 }
 
+/* Lengths are what changes from one replay to the next: they lie where they last then. */
+static bool upload_lengths(attn_graph *g, const int32_t **lengths, int64_t count) {
+  if (!*lengths) return true;
+  *lengths = attn_pass_live(g, *lengths, (size_t)count * sizeof **lengths);
+  return *lengths != NULL;
+}
+
 static int64_t extent(const attn_tensor *t, int from_last) {
   return t->shape[t->rank - 1 - from_last];
 }
@@ -106,7 +113,7 @@ attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options
   bound.k = k->value;
   bound.v = v->value;
   bound.o = attn_graph_tensor(graph, problem.dtype, q->value.rank, shape);
-  if (!upload(graph, &bound.key_lengths, problem.batch) ||
+  if (!upload_lengths(graph, &bound.key_lengths, problem.batch) ||
       !upload(graph, &bound.query_offsets, problem.batch + 1) ||
       !upload(graph, &bound.key_offsets, problem.batch + 1))
     return NULL;

@@ -50,6 +50,7 @@ struct attn_graph {
   struct attn_free_buffer *free_buffers; /* gradients that have been used up */
   const attn_kernels *kernels;
   int threads;
+  struct attn_replay *replay;    /* the one that is being captured (replay.h), or NULL */
   struct attn_plan_cache *plans; /* of the engines' problems, so that no step plans twice */
 };
 

@@ -11,6 +11,8 @@ typedef struct attn_layout {
   int64_t rows;           /* in all: batch * length, or offsets[batch] */
   const int32_t *offsets; /* packed: batch + 1 cumulative lengths; else NULL */
   int64_t position;       /* of the first token of every sequence: what a state has seen before */
+  const int64_t *position_place; /* where `position` stands in memory that lasts and moves on, which
+                                  * steps that are replayed (replay.h) need; else NULL */
 } attn_layout;
 
 /* So many tokens behind a state give what they would give one by one, to the bit: products take

@@ -1,5 +1,6 @@
 #include "graph/passes.h"
 #include "graph/operations.h"
+#include "graph/replay.h"
 
 #include <math.h>
 #include <string.h>
@@ -63,7 +64,7 @@ static double number(const attn_graph *g, attn_span x) {
 
 void attn_pass_add(attn_graph *g, const attn_tensor *y, double alpha, const attn_tensor *a,
                    double beta, const attn_tensor *b) {
-  ON_GPU(g, add(y, alpha, a, beta, b, g->gpu->stream))
+  ON_GPU(g, add(y, alpha, a, beta, b, attn_gpu_stream(g->gpu)))
   row_walk to = walk(y), from_a = walk(a), from_b = walk(b);
   FOR_ROWS(g, y) g->kernels->row_add(at(to, r), alpha, at(from_a, r), beta, at(from_b, r), width);
 }
@@ -76,7 +77,7 @@ void attn_pass_multiply_sum(attn_graph *g, const attn_tensor *y, bool accumulate
                            b + ATTN_CUDA_TERMS);
     return;
   }
-  ON_GPU(g, multiply_sum(y, accumulate, count, a, b, g->gpu->stream))
+  ON_GPU(g, multiply_sum(y, accumulate, count, a, b, attn_gpu_stream(g->gpu)))
   row_walk to = walk(y), from_a[ATTN_PASS_TERMS], from_b[ATTN_PASS_TERMS];
   for (int j = 0; j < count; ++j) {
     from_a[j] = walk(&a[j]);
@@ -109,7 +110,7 @@ void attn_pass_scale_rows(attn_graph *g, const attn_tensor *y, bool accumulate,
   attn_tensor factors = repeated(s, y);
   factors.shape[y->rank - 1] = y->shape[y->rank - 1];
   factors.stride[y->rank - 1] = 0;
-  ON_GPU(g, multiply_sum(y, accumulate, 1, x, &factors, g->gpu->stream))
+  ON_GPU(g, multiply_sum(y, accumulate, 1, x, &factors, attn_gpu_stream(g->gpu)))
   row_walk to = walk(y), from = walk(x), by = walk(&factors);
   FOR_ROWS(g, y) {
     attn_span target = at(to, r);
@@ -124,20 +125,20 @@ void attn_pass_scale_by(attn_graph *g, const attn_tensor *y, bool accumulate, co
   factor.data = s->data;
   factor.dtype = s->dtype;
   memset(factor.stride, 0, sizeof factor.stride);
-  ON_GPU(g, multiply_sum(y, accumulate, 1, x, &factor, g->gpu->stream))
+  ON_GPU(g, multiply_sum(y, accumulate, 1, x, &factor, attn_gpu_stream(g->gpu)))
   attn_add_tensor(g, y, x, number(g, whole(s)), accumulate);
 }
 
 void attn_pass_activate(attn_graph *g, attn_activation f, const attn_tensor *y,
                         const attn_tensor *x) {
-  ON_GPU(g, activate(f, y, x, g->gpu->stream))
+  ON_GPU(g, activate(f, y, x, attn_gpu_stream(g->gpu)))
   row_walk to = walk(y), from = walk(x);
   FOR_ROWS(g, y) g->kernels->row_activate(f, at(to, r), at(from, r), width);
 }
 
 void attn_pass_activate_backward(attn_graph *g, attn_activation f, const attn_tensor *dx,
                                  bool accumulate, const attn_tensor *x, const attn_tensor *dy) {
-  ON_GPU(g, activate_backward(f, dx, accumulate, x, dy, g->gpu->stream))
+  ON_GPU(g, activate_backward(f, dx, accumulate, x, dy, attn_gpu_stream(g->gpu)))
   row_walk to = walk(dx), from = walk(x), upstream = walk(dy);
   FOR_ROWS(g, dx)
   g->kernels->row_activate_backward(f, at(to, r), accumulate, at(from, r), at(upstream, r), width);
@@ -145,7 +146,7 @@ void attn_pass_activate_backward(attn_graph *g, attn_activation f, const attn_te
 
 void attn_pass_gate(attn_graph *g, attn_activation f, const attn_tensor *y, const attn_tensor *a,
                     const attn_tensor *b) {
-  ON_GPU(g, gate(f, y, a, b, g->gpu->stream))
+  ON_GPU(g, gate(f, y, a, b, attn_gpu_stream(g->gpu)))
   row_walk to = walk(y), from_a = walk(a), from_b = walk(b);
   FOR_ROWS(g, y) g->kernels->row_gate(f, at(to, r), at(from_a, r), at(from_b, r), width);
 }
@@ -153,7 +154,7 @@ void attn_pass_gate(attn_graph *g, attn_activation f, const attn_tensor *y, cons
 void attn_pass_gate_backward(attn_graph *g, attn_activation f, const attn_tensor *da,
                              bool accumulate_a, const attn_tensor *db, bool accumulate_b,
                              const attn_tensor *a, const attn_tensor *b, const attn_tensor *dy) {
-  ON_GPU(g, gate_backward(f, da, accumulate_a, db, accumulate_b, a, b, dy, g->gpu->stream))
+  ON_GPU(g, gate_backward(f, da, accumulate_a, db, accumulate_b, a, b, dy, attn_gpu_stream(g->gpu)))
   row_walk to_a = walk(da), to_b = walk(db), from_a = walk(a), from_b = walk(b);
   row_walk upstream = walk(dy);
   FOR_ROWS(g, dy)
@@ -162,7 +163,7 @@ void attn_pass_gate_backward(attn_graph *g, attn_activation f, const attn_tensor
 }
 
 void attn_pass_cap(attn_graph *g, const attn_tensor *x, double cap) {
-  ON_GPU(g, cap(x, cap, g->gpu->stream))
+  ON_GPU(g, cap(x, cap, attn_gpu_stream(g->gpu)))
   int64_t count = attn_tensor_count(x);
 #pragma omp parallel for num_threads(g->threads) schedule(static) if (count > ATTN_SERIAL_ELEMENTS)
   for (int64_t i = 0; i < count; ++i)
@@ -183,7 +184,7 @@ static void put(const attn_tensor *y, int64_t r, double value) {
 
 void attn_pass_row_dot(attn_graph *g, const attn_tensor *y, const attn_tensor *a,
                        const attn_tensor *b) {
-  ON_GPU(g, row_dot(y, a, b, g->gpu->stream))
+  ON_GPU(g, row_dot(y, a, b, attn_gpu_stream(g->gpu)))
   row_walk from_a = walk(a), from_b = walk(b);
   FOR_ROWS(g, a) put(y, r, g->kernels->row_dot(at(from_a, r), at(from_b, r), width));
 }
@@ -200,8 +201,8 @@ void attn_pass_column_dot(attn_graph *g, const attn_tensor *y, const attn_tensor
     attn_graph_mark mark = attn_graph_get_mark(g);
     void *workspace = scratch(g, ATTN_CUDA_PARTS * y->shape[0]);
     attn_status status =
-        workspace ? attn_gpu_check(
-                        g->gpu, g->gpu->cuda->column_dot(y, false, a, b, workspace, g->gpu->stream))
+        workspace ? attn_gpu_check(g->gpu, g->gpu->cuda->column_dot(y, false, a, b, workspace,
+                                                                    attn_gpu_stream(g->gpu)))
                   : g->status;
     attn_graph_release(g, mark);
     if (status != ATTN_OK) attn_graph_error(g, status);
@@ -238,7 +239,8 @@ static double *numbers(const attn_tensor *tensor) {
 void attn_pass_norm(attn_graph *g, const attn_pass_norm_options *o, const attn_tensor *y,
                     const attn_tensor *x) {
   double *factor = numbers(o->factor), *mean = numbers(o->mean);
-  ON_GPU(g, norm(y, x, o->weight, o->bias, o->divisor, o->epsilon, factor, mean, g->gpu->stream))
+  ON_GPU(g, norm(y, x, o->weight, o->bias, o->divisor, o->epsilon, factor, mean,
+                 attn_gpu_stream(g->gpu)))
   attn_span w = whole(o->weight), b = whole(o->bias);
   row_walk to = walk(y), from = walk(x);
   FOR_ROWS(g, x)
@@ -259,7 +261,7 @@ static void norm_backward_on_gpu(attn_graph *g, const attn_pass_norm_options *o,
     status = attn_gpu_check(
         g->gpu, g->gpu->cuda->norm_backward(dx, accumulate, d_weight, d_bias, x, o->weight, dy,
                                             o->divisor, numbers(o->factor), numbers(o->mean),
-                                            workspace, g->gpu->stream));
+                                            workspace, attn_gpu_stream(g->gpu)));
   attn_graph_release(g, mark);
   if (status != ATTN_OK) attn_graph_error(g, status);
 }
@@ -317,7 +319,7 @@ void attn_pass_cross_entropy(attn_graph *g, const attn_tensor *z, const int32_t 
                              double scale, const attn_tensor *dz, const attn_tensor *losses) {
   double *loss = losses->data;
   const attn_tensor *apart = dz->data == z->data ? NULL : dz;
-  ON_GPU(g, cross_entropy(z, targets, scale, apart, loss, g->gpu->stream))
+  ON_GPU(g, cross_entropy(z, targets, scale, apart, loss, attn_gpu_stream(g->gpu)))
   row_walk from = walk(z);
   FOR_ROWS(g, z) {
     attn_span row = at(from, r);
@@ -334,7 +336,7 @@ void attn_pass_total(attn_graph *g, const attn_tensor *sum, double scale,
                      const attn_tensor *values) {
   int64_t count = attn_tensor_count(values);
   const double *numbers_of = values->data;
-  ON_GPU(g, total(numbers_of, count, scale, sum->data, sum->dtype, g->gpu->stream))
+  ON_GPU(g, total(numbers_of, count, scale, sum->data, sum->dtype, attn_gpu_stream(g->gpu)))
   double total = 0;
   for (int64_t i = 0; i < count; ++i) total += numbers_of[i];
   attn_status status = attn_tensor_fill(sum, total * scale);
@@ -346,7 +348,7 @@ void attn_pass_total(attn_graph *g, const attn_tensor *sum, double scale,
 
 void attn_pass_gather(attn_graph *g, const attn_tensor *y, double factor, const attn_tensor *table,
                       const int32_t *index) {
-  ON_GPU(g, gather(y, factor, table, index, g->gpu->stream))
+  ON_GPU(g, gather(y, factor, table, index, attn_gpu_stream(g->gpu)))
   row_walk to = walk(y), from = walk(table);
   FOR_ROWS(g, y)
   g->kernels->row_add(at(to, r), factor, at(from, index[r]), 0, (attn_span){0}, width);
@@ -357,9 +359,10 @@ static void scatter_on_gpu(attn_graph *g, const attn_tensor *table, double facto
   attn_graph_mark mark = attn_graph_get_mark(g);
   void *workspace = scratch(g, (table->shape[0] + 2 + 2 * attn_rows(x)) / 2);
   attn_status status =
-      workspace ? attn_gpu_check(g->gpu, g->gpu->cuda->scatter_add(table, factor, x, index,
-                                                                   workspace, g->gpu->stream))
-                : g->status;
+      workspace
+          ? attn_gpu_check(g->gpu, g->gpu->cuda->scatter_add(table, factor, x, index, workspace,
+                                                             attn_gpu_stream(g->gpu)))
+          : g->status;
   attn_graph_release(g, mark);
   if (status != ATTN_OK) attn_graph_error(g, status);
 }
@@ -386,11 +389,11 @@ void attn_pass_scatter_add(attn_graph *g, const attn_tensor *table, double facto
 
 void attn_pass_expand_blocks(attn_graph *g, const attn_tensor *y, double factor,
                              const attn_parameter *table, const int32_t *index) {
-  if (index) index = attn_pass_upload(g, index, (size_t)y->shape[0] * sizeof *index);
+  if (index) index = attn_pass_live(g, index, (size_t)y->shape[0] * sizeof *index);
   if (g->status != ATTN_OK) return;
   attn_status status =
       attn_gpu_check(g->gpu, g->gpu->cuda->blocks_expand(table->block_type, table->blocks, index, y,
-                                                         g->gpu->stream));
+                                                         attn_gpu_stream(g->gpu)));
   if (status != ATTN_OK) attn_graph_error(g, status);
   if (factor != 1) attn_pass_add(g, y, factor, y, 0, NULL);
 }
@@ -405,13 +408,20 @@ const void *attn_pass_upload(attn_graph *g, const void *host, size_t bytes) {
     const void *from = (const char *)host + done;
     attn_status status =
         piece <= ATTN_CUDA_STORE
-            ? g->gpu->cuda->store(g->device.index, memory + done, from, piece, g->gpu->stream)
-            : g->gpu->cuda->copy(g->device.index, memory, from, piece, g->gpu->stream);
+            ? g->gpu->cuda->store(g->device.index, memory + done, from, piece,
+                                  attn_gpu_stream(g->gpu))
+            : g->gpu->cuda->copy(g->device.index, memory, from, piece, attn_gpu_stream(g->gpu));
     status = attn_gpu_check(g->gpu, status);
     if (status != ATTN_OK) return attn_graph_error(g, status);
     if (piece == bytes) break;
   }
   return memory;
+}
+
+const void *attn_pass_live(attn_graph *g, const void *host, size_t bytes) {
+  if (!g->replay) return attn_pass_upload(g, host, bytes);
+  const void *memory = attn_replay_live(g->replay, host, bytes);
+  return memory ? memory : attn_graph_error(g, ATTN_UNSUPPORTED);
 }
 
 attn_tensor attn_pass_numbers(attn_graph *g, attn_dtype dtype, int64_t count,
@@ -421,6 +431,7 @@ attn_tensor attn_pass_numbers(attn_graph *g, attn_dtype dtype, int64_t count,
   if (!made.data || !uploaded) return (attn_tensor){0};
   wide.data = (void *)(uintptr_t)uploaded;
   wide.dtype = ATTN_F64;
+  if (g->gpu && dtype == ATTN_F64) return wide;
   attn_add_tensor(g, &made, &wide, 1, false);
   return g->status == ATTN_OK ? made : (attn_tensor){0};
 }

@@ -83,6 +83,9 @@ void attn_pass_expand_blocks(attn_graph *graph, const attn_tensor *y, double fac
 /* Host arrays as the device's kernels read them: the same memory on the processor, a copy in the
  * graph's memory on a GPU. NULL after an error. */
 const void *attn_pass_upload(attn_graph *graph, const void *host, size_t bytes);
+/* The same of what changes from step to step: while a step is captured to be replayed (replay.h),
+ * `host` has to last as long as the replay does. */
+const void *attn_pass_live(attn_graph *graph, const void *host, size_t bytes);
 /* A few numbers [count] as a tensor of the device; data is NULL after an error. */
 attn_tensor attn_pass_numbers(attn_graph *graph, attn_dtype dtype, int64_t count,
                               const double *numbers);

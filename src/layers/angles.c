@@ -1,6 +1,7 @@
 #include "layers/angles.h"
 #include "graph/layout.h"
 #include "graph/operations.h"
+#include "graph/passes.h"
 
 #include <math.h>
 
@@ -16,16 +17,26 @@ static void write_row(const attn_tensor *table, int64_t row, int64_t j, double v
     ((float *)table->data)[at] = (float)value;
 }
 
-attn_status attn_angle_tables(attn_graph *graph, const attn_tensor *thetas, int64_t first,
-                              int64_t count, attn_tensor *cosines, attn_tensor *sines) {
+static attn_status tables_on_gpu(attn_graph *g, const double *theta, const attn_layout *layout,
+                                 const attn_tensor *cosines, const attn_tensor *sines) {
+  const int64_t *place = layout->position_place, *position = NULL;
+  if (g->replay && !place)
+    return attn_fail(ATTN_UNSUPPORTED, "angles: a replayed step has to say where its position is");
+  if (g->replay && !(position = attn_pass_live(g, place, sizeof *place))) return g->status;
+  return attn_gpu_check(g->gpu,
+                        g->gpu->cuda->angles(cosines, sines, theta, position ? 0 : layout->position,
+                                             position, attn_gpu_stream(g->gpu)));
+}
+
+attn_status attn_angle_tables(attn_graph *graph, const attn_tensor *thetas,
+                              const attn_layout *layout, attn_tensor *cosines, attn_tensor *sines) {
+  const int64_t first = layout->position, count = layout->length;
   int64_t width = thetas->shape[0], shape[2] = {count, width};
   const double *theta = thetas->data;
   *cosines = attn_graph_tensor(graph, graph->wide, 2, shape);
   *sines = attn_graph_tensor(graph, graph->wide, 2, shape);
   if (!cosines->data || !sines->data) return graph->status;
-  if (graph->gpu)
-    return attn_gpu_check(graph->gpu, graph->gpu->cuda->angles(cosines, sines, theta, first, NULL,
-                                                               graph->gpu->stream));
+  if (graph->gpu) return tables_on_gpu(graph, theta, layout, cosines, sines);
   const int64_t run = count <= ATTN_FEW_ROWS ? 1 : RESYNC;
   int64_t blocks = (count + run - 1) / run;
   double *steps = attn_arena_alloc(graph->arena, 2 * (size_t)width * sizeof *steps);

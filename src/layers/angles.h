@@ -1,4 +1,4 @@
-/* Tables of cos(n theta_j) and sin(n theta_j) for positions n = first, first + 1, ...: what rotary
+/* Tables of cos(n theta_j) and sin(n theta_j) for the positions n of a layout: what rotary
  * embeddings and LRPE multiply by. */
 #ifndef ATTN_LAYERS_ANGLES_H
 #define ATTN_LAYERS_ANGLES_H
@@ -6,10 +6,10 @@
 #include "graph/graph.h"
 #include "graph/layout.h"
 
-/* Two [count, width] tensors of the wide dtype from the graph's memory, theta [width] float64.
+/* Two [length, width] tensors of the wide dtype from the graph's memory, theta [width] float64.
  * Angles are float64, so that position one million keeps its phase. */
-attn_status attn_angle_tables(attn_graph *graph, const attn_tensor *theta, int64_t first,
-                              int64_t count, attn_tensor *cosines, attn_tensor *sines);
+attn_status attn_angle_tables(attn_graph *graph, const attn_tensor *theta,
+                              const attn_layout *layout, attn_tensor *cosines, attn_tensor *sines);
 
 /* The channels [channel, channel + count) of x [rows, heads, dim] in the sequences [sequence,
  * sequence + batch) of a layout, which are equally long: [batch, length, heads, count]. And a table

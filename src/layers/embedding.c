@@ -60,7 +60,7 @@ attn_var *attn_layer_embedding(attn_graph *graph, attn_parameter *table, const i
       return NULL;
     return graph->status == ATTN_OK ? attn_graph_result(graph, value, 0, NULL) : NULL;
   }
-  tokens = attn_pass_upload(graph, tokens, (size_t)rows * sizeof *tokens);
+  tokens = attn_pass_live(graph, tokens, (size_t)rows * sizeof *tokens);
   if (!tokens) return NULL;
   attn_pass_gather(graph, &value, factor, &table->value, tokens);
   attn_var *y = attn_graph_result(graph, value, 1, &rows_of);

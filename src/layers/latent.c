@@ -143,8 +143,8 @@ static attn_var *multiply_on_gpu(attn_graph *g, const attn_tensor *x, const attn
     attn_pass_expand_blocks(g, &all, 1, w, NULL);
   }
   int64_t shape[3] = {b->heads, b->inner, b->outer};
-  attn_cuda_dense *dense = attn_gpu_dense(g->gpu);
-  attn_status status = dense ? ATTN_OK : ATTN_UNSUPPORTED;
+  attn_cuda_dense *dense;
+  attn_status status = attn_gpu_dense(g->gpu, &dense);
   if (status == ATTN_OK) status = attn_tensor_permute(x, heads_first, &from);
   if (status == ATTN_OK) status = attn_tensor_permute(&b->value, heads_first, &to);
   if (status == ATTN_OK) status = attn_tensor_reshape(&all, 3, shape, &matrices);
@@ -155,7 +155,7 @@ static attn_var *multiply_on_gpu(attn_graph *g, const attn_tensor *x, const attn
     if (status == ATTN_OK)
       status =
           attn_gpu_check(g->gpu, g->gpu->cuda->matmul(dense, &x_row, false, &matrices, !absorbs,
-                                                      &y_row, false, g->gpu->stream));
+                                                      &y_row, false, attn_gpu_stream(g->gpu)));
   }
   if (status != ATTN_OK) return attn_graph_error(g, status);
   return attn_graph_result(g, b->value, 0, NULL);

@@ -109,8 +109,7 @@ attn_var *attn_layer_lrpe(attn_graph *graph, attn_var *x, attn_var *theta,
   if (!angles.data) return NULL;
   attn_status status = attn_tensor_reshape(&theta->value, 1, &width, &flat);
   if (status == ATTN_OK) status = attn_tensor_copy(&flat, &angles);
-  if (status == ATTN_OK)
-    status = attn_angle_tables(graph, &angles, layout->position, layout->length, &cosines, &sines);
+  if (status == ATTN_OK) status = attn_angle_tables(graph, &angles, layout, &cosines, &sines);
   if (status != ATTN_OK) return attn_graph_error(graph, status);
 
   attn_tensor value =

@@ -103,8 +103,7 @@ attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *l
     theta[j] = stretched(rope, pow(rope->base, -(double)j / (double)half), j, half);
   attn_tensor cosines, sines, thetas = attn_pass_numbers(graph, ATTN_F64, half, theta);
   if (!thetas.data) return NULL;
-  attn_status status =
-      attn_angle_tables(graph, &thetas, layout->position, layout->length, &cosines, &sines);
+  attn_status status = attn_angle_tables(graph, &thetas, layout, &cosines, &sines);
   if (status != ATTN_OK) return attn_graph_error(graph, status);
   if (rope->magnitude != 0 && rope->magnitude != 1) {
     attn_add_tensor(graph, &cosines, &cosines, rope->magnitude, false);

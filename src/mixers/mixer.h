@@ -130,6 +130,12 @@ attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_m
 /* Whether a state takes 2 to ATTN_FEW_ROWS tokens: what is summed over tokens then goes one by one,
  * so that the result is to the bit that of as many steps. */
 bool attn_mixer_few_rows(const attn_mixer_call *call);
+
+/* attn_state_append to the call's state; and how many tokens it holds with those of the call, for
+ * attn_softmax_args (NULL after an error). Both serve steps that are replayed (graph/replay.h). */
+attn_status attn_mixer_append(attn_graph *graph, const attn_mixer_call *call, int part,
+                              int64_t column, const attn_tensor *rows);
+const int32_t *attn_mixer_key_length(attn_graph *graph, const attn_mixer_call *call);
 /* attn_op_softmax of queries q [1, rows, heads, dim] over pages, one row after the other: row r
  * sees the first keys + r keys. */
 attn_var *attn_mixer_softmax_rows(attn_graph *graph, const attn_softmax_problem *problem,

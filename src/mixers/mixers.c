@@ -259,6 +259,27 @@ attn_var *attn_mixer_decays(attn_graph *graph, const attn_mixer_options *options
   return values.data ? attn_graph_input(graph, &values) : NULL;
 }
 
+attn_status attn_mixer_append(attn_graph *g, const attn_mixer_call *call, int part, int64_t column,
+                              const attn_tensor *rows) {
+  if (!g->replay) return attn_state_append(call->state, part, column, rows);
+  const int64_t *row = attn_pass_live(g, attn_state_next_row(call->state, part), sizeof *row);
+  if (!row) return g->status;
+  attn_tensor pages = attn_state_pages(call->state, part);
+  size_t element = attn_dtype_size(pages.dtype);
+  return attn_gpu_check(
+      g->gpu, g->gpu->cuda->place(g->device.index, (char *)pages.data + (size_t)column * element,
+                                  (size_t)pages.shape[2] * element, row, rows->data,
+                                  (size_t)rows->shape[1] * element, attn_gpu_stream(g->gpu)));
+}
+
+const int32_t *attn_mixer_key_length(attn_graph *g, const attn_mixer_call *call) {
+  if (g->replay) return attn_state_next_length(call->state);
+  int32_t *length = attn_arena_alloc(g->arena, sizeof *length);
+  if (!length) return attn_graph_error(g, ATTN_OUT_OF_MEMORY);
+  *length = (int32_t)(attn_state_position(call->state) + call->layout.rows);
+  return length;
+}
+
 /* Copies y to place r of `axis` of `all`; false after an error. */
 static bool put_row(attn_graph *graph, const attn_tensor *all, int axis, int64_t r, attn_var *y) {
   attn_tensor target;
@@ -278,6 +299,7 @@ static attn_mixer_call call_of(const attn_mixer_call *call, int64_t r) {
   if (call->states) one.state = call->states[r];
   one.layout = attn_layout_equal(1, 1);
   one.layout.position = attn_state_position(one.state) + (call->states ? 0 : r);
+  if (call->states) one.layout.position_place = attn_state_position_place(one.state);
   return one;
 }
 

@@ -142,9 +142,8 @@ static attn_var *absorbed(attn_graph *g, const attn_mixer_call *call, const inpu
   attn_softmax_problem problem = problem_of(o);
   attn_tensor table = attn_state_page_table(call->state, LATENT);
   attn_tensor pages = attn_state_pages(call->state, LATENT), k = pages, v;
-  int32_t *length = attn_arena_alloc(g->arena, sizeof *length);
-  if (!length) return attn_graph_error(g, ATTN_OUT_OF_MEMORY);
-  *length = (int32_t)keys;
+  const int32_t *length = attn_mixer_key_length(g, call);
+  if (!length) return NULL;
   problem.paged = true;
   problem.page_size = ATTN_PAGE_TOKENS;
   problem.key_length = table.shape[1] * ATTN_PAGE_TOKENS;
@@ -183,8 +182,8 @@ static bool append(attn_graph *g, const attn_mixer_call *call, const inputs *in)
   attn_tensor latent = attn_as_rows(g, &in->latent->value);
   attn_tensor shared = attn_as_rows(g, &in->k_shared->value);
   if (!latent.data || !shared.data) return false;
-  attn_status status = attn_state_append(call->state, LATENT, 0, &latent);
-  if (status == ATTN_OK) status = attn_state_append(call->state, LATENT, o->latent_rank, &shared);
+  attn_status status = attn_mixer_append(g, call, LATENT, 0, &latent);
+  if (status == ATTN_OK) status = attn_mixer_append(g, call, LATENT, o->latent_rank, &shared);
   if (status != ATTN_OK) attn_graph_error(g, status);
   return status == ATTN_OK;
 }

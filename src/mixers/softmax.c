@@ -101,14 +101,13 @@ static attn_var *attend_with_state(attn_graph *g, const attn_mixer_call *call,
   attn_tensor k_rows = attn_as_rows(g, &k_joined->value);
   attn_tensor v_rows = attn_as_rows(g, &v_joined->value);
   if (!k_rows.data || !v_rows.data) return NULL;
-  attn_status status = attn_state_append(call->state, KV, 0, &k_rows);
-  if (status == ATTN_OK) status = attn_state_append(call->state, KV, values, &v_rows);
+  attn_status status = attn_mixer_append(g, call, KV, 0, &k_rows);
+  if (status == ATTN_OK) status = attn_mixer_append(g, call, KV, values, &v_rows);
   if (status != ATTN_OK) return attn_graph_error(g, status);
 
   attn_tensor table = attn_state_page_table(call->state, KV);
-  int32_t *length = attn_arena_alloc(g->arena, sizeof *length);
-  if (!length) return attn_graph_error(g, ATTN_OUT_OF_MEMORY);
-  *length = (int32_t)(attn_state_position(call->state) + rows);
+  const int32_t *length = attn_mixer_key_length(g, call);
+  if (!length) return NULL;
   problem.paged = true;
   problem.page_size = ATTN_PAGE_TOKENS;
   problem.key_length = table.shape[1] * ATTN_PAGE_TOKENS;

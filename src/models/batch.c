@@ -21,17 +21,6 @@ static attn_status check(attn_session *const *sessions, const int32_t *tokens, i
   return ATTN_OK;
 }
 
-/* The logits of all, on the first one's graph; states are not advanced yet. */
-static attn_var *run(attn_session *const *sessions, const int32_t *tokens, int64_t count) {
-  attn_graph *g = sessions[0]->graph;
-  attn_graph_reset(g, false);
-  attn_state *const **states = attn_arena_alloc(g->arena, (size_t)count * sizeof *states);
-  if (!states) return attn_graph_error(g, ATTN_OUT_OF_MEMORY);
-  for (int64_t i = 0; i < count; ++i) states[i] = sessions[i]->states;
-  const attn_model *model = sessions[0]->model;
-  return attn_decoder_logits(g, model, attn_decoder_step(g, model, count, tokens, states));
-}
-
 static attn_status take_logits(attn_session *session, const attn_tensor *logits, int64_t i) {
   attn_tensor from, to;
   ATTN_TRY(attn_tensor_slice(logits, 0, i, 1, &from));
@@ -40,9 +29,9 @@ static attn_status take_logits(attn_session *session, const attn_tensor *logits,
 }
 
 static attn_status step(attn_session *const *sessions, const int32_t *tokens, int64_t count) {
-  attn_var *logits = run(sessions, tokens, count);
-  ATTN_TRY(attn_graph_status(sessions[0]->graph));
-  for (int64_t i = 0; i < count; ++i) ATTN_TRY(take_logits(sessions[i], &logits->value, i));
+  attn_tensor logits;
+  ATTN_TRY(attn_token_step_run(&sessions[0]->step, sessions, tokens, count, &logits));
+  for (int64_t i = 0; i < count; ++i) ATTN_TRY(take_logits(sessions[i], &logits, i));
   for (int64_t i = 0; i < count; ++i) {
     attn_session *s = sessions[i];
     s->tokens[attn_session_position(s)] = tokens[i];

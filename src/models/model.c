@@ -368,7 +368,9 @@ attn_status attn_model_move(attn_model *model, attn_device device) {
   if (attn_same_device(model->device, device)) return ATTN_OK;
   if (attn_is_cuda(device)) {
     attn_gpu *gpu = attn_gpu_open(device.index);
-    if (!gpu || !attn_gpu_dense(gpu)) return ATTN_UNSUPPORTED;
+    attn_cuda_dense *products; /* a model that finds no library for them does not move */
+    if (!gpu) return ATTN_UNSUPPORTED;
+    ATTN_TRY(attn_gpu_dense(gpu, &products));
   }
   moved *copies = attn_alloc_array((size_t)model->parameter_count, sizeof *copies);
   if (!copies) return ATTN_OUT_OF_MEMORY;

@@ -209,6 +209,8 @@ static attn_status check_options(const attn_session_options *given, attn_session
 
 static attn_status create(const attn_model *model, const attn_session_options *options,
                           attn_state *const *family, attn_session *s) {
+  static _Atomic uint64_t made;
+  s->number = atomic_fetch_add(&made, 1) + 1;
   s->model = model;
   s->options = *options;
   s->needs_checkpoints = cannot_be_cut(model);
@@ -249,6 +251,7 @@ void attn_session_destroy(attn_session *session) {
   for (int64_t i = 0; i < session->spare_count; ++i) free_checkpoint(session, session->spares[i]);
   free_checkpoint(session, session->mark);
   destroy_states(session->states, attn_session_layers(session));
+  attn_token_step_free(&session->step);
   attn_graph_destroy(session->graph);
   attn_free(session->tokens);
   attn_free(session->logits);
@@ -267,7 +270,15 @@ int64_t attn_session_position(const attn_session *session) {
   return attn_state_position(session->states[0]);
 }
 
-attn_status attn_session_run(attn_session *s, int64_t count, int64_t logit_rows, float *logits) {
+/* The usual decode step. */
+static attn_status run_token(attn_session *s, float *logits) {
+  attn_tensor found, target;
+  ATTN_TRY(attn_token_step_run(&s->step, &s, s->tokens + attn_session_position(s), 1, &found));
+  ATTN_TRY(attn_tensor_wrap(logits, ATTN_F32, 2, found.shape, &target));
+  return attn_tensor_copy(&found, &target);
+}
+
+static attn_status run_tokens(attn_session *s, int64_t count, int64_t logit_rows, float *logits) {
   attn_graph *g = s->graph;
   attn_graph_reset(g, false);
   attn_layout layout = attn_layout_equal(1, count);
@@ -283,7 +294,12 @@ attn_status attn_session_run(attn_session *s, int64_t count, int64_t logit_rows,
       ATTN_TRY(attn_tensor_copy(&found->value, &target));
     }
   }
-  ATTN_TRY(attn_graph_status(g));
+  return attn_graph_status(g);
+}
+
+attn_status attn_session_run(attn_session *s, int64_t count, int64_t logit_rows, float *logits) {
+  bool token = count == 1 && logit_rows == 1;
+  ATTN_TRY(token ? run_token(s, logits) : run_tokens(s, count, logit_rows, logits));
   s->tokens_read += count;
   for (int64_t l = 0; l < attn_session_layers(s); ++l) attn_state_advance(s->states[l], count);
   return ATTN_OK;

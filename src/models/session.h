@@ -5,6 +5,7 @@
 
 #include "graph/graph.h"
 #include "models/model.h"
+#include "models/token_step.h"
 
 #include <stdatomic.h>
 
@@ -22,6 +23,7 @@ typedef struct attn_checkpoint {
 } attn_checkpoint;
 
 struct attn_session {
+  uint64_t number; /* its own, of all sessions that ever were */
   const attn_model *model;
   attn_session_options options;
   attn_graph *graph;
@@ -35,6 +37,7 @@ struct attn_session {
   attn_checkpoint *checkpoints[ATTN_MOST_CHECKPOINTS]; /* ascending position */
   bool kept[ATTN_MOST_CHECKPOINTS]; /* which of them attn_session_checkpoint asked for */
   attn_checkpoint *spares[ATTN_MOST_CHECKPOINTS];
+  attn_token_step step;  /* one token more, for this session and others with it */
   int64_t tokens_read;   /* in all, those read again counted */
   attn_checkpoint *mark; /* one more, where attn_session_mark was called last; NULL: never yet */
 };

@@ -107,7 +107,7 @@ static attn_gpu *open_gpu(int index) {
   if (gpu->cuda) return gpu;
   const attn_cuda *cuda = get_module();
   if (!cuda || check(cuda, cuda->device_open(index, &gpu->device)) != ATTN_OK) return NULL;
-  if (check(cuda, cuda->stream_create(index, &gpu->stream)) != ATTN_OK) return NULL;
+  if (check(cuda, cuda->stream_create(index, &gpu->main)) != ATTN_OK) return NULL;
   __atomic_store_n(&gpu->cuda, cuda, __ATOMIC_RELEASE); /* from here on it needs no lock */
   return gpu;
 }
@@ -124,15 +124,50 @@ attn_gpu *attn_gpu_open(int index) {
   return gpu;
 }
 
+/* The capture of this thread. */
+static _Thread_local const attn_gpu *capturing;
+static _Thread_local attn_cuda_stream capture_stream;
+
+attn_cuda_stream attn_gpu_stream(const attn_gpu *gpu) {
+  return capturing == gpu ? capture_stream : gpu->main;
+}
+
+attn_status attn_gpu_capture_begin(attn_gpu *gpu) {
+  int index = gpu->device.index;
+  if (capturing) return attn_fail(ATTN_INTERNAL, "cuda: a capture inside a capture");
+  ATTN_TRY(attn_gpu_check(gpu, gpu->cuda->stream_create(index, &capture_stream)));
+  attn_status status = attn_gpu_check(gpu, gpu->cuda->capture_begin(index, capture_stream));
+  if (status == ATTN_OK)
+    capturing = gpu;
+  else
+    (void)gpu->cuda->stream_destroy(index, capture_stream);
+  return status;
+}
+
+attn_status attn_gpu_capture_end(attn_gpu *gpu, attn_cuda_replay *replay) {
+  int index = gpu->device.index;
+  capturing = NULL;
+  attn_status status = attn_gpu_check(gpu, gpu->cuda->capture_end(index, capture_stream, replay));
+  (void)gpu->cuda->stream_destroy(index, capture_stream);
+  return status;
+}
+
+static attn_status refuse_in_capture(const attn_gpu *gpu, const char *what) {
+  if (capturing != gpu) return ATTN_OK;
+  return attn_fail(ATTN_UNSUPPORTED, "cuda: %s inside a captured step", what);
+}
+
 attn_gpu *attn_gpu_of(const attn_tensor *tensor) {
   return attn_gpu_open(tensor->device.index);
 }
 
-attn_cuda_dense *attn_gpu_dense(attn_gpu *gpu) {
+attn_status attn_gpu_dense(attn_gpu *gpu, attn_cuda_dense **dense) {
   pthread_mutex_lock(&gpus_lock);
-  if (!gpu->dense) (void)check(gpu->cuda, gpu->cuda->dense_create(&gpu->device, &gpu->dense));
+  attn_status status = ATTN_OK;
+  if (!gpu->dense) status = check(gpu->cuda, gpu->cuda->dense_create(&gpu->device, &gpu->dense));
+  *dense = gpu->dense;
   pthread_mutex_unlock(&gpus_lock);
-  return gpu->dense;
+  return status;
 }
 
 attn_status attn_device_parse(const char *name, attn_device *device) {
@@ -173,7 +208,8 @@ attn_status attn_device_synchronize(attn_device device) {
   if (!attn_is_cuda(device)) return ATTN_OK;
   attn_gpu *gpu = attn_gpu_open(device.index);
   if (!gpu) return ATTN_UNSUPPORTED;
-  return attn_gpu_check(gpu, gpu->cuda->synchronize(device.index, gpu->stream));
+  ATTN_TRY(refuse_in_capture(gpu, "waiting"));
+  return attn_gpu_check(gpu, gpu->cuda->synchronize(device.index, attn_gpu_stream(gpu)));
 }
 
 /* Memory ----------------------------------------------------------------------------------------
@@ -183,8 +219,8 @@ void *attn_device_alloc(attn_device device, size_t bytes) {
   if (!attn_is_cuda(device)) return attn_alloc(bytes);
   attn_gpu *gpu = attn_gpu_open(device.index);
   void *memory = NULL;
-  if (!gpu) return NULL;
-  attn_status status = gpu->cuda->allocate(device.index, bytes, &memory, gpu->stream);
+  if (!gpu || refuse_in_capture(gpu, "taking memory") != ATTN_OK) return NULL;
+  attn_status status = gpu->cuda->allocate(device.index, bytes, &memory, attn_gpu_stream(gpu));
   return attn_gpu_check(gpu, status) == ATTN_OK ? memory : NULL;
 }
 
@@ -194,7 +230,7 @@ void attn_device_free(attn_device device, void *memory) {
     return;
   }
   attn_gpu *gpu = memory ? attn_gpu_open(device.index) : NULL;
-  if (gpu) (void)gpu->cuda->release(device.index, memory, gpu->stream);
+  if (gpu) (void)gpu->cuda->release(device.index, memory, attn_gpu_stream(gpu));
 }
 
 attn_status attn_device_zero(attn_device device, void *memory, size_t bytes) {
@@ -204,7 +240,7 @@ attn_status attn_device_zero(attn_device device, void *memory, size_t bytes) {
   }
   attn_gpu *gpu = attn_gpu_open(device.index);
   if (!gpu) return ATTN_UNSUPPORTED;
-  return attn_gpu_check(gpu, gpu->cuda->zero(device.index, memory, bytes, gpu->stream));
+  return attn_gpu_check(gpu, gpu->cuda->zero(device.index, memory, bytes, attn_gpu_stream(gpu)));
 }
 
 attn_status attn_device_copy(attn_device device, void *to, const void *from, size_t bytes) {
@@ -214,7 +250,7 @@ attn_status attn_device_copy(attn_device device, void *to, const void *from, siz
   }
   attn_gpu *gpu = attn_gpu_open(device.index);
   if (!gpu) return ATTN_UNSUPPORTED;
-  return attn_gpu_check(gpu, gpu->cuda->copy(device.index, to, from, bytes, gpu->stream));
+  return attn_gpu_check(gpu, gpu->cuda->copy(device.index, to, from, bytes, attn_gpu_stream(gpu)));
 }
 
 attn_status attn_device_copy_rows(attn_device device, void *to, size_t to_step, const void *from,
@@ -227,12 +263,13 @@ attn_status attn_device_copy_rows(attn_device device, void *to, size_t to_step, 
   attn_gpu *gpu = attn_gpu_open(device.index);
   if (!gpu) return ATTN_UNSUPPORTED;
   return attn_gpu_check(gpu, gpu->cuda->copy_rows(device.index, to, to_step, from, from_step, bytes,
-                                                  rows, gpu->stream));
+                                                  rows, attn_gpu_stream(gpu)));
 }
 
 void *attn_gpu_take_scratch(attn_gpu *gpu, size_t bytes) {
   attn_device device = {ATTN_CUDA, gpu->device.index};
   pthread_mutex_lock(&scratch_lock);
+  if (refuse_in_capture(gpu, "scratch") != ATTN_OK) return NULL;
   if (bytes > gpu->scratch_bytes) {
     attn_device_free(device, gpu->scratch);
     gpu->scratch = attn_device_alloc(device, bytes);

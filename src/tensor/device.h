@@ -13,7 +13,7 @@
 typedef struct attn_gpu {
   const attn_cuda *cuda; /* the module's functions */
   attn_cuda_device device;
-  attn_cuda_stream stream;
+  attn_cuda_stream main;  /* what attn_gpu_stream gives but for captures */
   attn_cuda_dense *dense; /* NULL until the first product: attn_gpu_dense */
   void *scratch;
   size_t scratch_bytes;
@@ -26,8 +26,17 @@ static inline bool attn_is_cuda(attn_device device) {
 }
 /* The GPU of a tensor that says it lies on one; NULL with the message set where there is none. */
 attn_gpu *attn_gpu_of(const attn_tensor *tensor);
-/* What products need, made at the first one; NULL with the message set. */
-attn_cuda_dense *attn_gpu_dense(attn_gpu *gpu);
+/* What products need, made at the first one. */
+attn_status attn_gpu_dense(attn_gpu *gpu, attn_cuda_dense **dense);
+
+/* Where this thread's work goes: the GPU's one stream, or, between the two calls below, a stream of
+ * this thread's own that keeps the work instead of doing it. Until the end it must not wait for the
+ * GPU, take memory or scratch: the call then fails, and so does the end. */
+attn_cuda_stream attn_gpu_stream(const attn_gpu *gpu);
+attn_status attn_gpu_capture_begin(attn_gpu *gpu);
+/* Ends it in any case: *replay, where it is not NULL, is renewed or made anew; it is NULL after an
+ * error. */
+attn_status attn_gpu_capture_end(attn_gpu *gpu, attn_cuda_replay *replay);
 
 /* Memory for work that is queued at once and done with when the next is: one holder at a time,
  * others wait. NULL with the message set; give it back in any case. */

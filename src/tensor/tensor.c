@@ -353,15 +353,15 @@ static attn_status copy_on_gpu(const attn_tensor *source, const attn_tensor *tar
       attn_tensor_is_contiguous(target))
     return attn_device_copy(source->device, target->data, source->data, bytes_of(source));
   if (is_floating(source->dtype))
-    return attn_gpu_check(gpu, gpu->cuda->add(target, 1, source, 0, NULL, gpu->stream));
+    return attn_gpu_check(gpu, gpu->cuda->add(target, 1, source, 0, NULL, attn_gpu_stream(gpu)));
   int last = source->rank - 1;
   if (source->rank == 2 && source->stride[last] == 1 && target->stride[last] == 1) {
     size_t size = dtypes[source->dtype].size;
-    return attn_gpu_check(gpu, gpu->cuda->copy_rows(index, target->data,
-                                                    (size_t)target->stride[0] * size, source->data,
-                                                    (size_t)source->stride[0] * size,
-                                                    (size_t)source->shape[1] * size,
-                                                    (size_t)source->shape[0], gpu->stream));
+    return attn_gpu_check(
+        gpu,
+        gpu->cuda->copy_rows(index, target->data, (size_t)target->stride[0] * size, source->data,
+                             (size_t)source->stride[0] * size, (size_t)source->shape[1] * size,
+                             (size_t)source->shape[0], attn_gpu_stream(gpu)));
   }
   return attn_fail(ATTN_UNSUPPORTED, "copy: %s with gaps on a GPU", attn_dtype_name(source->dtype));
 }
@@ -478,7 +478,7 @@ attn_status attn_tensor_fill(const attn_tensor *tensor, double value) {
   if (attn_is_cuda(tensor->device)) {
     attn_gpu *gpu = attn_gpu_of(tensor);
     if (!gpu) return ATTN_UNSUPPORTED;
-    return attn_gpu_check(gpu, gpu->cuda->fill(tensor, value, gpu->stream));
+    return attn_gpu_check(gpu, gpu->cuda->fill(tensor, value, attn_gpu_stream(gpu)));
   }
   size_t size = dtypes[tensor->dtype].size;
   int64_t length = tensor->rank ? tensor->shape[tensor->rank - 1] : 1;

@@ -261,7 +261,7 @@ static attn_status squares_on_gpu(const attn_optimiser *o) {
   for (int64_t i = 0; i < o->count; ++i)
     ATTN_TRY(
         attn_gpu_check(gpu, gpu->cuda->sum_squares(&o->parameters[i]->gradient, &o->gpu_sums[i],
-                                                   o->gpu_sums + o->count, gpu->stream)));
+                                                   o->gpu_sums + o->count, attn_gpu_stream(gpu))));
   attn_device device = o->parameters[0]->value.device;
   ATTN_TRY(attn_device_copy(device, o->block_sums, o->gpu_sums, (size_t)o->count * sizeof(double)));
   return attn_device_synchronize(device);
@@ -308,10 +308,11 @@ static attn_status update_on_gpu(attn_optimiser *o, int64_t i, double learning_r
   double decay = p->decay ? o->options.weight_decay : 0, t = (double)o->step;
   attn_tensor compute = p->weight ? attn_weight_values(p->weight) : (attn_tensor){0};
   bool copied = compute.data && compute.data != p->value.data; /* the masters in another dtype */
-  return attn_gpu_check(gpu, gpu->cuda->adamw(&p->value, &p->gradient, &o->m[i], &o->v[i],
-                                              copied ? &compute : NULL, learning_rate, u->beta1,
-                                              u->beta2, u->epsilon, decay, 1 - pow(u->beta1, t),
-                                              1 - pow(u->beta2, t), u->scale, gpu->stream));
+  return attn_gpu_check(gpu,
+                        gpu->cuda->adamw(&p->value, &p->gradient, &o->m[i], &o->v[i],
+                                         copied ? &compute : NULL, learning_rate, u->beta1,
+                                         u->beta2, u->epsilon, decay, 1 - pow(u->beta1, t),
+                                         1 - pow(u->beta2, t), u->scale, attn_gpu_stream(gpu)));
 }
 
 attn_status attn_optimiser_step(attn_optimiser *optimiser, double learning_rate,

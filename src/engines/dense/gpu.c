@@ -9,10 +9,11 @@ attn_status attn_gpu_multiply(const attn_tensor *a, bool transpose_a, const attn
   if (!attn_same_device(a->device, c->device) || !attn_same_device(b->device, c->device))
     return attn_fail(ATTN_UNSUPPORTED, "dense: the operands are on different devices");
   attn_gpu *gpu = attn_gpu_of(c);
-  attn_cuda_dense *dense = gpu ? attn_gpu_dense(gpu) : NULL;
-  if (!dense) return ATTN_UNSUPPORTED;
-  return attn_gpu_check(
-      gpu, gpu->cuda->matmul(dense, a, transpose_a, b, transpose_b, c, accumulate, gpu->stream));
+  attn_cuda_dense *dense;
+  if (!gpu) return ATTN_UNSUPPORTED;
+  ATTN_TRY(attn_gpu_dense(gpu, &dense));
+  return attn_gpu_check(gpu, gpu->cuda->matmul(dense, a, transpose_a, b, transpose_b, c, accumulate,
+                                               attn_gpu_stream(gpu)));
 }
 
 static bool has_matvec(attn_block_type type, attn_dtype dtype) {
@@ -45,8 +46,8 @@ static attn_status by_pieces(const attn_block_matrix *w, attn_gpu *gpu, const at
     attn_tensor piece = all;
     if (piece.shape[0] > w->outputs - first) piece.shape[0] = w->outputs - first;
     const char *blocks = (const char *)w->data + (size_t)first * row_bytes(w);
-    status =
-        attn_gpu_check(gpu, gpu->cuda->blocks_expand(w->type, blocks, NULL, &piece, gpu->stream));
+    status = attn_gpu_check(
+        gpu, gpu->cuda->blocks_expand(w->type, blocks, NULL, &piece, attn_gpu_stream(gpu)));
     if (status == ATTN_OK) status = multiply(&piece, first, from, to, accumulate);
   }
   attn_gpu_give_scratch(gpu);
@@ -75,7 +76,7 @@ attn_status attn_gpu_blocks_forward(const attn_block_matrix *w, const attn_tenso
       (uintptr_t)x->data % 16 == 0 && x->stride[0] * (int64_t)attn_dtype_size(x->dtype) % 16 == 0;
   if (x->shape[0] <= MATVEC_ROWS && aligned && has_matvec(w->type, x->dtype))
     return attn_gpu_check(
-        gpu, gpu->cuda->blocks_matvec(w->type, w->data, y, accumulate, x, gpu->stream));
+        gpu, gpu->cuda->blocks_matvec(w->type, w->data, y, accumulate, x, attn_gpu_stream(gpu)));
   return by_pieces(w, gpu, x, y, accumulate, forward_piece);
 }
 

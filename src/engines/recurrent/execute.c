@@ -48,9 +48,9 @@ static attn_status run_on_gpu(const recurrent_plan *plan, const attn_recurrent_a
                               attn_pass pass, void *workspace) {
   const attn_plan *base = &plan->base;
   const attn_cuda_choice *choice = &base->choice[pass == ATTN_PASS_BACKWARD];
-  return attn_gpu_check(base->gpu,
-                        base->gpu->cuda->recurrent_run(&base->gpu->device, choice, &plan->problem,
-                                                       pass, args, workspace, base->gpu->stream));
+  return attn_gpu_check(
+      base->gpu, base->gpu->cuda->recurrent_run(&base->gpu->device, choice, &plan->problem, pass,
+                                                args, workspace, attn_gpu_stream(base->gpu)));
 }
 
 attn_status attn_recurrent_forward(const attn_plan *base, const attn_recurrent_args *args,

@@ -305,7 +305,7 @@ attn_status attn_softmax_run_on_gpu(const softmax_plan *plan, const attn_softmax
                                     attn_pass pass, void *workspace) {
   const attn_plan *base = &plan->base;
   const attn_cuda_choice *choice = &base->choice[pass == ATTN_PASS_BACKWARD];
-  return attn_gpu_check(base->gpu,
-                        base->gpu->cuda->softmax_run(&base->gpu->device, choice, &plan->problem,
-                                                     pass, args, workspace, base->gpu->stream));
+  return attn_gpu_check(
+      base->gpu, base->gpu->cuda->softmax_run(&base->gpu->device, choice, &plan->problem, pass,
+                                              args, workspace, attn_gpu_stream(base->gpu)));
 }

@@ -12,6 +12,9 @@
 attn_status attn_cuda_fail(attn_status status, const char *format, ...) ATTN_PRINTF(2, 3);
 /* ATTN_OK for cudaSuccess, else an error that says what failed. */
 attn_status attn_cuda_check(cudaError_t error, const char *what);
+/* Gives memory that the pool keeps for later back to the device, for those who take none from it.
+ * Waits for the device. */
+cudaError_t attn_cuda_return_cached(int device);
 
 #define ATTN_CUDA_TRY(call)                                                                        \
   do {                                                                                             \

@@ -224,8 +224,10 @@ attn_status attn_cuda_dense_create(const attn_cuda_device *device, attn_cuda_den
   attn_cuda_dense *fresh = new (std::nothrow) attn_cuda_dense();
   if (!fresh) return attn_cuda_fail(ATTN_OUT_OF_MEMORY, "dense: out of memory");
   fresh->device = device->index;
-  attn_status status = attn_cuda_check(cudaMalloc(&fresh->workspace, WORKSPACE_BYTES),
-                                       "cudaMalloc of cuBLASLt's workspace");
+  cudaError_t error = cudaMalloc(&fresh->workspace, WORKSPACE_BYTES);
+  if (error == cudaErrorMemoryAllocation && attn_cuda_return_cached(device->index) == cudaSuccess)
+    error = cudaMalloc(&fresh->workspace, WORKSPACE_BYTES);
+  attn_status status = attn_cuda_check(error, "cudaMalloc of cuBLASLt's workspace");
   if (status == ATTN_OK) status = check(lt.cublasLtCreate(&fresh->handle), "cublasLtCreate");
   if (status == ATTN_OK)
     *dense = fresh;

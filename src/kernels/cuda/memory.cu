@@ -1,7 +1,8 @@
 /* Devices, memory and streams: thin covers of the CUDA runtime that keep the project's errors.
  *
  * Allocation is stream-ordered (cudaMallocAsync) from the device's own pool, which keeps what is
- * given back, so that a warm step reaches no system call. */
+ * given back, so that a warm step reaches no system call; until memory runs out for the first time:
+ * from then on what is given back is there for others too, the driver's own needs among them. */
 #include "kernels/cuda/common.cuh"
 
 #include <cstdio>
@@ -49,9 +50,33 @@ attn_status attn_cuda_memory_info(int device, size_t *free_bytes, size_t *total_
   return ATTN_OK;
 }
 
+enum { MOST_DEVICES = 64 };
+static bool scarce[MOST_DEVICES]; /* where memory has run out before */
+
+static void stop_keeping(int device) {
+  cudaMemPool_t pool;
+  unsigned long long none = 0;
+  if (device < MOST_DEVICES) scarce[device] = true;
+  if (cudaDeviceGetDefaultMemPool(&pool, device) == cudaSuccess)
+    cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &none);
+}
+
+cudaError_t attn_cuda_return_cached(int device) {
+  cudaMemPool_t pool;
+  cudaError_t error = cudaDeviceGetDefaultMemPool(&pool, device);
+  if (error == cudaSuccess) error = cudaDeviceSynchronize();
+  return error == cudaSuccess ? cudaMemPoolTrimTo(pool, 0) : error;
+}
+
 attn_status attn_cuda_allocate(int device, size_t bytes, void **memory, attn_cuda_stream stream) {
   ATTN_CUDA_TRY(cudaSetDevice(device));
   cudaError_t error = cudaMallocAsync(memory, bytes ? bytes : 1, (cudaStream_t)stream);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    stop_keeping(device);
+    if (attn_cuda_return_cached(device) == cudaSuccess) /* what is cached may lie in pieces */
+      error = cudaMallocAsync(memory, bytes ? bytes : 1, (cudaStream_t)stream);
+  }
   if (error != cudaErrorMemoryAllocation) return attn_cuda_check(error, "cudaMallocAsync");
   cudaGetLastError();
   *memory = NULL;
@@ -66,6 +91,8 @@ attn_status attn_cuda_release(int device, void *memory, attn_cuda_stream stream)
   if (!memory) return ATTN_OK;
   ATTN_CUDA_TRY(cudaSetDevice(device));
   ATTN_CUDA_TRY(cudaFreeAsync(memory, (cudaStream_t)stream));
+  if (device < MOST_DEVICES && scarce[device])
+    ATTN_CUDA_TRY(cudaStreamSynchronize((cudaStream_t)stream)); /* now the pool lets it go */
   return ATTN_OK;
 }
 
@@ -93,7 +120,12 @@ attn_status attn_cuda_synchronize(int device, attn_cuda_stream stream) {
 attn_status attn_cuda_copy(int device, void *to, const void *from, size_t bytes,
                            attn_cuda_stream stream) {
   ATTN_CUDA_TRY(cudaSetDevice(device));
-  ATTN_CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, (cudaStream_t)stream));
+  cudaStreamCaptureStatus capture;
+  ATTN_CUDA_TRY(cudaStreamIsCapturing((cudaStream_t)stream, &capture));
+  /* A captured copy would read the host's memory when it is replayed: refused. */
+  cudaMemcpyKind kind =
+      capture == cudaStreamCaptureStatusNone ? cudaMemcpyDefault : cudaMemcpyDeviceToDevice;
+  ATTN_CUDA_TRY(cudaMemcpyAsync(to, from, bytes, kind, (cudaStream_t)stream));
   return ATTN_OK;
 }
 
@@ -131,6 +163,69 @@ attn_status attn_cuda_store(int device, void *to, const void *from, size_t bytes
   ATTN_CUDA_TRY(cudaSetDevice(device));
   store_packet<<<1, 256, 0, (cudaStream_t)stream>>>((unsigned char *)to, data, (int)bytes);
   ATTN_CUDA_TRY_LAUNCH("store");
+  return ATTN_OK;
+}
+
+template <class Word>
+__global__ void place_words(char *table, size_t step, const int64_t *row, const Word *from,
+                            int count) {
+  Word *to = (Word *)(table + (size_t)*row * step);
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x)
+    to[i] = from[i];
+}
+
+attn_status attn_cuda_place(int device, void *table, size_t step, const int64_t *row,
+                            const void *from, size_t bytes, attn_cuda_stream stream) {
+  if (bytes == 0) return ATTN_OK;
+  bool wide = ((uintptr_t)table | step | (uintptr_t)from | bytes) % sizeof(uint4) == 0;
+  int count = (int)(wide ? bytes / sizeof(uint4) : bytes), blocks = (count + 255) / 256;
+  if (blocks > 64) blocks = 64;
+  ATTN_CUDA_TRY(cudaSetDevice(device));
+  if (wide)
+    place_words<<<blocks, 256, 0, (cudaStream_t)stream>>>((char *)table, step, row,
+                                                          (const uint4 *)from, count);
+  else
+    place_words<<<blocks, 256, 0, (cudaStream_t)stream>>>((char *)table, step, row,
+                                                          (const char *)from, count);
+  ATTN_CUDA_TRY_LAUNCH("place");
+  return ATTN_OK;
+}
+
+attn_status attn_cuda_capture_begin(int device, attn_cuda_stream stream) {
+  ATTN_CUDA_TRY(cudaSetDevice(device));
+  ATTN_CUDA_TRY(cudaStreamBeginCapture((cudaStream_t)stream, cudaStreamCaptureModeThreadLocal));
+  return ATTN_OK;
+}
+
+attn_status attn_cuda_capture_end(int device, attn_cuda_stream stream, attn_cuda_replay *replay) {
+  cudaGraph_t graph = NULL;
+  cudaGraphExec_t made = (cudaGraphExec_t)*replay;
+  ATTN_CUDA_TRY(cudaSetDevice(device));
+  cudaError_t error = cudaStreamEndCapture((cudaStream_t)stream, &graph);
+  cudaGraphExecUpdateResultInfo info;
+  bool renewed =
+      error == cudaSuccess && made && cudaGraphExecUpdate(made, graph, &info) == cudaSuccess;
+  if (!renewed && made) {
+    cudaGetLastError(); /* another shape of work is no error */
+    cudaGraphExecDestroy(made);
+    made = NULL;
+  }
+  if (error == cudaSuccess && !renewed) error = cudaGraphInstantiate(&made, graph, 0);
+  if (graph) cudaGraphDestroy(graph);
+  *replay = error == cudaSuccess ? made : NULL;
+  return attn_cuda_check(error, "a capture");
+}
+
+attn_status attn_cuda_replay_queue(int device, attn_cuda_replay replay, attn_cuda_stream stream) {
+  ATTN_CUDA_TRY(cudaSetDevice(device));
+  ATTN_CUDA_TRY(cudaGraphLaunch((cudaGraphExec_t)replay, (cudaStream_t)stream));
+  return ATTN_OK;
+}
+
+attn_status attn_cuda_replay_destroy(int device, attn_cuda_replay replay) {
+  if (!replay) return ATTN_OK;
+  ATTN_CUDA_TRY(cudaSetDevice(device));
+  ATTN_CUDA_TRY(cudaGraphExecDestroy((cudaGraphExec_t)replay));
   return ATTN_OK;
 }
 

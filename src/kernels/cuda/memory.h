@@ -35,6 +35,17 @@ enum { ATTN_CUDA_STORE = 2048 };
    * travel with the launch, so nothing waits and a graph can be captured */                       \
   K(attn_status, store, (int device, void *to, const void *from, size_t bytes,                     \
                          attn_cuda_stream stream))                                                 \
+  /* `bytes` at `from` to the row that *row, device memory, names: table + *row * step */          \
+  K(attn_status, place, (int device, void *table, size_t step, const int64_t *row,                 \
+                         const void *from, size_t bytes, attn_cuda_stream stream))                 \
+  /* From now on what this thread queues on `stream` is kept instead of done. Waiting, allocating  \
+   * and copies to the host are errors until the end, which then fails as well. */                 \
+  K(attn_status, capture_begin, (int device, attn_cuda_stream stream))                             \
+  /* The work that was kept, in *replay: a new one where that is NULL, else brought up to date,    \
+   * or made anew. After an error *replay is NULL */                                               \
+  K(attn_status, capture_end, (int device, attn_cuda_stream stream, attn_cuda_replay *replay))     \
+  K(attn_status, replay_queue, (int device, attn_cuda_replay replay, attn_cuda_stream stream))     \
+  K(attn_status, replay_destroy, (int device, attn_cuda_replay replay))                            \
   /* All elements of a tensor of any dtype (floating or not) and strides := value */               \
   K(attn_status, fill, (const attn_tensor *tensor, double value, attn_cuda_stream stream))
 /* clang-format on */

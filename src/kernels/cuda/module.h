@@ -1,6 +1,6 @@
 /* What the CUDA module gives to the library: one table of functions, as the CPU kernels are one.
  *
- * The module (libattn_cuda.so) is loaded at run time (src/engines/cuda.c), so that
+ * The module (libattn_cuda.so) is loaded at run time (src/tensor/device.c), so that
  * one installation serves machines with and without a GPU. It exports attn_cuda_module(), which
  * returns the table below. Each family of functions has a header with its list: memory.h, rows.h,
  * dense.h, blocks.h, softmax.h, recurrent.h. Function `x` of the table is attn_cuda_x in
@@ -23,9 +23,10 @@ extern "C" {
 #endif
 
 /* Raised with every change of the table: a module of another build is refused. */
-#define ATTN_CUDA_ABI 2
+#define ATTN_CUDA_ABI 3
 
 typedef void *attn_cuda_stream; /* a cudaStream_t */
+typedef void *attn_cuda_replay; /* a cudaGraphExec_t: work that was captured, ready to be queued */
 
 /* A GPU as planning sees it. */
 typedef struct attn_cuda_device {

@@ -109,12 +109,14 @@ typedef struct part_storage {
   int64_t first;         /* of the pages; those before it have left the window */
   int32_t *device_table; /* the table where the engines are: the same one on the processor */
   bool moved;            /* the table has changed since device_table was written */
+  int64_t next_row;      /* attn_state_prepare */
 } part_storage;
 
 struct attn_state {
   attn_device device;
   int count;
   int64_t position, capacity, table_pages;
+  int32_t next_length; /* attn_state_prepare */
   part_storage parts[ATTN_STATE_PARTS];
 };
 
@@ -320,6 +322,32 @@ attn_status attn_state_append(attn_state *state, int index, int64_t column,
                                    (size_t)run));
   }
   return send_table(state, part);
+}
+
+attn_status attn_state_prepare(attn_state *state) {
+  int64_t token = state->position;
+  state->next_length = (int32_t)(token + 1);
+  for (int i = 0; i < state->count; ++i) {
+    part_storage *part = &state->parts[i];
+    if (part->shape.kind != ATTN_STATE_ROWS) continue;
+    ATTN_TRY(make_room(state, part, 1));
+    ATTN_TRY(send_table(state, part));
+    part->next_row = part->owned[token / ATTN_PAGE_TOKENS] * (int64_t)ATTN_PAGE_TOKENS +
+                     token % ATTN_PAGE_TOKENS;
+  }
+  return ATTN_OK;
+}
+
+const int64_t *attn_state_position_place(const attn_state *state) {
+  return &state->position;
+}
+
+const int32_t *attn_state_next_length(const attn_state *state) {
+  return &state->next_length;
+}
+
+const int64_t *attn_state_next_row(const attn_state *state, int part) {
+  return &state->parts[part].next_row;
 }
 
 attn_tensor attn_state_pages(const attn_state *state, int index) {

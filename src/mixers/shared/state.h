@@ -56,6 +56,14 @@ attn_tensor attn_state_fixed(const attn_state *state, int part);
  * of the part's dtype. They count once attn_state_advance is called. ATTN_OUT_OF_MEMORY when the
  * capacity or the pool is used up; the state is then as it was, and so are its pages. */
 attn_status attn_state_append(attn_state *state, int part, int64_t column, const attn_tensor *rows);
+/* Makes room for one more token in every part and puts the tables where the engines read them:
+ * attn_state_append then moves nothing. Afterwards the numbers below are that token's, in memory
+ * that lasts as long as the state: its position, the tokens with it, its row among a part's pages.
+ */
+attn_status attn_state_prepare(attn_state *state);
+const int64_t *attn_state_position_place(const attn_state *state);
+const int32_t *attn_state_next_length(const attn_state *state);
+const int64_t *attn_state_next_row(const attn_state *state, int part);
 /* All pages [pages, ATTN_PAGE_TOKENS, width] and this state's table [1, pages a sequence], int32,
  * both on the state's device. */
 attn_tensor attn_state_pages(const attn_state *state, int part);
