@@ -93,6 +93,16 @@ void attn_pass_multiply_sum(attn_graph *g, const attn_tensor *y, bool accumulate
   }
 }
 
+void attn_pass_rotate(attn_graph *g, const attn_tensor *y, bool accumulate, const attn_tensor *x,
+                      const attn_tensor *cosines, const attn_tensor *sines, double direction) {
+  ON_GPU(g, rotate(y, accumulate, x, cosines, sines, direction, attn_gpu_stream(g->gpu)))
+  const int64_t half = cosines->shape[cosines->rank - 1];
+  row_walk to = walk(y), from = walk(x), cosine = walk(cosines), sine = walk(sines);
+  FOR_ROWS(g, y)
+  g->kernels->row_rotate(at(to, r), accumulate, at(from, r), at(cosine, r), at(sine, r), direction,
+                         half, width);
+}
+
 /* s with the axes of `like`, repeated along those that it lacks at the end. */
 static attn_tensor repeated(const attn_tensor *s, const attn_tensor *like) {
   attn_tensor view = *s;

@@ -18,6 +18,11 @@ void attn_pass_add(attn_graph *graph, const attn_tensor *y, double alpha, const 
 enum { ATTN_PASS_TERMS = 16 };
 void attn_pass_multiply_sum(attn_graph *graph, const attn_tensor *y, bool accumulate, int count,
                             const attn_tensor *a, const attn_tensor *b);
+/* y (+)= the rows of x with their channels turned as row_rotate does (kernels/rows.h): x and y
+ * [.., n]; cosines and sines [.., h] have the same leading axes. */
+void attn_pass_rotate(attn_graph *graph, const attn_tensor *y, bool accumulate,
+                      const attn_tensor *x, const attn_tensor *cosines, const attn_tensor *sines,
+                      double direction);
 /* y[r] (+)= s[r] x[r], one number a row: s has the leading axes of x. */
 void attn_pass_scale_rows(attn_graph *graph, const attn_tensor *y, bool accumulate,
                           const attn_tensor *s, const attn_tensor *x);

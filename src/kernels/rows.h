@@ -38,6 +38,12 @@ typedef enum attn_activation {
   /* y (+)= sum_j a[j] (.) b[j]: convolutions, rotations, gradients of element-wise weights */     \
   K(void, row_multiply_sum,                                                                        \
     (attn_span y, bool accumulate, const attn_span *a, const attn_span *b, int count, int64_t n))  \
+  /* y (+)= x with its first 2 h channels turned: y_j = x_j c_j - x_{j+h} s_j, y_{j+h} = x_{j+h}   \
+   * c_j                                                                                           \
+   * + x_j s_j for j < h, with s = direction sines; the others as they are. y may be x */          \
+  K(void, row_rotate,                                                                              \
+    (attn_span y, bool accumulate, attn_span x, attn_span cosines, attn_span sines,                \
+     double direction, int64_t h, int64_t n))                                                      \
   /* y = f(x), and dx (+)= f'(x) dy */                                                             \
   K(void, row_activate, (attn_activation f, attn_span y, attn_span x, int64_t n))                  \
   K(void, row_activate_backward,                                                                   \

@@ -15,27 +15,19 @@ typedef struct rotary_node {
   attn_layout layout;
 } rotary_node;
 
-/* `sines` turn the low half, `negative` ones the high half. */
+/* y (+)= x turned by the angles, or, with direction -1, the other way. */
 static void turn(attn_graph *g, const attn_tensor *y, bool accumulate, const attn_tensor *x,
-                 const attn_tensor *cosines, const attn_tensor *sines, const attn_tensor *negative,
+                 const attn_tensor *cosines, const attn_tensor *sines, double direction,
                  const attn_layout *layout) {
-  int64_t half = cosines->shape[1], rest = x->shape[2] - 2 * half;
-  int64_t step = attn_angle_batch(layout);
+  int64_t half = cosines->shape[1], step = attn_angle_batch(layout), dim = x->shape[2];
   for (int64_t b = 0; b < layout->batch; b += step) {
     if (attn_layout_length(layout, b) == 0) continue;
-    attn_tensor pair[2] = {attn_angle_view(x, layout, b, step, 0, half),
-                           attn_angle_view(x, layout, b, step, half, half)};
-    attn_tensor low = attn_angle_view(y, layout, b, step, 0, half);
-    attn_tensor high = attn_angle_view(y, layout, b, step, half, half);
-    attn_tensor cosine = attn_angle_table_view(cosines, &low, false);
-    attn_tensor for_low[2] = {cosine, attn_angle_table_view(negative, &low, false)};
-    attn_tensor for_high[2] = {attn_angle_table_view(sines, &low, false), cosine};
-    attn_pass_multiply_sum(g, &low, accumulate, 2, pair, for_low);
-    attn_pass_multiply_sum(g, &high, accumulate, 2, pair, for_high);
-    if (rest == 0) continue; /* channels that do not turn */
-    attn_tensor from = attn_angle_view(x, layout, b, step, 2 * half, rest);
-    attn_tensor to = attn_angle_view(y, layout, b, step, 2 * half, rest);
-    attn_pass_add(g, &to, 1, &from, accumulate ? 1 : 0, accumulate ? &to : NULL);
+    attn_tensor from = attn_angle_view(x, layout, b, step, 0, dim);
+    attn_tensor to = attn_angle_view(y, layout, b, step, 0, dim);
+    attn_tensor pairs = attn_angle_view(y, layout, b, step, 0, half);
+    attn_tensor cosine = attn_angle_table_view(cosines, &pairs, false);
+    attn_tensor sine = attn_angle_table_view(sines, &pairs, false);
+    attn_pass_rotate(g, &to, accumulate, &from, &cosine, &sine, direction);
   }
 }
 
@@ -43,10 +35,8 @@ static attn_status rotary_backward(attn_graph *g, attn_node *node) {
   rotary_node *self = (rotary_node *)node;
   bool accumulate;
   attn_tensor dx = attn_gradient_of(g, self->x, &accumulate);
-  attn_tensor negative = attn_graph_tensor_like(g, g->wide, &self->sines);
-  if (!dx.data || !negative.data) return g->status;
-  attn_add_tensor(g, &negative, &self->sines, -1, false);
-  turn(g, &dx, accumulate, &node->output->gradient, &self->cosines, &negative, &self->sines,
+  if (!dx.data) return g->status;
+  turn(g, &dx, accumulate, &node->output->gradient, &self->cosines, &self->sines, -1,
        &self->layout);
   return g->status;
 }
@@ -109,11 +99,9 @@ attn_var *attn_layer_rotary(attn_graph *graph, attn_var *x, const attn_layout *l
     attn_add_tensor(graph, &cosines, &cosines, rope->magnitude, false);
     attn_add_tensor(graph, &sines, &sines, rope->magnitude, false);
   }
-  attn_tensor negative = attn_graph_tensor_like(graph, graph->wide, &sines);
   attn_tensor value = attn_graph_tensor_like(graph, x->value.dtype, &x->value);
-  if (!negative.data || !value.data) return NULL;
-  attn_add_tensor(graph, &negative, &sines, -1, false);
-  turn(graph, &value, false, &x->value, &cosines, &sines, &negative, layout);
+  if (!value.data) return NULL;
+  turn(graph, &value, false, &x->value, &cosines, &sines, 1, layout);
   attn_var *y = attn_graph_result(graph, value, 1, &x);
   rotary_node *node = attn_graph_record(graph, sizeof *node, y, rotary_backward);
   if (node) {

@@ -535,6 +535,42 @@ static void test_lookups() {
   report("look-ups");
 }
 
+/* --- Rotary embedding ---------------------------------------------------------------------------
+ */
+
+static void test_rotation() {
+  for (int round = 0; round < 60; ++round) {
+    int64_t batch = 1 + below(3), length = 1 + below(40), heads = 1 + below(5);
+    int64_t half = round % 2 ? 8 * (1 + below(8)) : 1 + below(40);
+    int64_t rest = round % 3 ? 0 : round % 2 ? 8 * below(4) : below(9), n = 2 * half + rest;
+    int64_t gap = below(2) ? 8 : 0;
+    array y, x, cosines, sines;
+    extents rows = {batch, length, heads, n};
+    extents strides = {length * heads * (n + gap), heads * (n + gap), n + gap, 1};
+    bool accumulate = below(2), in_place = !accumulate && below(4) == 0;
+    attn_dtype dtype = some_dtype(), table = below(4) ? ATTN_F32 : ATTN_F64;
+    make(x, dtype, rows, strides, gaussian);
+    make(y, in_place ? dtype : some_dtype(), rows, {}, accumulate ? gaussian : nullptr);
+    make(cosines, table, {batch, length, heads, half}, {0, half, 0, 1}, gaussian);
+    make(sines, table, {batch, length, heads, half}, {0, half, 0, 1}, gaussian);
+    double direction = below(2) ? 1 : -1;
+    numbers expected = x.values;
+    for (int64_t i = 0; i < batch * length * heads * half; ++i) {
+      int64_t j = i % half, at = i / half * n + j;
+      double c = cosines.values[(size_t)i], s = direction * sines.values[(size_t)i];
+      double low = x.values[(size_t)at], high = x.values[(size_t)(at + half)];
+      expected[(size_t)at] = low * c - high * s;
+      expected[(size_t)(at + half)] = high * c + low * s;
+    }
+    for (size_t i = 0; accumulate && i < expected.size(); ++i) expected[i] += y.values[i];
+    const array &target = in_place ? x : y;
+    OK(attn_cuda_rotate(&target.tensor, accumulate, &x.tensor, &cosines.tensor, &sines.tensor,
+                        direction, NULL));
+    compare("rotate", target, expected);
+  }
+  report("rotary embedding");
+}
+
 /* --- AdamW --------------------------------------------------------------------------------------
  */
 
@@ -802,6 +838,7 @@ int main(int count, char **arguments) {
   test_norms();
   test_cross_entropy();
   test_lookups();
+  test_rotation();
   test_adamw();
   CUDA(cudaDeviceSynchronize());
   printf("%d checks, %d failures\n", checks, failures);

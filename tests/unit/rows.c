@@ -136,6 +136,24 @@ static void check_sums(const trial *t) {
   check("scale", &out, &old, t->n);
 }
 
+/* Channels that turn, and those behind them, from the equation. */
+static void check_rotation(const trial *t) {
+  row x = make(t->x, 21), c = make(ATTN_F32, 22), s = make(ATTN_F32, 23), old = make(t->y, 24);
+  row out = old;
+  int64_t h = (t->n + 2) / 3 < t->n / 2 ? (t->n + 2) / 3 : t->n / 2;
+  if (h == 0) return;
+  t->kernels->row_rotate(under_test(&out), t->accumulate, under_test(&x), under_test(&c),
+                         under_test(&s), -1, h, t->n);
+  for (int64_t j = 0; j < t->n; ++j) {
+    int64_t i = j % h, other = j < h ? j + h : j - h;
+    double own = x.wide[j], from_other = 0;
+    if (j < 2 * h) own *= c.wide[i], from_other = (j < h ? 1 : -1) * x.wide[other] * s.wide[i];
+    out.wide[j] = own + from_other + (t->accumulate ? old.wide[j] : 0);
+    old.wide[j] = fabs(old.wide[j]) + fabs(own) + fabs(from_other); /* the terms may cancel */
+  }
+  check("rotate", &out, &old, t->n);
+}
+
 static void rows_on_a_path(void *context) {
   (void)context;
   static const attn_activation functions[] = {ATTN_SILU, ATTN_IDENTITY, ATTN_SIGMOID};
@@ -153,6 +171,7 @@ static void rows_on_a_path(void *context) {
       check_norms(&t, false);
       check_norms(&t, true);
       check_sums(&t);
+      check_rotation(&t);
     }
 }
 

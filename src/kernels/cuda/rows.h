@@ -85,6 +85,12 @@ enum { ATTN_CUDA_TERMS = 8 };
   K(attn_status, angles, (const attn_tensor *cosines, const attn_tensor *sines,                    \
                           const double *theta, int64_t first, const int64_t *position,             \
                           attn_cuda_stream stream))                                                \
+  /* y (+)= the rows of x, with their first 2 h channels turned: with t = direction (1 or -1) times \
+   * the angle, y_j = x_j cos t - x_{j+h} sin t, y_{j+h} = x_{j+h} cos t + x_j sin t for j < h; the  \
+   * others as they are. y, x [.., n]; cosines, sines [.., h] with the same leading axes */         \
+  K(attn_status, rotate, (const attn_tensor *y, bool accumulate, const attn_tensor *x,             \
+                          const attn_tensor *cosines, const attn_tensor *sines, double direction,  \
+                          attn_cuda_stream stream))                                                \
   /* *sum = the sum of the squares of x (any shape), float64; workspace: ATTN_CUDA_PARTS float64 */\
   K(attn_status, sum_squares, (const attn_tensor *x, double *sum, void *workspace,                 \
                                attn_cuda_stream stream))                                           \
