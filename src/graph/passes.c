@@ -103,6 +103,12 @@ void attn_pass_rotate(attn_graph *g, const attn_tensor *y, bool accumulate, cons
                          half, width);
 }
 
+void attn_pass_convolve(attn_graph *g, const attn_tensor *y, bool accumulate, const attn_tensor *x,
+                        const attn_tensor *w, const attn_tensor *tail, bool reverse) {
+  ON_GPU(g, convolve(y, accumulate, x, w, tail, reverse, attn_gpu_stream(g->gpu)))
+  attn_graph_fail(g, ATTN_INTERNAL, "convolve: a pass of GPUs");
+}
+
 /* s with the axes of `like`, repeated along those that it lacks at the end. */
 static attn_tensor repeated(const attn_tensor *s, const attn_tensor *like) {
   attn_tensor view = *s;

@@ -23,6 +23,10 @@ void attn_pass_multiply_sum(attn_graph *graph, const attn_tensor *y, bool accumu
 void attn_pass_rotate(attn_graph *graph, const attn_tensor *y, bool accumulate,
                       const attn_tensor *x, const attn_tensor *cosines, const attn_tensor *sines,
                       double direction);
+/* A causal convolution down the rows, attn_cuda_convolve (kernels/cuda/rows.h); on a GPU only. */
+void attn_pass_convolve(attn_graph *graph, const attn_tensor *y, bool accumulate,
+                        const attn_tensor *x, const attn_tensor *w, const attn_tensor *tail,
+                        bool reverse);
 /* y[r] (+)= s[r] x[r], one number a row: s has the leading axes of x. */
 void attn_pass_scale_rows(attn_graph *graph, const attn_tensor *y, bool accumulate,
                           const attn_tensor *s, const attn_tensor *x);

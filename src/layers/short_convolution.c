@@ -11,7 +11,7 @@ enum { MAX_TAPS = 16 };
 typedef struct convolution_node {
   attn_node node;
   attn_var *x, *w;
-  attn_tensor taps; /* [W, channels]: taps[j] multiplies x_{t-j} */
+  attn_tensor taps; /* [W, channels]: taps[j] multiplies x_{t-j}; the processor's */
   attn_tensor tail; /* as it was before this pass; data is NULL when there is none */
   attn_layout layout;
 } convolution_node;
@@ -82,11 +82,42 @@ static void convolve(attn_graph *g, const attn_tensor *y, const attn_tensor *x,
   attn_pass_multiply_sum(g, &to, false, terms, from, by);
 }
 
+static void convolve_all(attn_graph *g, const attn_tensor *y, const attn_tensor *x,
+                         const attn_tensor *taps, const attn_tensor *tail,
+                         const attn_layout *layout) {
+  int64_t step = batch_of(layout);
+  for (int64_t b = 0; b < layout->batch; b += step) {
+    int64_t length = attn_layout_length(layout, b), short_rows = taps->shape[0] - 1;
+    if (short_rows > length) short_rows = length;
+    for (int64_t t = 0; t < short_rows; ++t) convolve(g, y, x, taps, tail, layout, b, step, t, 1);
+    if (length > short_rows)
+      convolve(g, y, x, taps, tail, layout, b, step, short_rows, length - short_rows);
+  }
+}
+
+/* The same for all rows in one pass on a GPU, which also moves the tail on; or, in reverse, the
+ * gradient of x from that of y. */
+static void convolve_on_gpu(attn_graph *g, const attn_tensor *y, bool accumulate,
+                            const attn_tensor *x, const attn_tensor *w, const attn_tensor *tail,
+                            const attn_layout *layout, bool reverse) {
+  int64_t step = batch_of(layout);
+  for (int64_t b = 0; b < layout->batch; b += step) {
+    int64_t length = attn_layout_length(layout, b);
+    attn_tensor to = rows_of(y, layout, b, step, 0, length);
+    attn_tensor from = rows_of(x, layout, b, step, 0, length);
+    if (length > 0) attn_pass_convolve(g, &to, accumulate, &from, w, tail, reverse);
+  }
+}
+
 static attn_status backward_x(attn_graph *g, convolution_node *self, const attn_tensor *dy) {
   const attn_layout *layout = &self->layout;
   bool accumulate;
   attn_tensor dx = attn_gradient_of(g, self->x, &accumulate);
   if (!dx.data) return g->status;
+  if (g->gpu) {
+    convolve_on_gpu(g, &dx, accumulate, dy, &self->w->value, NULL, layout, true);
+    return g->status;
+  }
   int64_t width = self->taps.shape[0], step = batch_of(layout);
   for (int64_t b = 0; b < layout->batch; b += step) {
     int64_t length = attn_layout_length(layout, b);
@@ -114,10 +145,11 @@ static void add_columns(attn_graph *g, const attn_tensor *sum, const attn_tensor
 
 static attn_status backward_w(attn_graph *g, convolution_node *self, const attn_tensor *dy) {
   attn_tensor dw = attn_graph_tensor_like(g, g->wide, &self->w->value);
-  attn_tensor sums = attn_graph_tensor_like(g, g->wide, &self->taps);
+  int64_t channels = dw.shape[0], width = dw.shape[1];
+  attn_tensor sums = attn_graph_tensor(g, g->wide, 2, (int64_t[]){width, channels});
   const attn_tensor *x = &self->x->value, *tail = self->tail.data ? &self->tail : NULL;
   const attn_layout *layout = &self->layout;
-  int64_t width = sums.shape[0], channels = sums.shape[1], step = batch_of(layout);
+  int64_t step = batch_of(layout);
   attn_tensor part = attn_graph_tensor(g, g->wide, 1, &channels);
   if (!dw.data || !sums.data || !part.data) return g->status;
   ATTN_TRY(attn_tensor_fill(&sums, 0));
@@ -186,26 +218,22 @@ attn_var *attn_layer_short_convolution(attn_graph *graph, attn_var *x, attn_var 
                            "short_convolution: the tail is not a contiguous [%lld, %lld] of one "
                            "sequence",
                            (long long)width - 1, (long long)channels);
-  attn_tensor taps = make_taps(graph, &w->value);
-  attn_tensor value = attn_graph_tensor_like(graph, in->dtype, in);
-  if (!taps.data || !value.data || graph->status != ATTN_OK) return NULL;
-  int64_t step = batch_of(layout);
-  for (int64_t b = 0; b < layout->batch; b += step) {
-    int64_t length = attn_layout_length(layout, b), short_rows = width - 1;
-    if (short_rows > length) short_rows = length;
-    for (int64_t t = 0; t < short_rows; ++t)
-      convolve(graph, &value, in, &taps, tail, layout, b, step, t, 1);
-    if (length > short_rows)
-      convolve(graph, &value, in, &taps, tail, layout, b, step, short_rows, length - short_rows);
-  }
+  attn_tensor value = attn_graph_tensor_like(graph, in->dtype, in), taps = {0}, old_tail = {0};
   attn_var *y = attn_graph_result(graph, value, 2, (attn_var *[]){x, w});
-  attn_tensor old_tail = {0};
   if (tail && y && y->needs_gradient) {
     old_tail = attn_graph_tensor_like(graph, tail->dtype, tail);
     if (!old_tail.data) return NULL;
     attn_add_tensor(graph, &old_tail, tail, 1, false);
   }
-  if (tail) move_tail(graph, tail, in);
+  if (!y) return NULL;
+  if (graph->gpu) {
+    convolve_on_gpu(graph, &value, false, in, &w->value, tail, layout, false);
+  } else {
+    taps = make_taps(graph, &w->value);
+    if (!taps.data || graph->status != ATTN_OK) return NULL;
+    convolve_all(graph, &value, in, &taps, tail, layout);
+    if (tail) move_tail(graph, tail, in);
+  }
   convolution_node *node = attn_graph_record(graph, sizeof *node, y, convolution_backward);
   if (node) {
     node->x = x;

@@ -535,6 +535,49 @@ static void test_lookups() {
   report("look-ups");
 }
 
+/* --- Convolution --------------------------------------------------------------------------------
+ */
+
+static void test_convolution() {
+  for (int round = 0; round < 80; ++round) {
+    int64_t taps = round % 2 ? 4 : 1 + below(16), length = round % 5 ? 1 + below(70) : 1;
+    int64_t channels = round % 3 ? 8 * (1 + below(20)) : 1 + below(60);
+    bool with_tail = below(2), reverse = !with_tail && below(2), accumulate = below(2);
+    int64_t batch = with_tail ? 1 : 1 + below(3), gap = below(2) ? 8 : 0, kept = taps - 1;
+    array y, x, w, tail;
+    extents shape = {batch, length, channels};
+    make(x, some_dtype(), shape, {length * (channels + gap), channels + gap, 1}, gaussian);
+    make(y, some_dtype(), shape, {}, accumulate ? gaussian : nullptr);
+    make(w, some_dtype(), {channels, taps}, {taps, 1}, gaussian);
+    if (kept) make(tail, some_dtype(), {kept, channels}, {}, gaussian);
+    with_tail = with_tail && kept > 0;
+    auto at = [&](int64_t b, int64_t t,
+                  int64_t c) { /* rows before the first and behind the last */
+                               if (t >= 0 && t < length)
+                                 return x.values[(size_t)((b * length + t) * channels + c)];
+                               bool kept_row = with_tail && t < 0 && t >= -kept;
+                               return kept_row ? tail.values[(size_t)((kept + t) * channels + c)]
+                                               : 0.0;
+    };
+    numbers expected((size_t)(batch * length * channels)), moved((size_t)(kept * channels));
+    for (size_t i = 0; i < expected.size(); ++i) {
+      int64_t c = (int64_t)i % channels, t = (int64_t)i / channels % length;
+      int64_t b = (int64_t)i / channels / length;
+      expected[i] = accumulate ? y.values[i] : 0;
+      for (int64_t j = 0; j < taps; ++j)
+        expected[i] +=
+            w.values[(size_t)(c * taps + taps - 1 - j)] * at(b, reverse ? t + j : t - j, c);
+    }
+    for (size_t i = 0; i < moved.size(); ++i)
+      moved[i] = at(0, length - kept + (int64_t)i / channels, (int64_t)i % channels);
+    OK(attn_cuda_convolve(&y.tensor, accumulate, &x.tensor, &w.tensor,
+                          with_tail ? &tail.tensor : NULL, reverse, NULL));
+    compare("convolve", y, expected);
+    if (with_tail) compare("convolve's tail", tail, moved);
+  }
+  report("convolution");
+}
+
 /* --- Rotary embedding ---------------------------------------------------------------------------
  */
 
@@ -839,6 +882,7 @@ int main(int count, char **arguments) {
   test_cross_entropy();
   test_lookups();
   test_rotation();
+  test_convolution();
   test_adamw();
   CUDA(cudaDeviceSynchronize());
   printf("%d checks, %d failures\n", checks, failures);

@@ -91,6 +91,13 @@ enum { ATTN_CUDA_TERMS = 8 };
   K(attn_status, rotate, (const attn_tensor *y, bool accumulate, const attn_tensor *x,             \
                           const attn_tensor *cosines, const attn_tensor *sines, double direction,  \
                           attn_cuda_stream stream))                                                \
+  /* y[b, t, c] (+)= sum over j < W of w[c, W - 1 - j] x[b, t - j, c], or (reverse) of x[b, t + j, \
+   * c]: x, y [batch, length, channels], w [channels, W], W <= 16. Beyond the ends x is 0, but with  \
+   * `tail` [W - 1, channels] (batch 1, not in reverse) it holds what comes before, and afterwards   \
+   * the last W - 1 rows of it and x; else NULL */                                                   \
+  K(attn_status, convolve, (const attn_tensor *y, bool accumulate, const attn_tensor *x,           \
+                            const attn_tensor *w, const attn_tensor *tail, bool reverse,           \
+                            attn_cuda_stream stream))                                              \
   /* *sum = the sum of the squares of x (any shape), float64; workspace: ATTN_CUDA_PARTS float64 */\
   K(attn_status, sum_squares, (const attn_tensor *x, double *sum, void *workspace,                 \
                                attn_cuda_stream stream))                                           \
