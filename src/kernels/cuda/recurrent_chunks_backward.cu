@@ -1,6 +1,6 @@
 /* The delta rule backward for bfloat16 and float16.
  *
- * In the terms of recurrent_delta.cuh, with dS' the gradient of the state after a chunk, and
+ * In the terms of recurrent_chunks.cuh, with dS' the gradient of the state after a chunk, and
  * everything but the final gradients divided by `scale` (all of them are linear in dO):
  *   dV' = P^T dO + Kk dS'      dU = L^T dV', L = (I + Diag(beta) B)^-1      dR = Diag(beta) dU = dV
  *   dS  = Diag(exp(G_C)) dS' + Qg^T dO - Kg^T dR
@@ -13,9 +13,9 @@
  * then every chunk finds its gradients by itself. */
 #include <cstdio>
 
-#include "kernels/cuda/recurrent_delta_step.cuh"
+#include "kernels/cuda/recurrent_chunks_step.cuh"
 
-using namespace delta;
+using namespace chunked;
 
 namespace {
 
@@ -826,5 +826,5 @@ attn_status run(const attn_cuda_device *device, const attn_cuda_choice *choice,
 
 } // namespace
 
-extern const recurrent_algorithm recurrent_delta_backward = {"delta rule by chunks, backward",
+extern const recurrent_algorithm recurrent_chunks_backward = {"delta rule by chunks, backward",
                                                              ATTN_PASS_BACKWARD, plan, suits, run};

@@ -1,10 +1,10 @@
 /* One step of the delta rule over a prepared chunk, for a slab of 16 value columns in one warp. */
-#ifndef ATTN_KERNELS_CUDA_RECURRENT_DELTA_STEP_CUH
-#define ATTN_KERNELS_CUDA_RECURRENT_DELTA_STEP_CUH
+#ifndef ATTN_KERNELS_CUDA_RECURRENT_CHUNKS_STEP_CUH
+#define ATTN_KERNELS_CUDA_RECURRENT_CHUNKS_STEP_CUH
 
-#include "kernels/cuda/recurrent_delta.cuh"
+#include "kernels/cuda/recurrent_chunks.cuh"
 
-namespace delta {
+namespace chunked {
 
 /* S^T of a slab: accumulators [16 value columns, DIM], 8 channels each. */
 template <int DIM> struct slab { float s[DIM / 8][4]; };
@@ -275,6 +275,6 @@ __device__ inline void output_step(const handover<DIM> &from, const tiles<E, DIM
   store_transposed(v, ld_v, o, scale, lane);
 }
 
-} // namespace delta
+} // namespace chunked
 
 #endif

@@ -11,7 +11,7 @@
 
 #include "kernels/cuda/common.cuh"
 
-extern const recurrent_algorithm recurrent_delta_forward, recurrent_delta_backward;
+extern const recurrent_algorithm recurrent_chunks_forward, recurrent_chunks_backward;
 
 namespace {
 
@@ -418,14 +418,14 @@ void check(const shape &s, bool backward, int multiprocessors) {
          s.dtype == ATTN_BF16 ? "bf16" : "f16 ", gate_names[s.gate], s.dim, s.value_dim, s.heads,
          s.value_heads, s.batch, s.length, s.ragged ? " ragged" : "", s.states ? " states" : "");
   attn_cuda_choice choice;
-  if (prepare_run(recurrent_delta_forward, x, choice)) {
+  if (prepare_run(recurrent_chunks_forward, x, choice)) {
     void *workspace = workspace_of(choice.workspace_bytes);
-    run(recurrent_delta_forward, x, choice, workspace);
+    run(recurrent_chunks_forward, x, choice, workspace);
     CHECK(cudaDeviceSynchronize());
     std::vector<double> before = x.o.download();
     judge("o", x.o, forward_bound(s.dtype));
     judge("state", x.s1, forward_bound(s.dtype));
-    run(recurrent_delta_forward, x, choice, workspace);
+    run(recurrent_chunks_forward, x, choice, workspace);
     std::vector<double> again = x.o.download();
     if (memcmp(again.data(), before.data(), before.size() * 8)) {
       printf(" second run differs FAILED");
@@ -433,9 +433,9 @@ void check(const shape &s, bool backward, int multiprocessors) {
     }
     CHECK(cudaFree(workspace));
   }
-  if (backward && prepare_run(recurrent_delta_backward, x, choice)) {
+  if (backward && prepare_run(recurrent_chunks_backward, x, choice)) {
     void *workspace = workspace_of(choice.workspace_bytes);
-    run(recurrent_delta_backward, x, choice, workspace);
+    run(recurrent_chunks_backward, x, choice, workspace);
     CHECK(cudaDeviceSynchronize());
     double bound = backward_bound(s.dtype);
     judge("| dq", x.dq, bound);
@@ -538,7 +538,7 @@ void bench(attn_decay decay, int length, double rate) {
       *x = device_tensor(ATTN_F32, {batch, length, heads}, 3, seed++);
   }
   double row = (double)tokens * heads * dim, gates = decay == ATTN_DECAY_CHANNEL ? row * 4 : 0;
-  const recurrent_algorithm *passes[] = {&recurrent_delta_forward, &recurrent_delta_backward};
+  const recurrent_algorithm *passes[] = {&recurrent_chunks_forward, &recurrent_chunks_backward};
   for (const recurrent_algorithm *algorithm : passes) {
     bool backward = algorithm->pass == ATTN_PASS_BACKWARD;
     attn_cuda_choice choice = {};

@@ -7,9 +7,9 @@
  * more blocks. */
 #include <cstdio>
 
-#include "kernels/cuda/recurrent_delta_step.cuh"
+#include "kernels/cuda/recurrent_chunks_step.cuh"
 
-using namespace delta;
+using namespace chunked;
 
 namespace {
 
@@ -309,5 +309,5 @@ attn_status run(const attn_cuda_device *device, const attn_cuda_choice *choice,
 
 } // namespace
 
-extern const recurrent_algorithm recurrent_delta_forward = {"delta rule by chunks",
+extern const recurrent_algorithm recurrent_chunks_forward = {"delta rule by chunks",
                                                             ATTN_PASS_FORWARD, plan, suits, run};

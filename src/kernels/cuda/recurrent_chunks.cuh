@@ -15,14 +15,14 @@
  *
  * Every factor is the exponential of a non-positive sum, but for one place that is guarded: see
  * prepare_channels. */
-#ifndef ATTN_KERNELS_CUDA_RECURRENT_DELTA_CUH
-#define ATTN_KERNELS_CUDA_RECURRENT_DELTA_CUH
+#ifndef ATTN_KERNELS_CUDA_RECURRENT_CHUNKS_CUH
+#define ATTN_KERNELS_CUDA_RECURRENT_CHUNKS_CUH
 
 #include <stdint.h>
 
 #include "kernels/cuda/common.cuh"
 
-namespace delta {
+namespace chunked {
 
 enum {
   CHUNK = 64,
@@ -1081,6 +1081,6 @@ inline parameters parameters_of(const attn_recurrent_problem *problem,
   return p;
 }
 
-} // namespace delta
+} // namespace chunked
 
 #endif
