@@ -1,4 +1,4 @@
-/* The delta rule backward for bfloat16 and float16.
+/* The recurrence backward for bfloat16 and float16.
  *
  * In the terms of recurrent_chunks.cuh, with dS' the gradient of the state after a chunk, and
  * everything but the final gradients divided by `scale` (all of them are linear in dO):
@@ -6,11 +6,13 @@
  *   dS  = Diag(exp(G_C)) dS' + Qg^T dO - Kg^T dR
  *   dP  = dO V'^T,  dB = -dR V'^T,  dQg = dO S^T,  dKg = -dR S^T,  dKk = V' dS'^T
  *   dbeta_i = dU_i . X_i
- * and dq, dk collect what P, B, Qg, Kg and Kk pass on. The decay's gradient, by token or by
- * channel: dG_i = q_i dq_i + k_i dk_i (as read by B, Kg) - k_i dk_i (as written, by P and B) w_i  =
- * k_i dk_i (as written, by Kk) dg_t = sum_{i >= t} dG_i + exp(G_C) S . dS' + sum_{i < t} w_i Four
- * kernels: chunks are prepared; a forward sweep keeps S and X; a backward sweep keeps dS' and dU;
- * then every chunk finds its gradients by itself. */
+ * and dq, dk collect what P, B, Qg, Kg and Kk pass on. The additive rule's dV is dV', and it has no
+ * dR, dB and dKg. The decay's gradient, by token or by channel:
+ *   dG_i = q_i dq_i + k_i dk_i (as read by B, Kg) - k_i dk_i (as written, by P and B)
+ *   w_i  = k_i dk_i (as written, by Kk)
+ *   dg_t = sum_{i >= t} dG_i + exp(G_C) S . dS' + sum_{i < t} w_i
+ * Four kernels: chunks are prepared; a forward sweep keeps S and X; a backward sweep keeps dS' and
+ * dU, or writes dV; then every chunk finds its gradients by itself. */
 #include <cstdio>
 
 #include "kernels/cuda/recurrent_chunks_step.cuh"
@@ -26,10 +28,10 @@ struct backward_parameters {
   rows<float> d_decay, d_beta;
   states d_final, d_initial;
   /* Workspace, indexed by (sequence and chunk, value head): S^T and dS'^T [columns, DIM]; X and dU
-   * [64, columns]. With grouped heads also the gradients of q and k of every value head, float32
-   * [sequence and chunk, value head, 64, DIM]. */
-  void *state, *d_state, *x, *d_u;
-  float *head_d_q, *head_d_k;
+   * [64, columns]. With grouped heads also the gradients of q and k of every value head [64, DIM];
+   * with a constant decay its gradient's parts. */
+  void *state, *d_state, *x, *d_u, *head_d_q, *head_d_k;
+  float *decay_parts;
 };
 
 /* The slab to rows of [columns, DIM]. */
@@ -66,11 +68,11 @@ __device__ void times_lower_transposed(float (&out)[8][4], const uint32_t (&x)[S
 
 /* Loads what a sweep needs of one chunk: `forward` Kg, Kk, Y and `values` = V, else Qg, Kg, Kk, L,
  * P and `values` = dO. */
-template <typename E, int DIM, bool CHANNEL>
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
 __device__ void fetch(const parameters &p, bool forward, const rows<const void> &values,
-                      const tiles<E, DIM, CHANNEL> &tile, E *v, const sequence &s, int64_t slot,
-                      int64_t chunk, int head, int column, int columns) {
-  using record_type = record<DIM, CHANNEL>;
+                      const tiles<E, DIM, CHANNEL, DELTA> &tile, E *v, const sequence &s,
+                      int64_t slot, int64_t chunk, int head, int column, int columns) {
+  using record_type = record<DIM, CHANNEL, DELTA>;
   constexpr int LD = pitch<DIM>();
   int thread = threadIdx.x, threads = blockDim.x;
   int64_t first = chunk * CHUNK;
@@ -78,29 +80,94 @@ __device__ void fetch(const parameters &p, bool forward, const rows<const void> 
   const char *from =
       p.prepared + ((slot * p.chunks + chunk) * p.value_heads + head) * record_type::BACKWARD_BYTES;
   if (CHANNEL) {
-    int skipped = forward ? CHUNK : 0, count = 3 * CHUNK - skipped;
+    int skipped = forward ? CHUNK : 0, count = tile.ROWS - skipped;
     copy_rows(tile.q() + skipped * LD, LD, (const E *)from + skipped * DIM, DIM, count, DIM, count,
               thread, threads);
   } else {
-    copy_keys(p, tile, s, first, tokens, head, thread, threads);
+    rows<const E> q = as<E>(p.q), k = as<E>(p.k);
+    copy_rows(tile.k(), LD, k.at(s.batch, s.first + first, head / p.group), k.token, CHUNK, DIM,
+              tokens, thread, threads);
+    if (!forward)
+      copy_rows(tile.q(), LD, q.at(s.batch, s.first + first, head / p.group), q.token, CHUNK, DIM,
+                tokens, thread, threads);
   }
-  copy_rows(tile.y(), SQUARE, (const E *)(from + (forward ? record_type::Y : record_type::LEFT)),
-            CHUNK, CHUNK, CHUNK, CHUNK, thread, threads);
+  if constexpr (DELTA)
+    copy_rows(tile.y(), SQUARE, (const E *)(from + (forward ? record_type::Y : record_type::LEFT)),
+              CHUNK, CHUNK, CHUNK, CHUNK, thread, threads);
   if (!forward)
-    copy_rows(tile.p(), SQUARE, (const E *)(from + record_type::Y) + CHUNK * CHUNK, CHUNK, CHUNK,
-              CHUNK, CHUNK, thread, threads);
+    copy_rows(tile.p(), SQUARE, (const E *)(from + record_type::P), CHUNK, CHUNK, CHUNK, CHUNK,
+              thread, threads);
   for (int at = thread; at < tile.NUMBERS / 4; at += threads)
-    copy_async(tile.beta() + 4 * at, from + record_type::NUMBERS + 16 * at, true);
+    copy_async(tile.numbers() + 4 * at, from + record_type::NUMBERS + 16 * at, true);
   rows<const E> source = as<E>(values);
   copy_rows(v, columns + 8, source.at(s.batch, s.first + first, head) + column, source.token, CHUNK,
             columns, tokens, thread, threads);
   copy_commit();
 }
 
-template <typename E, int DIM, bool CHANNEL, bool FORWARD>
+/* A step of the forward sweep; V's slab in shared memory becomes X's. */
+template <typename E, int DIM, bool CHANNEL>
+__device__ void forward_step(slab<DIM> &state, const tiles<E, DIM, CHANNEL, true> &tile, E *v,
+                             int ld, int lane) {
+  float r[8][4] = {};
+  uint32_t x[SUBBLOCKS][4];
+  times_rows<E>(r, state, tile.k(), lane);
+  residual(r, v, ld, CHANNEL ? NULL : tile.gamma(), lane);
+  tokens_operand<E>(x, r, NULL, lane);
+  clear(r);
+  times_lower(r, x, tile.y(), lane);
+  store_transposed(v, ld, r, 1, lane);
+  scale_tokens(r, tile.beta(), lane);
+  tokens_operand<E>(x, r, CHANNEL ? NULL : tile.kappa(), lane);
+  decay_slab<DIM, CHANNEL>(state, tile.full(), lane);
+  add_outer(state, x, CHANNEL ? tile.written() : tile.k(), lane);
+}
+template <typename E, int DIM, bool CHANNEL>
+__device__ void forward_step(slab<DIM> &state, const tiles<E, DIM, CHANNEL, false> &tile, E *v,
+                             int ld, int lane) {
+  uint32_t x[SUBBLOCKS][4];
+  values_operand(x, v, ld, lane);
+  advance(state, x, tile, lane);
+}
+
+/* A step of the backward sweep; dO's slab in shared memory becomes that of dU, or of scale dV. */
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
+__device__ void backward_step(slab<DIM> &state, const tiles<E, DIM, CHANNEL, DELTA> &tile, E *v,
+                              int ld, float scale, int lane) {
+  float r[8][4] = {};
+  uint32_t d_o[SUBBLOCKS][4];
+  values_operand(d_o, v, ld, lane);
+  times_rows<E>(r, state, CHANNEL ? tile.written() : tile.k(), lane);
+  if (!CHANNEL) scale_tokens(r, tile.kappa(), lane);
+  times_lower_transposed(r, d_o, tile.p(), lane);
+  if constexpr (DELTA) {
+    uint32_t x[SUBBLOCKS][4];
+    tokens_operand<E>(x, r, NULL, lane);
+    clear(r);
+    times_lower_transposed(r, x, tile.y(), lane);
+    __syncwarp();
+    store_transposed(v, ld, r, 1, lane);
+    scale_tokens(r, tile.beta(), lane);
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) r[n][i] = -r[n][i];
+    tokens_operand<E>(x, r, CHANNEL ? NULL : tile.gamma(), lane);
+    decay_slab<DIM, CHANNEL>(state, tile.full(), lane);
+    add_outer(state, x, tile.k(), lane);
+  } else {
+    __syncwarp();
+    store_transposed(v, ld, r, scale, lane);
+    decay_slab<DIM, CHANNEL>(state, tile.full(), lane);
+  }
+  if (!CHANNEL) scale_operand<E>(d_o, tile.gamma(), lane);
+  add_outer(state, d_o, tile.q(), lane);
+}
+
+template <typename E, int DIM, bool CHANNEL, bool DELTA, bool FORWARD>
 __global__ void __launch_bounds__(256) sweep_kernel(backward_parameters all) {
   extern __shared__ __align__(16) char memory[];
-  using tile_type = tiles<E, DIM, CHANNEL>;
+  using tile_type = tiles<E, DIM, CHANNEL, DELTA>;
   const parameters &p = all.in;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int columns = blockDim.x / 32 * SLAB, column = blockIdx.x * columns, head = blockIdx.y;
@@ -135,45 +202,19 @@ __global__ void __launch_bounds__(256) sweep_kernel(backward_parameters all) {
     E *v = (E *)(tile.base + tile_type::BYTES) + warp * SLAB;
     E *kept = (E *)(FORWARD ? all.state : all.d_state) + (at * p.columns + own) * DIM;
     keep_slab<E>(state, kept, lane);
-    float r[8][4] = {};
-    uint32_t x[SUBBLOCKS][4];
-    if (FORWARD) {
-      times_rows<E>(r, state, tile.k(), lane);
-      residual(r, v, ld, CHANNEL ? NULL : tile.gamma(), lane);
-      tokens_operand<E>(x, r, NULL, lane);
-      clear(r);
-      times_lower(r, x, tile.y(), lane);
-      store_transposed(v, ld, r, 1, lane);
-      scale_tokens(r, tile.beta(), lane);
-      tokens_operand<E>(x, r, CHANNEL ? NULL : tile.kappa(), lane);
-      decay_slab<DIM, CHANNEL>(state, tile.full(), lane);
-      add_outer(state, x, CHANNEL ? tile.written() : tile.k(), lane);
-    } else {
-      uint32_t d_o[SUBBLOCKS][4];
-#pragma unroll
-      for (int j = 0; j < SUBBLOCKS; ++j) load_left_transposed(d_o[j], v + 16 * j * ld, ld, lane);
-      times_rows<E>(r, state, CHANNEL ? tile.written() : tile.k(), lane);
-      if (!CHANNEL) scale_tokens(r, tile.kappa(), lane);
-      times_lower_transposed(r, d_o, tile.p(), lane);
-      tokens_operand<E>(x, r, NULL, lane);
-      clear(r);
-      times_lower_transposed(r, x, tile.y(), lane);
-      __syncwarp();
-      store_transposed(v, ld, r, 1, lane);
-      scale_tokens(r, tile.beta(), lane);
-#pragma unroll
-      for (int n = 0; n < 8; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) r[n][i] = -r[n][i];
-      tokens_operand<E>(x, r, CHANNEL ? NULL : tile.gamma(), lane);
-      decay_slab<DIM, CHANNEL>(state, tile.full(), lane);
-      add_outer(state, x, tile.k(), lane);
-      if (!CHANNEL) scale_operand<E>(d_o, tile.gamma(), lane);
-      add_outer(state, d_o, tile.q(), lane);
-    }
+    if (FORWARD)
+      forward_step(state, tile, v, ld, lane);
+    else
+      backward_step(state, tile, v, ld, p.scale, lane);
     __syncwarp();
-    E *out = (E *)(FORWARD ? all.x : all.d_u) + at * CHUNK * p.columns + own;
-    write_slab(out, p.columns, v, ld, CHUNK, lane);
+    if (DELTA) {
+      E *out = (E *)(FORWARD ? all.x : all.d_u) + at * CHUNK * p.columns + own;
+      write_slab(out, p.columns, v, ld, CHUNK, lane);
+    } else if (!FORWARD && all.d_v.data) {
+      int64_t first = chunk * CHUNK;
+      write_slab(as<E>(all.d_v).at(s.batch, s.first + first, head) + own, all.d_v.token, v, ld,
+                 (int)min((int64_t)CHUNK, s.tokens - first), lane);
+    }
     __syncthreads();
   }
   if (!FORWARD && all.d_initial.data) {
@@ -184,33 +225,40 @@ __global__ void __launch_bounds__(256) sweep_kernel(backward_parameters all) {
 
 /* ---- Gradients of a chunk ---- */
 
-enum { GRADIENT_THREADS = 256, GRADIENT_COLUMNS = 64 /* value columns at once */ };
+enum { EXACT_LD = SUBBLOCK + 1, EXACT_FLOATS = 3 * 16 * EXACT_LD }; /* see exact_pairs */
 
-/* Shared memory. What the first phase reads of the values and states lies where the second one has
- * decayed rows, and in the third one the sums. */
-template <int DIM, bool CHANNEL> struct gradient_layout {
+/* Threads: 4 rows of warps, one for each subblock's tokens, and SIDES warps in each row that share
+ * the channels. Shared memory: with a decay per channel q and k turn into the rows decayed from the
+ * border before their subblock and the keys decayed to the one after it. */
+template <int DIM, bool CHANNEL, bool DELTA> struct gradient_layout {
   enum {
+    SIDES = CHANNEL && DELTA && DIM == 128 ? 4 : 2,
+    THREADS = SUBBLOCKS * SIDES * 32,
+    BLOCKS = DELTA ? 1 : 2,    /* of a multiprocessor */
+    COLUMNS = DELTA ? 64 : 32, /* value columns at once */
     LD = DIM + 8,
     LF = DIM + 4,
-    LV = GRADIENT_COLUMNS + 8,
+    LV = COLUMNS + 8,
     ROWS = CHUNK * LD * 2,
-    SUMS = CHUNK * LF * 4,
+    SQUARE_BYTES = CHUNK * SQUARE * 2,
     Q = 0,
     K = Q + ROWS,
-    N_P = K + ROWS, /* what P and B get, masked */
-    N_B = N_P + CHUNK * SQUARE * 2,
-    NUMBERS =
-        N_B + CHUNK * SQUARE * 2, /* beta, G, gamma, kappa; two sums of each token; boundary */
-    TOTAL = NUMBERS + (8 * CHUNK + DIM) * 4, /* of subblocks [4, DIM]; group sums [2][4, DIM] */
-    DECAY = TOTAL + (CHANNEL ? 12 * DIM * 4 : 0),
-    SHARED = DECAY + (CHANNEL ? SUMS : 0),
-    FIRST = 3 * CHUNK * LV * 2 + 2 * GRADIENT_COLUMNS * LD * 2,
-    LATER = CHANNEL ? 4 * SUMS : 0,
+    K_PREFIX = K + ROWS,
+    N_P = K_PREFIX + (CHANNEL && DELTA ? ROWS : 0), /* what P and B get, masked */
+    N_B = N_P + SQUARE_BYTES,
+    BETA = N_B + (DELTA ? SQUARE_BYTES : 0),
+    BOUNDARY = BETA + (DELTA ? CHUNK * 4 : 0),
+    GATES = BOUNDARY + DIM * 4,
+    /* Per token G, gamma, kappa, four sums. Per channel, of subblocks [4, DIM]: decay and its
+     * power, sums of w and of dG - w; and G inside the subblock [64, LF]. */
+    SHARED = GATES + (CHANNEL ? 4 * SUBBLOCKS * DIM + CHUNK * LF : 7 * CHUNK) * 4,
+    FIRST = (DELTA ? 3 : 2) * CHUNK * LV * 2 + 2 * COLUMNS * LD * 2,
+    LATER = CHANNEL ? THREADS / 32 * EXACT_FLOATS * 4 : 0,
     BYTES = SHARED + (FIRST > LATER ? FIRST : LATER),
   };
 };
 
-/* acc[16, 8 * 2 N] += a x[16, 16 N] */
+/* acc[16, 16 N] += a x[16, 16 N] */
 template <typename E, int N>
 __device__ void add_product(float (&acc)[N][4], const uint32_t (&a)[4], const E *x, int ld,
                             int lane) {
@@ -223,459 +271,692 @@ __device__ void add_product(float (&acc)[N][4], const uint32_t (&a)[4], const E 
   }
 }
 
-/* One element of dq or dk, and its neighbour: to the caller's tensor, or to the value head's part.
+/* Where a block's chunk lies. */
+struct place {
+  sequence s;
+  int64_t first, at; /* the first token; the chunk and head's place in the workspace */
+  int head, tokens;
+};
+
+/* Row i of dq or dk: in the caller's tensor, or in the value head's part. NULL where there is none.
  */
-template <typename E>
-__device__ void store_pair(const rows<void> &to, float *part, const parameters &p,
-                           const sequence &s, int64_t first, int i, int tokens, int head, int c,
-                           int dim, int64_t at, float x, float y) {
-  if (i >= tokens) return;
-  if (p.group > 1) {
-    if (part) *(float2 *)(part + (at * CHUNK + i) * dim + c) = make_float2(x, y);
-  } else if (to.data) {
-    *(uint32_t *)(as<E>(to).at(s.batch, s.first + first + i, head) + c) = pack<E>(x, y);
+template <typename E, int DIM>
+__device__ E *gradient_row(const rows<void> &to, void *part, const parameters &p, const place &l,
+                           int i) {
+  if (i >= l.tokens || !to.data) return NULL;
+  if (p.group > 1) return (E *)part + (l.at * CHUNK + i) * DIM;
+  return as<E>(to).at(l.s.batch, l.s.first + l.first + i, l.head);
+}
+
+/* What values and states give to a warp's 16 tokens: dP and dB for the columns of J subblocks, and
+ * for 8 N channels dQg, dKg, dKk; dB and dKg without their factors, which are not there for the
+ * additive rule. To a thread, a part of S . dS' of two channels. */
+template <int DIM, bool CHANNEL, bool DELTA> struct value_sums {
+  enum {
+    SIDES = gradient_layout<DIM, CHANNEL, DELTA>::SIDES,
+    J = SUBBLOCKS / SIDES,
+    N = DIM / SIDES / 8,
+    N_K = DELTA ? N : 1,
+  };
+  float d_p[2 * J][4], d_b[DELTA ? 2 * J : 1][4];
+  float d_qg[N][4], d_kg[N_K][4], d_kk[N][4];
+  float2 boundary;
+};
+
+/* Starts the loads of value columns from `v` on. */
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
+__device__ void fetch_values(const backward_parameters &all, char *memory, const place &l, int v) {
+  using layout = gradient_layout<DIM, CHANNEL, DELTA>;
+  constexpr int COLUMNS = layout::COLUMNS, LV = layout::LV, THREADS = layout::THREADS;
+  const parameters &p = all.in;
+  E *d_o = (E *)(memory + layout::SHARED), *x = d_o + CHUNK * LV, *d_u = x + CHUNK * LV;
+  E *state = d_u + (DELTA ? CHUNK * LV : 0), *d_state = state + COLUMNS * layout::LD;
+  int columns = min(COLUMNS, p.columns - v);
+  rows<const E> all_d_o = as<E>(all.d_o), all_v = as<E>(p.v);
+  int64_t token = l.s.first + l.first;
+  for (int piece = threadIdx.x; piece < CHUNK * COLUMNS / 8; piece += THREADS) {
+    int i = piece / (COLUMNS / 8), c = piece % (COLUMNS / 8) * 8;
+    bool inside = c < columns, given = inside && i < l.tokens;
+    int64_t own = token + (given ? i : 0);
+    int column = v + (inside ? c : 0);
+    if (DELTA) {
+      int64_t from = (l.at * CHUNK + i) * p.columns + column;
+      copy_async(x + i * LV + c, (const E *)all.x + from, inside);
+      copy_async(d_u + i * LV + c, (const E *)all.d_u + from, inside);
+    } else {
+      copy_async(x + i * LV + c, all_v.at(l.s.batch, own, l.head) + column, given);
+    }
+    copy_async(d_o + i * LV + c, all_d_o.at(l.s.batch, own, l.head) + column, given);
+  }
+  int64_t from = (l.at * p.columns + v) * DIM;
+  copy_rows(state, layout::LD, (const E *)all.state + from, DIM, COLUMNS, DIM, columns, threadIdx.x,
+            THREADS);
+  copy_rows(d_state, layout::LD, (const E *)all.d_state + from, DIM, COLUMNS, DIM, columns,
+            threadIdx.x, THREADS);
+  copy_commit();
+}
+
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
+__device__ __forceinline__ void add_values(const backward_parameters &all, char *memory,
+                                           const place &l, int v,
+                                           value_sums<DIM, CHANNEL, DELTA> &sums) {
+  using layout = gradient_layout<DIM, CHANNEL, DELTA>;
+  constexpr int COLUMNS = layout::COLUMNS, LV = layout::LV, LD = layout::LD;
+  constexpr int THREADS = layout::THREADS, J = sums.J, N = sums.N;
+  const E *d_o = (const E *)(memory + layout::SHARED), *x = d_o + CHUNK * LV;
+  const E *d_u = x + CHUNK * LV, *state = d_u + (DELTA ? CHUNK * LV : 0);
+  const E *d_state = state + COLUMNS * LD;
+  int thread = threadIdx.x, lane = thread % 32, block = thread / 32 % SUBBLOCKS;
+  int side = thread / 32 / SUBBLOCKS, row = block * SUBBLOCK, half = side * 8 * N;
+#pragma unroll
+  for (int c = 0; c < COLUMNS; c += 16) {
+    uint32_t of_d_o[4], of_d_u[4], of_x[4], b[4];
+    load_left(of_d_o, d_o + row * LV + c, LV, lane);
+    if (DELTA) load_left(of_d_u, d_u + row * LV + c, LV, lane);
+    load_left(of_x, x + row * LV + c, LV, lane);
+#pragma unroll
+    for (int j = 0; j < J; ++j)
+      if (side * J + j <= block) {
+        load_right(b, x + (side * J + j) * SUBBLOCK * LV + c, LV, lane);
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          product<E>(sums.d_p[2 * j + n], of_d_o, b[2 * n], b[2 * n + 1]);
+          if constexpr (DELTA) product<E>(sums.d_b[2 * j + n], of_d_u, b[2 * n], b[2 * n + 1]);
+        }
+      }
+#pragma unroll
+    for (int n = 0; n < N / 2; ++n) {
+      load_right_transposed(b, state + c * LD + half + 16 * n, LD, lane);
+      product<E>(sums.d_qg[2 * n], of_d_o, b[0], b[1]);
+      product<E>(sums.d_qg[2 * n + 1], of_d_o, b[2], b[3]);
+      if constexpr (DELTA) {
+        product<E>(sums.d_kg[2 * n], of_d_u, b[0], b[1]);
+        product<E>(sums.d_kg[2 * n + 1], of_d_u, b[2], b[3]);
+      }
+      load_right_transposed(b, d_state + c * LD + half + 16 * n, LD, lane);
+      product<E>(sums.d_kk[2 * n], of_x, b[0], b[1]);
+      product<E>(sums.d_kk[2 * n + 1], of_x, b[2], b[3]);
+    }
+  }
+  constexpr int PAIRS = DIM / 2, PARTS = THREADS / PAIRS;
+#pragma unroll 4
+  for (int i = thread / PAIRS; i < COLUMNS; i += PARTS) {
+    float2 a = unpack<E>(*(const uint32_t *)(state + i * LD + thread % PAIRS * 2));
+    float2 b = unpack<E>(*(const uint32_t *)(d_state + i * LD + thread % PAIRS * 2));
+    sums.boundary.x += a.x * b.x, sums.boundary.y += a.y * b.y;
+  }
+  if (!DELTA || !all.d_v.data) return; /* the additive rule's dV is written by the sweep */
+  const float *beta = (const float *)(memory + layout::BETA);
+  int columns = min(COLUMNS, all.in.columns - v);
+  for (int pair = thread; pair < l.tokens * columns / 2; pair += THREADS) {
+    int i = pair / (columns / 2), c = pair % (columns / 2) * 2;
+    float2 y = unpack<E>(*(const uint32_t *)(d_u + i * LV + c));
+    float f = beta[i] * all.in.scale;
+    *(uint32_t *)(as<E>(all.d_v).at(l.s.batch, l.s.first + l.first + i, l.head) + v + c) =
+        pack<E>(f * y.x, f * y.y);
   }
 }
 
-template <typename E, int DIM, bool CHANNEL>
-__global__ void __launch_bounds__(GRADIENT_THREADS, 1) gradient_kernel(backward_parameters all) {
-  extern __shared__ __align__(16) char memory[];
-  using layout = gradient_layout<DIM, CHANNEL>;
-  constexpr int LD = layout::LD, LV = layout::LV, LF = layout::LF, N = DIM / 16;
-  const parameters &p = all.in;
-  int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
-  int block = warp % 4, row = block * 16, side = warp / 4, half = side * (DIM / 2);
-  int head = blockIdx.y;
-  int64_t chunk = blockIdx.x % p.chunks, first = chunk * CHUNK;
-  sequence s = find_sequence(p.offsets, p.length, (int)(blockIdx.x / p.chunks));
-  if (first >= s.tokens) return;
-  int64_t at = (int64_t)blockIdx.x * p.value_heads + head;
-  chunk_gates gates = gates_of<E>(p, s, first, head);
-  int tokens = gates.tokens;
-
-  E *q = (E *)(memory + layout::Q), *k = (E *)(memory + layout::K);
+/* What P and B get, to shared memory; with a decay per token that decay is in it. */
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
+__device__ void store_score_gradients(const backward_parameters &all, char *memory, const place &l,
+                                      const value_sums<DIM, CHANNEL, DELTA> &sums) {
+  using layout = gradient_layout<DIM, CHANNEL, DELTA>;
+  constexpr int J = sums.J;
   E *n_p = (E *)(memory + layout::N_P), *n_b = (E *)(memory + layout::N_B);
-  float *beta = (float *)(memory + layout::NUMBERS), *sum = beta + CHUNK, *gamma = sum + CHUNK;
-  float *kappa = gamma + CHUNK, *token_sums = kappa + CHUNK, *boundary = beta + 8 * CHUNK;
-  float *total = (float *)(memory + layout::TOTAL), *group_sums = total + 4 * DIM;
-  float *own_sum = (float *)(memory + layout::DECAY); /* G inside the subblock [64, LF] */
-
-  /* Gates. */
-  rows<const E> all_q = as<E>(p.q), all_k = as<E>(p.k);
-  copy_rows(q, LD, all_q.at(s.batch, s.first + first, head / p.group), all_q.token, CHUNK, DIM,
-            tokens, thread, GRADIENT_THREADS);
-  copy_rows(k, LD, all_k.at(s.batch, s.first + first, head / p.group), all_k.token, CHUNK, DIM,
-            tokens, thread, GRADIENT_THREADS);
-  copy_commit();
-  if (thread < CHUNK) {
-    beta[thread] = thread < tokens ? gates.beta[thread * gates.beta_token] : 0;
-    for (int i = 0; i < 4; ++i) token_sums[i * CHUNK + thread] = 0;
-  }
-  if (CHANNEL) {
-    for (int c = thread; c < SUBBLOCKS * DIM; c += GRADIENT_THREADS) {
-      int b = c / DIM, channel = c % DIM;
-      float running = 0;
+  const float *beta = (const float *)(memory + layout::BETA);
+  const float *sum = (const float *)(memory + layout::GATES);
+  int thread = threadIdx.x, lane = thread % 32, g = lane / 4, t = lane % 4;
+  int row = thread / 32 % SUBBLOCKS * SUBBLOCK, side = thread / 32 / SUBBLOCKS;
 #pragma unroll
-      for (int i = b * SUBBLOCK; i < b * SUBBLOCK + SUBBLOCK; ++i) {
-        if (i < tokens) running += log2_decay(gates.decay[i * gates.decay_token + channel]);
-        own_sum[i * LF + channel] = running;
-      }
-      total[c] = running;
-    }
-  } else if (warp == 1 && lane == 0) {
-    float running = 0;
-    for (int i = 0; i < CHUNK; ++i) {
-      if (gates.decay && i < tokens) running += log2_decay(gates.decay[i * gates.decay_token]);
-      sum[i] = running;
-    }
-  }
-  __syncthreads();
-  if (!CHANNEL && thread < CHUNK) {
-    gamma[thread] = power_of_two(sum[thread]);
-    kappa[thread] = power_of_two(sum[CHUNK - 1] - sum[thread]);
-  }
-
-  /* Everything that values and states give. */
-  float d_p[4][4] = {}, d_b[4][4] = {}; /* dO X^T and dU X^T; rows `row`, columns 32 side.. */
-  float d_qg[N][4] = {}, d_kg[N][4] = {}, d_kk[N][4] = {}; /* columns half.. */
-  constexpr int PAIRS = DIM / 2, PARTS = GRADIENT_THREADS / PAIRS;
-  float2 of_boundary = {0, 0};
-  E *d_o = (E *)(memory + layout::SHARED), *x = d_o + CHUNK * LV, *d_u = x + CHUNK * LV;
-  E *state = d_u + CHUNK * LV, *d_state = state + GRADIENT_COLUMNS * LD;
-  rows<const E> all_d_o = as<E>(all.d_o);
-  for (int v = 0; v < p.columns; v += GRADIENT_COLUMNS) {
-    int columns = min((int)GRADIENT_COLUMNS, p.columns - v);
-    __syncthreads();
-    for (int piece = thread; piece < CHUNK * GRADIENT_COLUMNS / 8; piece += GRADIENT_THREADS) {
-      int i = piece / (GRADIENT_COLUMNS / 8), c = piece % (GRADIENT_COLUMNS / 8) * 8;
-      bool inside = c < columns, given = inside && i < tokens;
-      int64_t from = at * CHUNK * p.columns + (int64_t)i * p.columns + v + (inside ? c : 0);
-      copy_async(x + i * LV + c, (const E *)all.x + from, inside);
-      copy_async(d_u + i * LV + c, (const E *)all.d_u + from, inside);
-      copy_async(d_o + i * LV + c,
-                 all_d_o.at(s.batch, s.first + first + (given ? i : 0), head) + v +
-                     (inside ? c : 0),
-                 given);
-    }
-    int64_t from = (at * p.columns + v) * DIM;
-    copy_rows(state, LD, (const E *)all.state + from, DIM, GRADIENT_COLUMNS, DIM, columns, thread,
-              GRADIENT_THREADS);
-    copy_rows(d_state, LD, (const E *)all.d_state + from, DIM, GRADIENT_COLUMNS, DIM, columns,
-              thread, GRADIENT_THREADS);
-    copy_commit();
-    copy_wait<0>();
-    __syncthreads();
-#pragma unroll
-    for (int c = 0; c < GRADIENT_COLUMNS; c += 16) {
-      uint32_t of_d_o[4], of_d_u[4], of_x[4], b[4];
-      load_left(of_d_o, d_o + row * LV + c, LV, lane);
-      load_left(of_d_u, d_u + row * LV + c, LV, lane);
-      load_left(of_x, x + row * LV + c, LV, lane);
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-        if (side * 2 + j <= block) {
-          load_right(b, x + (side * 32 + j * 16) * LV + c, LV, lane);
-#pragma unroll
-          for (int n = 0; n < 2; ++n) {
-            product<E>(d_p[2 * j + n], of_d_o, b[2 * n], b[2 * n + 1]);
-            product<E>(d_b[2 * j + n], of_d_u, b[2 * n], b[2 * n + 1]);
-          }
-        }
-#pragma unroll
-      for (int n = 0; n < N / 2; ++n) {
-        load_right_transposed(b, state + c * LD + half + 16 * n, LD, lane);
-        product<E>(d_qg[2 * n], of_d_o, b[0], b[1]);
-        product<E>(d_qg[2 * n + 1], of_d_o, b[2], b[3]);
-        product<E>(d_kg[2 * n], of_d_u, b[0], b[1]);
-        product<E>(d_kg[2 * n + 1], of_d_u, b[2], b[3]);
-        load_right_transposed(b, d_state + c * LD + half + 16 * n, LD, lane);
-        product<E>(d_kk[2 * n], of_x, b[0], b[1]);
-        product<E>(d_kk[2 * n + 1], of_x, b[2], b[3]);
-      }
-    }
-    for (int i = thread / PAIRS; i < GRADIENT_COLUMNS; i += PARTS) {
-      float2 a = unpack<E>(*(const uint32_t *)(state + i * LD + thread % PAIRS * 2));
-      float2 b = unpack<E>(*(const uint32_t *)(d_state + i * LD + thread % PAIRS * 2));
-      of_boundary.x += a.x * b.x, of_boundary.y += a.y * b.y;
-    }
-    if (all.d_v.data)
-      for (int pair = thread; pair < tokens * columns / 2; pair += GRADIENT_THREADS) {
-        int i = pair / (columns / 2), c = pair % (columns / 2) * 2;
-        float2 y = unpack<E>(*(const uint32_t *)(d_u + i * LV + c));
-        float f = beta[i] * p.scale;
-        *(uint32_t *)(as<E>(all.d_v).at(s.batch, s.first + first + i, head) + v + c) =
-            pack<E>(f * y.x, f * y.y);
-      }
-  }
-  __syncthreads(); /* the values' memory is free */
-
-  /* What P and B get. */
-#pragma unroll
-  for (int n = 0; n < 4; ++n)
+  for (int n = 0; n < 2 * J; ++n)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      int i = row + g + 8 * r, j = side * 32 + n * 8 + 2 * t;
-      float p_ij[2], b_ij[2];
+      int i = row + g + 8 * r, j = (side * 2 * J + n) * 8 + 2 * t;
+      float p_ij[2], b_ij[2] = {0, 0};
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         float decay = i < j + e ? 0 : CHANNEL ? 1 : power_of_two(sum[i] - sum[j + e]);
-        p_ij[e] = decay * beta[j + e] * d_p[n][2 * r + e];
-        b_ij[e] = i == j + e ? 0 : -decay * beta[i] * beta[j + e] * d_b[n][2 * r + e];
-        if (i == j + e && i < tokens && all.d_beta.data)
-          *all.d_beta.at(s.batch, s.first + first + i, head) = p.scale * d_b[n][2 * r + e];
+        p_ij[e] = decay * sums.d_p[n][2 * r + e];
+        if constexpr (DELTA) {
+          p_ij[e] *= beta[j + e];
+          b_ij[e] = i == j + e ? 0 : -decay * beta[i] * beta[j + e] * sums.d_b[n][2 * r + e];
+          if (i == j + e && i < l.tokens && all.d_beta.data)
+            *all.d_beta.at(l.s.batch, l.s.first + l.first + i, l.head) =
+                all.in.scale * sums.d_b[n][2 * r + e];
+        }
       }
       *(uint32_t *)(n_p + i * SQUARE + j) = pack<E>(p_ij[0], p_ij[1]);
-      *(uint32_t *)(n_b + i * SQUARE + j) = pack<E>(b_ij[0], b_ij[1]);
+      if (DELTA) *(uint32_t *)(n_b + i * SQUARE + j) = pack<E>(b_ij[0], b_ij[1]);
     }
-  float2 *boundary_parts = (float2 *)(memory + layout::SHARED);
-  boundary_parts[thread] = of_boundary;
-  __syncthreads();
-  if (thread < PAIRS) {
-    float2 x = {0, 0};
-    for (int i = 0; i < PARTS; ++i)
-      x.x += boundary_parts[i * PAIRS + thread].x, x.y += boundary_parts[i * PAIRS + thread].y;
-    float2 full = {0, 0};
-    if (CHANNEL) {
-      for (int b = 0; b < SUBBLOCKS; ++b) {
-        float2 y = *(const float2 *)(total + b * DIM + 2 * thread);
-        full.x += y.x, full.y += y.y;
-      }
-      full.x = power_of_two(full.x), full.y = power_of_two(full.y);
-    } else {
-      full.x = full.y = gamma[CHUNK - 1];
-    }
-    *(float2 *)(boundary + 2 * thread) = make_float2(full.x * x.x, full.y * x.y);
-  }
-  __syncthreads();
+}
 
-  if (!CHANNEL) {
-    /* d_qg becomes dq, d_kg what k gets as read, pairs what it gets as written by P and B. */
-    float pairs[N][4] = {};
+/* dq, dk and the decay's gradient with a decay per token. */
+template <typename E, int DIM, bool DELTA>
+__device__ __forceinline__ void token_gradients(const backward_parameters &all, char *memory,
+                                                const place &l,
+                                                value_sums<DIM, false, DELTA> &sums) {
+  using layout = gradient_layout<DIM, false, DELTA>;
+  constexpr int LD = layout::LD, N = sums.N;
+  const parameters &p = all.in;
+  const E *q = (const E *)(memory + layout::Q), *k = (const E *)(memory + layout::K);
+  const E *n_p = (const E *)(memory + layout::N_P), *n_b = (const E *)(memory + layout::N_B);
+  const float *beta = (const float *)(memory + layout::BETA);
+  const float *boundary = (const float *)(memory + layout::BOUNDARY);
+  const float *gamma = (const float *)(memory + layout::GATES) + CHUNK, *kappa = gamma + CHUNK;
+  float *token_sums = (float *)(memory + layout::GATES) + 3 * CHUNK;
+  int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+  int block = warp % SUBBLOCKS, side = warp / SUBBLOCKS, row = block * SUBBLOCK;
+  int half = side * 8 * N;
+  /* d_qg becomes dq, d_kg what k gets as read, d_kk what it gets as written. */
+  float w[2] = {0, 0};
 #pragma unroll
-    for (int n = 0; n < N; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        int i = row + g + e / 2 * 8;
-        d_qg[n][e] *= gamma[i];
-        d_kg[n][e] *= -beta[i] * gamma[i];
-        d_kk[n][e] *= beta[i] * kappa[i];
-      }
-#pragma unroll
-    for (int b = 0; b < SUBBLOCKS; ++b) {
-      uint32_t a[4];
-      if (b <= block) {
-        load_left(a, n_p + row * SQUARE + b * 16, SQUARE, lane);
-        add_product(d_qg, a, k + b * 16 * LD + half, LD, lane);
-        load_left(a, n_b + row * SQUARE + b * 16, SQUARE, lane);
-        add_product(d_kg, a, k + b * 16 * LD + half, LD, lane);
-      }
-      if (b >= block) {
-        load_left_transposed(a, n_p + b * 16 * SQUARE + row, SQUARE, lane);
-        add_product(pairs, a, q + b * 16 * LD + half, LD, lane);
-        load_left_transposed(a, n_b + b * 16 * SQUARE + row, SQUARE, lane);
-        add_product(pairs, a, k + b * 16 * LD + half, LD, lane);
-      }
-    }
+  for (int n = 0; n < N; ++n)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       int i = row + g + 8 * r;
-      float d_g = 0, w = 0;
+      float2 k_i = unpack<E>(*(const uint32_t *)(k + i * LD + half + 8 * n + 2 * t));
+      float kept = DELTA ? beta[i] * kappa[i] : kappa[i];
 #pragma unroll
-      for (int n = 0; n < N; ++n) {
-        int c = half + 8 * n + 2 * t;
-        float2 q_i = unpack<E>(*(const uint32_t *)(q + i * LD + c));
-        float2 k_i = unpack<E>(*(const uint32_t *)(k + i * LD + c));
-        const float *dq = d_qg[n] + 2 * r, *read = d_kg[n] + 2 * r;
-        const float *written = pairs[n] + 2 * r, *kept = d_kk[n] + 2 * r;
-        d_g += q_i.x * dq[0] + k_i.x * (read[0] - written[0]);
-        d_g += q_i.y * dq[1] + k_i.y * (read[1] - written[1]);
-        w += k_i.x * kept[0] + k_i.y * kept[1];
-        store_pair<E>(all.d_q, all.head_d_q, p, s, first, i, tokens, head, c, DIM, at,
-                      p.scale * dq[0], p.scale * dq[1]);
-        store_pair<E>(all.d_k, all.head_d_k, p, s, first, i, tokens, head, c, DIM, at,
-                      p.scale * (read[0] + written[0] + kept[0]),
-                      p.scale * (read[1] + written[1] + kept[1]));
+      for (int e = 0; e < 2; ++e) {
+        sums.d_qg[n][2 * r + e] *= gamma[i];
+        if constexpr (DELTA) sums.d_kg[n][2 * r + e] *= -beta[i] * gamma[i];
+        sums.d_kk[n][2 * r + e] *= kept;
+        w[r] += (e ? k_i.y : k_i.x) * sums.d_kk[n][2 * r + e];
       }
-      for (int d = 1; d < 4; d *= 2) {
-        d_g += __shfl_xor_sync(~0u, d_g, d);
-        w += __shfl_xor_sync(~0u, w, d);
+    }
+#pragma unroll
+  for (int b = 0; b < SUBBLOCKS; ++b) {
+    uint32_t a[4];
+    if (b <= block) {
+      load_left(a, n_p + row * SQUARE + b * 16, SQUARE, lane);
+      add_product(sums.d_qg, a, k + b * 16 * LD + half, LD, lane);
+      if constexpr (DELTA) {
+        load_left(a, n_b + row * SQUARE + b * 16, SQUARE, lane);
+        add_product(sums.d_kg, a, k + b * 16 * LD + half, LD, lane);
       }
-      if (t == 0)
-        token_sums[2 * side * CHUNK + i] = d_g, token_sums[(2 * side + 1) * CHUNK + i] = w;
     }
-    __syncthreads();
-    if (warp || !all.d_decay.data) return;
-    /* Lane l has the tokens 2 l, 2 l + 1. */
-    float edge = 0, d_g[2], w[2];
-    for (int c = lane; c < DIM; c += 32) edge += boundary[c];
-    for (int d = 1; d < 32; d *= 2) edge += __shfl_xor_sync(~0u, edge, d);
-    for (int e = 0; e < 2; ++e) {
-      d_g[e] = token_sums[2 * lane + e] + token_sums[2 * CHUNK + 2 * lane + e];
-      w[e] = token_sums[CHUNK + 2 * lane + e] + token_sums[3 * CHUNK + 2 * lane + e];
+    if (b >= block) {
+      load_left_transposed(a, n_p + b * 16 * SQUARE + row, SQUARE, lane);
+      add_product(sums.d_kk, a, q + b * 16 * LD + half, LD, lane);
+      if (DELTA) {
+        load_left_transposed(a, n_b + b * 16 * SQUARE + row, SQUARE, lane);
+        add_product(sums.d_kk, a, k + b * 16 * LD + half, LD, lane);
+      }
     }
-    float after = d_g[0] + d_g[1], before = w[0] + w[1];
-    for (int d = 1; d < 32; d *= 2) {
-      float x = __shfl_down_sync(~0u, after, d), y = __shfl_up_sync(~0u, before, d);
-      if (lane + d < 32) after += x;
-      if (lane >= d) before += y;
-    }
-    before -= w[0] + w[1];
-    for (int e = 0; e < 2; ++e) {
-      int i = 2 * lane + e;
-      float x = edge + (e ? after - d_g[0] : after) + (e ? before + w[0] : before);
-      if (i < tokens) *all.d_decay.at(s.batch, s.first + first + i, head) = p.scale * x;
-    }
-    return;
   }
-
-  /* Rows decayed from the border before their subblock, keys to the end of it. */
-  E *q_prefix = (E *)(memory + layout::SHARED), *k_prefix = q_prefix + CHUNK * LD;
-  E *k_suffix = k_prefix + CHUNK * LD;
-  for (int pair = thread; pair < CHUNK * PAIRS; pair += GRADIENT_THREADS) {
-    int i = pair / PAIRS, c = pair % PAIRS * 2;
-    float2 own = *(const float2 *)(own_sum + i * LF + c);
-    float2 last = *(const float2 *)(total + i / SUBBLOCK * DIM + c);
-    float2 x = unpack<E>(*(const uint32_t *)(q + i * LD + c));
-    float2 y = unpack<E>(*(const uint32_t *)(k + i * LD + c));
-    float e0 = power_of_two(own.x), e1 = power_of_two(own.y);
-    *(uint32_t *)(q_prefix + i * LD + c) = pack<E>(x.x * e0, x.y * e1);
-    *(uint32_t *)(k_prefix + i * LD + c) = pack<E>(y.x * e0, y.y * e1);
-    *(uint32_t *)(k_suffix + i * LD + c) =
-        pack<E>(y.x * power_of_two(last.x - own.x), y.y * power_of_two(last.y - own.y));
-  }
-  __syncthreads();
-
-  /* Pairs of different subblocks. Farther ones are decayed through the nearer ones' channels. */
-  float from_q[N][4] = {}, from_k[N][4] = {}, onto_k[N][4] = {};
-  auto decay_columns = [&](float(&acc)[N][4], int b) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    int i = row + g + 8 * r;
+    float d_g = w[r]; /* w is in d_kk too, where it does not belong to dG */
+    E *to_q = gradient_row<E, DIM>(all.d_q, all.head_d_q, p, l, i);
+    E *to_k = gradient_row<E, DIM>(all.d_k, all.head_d_k, p, l, i);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      float2 f = *(const float2 *)(total + b * DIM + half + 8 * n + 2 * t);
-      float e0 = power_of_two(f.x), e1 = power_of_two(f.y);
-      acc[n][0] *= e0, acc[n][1] *= e1, acc[n][2] *= e0, acc[n][3] *= e1;
+      int c = half + 8 * n + 2 * t;
+      float2 q_i = unpack<E>(*(const uint32_t *)(q + i * LD + c));
+      float2 k_i = unpack<E>(*(const uint32_t *)(k + i * LD + c));
+      const float *dq = sums.d_qg[n] + 2 * r, *written = sums.d_kk[n] + 2 * r;
+      float read[2] = {0, 0};
+      if constexpr (DELTA) read[0] = sums.d_kg[n][2 * r], read[1] = sums.d_kg[n][2 * r + 1];
+      d_g += q_i.x * dq[0] + k_i.x * (read[0] - written[0]);
+      d_g += q_i.y * dq[1] + k_i.y * (read[1] - written[1]);
+      if (to_q) *(uint32_t *)(to_q + c) = pack<E>(p.scale * dq[0], p.scale * dq[1]);
+      if (to_k)
+        *(uint32_t *)(to_k + c) =
+            pack<E>(p.scale * (read[0] + written[0]), p.scale * (read[1] + written[1]));
+    }
+    for (int d = 1; d < 4; d *= 2) {
+      d_g += __shfl_xor_sync(~0u, d_g, d);
+      w[r] += __shfl_xor_sync(~0u, w[r], d);
+    }
+    if (t == 0)
+      token_sums[2 * side * CHUNK + i] = d_g, token_sums[(2 * side + 1) * CHUNK + i] = w[r];
+  }
+  __syncthreads();
+  if (warp || !all.d_decay.data) return;
+  /* Lane l has the tokens 2 l, 2 l + 1. */
+  float edge = 0, d_g[2], of_w[2], sum = 0;
+  for (int c = lane; c < DIM; c += 32) edge += boundary[c];
+  for (int d = 1; d < 32; d *= 2) edge += __shfl_xor_sync(~0u, edge, d);
+  for (int e = 0; e < 2; ++e) {
+    d_g[e] = token_sums[2 * lane + e] + token_sums[2 * CHUNK + 2 * lane + e];
+    of_w[e] = token_sums[CHUNK + 2 * lane + e] + token_sums[3 * CHUNK + 2 * lane + e];
+  }
+  float after = d_g[0] + d_g[1], before = of_w[0] + of_w[1];
+  for (int d = 1; d < 32; d *= 2) {
+    float x = __shfl_down_sync(~0u, after, d), y = __shfl_up_sync(~0u, before, d);
+    if (lane + d < 32) after += x;
+    if (lane >= d) before += y;
+  }
+  before -= of_w[0] + of_w[1];
+  for (int e = 0; e < 2; ++e) {
+    int i = 2 * lane + e;
+    float x = edge + (e ? after - d_g[0] : after) + (e ? before + of_w[0] : before);
+    if (i >= l.tokens) continue;
+    sum += p.scale * x;
+    if (!all.decay_parts) *all.d_decay.at(l.s.batch, l.s.first + l.first + i, l.head) = p.scale * x;
+  }
+  if (!all.decay_parts) return;
+  for (int d = 1; d < 32; d *= 2) sum += __shfl_xor_sync(~0u, sum, d);
+  if (lane == 0) all.decay_parts[l.at] = sum;
+}
+
+/* What the pairs of a subblock give to its tokens in 16 channels from `channel` on where they are
+ * not factored, every pair with its own decay: to dq, dk and dG - w, [3][16 channels][EXACT_LD]. */
+template <typename E> __device__ inline bool is_factored(float last) {
+  return coarse<E>() && last >= MIN_FACTORED;
+}
+template <typename E, int DIM, bool DELTA>
+__device__ __forceinline__ void exact_pairs(float *to, const char *memory, const chunk_gates &gates,
+                                            int block, int channel, int lane) {
+  using layout = gradient_layout<DIM, true, DELTA>;
+  const E *n_p = (const E *)(memory + layout::N_P) + block * SUBBLOCK * (SQUARE + 1);
+  const E *n_b = (const E *)(memory + layout::N_B) + block * SUBBLOCK * (SQUARE + 1);
+  const float *total = (const float *)(memory + layout::GATES) + block * DIM;
+  const float *own_sum = (const float *)(memory + layout::GATES) + 4 * SUBBLOCKS * DIM;
+  int i = lane % SUBBLOCK, token = block * SUBBLOCK + i; /* half of a warp for half of the pairs */
+  bool given = token < gates.tokens;
+  __syncwarp();
+#pragma unroll 1
+  for (int m = 0; m < 16; ++m) {
+    int c = channel + m;
+    if (is_factored<E>(total[c])) continue;
+    float own = own_sum[token * layout::LF + c], from_q = 0, from_k = 0, onto = 0;
+    float q_i = given ? float(((const E *)gates.q)[token * gates.q_token + c]) : 0;
+    float k_i = given ? float(((const E *)gates.k)[token * gates.k_token + c]) : 0;
+    /* Above the diagonal n_p and n_b are 0. */
+#pragma unroll 1
+    for (int j = lane / SUBBLOCK; j < SUBBLOCK; j += 2) {
+      float decay = power_of_two(-fabsf(own - __shfl_sync(~0u, own, j)));
+      float q_j = decay * __shfl_sync(~0u, q_i, j), k_j = decay * __shfl_sync(~0u, k_i, j);
+      from_q += float(n_p[i * SQUARE + j]) * k_j;
+      onto += float(n_p[j * SQUARE + i]) * q_j;
+      if (DELTA) {
+        from_k += float(n_b[i * SQUARE + j]) * k_j;
+        onto += float(n_b[j * SQUARE + i]) * k_j;
+      }
+    }
+    from_q += __shfl_xor_sync(~0u, from_q, 16);
+    from_k += __shfl_xor_sync(~0u, from_k, 16);
+    onto += __shfl_xor_sync(~0u, onto, 16);
+    float *place = to + m * EXACT_LD + i;
+    if (lane < SUBBLOCK) {
+      place[0] = from_q;
+      place[16 * EXACT_LD] = from_k + onto;
+      place[32 * EXACT_LD] = q_i * from_q + k_i * (from_k - onto);
+    }
+  }
+  __syncwarp();
+}
+
+/* The same with a decay per channel. Everything that reads is summed in units of the border before
+ * the own subblock, everything that is written in those of the border after it, so that what comes
+ * from other subblocks and from the states is decayed from border to border on its way. Inside the
+ * subblock that takes the inverse of the subblock's decay, at most 2^86; channels that decay
+ * further, and float16, add pair by pair. */
+template <typename E, int DIM, bool DELTA>
+__device__ __forceinline__ void channel_gradients(const backward_parameters &all, char *memory,
+                                                  const place &l, const chunk_gates &gates,
+                                                  value_sums<DIM, true, DELTA> &sums) {
+  using layout = gradient_layout<DIM, true, DELTA>;
+  constexpr int LD = layout::LD, LF = layout::LF, N = sums.N, THREADS = layout::THREADS;
+  const parameters &p = all.in;
+  E *q = (E *)(memory + layout::Q), *k = (E *)(memory + layout::K);
+  const E *k_prefix = (const E *)(memory + layout::K_PREFIX);
+  const E *n_p = (const E *)(memory + layout::N_P), *n_b = (const E *)(memory + layout::N_B);
+  const float *beta = (const float *)(memory + layout::BETA);
+  const float *boundary = (const float *)(memory + layout::BOUNDARY);
+  const float *total = (const float *)(memory + layout::GATES), *power = total + SUBBLOCKS * DIM;
+  float *w_sums = (float *)power + SUBBLOCKS * DIM, *g_sums = w_sums + SUBBLOCKS * DIM;
+  const float *own_sum = g_sums + SUBBLOCKS * DIM;
+  float *exact = (float *)(memory + layout::SHARED) + threadIdx.x / 32 * EXACT_FLOATS;
+  int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+  int block = warp % SUBBLOCKS, side = warp / SUBBLOCKS, row = block * SUBBLOCK;
+  int half = side * 8 * N, own_pair = half + 2 * t;
+
+  /* w, and its sum over the subblock. */
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    if constexpr (DELTA)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float of_beta = beta[row + g + e / 2 * 8];
+        sums.d_kg[n][e] *= -of_beta;
+        sums.d_kk[n][e] *= of_beta;
+      }
+    float2 after = {0, 0};
+#pragma unroll
+    for (int b = 1; b < SUBBLOCKS; ++b) {
+      float2 f = *(const float2 *)(total + b * DIM + own_pair + 8 * n);
+      if (b > block) after.x += f.x, after.y += f.y;
+    }
+    const E *keys = k + (row + g) * LD + own_pair + 8 * n;
+    float2 low = unpack<E>(*(const uint32_t *)keys);
+    float2 high = unpack<E>(*(const uint32_t *)(keys + 8 * LD));
+    float x = low.x * sums.d_kk[n][0] + high.x * sums.d_kk[n][2];
+    float y = low.y * sums.d_kk[n][1] + high.y * sums.d_kk[n][3];
+#pragma unroll
+    for (int d = 4; d < 32; d *= 2)
+      x += __shfl_xor_sync(~0u, x, d), y += __shfl_xor_sync(~0u, y, d);
+    if (g == 0)
+      *(float2 *)(w_sums + block * DIM + own_pair + 8 * n) =
+          make_float2(power_of_two(after.x) * x, power_of_two(after.y) * y);
+  }
+
+  /* From border to border. */
+  auto decay_columns = [&](auto &acc, int b) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      float2 f = *(const float2 *)(power + b * DIM + own_pair + 8 * n);
+      acc[n][0] *= f.x, acc[n][1] *= f.y, acc[n][2] *= f.x, acc[n][3] *= f.y;
     }
   };
   for (int b = 0; b < block; ++b) {
     uint32_t a[4];
-    if (b) decay_columns(from_q, b), decay_columns(from_k, b);
+    decay_columns(sums.d_qg, b);
     load_left(a, n_p + row * SQUARE + b * 16, SQUARE, lane);
-    add_product(from_q, a, k_suffix + b * 16 * LD + half, LD, lane);
-    load_left(a, n_b + row * SQUARE + b * 16, SQUARE, lane);
-    add_product(from_k, a, k_suffix + b * 16 * LD + half, LD, lane);
+    add_product(sums.d_qg, a, k + b * 16 * LD + half, LD, lane);
+    if constexpr (DELTA) {
+      decay_columns(sums.d_kg, b);
+      load_left(a, n_b + row * SQUARE + b * 16, SQUARE, lane);
+      add_product(sums.d_kg, a, k + b * 16 * LD + half, LD, lane);
+    }
   }
   for (int b = SUBBLOCKS - 1; b > block; --b) {
     uint32_t a[4];
-    if (b < SUBBLOCKS - 1) decay_columns(onto_k, b);
+    decay_columns(sums.d_kk, b);
     load_left_transposed(a, n_p + b * 16 * SQUARE + row, SQUARE, lane);
-    add_product(onto_k, a, q_prefix + b * 16 * LD + half, LD, lane);
-    load_left_transposed(a, n_b + b * 16 * SQUARE + row, SQUARE, lane);
-    add_product(onto_k, a, k_prefix + b * 16 * LD + half, LD, lane);
+    add_product(sums.d_kk, a, q + b * 16 * LD + half, LD, lane);
+    if (DELTA) {
+      load_left_transposed(a, n_b + b * 16 * SQUARE + row, SQUARE, lane);
+      add_product(sums.d_kk, a, k_prefix + b * 16 * LD + half, LD, lane);
+    }
   }
-  /* d_qg becomes dq, d_kg dk, from_q the part of dG, d_kk w. */
+  __syncthreads(); /* only the own subblock and channels are read from now on */
+
+  /* The own subblock; dq and dk to the place of q and k, dG - w to that of d_kk. */
+  uint32_t of_p[4], of_p_transposed[4], of_b[4], of_b_transposed[4];
+  load_left(of_p, n_p + row * (SQUARE + 1), SQUARE, lane);
+  load_left_transposed(of_p_transposed, n_p + row * (SQUARE + 1), SQUARE, lane);
+  if (DELTA) load_left(of_b, n_b + row * (SQUARE + 1), SQUARE, lane);
+  if (DELTA) load_left_transposed(of_b_transposed, n_b + row * (SQUARE + 1), SQUARE, lane);
 #pragma unroll
-  for (int n = 0; n < N; ++n)
+  for (int n = 0; n < N; n += 2) {
+    float from_q[2][4] = {}, from_k[2][4] = {}, onto_k[2][4] = {};
+    if (coarse<E>()) {
+      int at = row * LD + half + 8 * n;
+      add_product(from_q, of_p, k + at, LD, lane);
+      add_product(onto_k, of_p_transposed, q + at, LD, lane);
+      if (DELTA) add_product(from_k, of_b, k + at, LD, lane);
+      if (DELTA) add_product(onto_k, of_b_transposed, k_prefix + at, LD, lane);
+    }
+    float2 of_lane = *(const float2 *)(total + block * DIM + half + 8 * n + lane % 8 * 2);
+    bool all_factored = is_factored<E>(of_lane.x) && is_factored<E>(of_lane.y);
+    if (__any_sync(~0u, !all_factored))
+      exact_pairs<E, DIM, DELTA>(exact, memory, gates, block, half + 8 * n, lane);
+    __syncwarp();
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      int i = row + g + 8 * r, c = half + 8 * n + 2 * t;
-      float2 own = *(const float2 *)(own_sum + i * LF + c);
-      float2 before = {0, 0}, after = {0, 0}, last = {0, 0};
+    for (int m = 0; m < 2; ++m) {
+      int c = own_pair + 8 * (n + m);
+      float2 all_last = *(const float2 *)(total + block * DIM + c);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        int i = row + g + 8 * r;
+        float2 own = *(const float2 *)(own_sum + i * LF + c);
+        float2 q_p = unpack<E>(*(const uint32_t *)(q + i * LD + c));
+        float2 k_s = unpack<E>(*(const uint32_t *)(k + i * LD + c));
+        float2 k_p = {0, 0};
+        if (DELTA) k_p = unpack<E>(*(const uint32_t *)(k_prefix + i * LD + c));
+        float d_q[2], d_k[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float last = e ? all_last.y : all_last.x, sum = e ? own.y : own.x;
+          bool factored = is_factored<E>(last);
+          float back = factored ? power_of_two(-last) : 0;
+          float read = sums.d_qg[n + m][2 * r + e] + back * from_q[m][2 * r + e];
+          float written = sums.d_kk[n + m][2 * r + e] + back * onto_k[m][2 * r + e];
+          float prefix = power_of_two(sum), suffix = power_of_two(last - sum);
+          float d_g = (e ? q_p.y : q_p.x) * read - (e ? k_s.y : k_s.x) * written;
+          d_q[e] = prefix * read;
+          d_k[e] = suffix * written;
+          if constexpr (DELTA) {
+            float read_k = sums.d_kg[n + m][2 * r + e] + back * from_k[m][2 * r + e];
+            d_g += (e ? k_p.y : k_p.x) * read_k;
+            d_k[e] += prefix * read_k;
+          }
+          if (!factored) {
+            const float *pairs = exact + (8 * m + 2 * t + e) * EXACT_LD + g + 8 * r;
+            d_q[e] += pairs[0];
+            d_k[e] += pairs[16 * EXACT_LD];
+            d_g += pairs[32 * EXACT_LD];
+          }
+          sums.d_kk[n + m][2 * r + e] = d_g;
+        }
+        *(uint32_t *)(q + i * LD + c) = pack<E>(p.scale * d_q[0], p.scale * d_q[1]);
+        *(uint32_t *)(k + i * LD + c) = pack<E>(p.scale * d_k[0], p.scale * d_k[1]);
+      }
+    }
+  }
+
+  /* Sums of dG - w from a token to the subblock's end: rows g of a column lie 4 lanes apart. */
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    float begin[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float low = sums.d_kk[n][e], high = sums.d_kk[n][2 + e];
+#pragma unroll
+      for (int d = 1; d < 8; d *= 2) {
+        float x = __shfl_down_sync(~0u, low, 4 * d), y = __shfl_down_sync(~0u, high, 4 * d);
+        if (g + d < 8) low += x, high += y;
+      }
+      low += __shfl_sync(~0u, high, t);
+      sums.d_kk[n][e] = low, sums.d_kk[n][2 + e] = high;
+      begin[e] = low;
+    }
+    if (g == 0)
+      *(float2 *)(g_sums + block * DIM + own_pair + 8 * n) = make_float2(begin[0], begin[1]);
+  }
+  __syncthreads();
+  if (all.d_decay.data)
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      int c = own_pair + 8 * n;
+      float2 edge = *(const float2 *)(boundary + c);
 #pragma unroll
       for (int b = 0; b < SUBBLOCKS; ++b) {
-        float2 f = *(const float2 *)(total + b * DIM + c);
-        if (b < block) before.x += f.x, before.y += f.y;
-        if (b == block) last = f;
-        if (b > block) after.x += f.x, after.y += f.y;
+        float2 w = *(const float2 *)(w_sums + b * DIM + c);
+        float2 later = *(const float2 *)(g_sums + b * DIM + c);
+        edge.x += w.x, edge.y += w.y;
+        if (b > block) edge.x += later.x, edge.y += later.y;
       }
-      float2 q_i = unpack<E>(*(const uint32_t *)(q + i * LD + c));
-      float2 k_i = unpack<E>(*(const uint32_t *)(k + i * LD + c));
-      float2 q_p = unpack<E>(*(const uint32_t *)(q_prefix + i * LD + c));
-      float2 k_p = unpack<E>(*(const uint32_t *)(k_prefix + i * LD + c));
-      float2 k_s = unpack<E>(*(const uint32_t *)(k_suffix + i * LD + c));
-      float of_beta = beta[i];
-      auto finish = [&](int e, float own, float before, float last, float after, float q_i,
-                        float k_i, float q_p, float k_p, float k_s) {
-        float prefix = power_of_two(own), whole = power_of_two(before + own);
-        float suffix = power_of_two(last - own), rest = power_of_two(after + last - own);
-        float dq = whole * d_qg[n][e], read = -of_beta * whole * d_kg[n][e];
-        float kept = of_beta * rest * d_kk[n][e];
-        float d_g =
-            q_i * dq + k_i * read + q_p * from_q[n][e] + k_p * from_k[n][e] - k_s * onto_k[n][e];
-        d_qg[n][e] = dq + prefix * from_q[n][e];
-        d_kg[n][e] = read + kept + prefix * from_k[n][e] + suffix * onto_k[n][e];
-        d_kk[n][e] = k_i * kept;
-        from_q[n][e] = d_g;
-      };
-      finish(2 * r, own.x, before.x, last.x, after.x, q_i.x, k_i.x, q_p.x, k_p.x, k_s.x);
-      finish(2 * r + 1, own.y, before.y, last.y, after.y, q_i.y, k_i.y, q_p.y, k_p.y, k_s.y);
-    }
-  __syncthreads();
-  float *d_q = (float *)(memory + layout::SHARED), *d_k = d_q + CHUNK * LF;
-  float *d_g = d_k + CHUNK * LF, *w = d_g + CHUNK * LF;
 #pragma unroll
-  for (int n = 0; n < N; ++n)
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      int to = (row + g + 8 * r) * LF + half + 8 * n + 2 * t;
-      *(float2 *)(d_q + to) = make_float2(d_qg[n][2 * r], d_qg[n][2 * r + 1]);
-      *(float2 *)(d_k + to) = make_float2(d_kg[n][2 * r], d_kg[n][2 * r + 1]);
-      *(float2 *)(d_g + to) = make_float2(from_q[n][2 * r], from_q[n][2 * r + 1]);
-      *(float2 *)(w + to) = make_float2(d_kk[n][2 * r], d_kk[n][2 * r + 1]);
+      for (int r = 0; r < 2; ++r) {
+        int i = row + g + 8 * r;
+        if (i < l.tokens)
+          *(float2 *)(all.d_decay.at(l.s.batch, l.s.first + l.first + i, l.head) + c) =
+              make_float2(p.scale * (edge.x + sums.d_kk[n][2 * r]),
+                          p.scale * (edge.y + sums.d_kk[n][2 * r + 1]));
+      }
     }
-  __syncthreads();
+  for (int piece = thread; piece < CHUNK * DIM / 8; piece += THREADS) {
+    int i = piece / (DIM / 8), c = piece % (DIM / 8) * 8;
+    E *to_q = gradient_row<E, DIM>(all.d_q, all.head_d_q, p, l, i);
+    E *to_k = gradient_row<E, DIM>(all.d_k, all.head_d_k, p, l, i);
+    if (to_q) *(uint4 *)(to_q + c) = *(const uint4 *)(q + i * LD + c);
+    if (to_k) *(uint4 *)(to_k + c) = *(const uint4 *)(k + i * LD + c);
+  }
+}
 
-  /* Pairs inside a subblock, a thread for each channel: every factor is a product of decays. Then
-   * the sums over tokens, of which each group of threads has a part of the subblocks. */
-  constexpr int GROUPS = GRADIENT_THREADS / DIM, OWN = SUBBLOCKS / GROUPS;
-  int c = thread % DIM, group = thread / DIM;
-  float sum_g = 0, sum_w = 0;
-  for (int b = group * OWN; b < group * OWN + OWN; ++b) {
-    float alpha[SUBBLOCK], k_i[SUBBLOCK], q_i[SUBBLOCK], of_q[SUBBLOCK], of_k[SUBBLOCK];
-    float of_g[SUBBLOCK];
-#pragma unroll
-    for (int i = 0; i < SUBBLOCK; ++i) {
-      int at = b * SUBBLOCK + i;
-      float before = i ? own_sum[(at - 1) * LF + c] : 0;
-      alpha[i] = power_of_two(own_sum[at * LF + c] - before);
-      q_i[i] = float(q[at * LD + c]), k_i[i] = float(k[at * LD + c]);
-      of_q[i] = of_k[i] = of_g[i] = 0;
-    }
-#pragma unroll
-    for (int j = 0; j < SUBBLOCK; ++j) {
-      float decay = 1, onto = 0;
-#pragma unroll
-      for (int i = j; i < SUBBLOCK; ++i) {
-        int at = (b * SUBBLOCK + i) * SQUARE + b * SUBBLOCK + j;
-        float x = float(n_p[at]), y = float(n_b[at]);
-        if (i > j) decay *= alpha[i];
-        float key = decay * k_i[j];
-        of_q[i] += x * key;
-        of_k[i] += y * key;
-        float pull = x * q_i[i] + y * k_i[i];
-        onto += decay * pull;
-        if (i > j) of_g[i] += pull * key;
-      }
-      /* The pair of a token with itself has no decay. */
-      float self = float(n_p[(b * SUBBLOCK + j) * (SQUARE + 1)]) * q_i[j];
-      of_g[j] -= (onto - self) * k_i[j];
-      of_k[j] += onto;
-    }
-#pragma unroll
-    for (int i = 0; i < SUBBLOCK; ++i) {
-      int to = (b * SUBBLOCK + i) * LF + c;
-      d_q[to] += of_q[i];
-      d_k[to] += of_k[i];
-      of_g[i] += d_g[to];
-      d_g[to] = of_g[i];
-      sum_g += of_g[i];
-      sum_w += w[to];
-    }
-  }
-  group_sums[group * DIM + c] = sum_g;
-  group_sums[(4 + group) * DIM + c] = sum_w;
-  __syncthreads();
-  if (all.d_decay.data) {
-    float before = 0, running = boundary[c];
-    for (int i = 0; i < group; ++i) before += group_sums[(4 + i) * DIM + c];
-    for (int i = group + 1; i < GROUPS; ++i) running += group_sums[i * DIM + c];
-    int begin = group * OWN * SUBBLOCK, end = begin + OWN * SUBBLOCK;
-    for (int i = end - 1; i >= begin; --i) {
-      running += d_g[i * LF + c];
-      d_g[i * LF + c] = running;
-    }
-    for (int i = begin; i < end && i < tokens; ++i) {
-      all.d_decay.at(s.batch, s.first + first + i, head)[c] = p.scale * (d_g[i * LF + c] + before);
-      before += w[i * LF + c];
-    }
-  }
-  for (int pair = thread; pair < CHUNK * PAIRS; pair += GRADIENT_THREADS) {
+/* q and k, which have arrived, to the rows that channel_gradients reads. */
+template <typename E, int DIM, bool DELTA> __device__ void decay_rows_of_keys(char *memory) {
+  using layout = gradient_layout<DIM, true, DELTA>;
+  constexpr int LD = layout::LD, PAIRS = DIM / 2;
+  E *q = (E *)(memory + layout::Q), *k = (E *)(memory + layout::K);
+  E *k_prefix = (E *)(memory + layout::K_PREFIX);
+  const float *total = (const float *)(memory + layout::GATES);
+  const float *own_sum = total + 4 * SUBBLOCKS * DIM;
+  for (int pair = threadIdx.x; pair < CHUNK * PAIRS; pair += layout::THREADS) {
     int i = pair / PAIRS, c = pair % PAIRS * 2;
-    float2 x = *(const float2 *)(d_q + i * LF + c), y = *(const float2 *)(d_k + i * LF + c);
-    store_pair<E>(all.d_q, all.head_d_q, p, s, first, i, tokens, head, c, DIM, at, p.scale * x.x,
-                  p.scale * x.y);
-    store_pair<E>(all.d_k, all.head_d_k, p, s, first, i, tokens, head, c, DIM, at, p.scale * y.x,
-                  p.scale * y.y);
+    float2 own = *(const float2 *)(own_sum + i * layout::LF + c);
+    float2 last = *(const float2 *)(total + i / SUBBLOCK * DIM + c);
+    float2 x = unpack<E>(*(const uint32_t *)(q + i * LD + c));
+    float2 y = unpack<E>(*(const uint32_t *)(k + i * LD + c));
+    float e0 = power_of_two(own.x), e1 = power_of_two(own.y);
+    *(uint32_t *)(q + i * LD + c) = pack<E>(x.x * e0, x.y * e1);
+    if (DELTA) *(uint32_t *)(k_prefix + i * LD + c) = pack<E>(y.x * e0, y.y * e1);
+    *(uint32_t *)(k + i * LD + c) =
+        pack<E>(y.x * power_of_two(last.x - own.x), y.y * power_of_two(last.y - own.y));
   }
+}
+
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
+__global__ void __launch_bounds__(gradient_layout<DIM, CHANNEL, DELTA>::THREADS,
+                                  gradient_layout<DIM, CHANNEL, DELTA>::BLOCKS)
+    gradient_kernel(backward_parameters all) {
+  extern __shared__ __align__(16) char memory[];
+  using layout = gradient_layout<DIM, CHANNEL, DELTA>;
+  constexpr int LD = layout::LD, LF = layout::LF, THREADS = layout::THREADS;
+  constexpr int PAIRS = DIM / 2, PARTS = THREADS / PAIRS;
+  const parameters &p = all.in;
+  int thread = threadIdx.x;
+  place l;
+  l.head = blockIdx.y;
+  l.first = blockIdx.x % p.chunks * CHUNK;
+  l.s = find_sequence(p.offsets, p.length, (int)(blockIdx.x / p.chunks));
+  if (l.first >= l.s.tokens) return;
+  l.at = (int64_t)blockIdx.x * p.value_heads + l.head;
+  chunk_gates gates = gates_of<E>(p, l.s, l.first, l.head);
+  l.tokens = gates.tokens;
+
+  copy_rows((E *)(memory + layout::Q), LD, (const E *)gates.q, gates.q_token, CHUNK, DIM, l.tokens,
+            thread, THREADS);
+  copy_rows((E *)(memory + layout::K), LD, (const E *)gates.k, gates.k_token, CHUNK, DIM, l.tokens,
+            thread, THREADS);
+  copy_commit();
+  fetch_values<E, DIM, CHANNEL, DELTA>(all, memory, l, 0);
+  if (DELTA && thread < CHUNK)
+    ((float *)(memory + layout::BETA))[thread] =
+        thread < l.tokens ? gates.beta[thread * gates.beta_token] : 0;
+  float *of_gates = (float *)(memory + layout::GATES);
+  if constexpr (CHANNEL) {
+    float *total = of_gates, *power = total + SUBBLOCKS * DIM;
+    float *own_sum = total + 4 * SUBBLOCKS * DIM; /* G inside the subblock */
+    for (int unit = thread; unit < SUBBLOCKS * PAIRS; unit += THREADS) {
+      int row = unit / PAIRS * SUBBLOCK, c = unit % PAIRS * 2;
+      float2 x[SUBBLOCK], running = {0, 0};
+      const float *from = gates.decay + row * gates.decay_token + c;
+#pragma unroll
+      for (int i = 0; i < SUBBLOCK; ++i) {
+        x[i] = row + i < l.tokens ? *(const float2 *)from : make_float2(0, 0);
+        from += gates.decay_token;
+      }
+#pragma unroll
+      for (int i = 0; i < SUBBLOCK; ++i) {
+        running.x += log2_decay(x[i].x), running.y += log2_decay(x[i].y);
+        *(float2 *)(own_sum + (row + i) * LF + c) = running;
+      }
+      *(float2 *)(total + unit / PAIRS * DIM + c) = running;
+      *(float2 *)(power + unit / PAIRS * DIM + c) =
+          make_float2(power_of_two(running.x), power_of_two(running.y));
+    }
+    copy_wait<1>();
+    __syncthreads();
+    decay_rows_of_keys<E, DIM, DELTA>(memory);
+  } else {
+    float *sum = of_gates, *gamma = sum + CHUNK, *kappa = gamma + CHUNK;
+    if (thread == 32) {
+      float running = 0;
+      for (int i = 0; i < CHUNK; ++i) {
+        if (gates.decay && i < l.tokens) running += log2_decay(gates.decay[i * gates.decay_token]);
+        sum[i] = running;
+      }
+    }
+    __syncthreads();
+    if (thread < CHUNK) {
+      gamma[thread] = power_of_two(sum[thread]);
+      kappa[thread] = power_of_two(sum[CHUNK - 1] - sum[thread]);
+    }
+  }
+
+  value_sums<DIM, CHANNEL, DELTA> sums = {};
+  for (int v = 0; v < p.columns; v += layout::COLUMNS) {
+    if (v) fetch_values<E, DIM, CHANNEL, DELTA>(all, memory, l, v);
+    copy_wait<0>();
+    __syncthreads();
+    add_values<E>(all, memory, l, v, sums);
+    __syncthreads();
+  }
+  store_score_gradients<E>(all, memory, l, sums);
+  float2 *parts = (float2 *)(memory + layout::SHARED);
+  parts[thread] = sums.boundary;
+  __syncthreads();
+  if (thread < PAIRS) {
+    float2 x = {0, 0}, full = {0, 0};
+    for (int i = 0; i < PARTS; ++i)
+      x.x += parts[i * PAIRS + thread].x, x.y += parts[i * PAIRS + thread].y;
+    if (CHANNEL) {
+      for (int b = 0; b < SUBBLOCKS; ++b) {
+        float2 y = *(const float2 *)(of_gates + b * DIM + 2 * thread);
+        full.x += y.x, full.y += y.y;
+      }
+    } else {
+      full.x = full.y = of_gates[CHUNK - 1];
+    }
+    *(float2 *)((float *)(memory + layout::BOUNDARY) + 2 * thread) =
+        make_float2(power_of_two(full.x) * x.x, power_of_two(full.y) * x.y);
+  }
+  __syncthreads();
+  if constexpr (CHANNEL)
+    channel_gradients<E>(all, memory, l, gates, sums);
+  else
+    token_gradients<E>(all, memory, l, sums);
 }
 
 /* dq and dk of a key head: the sum over its value heads, in order. */
 template <typename E> __global__ void gather_kernel(backward_parameters all, int dim) {
   const parameters &p = all.in;
   int head = blockIdx.y, thread = threadIdx.x;
-  int64_t chunk = blockIdx.x % p.chunks, first = chunk * CHUNK;
+  int64_t first = blockIdx.x % p.chunks * CHUNK;
   sequence s = find_sequence(p.offsets, p.length, (int)(blockIdx.x / p.chunks));
   int64_t from = ((int64_t)blockIdx.x * p.value_heads + head * p.group) * CHUNK * dim;
-  for (int at = thread; at < CHUNK * dim; at += blockDim.x) {
+  auto sum = [&](const void *parts, int at) {
+    float2 x = {0, 0};
+    for (int h = 0; h < p.group; ++h) {
+      const E *part = (const E *)parts + from + (int64_t)h * CHUNK * dim + at;
+      float2 y = unpack<E>(*(const uint32_t *)part);
+      x.x += y.x, x.y += y.y;
+    }
+    return pack<E>(x.x, x.y);
+  };
+  for (int at = 2 * thread; at < CHUNK * dim; at += 2 * blockDim.x) {
     int i = at / dim, c = at % dim;
     if (first + i >= s.tokens) return;
-    float x = 0, y = 0;
-    for (int h = 0; h < p.group; ++h) {
-      int64_t place = from + (int64_t)h * CHUNK * dim + at;
-      if (all.d_q.data) x += all.head_d_q[place];
-      if (all.d_k.data) y += all.head_d_k[place];
-    }
-    if (all.d_q.data) as<E>(all.d_q).at(s.batch, s.first + first + i, head)[c] = E(x);
-    if (all.d_k.data) as<E>(all.d_k).at(s.batch, s.first + first + i, head)[c] = E(y);
+    int64_t token = s.first + first + i;
+    if (all.d_q.data)
+      *(uint32_t *)(as<E>(all.d_q).at(s.batch, token, head) + c) = sum(all.head_d_q, at);
+    if (all.d_k.data)
+      *(uint32_t *)(as<E>(all.d_k).at(s.batch, token, head) + c) = sum(all.head_d_k, at);
   }
+}
+
+/* The gradient of a constant decay: the sum over the chunks of all sequences, in order. */
+__global__ void decay_kernel(backward_parameters all, int batch) {
+  __shared__ float sums[256];
+  const parameters &p = all.in;
+  int head = blockIdx.x, thread = threadIdx.x;
+  float sum = 0;
+  for (int64_t unit = thread; unit < batch * p.chunks; unit += 256) {
+    sequence s = find_sequence(p.offsets, p.length, (int)(unit / p.chunks));
+    if (unit % p.chunks * CHUNK < s.tokens) sum += all.decay_parts[unit * p.value_heads + head];
+  }
+  sums[thread] = sum;
+  for (int apart = 128; apart; apart /= 2) {
+    __syncthreads();
+    if (thread < apart) sums[thread] += sums[thread + apart];
+  }
+  if (thread == 0) *all.d_decay.at(0, 0, head) = sums[0];
 }
 
 /* ---- Planning ---- */
@@ -684,29 +965,30 @@ enum { SLABS }; /* of choice->values: slabs of a block of the sweeps */
 
 /* Bytes of the workspace's parts, in order. */
 struct parts {
-  size_t prepared, state, d_state, x, d_u, head_d_q, head_d_k;
+  size_t prepared, state, d_state, x, d_u, head_d_q, head_d_k, decay;
   size_t sum() const {
-    return prepared + state + d_state + x + d_u + head_d_q + head_d_k;
+    return prepared + state + d_state + x + d_u + head_d_q + head_d_k + decay;
   }
 };
 
-template <int DIM, bool CHANNEL> parts parts_of(const attn_recurrent_problem *problem) {
+template <int DIM, bool CHANNEL, bool DELTA> parts parts_of(const attn_recurrent_problem *problem) {
   size_t chunks = (size_t)((problem->length + CHUNK - 1) / CHUNK);
   size_t units = (size_t)(problem->batch * problem->value_heads) * chunks;
   size_t columns = (size_t)problem->value_dim;
   parts bytes = {};
-  bytes.prepared = units * record<DIM, CHANNEL>::BACKWARD_BYTES;
+  bytes.prepared = units * record<DIM, CHANNEL, DELTA>::BACKWARD_BYTES;
   bytes.state = bytes.d_state = units * columns * DIM * 2;
-  bytes.x = bytes.d_u = units * CHUNK * columns * 2;
+  if (DELTA) bytes.x = bytes.d_u = units * CHUNK * columns * 2;
   if (problem->value_heads > problem->heads)
-    bytes.head_d_q = bytes.head_d_k = units * CHUNK * DIM * 4;
+    bytes.head_d_q = bytes.head_d_k = units * CHUNK * DIM * 2;
+  if (problem->decay == ATTN_DECAY_HEAD) bytes.decay = units * 4;
   return bytes;
 }
 
-template <int DIM, bool CHANNEL>
+template <int DIM, bool CHANNEL, bool DELTA>
 bool plan_for(const attn_cuda_device *device, const attn_recurrent_problem *problem,
               attn_cuda_choice *choice) {
-  size_t stage = tiles<__nv_bfloat16, DIM, CHANNEL>::BYTES;
+  size_t stage = tiles<__nv_bfloat16, DIM, CHANNEL, DELTA>::BYTES;
   int64_t pairs = problem->batch * problem->value_heads, slabs = problem->value_dim / SLAB;
   int64_t all = slabs;
   auto fits = [&](int64_t slabs) {
@@ -716,92 +998,89 @@ bool plan_for(const attn_cuda_device *device, const attn_recurrent_problem *prob
                             (slabs > 2 && pairs * (all / slabs) * 2 <= device->multiprocessors)))
     slabs /= 2;
   if (slabs > 8) slabs = 1;
-  if (!fits(slabs) || (size_t)gradient_layout<DIM, CHANNEL>::BYTES > device->shared_bytes)
+  if (!fits(slabs) || (size_t)gradient_layout<DIM, CHANNEL, DELTA>::BYTES > device->shared_bytes)
     return false;
   choice->values[SLABS] = slabs;
-  choice->workspace_bytes = parts_of<DIM, CHANNEL>(problem).sum();
+  choice->workspace_bytes = parts_of<DIM, CHANNEL, DELTA>(problem).sum();
   snprintf(choice->description, sizeof choice->description,
-           "delta rule, chunks of %d prepared at once, two sweeps of %d value columns a block",
-           CHUNK, (int)slabs * SLAB);
+           "%s, chunks of %d prepared at once, two sweeps of %d value columns a block",
+           rule_name(DELTA), CHUNK, (int)slabs * SLAB);
   return true;
 }
 
 bool plan(const attn_cuda_device *device, const attn_recurrent_problem *problem,
           attn_cuda_choice *choice) {
-  bool channel = problem->decay == ATTN_DECAY_CHANNEL;
-  if (!accepts(device, problem)) return false;
-  if (problem->dim == 64)
-    return channel ? plan_for<64, true>(device, problem, choice)
-                   : plan_for<64, false>(device, problem, choice);
-  return channel ? plan_for<128, true>(device, problem, choice)
-                 : plan_for<128, false>(device, problem, choice);
+  if (!accepts(device, problem, ATTN_PASS_BACKWARD)) return false;
+  return with_instance(problem, [&](auto dim, auto channel, auto delta) {
+    return plan_for<dim.value, channel.value, delta.value>(device, problem, choice);
+  });
 }
 
 bool suits(const attn_recurrent_problem *problem, const attn_recurrent_args *args) {
-  /* A constant decay's gradient would be a sum over all tokens. */
-  return reads_aligned(problem, args) && aligned(args->d_o, 8) && aligned(args->d_q, 2) &&
-         aligned(args->d_k, 2) && aligned(args->d_v, 2) &&
-         (problem->decay != ATTN_DECAY_HEAD || !args->d_decay.data);
+  /* What is written in pieces of 16 bytes. */
+  int64_t of_keys = problem->decay == ATTN_DECAY_CHANNEL ? 8 : 2;
+  int64_t of_values = problem->update == ATTN_UPDATE_DELTA ? 2 : 8;
+  return reads_aligned(problem, args) && aligned(args->d_o, 8) && aligned(args->d_q, of_keys) &&
+         aligned(args->d_k, of_keys) && aligned(args->d_v, of_values) &&
+         (problem->decay != ATTN_DECAY_CHANNEL || aligned(args->d_decay, 4));
 }
 
-template <typename E, int DIM, bool CHANNEL>
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
 attn_status launch(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
                    backward_parameters p, char *workspace, cudaStream_t stream) {
-  using tile_type = tiles<E, DIM, CHANNEL>;
-  parts bytes = parts_of<DIM, CHANNEL>(problem);
+  using tile_type = tiles<E, DIM, CHANNEL, DELTA>;
+  using layout = gradient_layout<DIM, CHANNEL, DELTA>;
+  parts bytes = parts_of<DIM, CHANNEL, DELTA>(problem);
   auto take = [&](size_t size) { return (workspace += size) - size; };
   p.in.prepared = take(bytes.prepared);
   p.state = take(bytes.state);
   p.d_state = take(bytes.d_state);
   p.x = take(bytes.x);
   p.d_u = take(bytes.d_u);
-  p.head_d_q = (float *)take(bytes.head_d_q);
-  p.head_d_k = (float *)take(bytes.head_d_k);
+  p.head_d_q = take(bytes.head_d_q);
+  p.head_d_k = take(bytes.head_d_k);
+  if (p.d_decay.data && bytes.decay) p.decay_parts = (float *)take(bytes.decay);
 
   dim3 all((unsigned)(problem->batch * p.in.chunks), (unsigned)p.in.value_heads);
-  int shared = prepare_bytes<E, DIM, CHANNEL>();
-  attn_status status = allow_shared(prepare_kernel<E, DIM, CHANNEL, true>, shared);
+  int shared = prepare_bytes<E, DIM, CHANNEL, DELTA>();
+  attn_status status = allow_shared(prepare_kernel<E, DIM, CHANNEL, DELTA, true>, shared);
   if (status != ATTN_OK) return status;
-  prepare_kernel<E, DIM, CHANNEL, true><<<all, PREPARE_THREADS, shared, stream>>>(p.in);
-  ATTN_CUDA_TRY_LAUNCH("the delta rule's preparation");
+  prepare_kernel<E, DIM, CHANNEL, DELTA, true><<<all, PREPARE_THREADS, shared, stream>>>(p.in);
+  ATTN_CUDA_TRY_LAUNCH("the preparation of chunks");
 
   int slabs = (int)choice->values[SLABS];
   shared = 2 * (tile_type::BYTES + CHUNK * (slabs * SLAB + 8) * 2);
   dim3 grid((unsigned)(p.in.columns / SLAB / slabs), (unsigned)p.in.value_heads,
             (unsigned)problem->batch);
-  status = allow_shared(sweep_kernel<E, DIM, CHANNEL, true>, shared);
-  if (status == ATTN_OK) status = allow_shared(sweep_kernel<E, DIM, CHANNEL, false>, shared);
+  status = allow_shared(sweep_kernel<E, DIM, CHANNEL, DELTA, true>, shared);
+  if (status == ATTN_OK) status = allow_shared(sweep_kernel<E, DIM, CHANNEL, DELTA, false>, shared);
   if (status != ATTN_OK) return status;
-  sweep_kernel<E, DIM, CHANNEL, true><<<grid, slabs * 32, shared, stream>>>(p);
-  ATTN_CUDA_TRY_LAUNCH("the delta rule's forward sweep");
-  sweep_kernel<E, DIM, CHANNEL, false><<<grid, slabs * 32, shared, stream>>>(p);
-  ATTN_CUDA_TRY_LAUNCH("the delta rule's backward sweep");
+  sweep_kernel<E, DIM, CHANNEL, DELTA, true><<<grid, slabs * 32, shared, stream>>>(p);
+  ATTN_CUDA_TRY_LAUNCH("the forward sweep over chunks");
+  sweep_kernel<E, DIM, CHANNEL, DELTA, false><<<grid, slabs * 32, shared, stream>>>(p);
+  ATTN_CUDA_TRY_LAUNCH("the backward sweep over chunks");
 
-  shared = gradient_layout<DIM, CHANNEL>::BYTES;
-  status = allow_shared(gradient_kernel<E, DIM, CHANNEL>, shared);
+  status = allow_shared(gradient_kernel<E, DIM, CHANNEL, DELTA>, layout::BYTES);
   if (status != ATTN_OK) return status;
-  gradient_kernel<E, DIM, CHANNEL><<<all, GRADIENT_THREADS, shared, stream>>>(p);
-  ATTN_CUDA_TRY_LAUNCH("the delta rule's gradients");
+  gradient_kernel<E, DIM, CHANNEL, DELTA><<<all, layout::THREADS, layout::BYTES, stream>>>(p);
+  ATTN_CUDA_TRY_LAUNCH("the gradients of chunks");
+  if (p.decay_parts) {
+    decay_kernel<<<(unsigned)p.in.value_heads, 256, 0, stream>>>(p, (int)problem->batch);
+    ATTN_CUDA_TRY_LAUNCH("the sum of a constant decay's gradient");
+  }
   if (p.in.group == 1) return ATTN_OK;
   dim3 heads(all.x, (unsigned)problem->heads);
   gather_kernel<E><<<heads, 256, 0, stream>>>(p, DIM);
-  ATTN_CUDA_TRY_LAUNCH("the delta rule's sum over value heads");
+  ATTN_CUDA_TRY_LAUNCH("the sum over value heads");
   return ATTN_OK;
 }
 
-template <typename E, int DIM>
-attn_status launch_decay(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
-                         const backward_parameters &p, char *workspace, cudaStream_t stream) {
-  return problem->decay == ATTN_DECAY_CHANNEL
-             ? launch<E, DIM, true>(choice, problem, p, workspace, stream)
-             : launch<E, DIM, false>(choice, problem, p, workspace, stream);
-}
-
 template <typename E>
-attn_status launch_dim(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
+attn_status launch_any(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
                        const backward_parameters &p, char *workspace, cudaStream_t stream) {
-  return problem->dim == 64 ? launch_decay<E, 64>(choice, problem, p, workspace, stream)
-                            : launch_decay<E, 128>(choice, problem, p, workspace, stream);
+  return with_instance(problem, [&](auto dim, auto channel, auto delta) {
+    return launch<E, dim.value, channel.value, delta.value>(choice, problem, p, workspace, stream);
+  });
 }
 
 attn_status run(const attn_cuda_device *device, const attn_cuda_choice *choice,
@@ -815,16 +1094,16 @@ attn_status run(const attn_cuda_device *device, const attn_cuda_choice *choice,
   if (args->d_q.data) p.d_q = rows_of<void>(args->d_q, ragged);
   if (args->d_k.data) p.d_k = rows_of<void>(args->d_k, ragged);
   if (args->d_v.data) p.d_v = rows_of<void>(args->d_v, ragged);
-  if (args->d_decay.data) p.d_decay = rows_of<float>(args->d_decay, ragged);
+  if (args->d_decay.data) p.d_decay = decay_rows<float>(problem, args->d_decay);
   if (args->d_beta.data) p.d_beta = rows_of<float>(args->d_beta, ragged);
   if (args->d_final_state.data) p.d_final = states_of(args->d_final_state);
   if (args->d_initial_state.data) p.d_initial = states_of(args->d_initial_state);
   return problem->dtype == ATTN_BF16
-             ? launch_dim<__nv_bfloat16>(choice, problem, p, (char *)workspace, stream)
-             : launch_dim<__half>(choice, problem, p, (char *)workspace, stream);
+             ? launch_any<__nv_bfloat16>(choice, problem, p, (char *)workspace, stream)
+             : launch_any<__half>(choice, problem, p, (char *)workspace, stream);
 }
 
 } // namespace
 
-extern const recurrent_algorithm recurrent_chunks_backward = {"delta rule by chunks, backward",
-                                                             ATTN_PASS_BACKWARD, plan, suits, run};
+extern const recurrent_algorithm recurrent_chunks_backward = {"recurrence by chunks, backward",
+                                                              ATTN_PASS_BACKWARD, plan, suits, run};
