@@ -34,13 +34,31 @@ struct backward_parameters {
   float *decay_parts;
 };
 
+/* Pairs of channels of kept states lie in another order where the decay is per channel: of every 16
+ * pairs, 4 i + j and 4 j + i change places. So a thread's accumulators of four tiles, whose columns
+ * are 8 n + 2 t and the next, lie in a row; and where all operands have that order, so do the
+ * channels 8 t .. 8 t + 7 in the accumulators. */
+__device__ inline int place_of_pair(int pair) {
+  return (pair & ~15) | (pair & 3) << 2 | (pair >> 2 & 3);
+}
+
 /* The slab to rows of [columns, DIM]. */
-template <typename E, int DIM> __device__ void keep_slab(const slab<DIM> &s, E *to, int lane) {
-  E *row = to + lane / 4 * DIM + lane % 4 * 2;
+template <typename E, bool CHANNEL, int DIM>
+__device__ void keep_slab(const slab<DIM> &s, E *to, int lane) {
+  int g = lane / 4, t = lane % 4;
 #pragma unroll
-  for (int n = 0; n < DIM / 8; ++n) {
-    *(uint32_t *)(row + 8 * n) = pack<E>(s.s[n][0], s.s[n][1]);
-    *(uint32_t *)(row + 8 * DIM + 8 * n) = pack<E>(s.s[n][2], s.s[n][3]);
+  for (int r = 0; r < 2; ++r) {
+    E *row = to + (g + 8 * r) * DIM;
+    uint32_t x[DIM / 8];
+#pragma unroll
+    for (int n = 0; n < DIM / 8; ++n) x[n] = pack<E>(s.s[n][2 * r], s.s[n][2 * r + 1]);
+    if (CHANNEL)
+#pragma unroll
+      for (int n = 0; n < DIM / 8; n += 4)
+        *(uint4 *)(row + 8 * n + 8 * t) = make_uint4(x[n], x[n + 1], x[n + 2], x[n + 3]);
+    else
+#pragma unroll
+      for (int n = 0; n < DIM / 8; ++n) *(uint32_t *)(row + 8 * n + 2 * t) = x[n];
   }
 }
 
@@ -201,7 +219,7 @@ __global__ void __launch_bounds__(256) sweep_kernel(backward_parameters all) {
     tile_type tile = tile_of(step);
     E *v = (E *)(tile.base + tile_type::BYTES) + warp * SLAB;
     E *kept = (E *)(FORWARD ? all.state : all.d_state) + (at * p.columns + own) * DIM;
-    keep_slab<E>(state, kept, lane);
+    keep_slab<E, CHANNEL>(state, kept, lane);
     if (FORWARD)
       forward_step(state, tile, v, ld, lane);
     else
@@ -228,8 +246,9 @@ __global__ void __launch_bounds__(256) sweep_kernel(backward_parameters all) {
 enum { EXACT_LD = SUBBLOCK + 1, EXACT_FLOATS = 3 * 16 * EXACT_LD }; /* see exact_pairs */
 
 /* Threads: 4 rows of warps, one for each subblock's tokens, and SIDES warps in each row that share
- * the channels. Shared memory: with a decay per channel q and k turn into the rows decayed from the
- * border before their subblock and the keys decayed to the one after it. */
+ * the channels. Shared memory: with a decay per channel q and k are the rows decayed from the
+ * border before their subblock and the keys decayed to the one after it; all channels have the
+ * order of place_of_pair. */
 template <int DIM, bool CHANNEL, bool DELTA> struct gradient_layout {
   enum {
     SIDES = CHANNEL && DELTA && DIM == 128 ? 4 : 2,
@@ -237,7 +256,6 @@ template <int DIM, bool CHANNEL, bool DELTA> struct gradient_layout {
     BLOCKS = DELTA ? 1 : 2,    /* of a multiprocessor */
     COLUMNS = DELTA ? 64 : 32, /* value columns at once */
     LD = DIM + 8,
-    LF = DIM + 4,
     LV = COLUMNS + 8,
     ROWS = CHUNK * LD * 2,
     SQUARE_BYTES = CHUNK * SQUARE * 2,
@@ -248,12 +266,13 @@ template <int DIM, bool CHANNEL, bool DELTA> struct gradient_layout {
     N_B = N_P + SQUARE_BYTES,
     BETA = N_B + (DELTA ? SQUARE_BYTES : 0),
     BOUNDARY = BETA + (DELTA ? CHUNK * 4 : 0),
-    GATES = BOUNDARY + DIM * 4,
     /* Per token G, gamma, kappa, four sums. Per channel, of subblocks [4, DIM]: decay and its
-     * power, sums of w and of dG - w; and G inside the subblock [64, LF]. */
-    SHARED = GATES + (CHANNEL ? 4 * SUBBLOCKS * DIM + CHUNK * LF : 7 * CHUNK) * 4,
+     * power; and G inside the subblock [64, LD]. */
+    GATES = BOUNDARY + DIM * 4,
+    SHARED = GATES + (CHANNEL ? 2 * SUBBLOCKS * DIM + CHUNK * LD : 7 * CHUNK) * 4,
     FIRST = (DELTA ? 3 : 2) * CHUNK * LV * 2 + 2 * COLUMNS * LD * 2,
-    LATER = CHANNEL ? THREADS / 32 * EXACT_FLOATS * 4 : 0,
+    /* Later there: sums of w and of dG - w over subblocks [4, DIM], and each warp's exact pairs. */
+    LATER = CHANNEL ? (2 * SUBBLOCKS * DIM + THREADS / 32 * EXACT_FLOATS) * 4 : 0,
     BYTES = SHARED + (FIRST > LATER ? FIRST : LATER),
   };
 };
@@ -278,14 +297,17 @@ struct place {
   int head, tokens;
 };
 
-/* Row i of dq or dk: in the caller's tensor, or in the value head's part. NULL where there is none.
- */
+/* A chunk's rows of dq or dk: in the caller's tensor, or in the value head's part. */
+template <typename E> struct gradient_rows {
+  E *data; /* NULL: not wanted */
+  int64_t token;
+};
 template <typename E, int DIM>
-__device__ E *gradient_row(const rows<void> &to, void *part, const parameters &p, const place &l,
-                           int i) {
-  if (i >= l.tokens || !to.data) return NULL;
-  if (p.group > 1) return (E *)part + (l.at * CHUNK + i) * DIM;
-  return as<E>(to).at(l.s.batch, l.s.first + l.first + i, l.head);
+__device__ gradient_rows<E> gradient_rows_of(const rows<void> &to, void *part, const parameters &p,
+                                             const place &l) {
+  if (!to.data) return {NULL, 0};
+  if (p.group > 1) return {(E *)part + l.at * CHUNK * DIM, DIM};
+  return {as<E>(to).at(l.s.batch, l.s.first + l.first, l.head), to.token};
 }
 
 /* What values and states give to a warp's 16 tokens: dP and dB for the columns of J subblocks, and
@@ -303,38 +325,65 @@ template <int DIM, bool CHANNEL, bool DELTA> struct value_sums {
   float2 boundary;
 };
 
-/* Starts the loads of value columns from `v` on. */
-template <typename E, int DIM, bool CHANNEL, bool DELTA>
-__device__ void fetch_values(const backward_parameters &all, char *memory, const place &l, int v) {
+/* A thread's pieces of the values and states, a part of the value columns after the other. */
+template <typename E, int DIM, bool CHANNEL, bool DELTA> struct value_pieces {
   using layout = gradient_layout<DIM, CHANNEL, DELTA>;
-  constexpr int COLUMNS = layout::COLUMNS, LV = layout::LV, THREADS = layout::THREADS;
-  const parameters &p = all.in;
-  E *d_o = (E *)(memory + layout::SHARED), *x = d_o + CHUNK * LV, *d_u = x + CHUNK * LV;
-  E *state = d_u + (DELTA ? CHUNK * LV : 0), *d_state = state + COLUMNS * layout::LD;
-  int columns = min(COLUMNS, p.columns - v);
-  rows<const E> all_d_o = as<E>(all.d_o), all_v = as<E>(p.v);
-  int64_t token = l.s.first + l.first;
-  for (int piece = threadIdx.x; piece < CHUNK * COLUMNS / 8; piece += THREADS) {
-    int i = piece / (COLUMNS / 8), c = piece % (COLUMNS / 8) * 8;
-    bool inside = c < columns, given = inside && i < l.tokens;
-    int64_t own = token + (given ? i : 0);
-    int column = v + (inside ? c : 0);
+  enum {
+    COLUMNS = layout::COLUMNS,
+    LV = layout::LV,
+    PIECES = COLUMNS / 8, /* of a row of values */
+    STEP = layout::THREADS / PIECES,
+    VALUES = CHUNK / STEP,
+    STATE_STEP = layout::THREADS / (DIM / 8),
+    STATES = COLUMNS / STATE_STEP,
+  };
+  const E *d_o, *x, *d_u, *state, *d_state;
+  int64_t d_o_step, x_step;
+  int left, tokens; /* value columns from the thread's own on; tokens from its first on */
+
+  __device__ value_pieces(const backward_parameters &all, const place &l) {
+    const parameters &p = all.in;
+    int i = threadIdx.x / PIECES, c = threadIdx.x % PIECES * 8;
+    left = p.columns - c, tokens = l.tokens - i;
+    int64_t token = l.s.first + l.first + (tokens > 0 ? i : 0);
+    d_o = as<E>(all.d_o).at(l.s.batch, token, l.head) + c, d_o_step = STEP * all.d_o.token;
     if (DELTA) {
-      int64_t from = (l.at * CHUNK + i) * p.columns + column;
-      copy_async(x + i * LV + c, (const E *)all.x + from, inside);
-      copy_async(d_u + i * LV + c, (const E *)all.d_u + from, inside);
+      int64_t from = (l.at * CHUNK + i) * p.columns + c;
+      x = (const E *)all.x + from, d_u = (const E *)all.d_u + from, x_step = STEP * p.columns;
     } else {
-      copy_async(x + i * LV + c, all_v.at(l.s.batch, own, l.head) + column, given);
+      x = as<E>(p.v).at(l.s.batch, token, l.head) + c, x_step = STEP * p.v.token;
     }
-    copy_async(d_o + i * LV + c, all_d_o.at(l.s.batch, own, l.head) + column, given);
+    int64_t from = l.at * p.columns * DIM + threadIdx.x * 8;
+    state = (const E *)all.state + from, d_state = (const E *)all.d_state + from;
   }
-  int64_t from = (l.at * p.columns + v) * DIM;
-  copy_rows(state, layout::LD, (const E *)all.state + from, DIM, COLUMNS, DIM, columns, threadIdx.x,
-            THREADS);
-  copy_rows(d_state, layout::LD, (const E *)all.d_state + from, DIM, COLUMNS, DIM, columns,
-            threadIdx.x, THREADS);
-  copy_commit();
-}
+
+  /* Starts the loads of the next COLUMNS. */
+  __device__ void fetch(char *memory) {
+    int i = threadIdx.x / PIECES, c = threadIdx.x % PIECES * 8;
+    int row = threadIdx.x / (DIM / 8), channel = threadIdx.x % (DIM / 8) * 8;
+    E *values = (E *)(memory + layout::SHARED) + i * LV + c;
+    E *states =
+        (E *)(memory + layout::SHARED) + (DELTA ? 3 : 2) * CHUNK * LV + row * layout::LD + channel;
+#pragma unroll
+    for (int j = 0; j < VALUES; ++j) {
+      bool inside = left > 0, given = inside && j * STEP < tokens;
+      E *to = values + j * STEP * LV;
+      copy_async(to, given ? d_o + j * d_o_step : d_o, given);
+      copy_async(to + CHUNK * LV, DELTA || given ? x + j * x_step : x, DELTA ? inside : given);
+      if (DELTA) copy_async(to + 2 * CHUNK * LV, d_u + j * x_step, inside);
+    }
+#pragma unroll
+    for (int j = 0; j < STATES; ++j) {
+      bool inside = row + j * STATE_STEP < left + c;
+      E *to = states + j * STATE_STEP * layout::LD;
+      copy_async(to, state + j * STATE_STEP * DIM, inside);
+      copy_async(to + COLUMNS * layout::LD, d_state + j * STATE_STEP * DIM, inside);
+    }
+    copy_commit();
+    d_o += COLUMNS, x += COLUMNS, d_u += DELTA ? COLUMNS : 0, left -= COLUMNS;
+    state += COLUMNS * DIM, d_state += COLUMNS * DIM;
+  }
+};
 
 template <typename E, int DIM, bool CHANNEL, bool DELTA>
 __device__ __forceinline__ void add_values(const backward_parameters &all, char *memory,
@@ -485,12 +534,14 @@ __device__ __forceinline__ void token_gradients(const backward_parameters &all, 
       }
     }
   }
+  gradient_rows<E> rows_q = gradient_rows_of<E, DIM>(all.d_q, all.head_d_q, p, l);
+  gradient_rows<E> rows_k = gradient_rows_of<E, DIM>(all.d_k, all.head_d_k, p, l);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     int i = row + g + 8 * r;
     float d_g = w[r]; /* w is in d_kk too, where it does not belong to dG */
-    E *to_q = gradient_row<E, DIM>(all.d_q, all.head_d_q, p, l, i);
-    E *to_k = gradient_row<E, DIM>(all.d_k, all.head_d_k, p, l, i);
+    bool write_q = rows_q.data && i < l.tokens, write_k = rows_k.data && i < l.tokens;
+    E *to_q = rows_q.data + i * rows_q.token, *to_k = rows_k.data + i * rows_k.token;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       int c = half + 8 * n + 2 * t;
@@ -501,8 +552,8 @@ __device__ __forceinline__ void token_gradients(const backward_parameters &all, 
       if constexpr (DELTA) read[0] = sums.d_kg[n][2 * r], read[1] = sums.d_kg[n][2 * r + 1];
       d_g += q_i.x * dq[0] + k_i.x * (read[0] - written[0]);
       d_g += q_i.y * dq[1] + k_i.y * (read[1] - written[1]);
-      if (to_q) *(uint32_t *)(to_q + c) = pack<E>(p.scale * dq[0], p.scale * dq[1]);
-      if (to_k)
+      if (write_q) *(uint32_t *)(to_q + c) = pack<E>(p.scale * dq[0], p.scale * dq[1]);
+      if (write_k)
         *(uint32_t *)(to_k + c) =
             pack<E>(p.scale * (read[0] + written[0]), p.scale * (read[1] + written[1]));
     }
@@ -542,8 +593,9 @@ __device__ __forceinline__ void token_gradients(const backward_parameters &all, 
   if (lane == 0) all.decay_parts[l.at] = sum;
 }
 
-/* What the pairs of a subblock give to its tokens in 16 channels from `channel` on where they are
- * not factored, every pair with its own decay: to dq, dk and dG - w, [3][16 channels][EXACT_LD]. */
+/* What the pairs of a subblock give to its tokens at the places of 16 channels from `channel` on
+ * where they are not factored, every pair with its own decay: to dq, dk and dG - w, [3][16
+ * channels][EXACT_LD]. */
 template <typename E> __device__ inline bool is_factored(float last) {
   return coarse<E>() && last >= MIN_FACTORED;
 }
@@ -554,7 +606,7 @@ __device__ __forceinline__ void exact_pairs(float *to, const char *memory, const
   const E *n_p = (const E *)(memory + layout::N_P) + block * SUBBLOCK * (SQUARE + 1);
   const E *n_b = (const E *)(memory + layout::N_B) + block * SUBBLOCK * (SQUARE + 1);
   const float *total = (const float *)(memory + layout::GATES) + block * DIM;
-  const float *own_sum = (const float *)(memory + layout::GATES) + 4 * SUBBLOCKS * DIM;
+  const float *own_sum = (const float *)(memory + layout::GATES) + 2 * SUBBLOCKS * DIM;
   int i = lane % SUBBLOCK, token = block * SUBBLOCK + i; /* half of a warp for half of the pairs */
   bool given = token < gates.tokens;
   __syncwarp();
@@ -562,7 +614,8 @@ __device__ __forceinline__ void exact_pairs(float *to, const char *memory, const
   for (int m = 0; m < 16; ++m) {
     int c = channel + m;
     if (is_factored<E>(total[c])) continue;
-    float own = own_sum[token * layout::LF + c], from_q = 0, from_k = 0, onto = 0;
+    float own = own_sum[token * layout::LD + c], from_q = 0, from_k = 0, onto = 0;
+    c = 2 * place_of_pair(c / 2) + c % 2;
     float q_i = given ? float(((const E *)gates.q)[token * gates.q_token + c]) : 0;
     float k_i = given ? float(((const E *)gates.k)[token * gates.k_token + c]) : 0;
     /* Above the diagonal n_p and n_b are 0. */
@@ -600,20 +653,20 @@ __device__ __forceinline__ void channel_gradients(const backward_parameters &all
                                                   const place &l, const chunk_gates &gates,
                                                   value_sums<DIM, true, DELTA> &sums) {
   using layout = gradient_layout<DIM, true, DELTA>;
-  constexpr int LD = layout::LD, LF = layout::LF, N = sums.N, THREADS = layout::THREADS;
+  constexpr int LD = layout::LD, N = sums.N;
   const parameters &p = all.in;
-  E *q = (E *)(memory + layout::Q), *k = (E *)(memory + layout::K);
+  const E *q = (const E *)(memory + layout::Q), *k = (const E *)(memory + layout::K);
   const E *k_prefix = (const E *)(memory + layout::K_PREFIX);
   const E *n_p = (const E *)(memory + layout::N_P), *n_b = (const E *)(memory + layout::N_B);
   const float *beta = (const float *)(memory + layout::BETA);
   const float *boundary = (const float *)(memory + layout::BOUNDARY);
   const float *total = (const float *)(memory + layout::GATES), *power = total + SUBBLOCKS * DIM;
-  float *w_sums = (float *)power + SUBBLOCKS * DIM, *g_sums = w_sums + SUBBLOCKS * DIM;
-  const float *own_sum = g_sums + SUBBLOCKS * DIM;
-  float *exact = (float *)(memory + layout::SHARED) + threadIdx.x / 32 * EXACT_FLOATS;
-  int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+  const float *own_sum = power + SUBBLOCKS * DIM;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   int block = warp % SUBBLOCKS, side = warp / SUBBLOCKS, row = block * SUBBLOCK;
   int half = side * 8 * N, own_pair = half + 2 * t;
+  float *w_sums = (float *)(memory + layout::SHARED), *g_sums = w_sums + SUBBLOCKS * DIM;
+  float *exact = g_sums + SUBBLOCKS * DIM + warp * EXACT_FLOATS;
 
   /* w, and its sum over the subblock. */
 #pragma unroll
@@ -625,11 +678,11 @@ __device__ __forceinline__ void channel_gradients(const backward_parameters &all
         sums.d_kg[n][e] *= -of_beta;
         sums.d_kk[n][e] *= of_beta;
       }
-    float2 after = {0, 0};
+    float2 after = {1, 1};
 #pragma unroll
     for (int b = 1; b < SUBBLOCKS; ++b) {
-      float2 f = *(const float2 *)(total + b * DIM + own_pair + 8 * n);
-      if (b > block) after.x += f.x, after.y += f.y;
+      float2 f = *(const float2 *)(power + b * DIM + own_pair + 8 * n);
+      if (b > block) after.x *= f.x, after.y *= f.y;
     }
     const E *keys = k + (row + g) * LD + own_pair + 8 * n;
     float2 low = unpack<E>(*(const uint32_t *)keys);
@@ -640,8 +693,7 @@ __device__ __forceinline__ void channel_gradients(const backward_parameters &all
     for (int d = 4; d < 32; d *= 2)
       x += __shfl_xor_sync(~0u, x, d), y += __shfl_xor_sync(~0u, y, d);
     if (g == 0)
-      *(float2 *)(w_sums + block * DIM + own_pair + 8 * n) =
-          make_float2(power_of_two(after.x) * x, power_of_two(after.y) * y);
+      *(float2 *)(w_sums + block * DIM + own_pair + 8 * n) = make_float2(after.x * x, after.y * y);
   }
 
   /* From border to border. */
@@ -673,17 +725,19 @@ __device__ __forceinline__ void channel_gradients(const backward_parameters &all
       add_product(sums.d_kk, a, k_prefix + b * 16 * LD + half, LD, lane);
     }
   }
-  __syncthreads(); /* only the own subblock and channels are read from now on */
 
-  /* The own subblock; dq and dk to the place of q and k, dG - w to that of d_kk. */
+  /* The own subblock; dG - w to the place of d_kk. */
   uint32_t of_p[4], of_p_transposed[4], of_b[4], of_b_transposed[4];
   load_left(of_p, n_p + row * (SQUARE + 1), SQUARE, lane);
   load_left_transposed(of_p_transposed, n_p + row * (SQUARE + 1), SQUARE, lane);
   if (DELTA) load_left(of_b, n_b + row * (SQUARE + 1), SQUARE, lane);
   if (DELTA) load_left_transposed(of_b_transposed, n_b + row * (SQUARE + 1), SQUARE, lane);
+  uint32_t d_q[2][4], d_k[2][4];
+  gradient_rows<E> rows_q = gradient_rows_of<E, DIM>(all.d_q, all.head_d_q, p, l);
+  gradient_rows<E> rows_k = gradient_rows_of<E, DIM>(all.d_k, all.head_d_k, p, l);
 #pragma unroll
   for (int n = 0; n < N; n += 2) {
-    float from_q[2][4] = {}, from_k[2][4] = {}, onto_k[2][4] = {};
+    float from_q[2][4] = {}, from_k[2][4] = {}, onto_k[2][4] = {}, last[2][2], back[2][2];
     if (coarse<E>()) {
       int at = row * LD + half + 8 * n;
       add_product(from_q, of_p, k + at, LD, lane);
@@ -691,55 +745,79 @@ __device__ __forceinline__ void channel_gradients(const backward_parameters &all
       if (DELTA) add_product(from_k, of_b, k + at, LD, lane);
       if (DELTA) add_product(onto_k, of_b_transposed, k_prefix + at, LD, lane);
     }
-    float2 of_lane = *(const float2 *)(total + block * DIM + half + 8 * n + lane % 8 * 2);
-    bool all_factored = is_factored<E>(of_lane.x) && is_factored<E>(of_lane.y);
-    if (__any_sync(~0u, !all_factored))
-      exact_pairs<E, DIM, DELTA>(exact, memory, gates, block, half + 8 * n, lane);
-    __syncwarp();
+    bool all_factored = true;
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      int c = own_pair + 8 * (n + m);
-      float2 all_last = *(const float2 *)(total + block * DIM + c);
+      float2 x = *(const float2 *)(total + block * DIM + own_pair + 8 * (n + m));
+      last[m][0] = x.x, last[m][1] = x.y;
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        int i = row + g + 8 * r;
-        float2 own = *(const float2 *)(own_sum + i * LF + c);
-        float2 q_p = unpack<E>(*(const uint32_t *)(q + i * LD + c));
-        float2 k_s = unpack<E>(*(const uint32_t *)(k + i * LD + c));
-        float2 k_p = {0, 0};
-        if (DELTA) k_p = unpack<E>(*(const uint32_t *)(k_prefix + i * LD + c));
-        float d_q[2], d_k[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float last = e ? all_last.y : all_last.x, sum = e ? own.y : own.x;
-          bool factored = is_factored<E>(last);
-          float back = factored ? power_of_two(-last) : 0;
-          float read = sums.d_qg[n + m][2 * r + e] + back * from_q[m][2 * r + e];
-          float written = sums.d_kk[n + m][2 * r + e] + back * onto_k[m][2 * r + e];
-          float prefix = power_of_two(sum), suffix = power_of_two(last - sum);
-          float d_g = (e ? q_p.y : q_p.x) * read - (e ? k_s.y : k_s.x) * written;
-          d_q[e] = prefix * read;
-          d_k[e] = suffix * written;
-          if constexpr (DELTA) {
-            float read_k = sums.d_kg[n + m][2 * r + e] + back * from_k[m][2 * r + e];
-            d_g += (e ? k_p.y : k_p.x) * read_k;
-            d_k[e] += prefix * read_k;
-          }
-          if (!factored) {
-            const float *pairs = exact + (8 * m + 2 * t + e) * EXACT_LD + g + 8 * r;
-            d_q[e] += pairs[0];
-            d_k[e] += pairs[16 * EXACT_LD];
-            d_g += pairs[32 * EXACT_LD];
-          }
-          sums.d_kk[n + m][2 * r + e] = d_g;
-        }
-        *(uint32_t *)(q + i * LD + c) = pack<E>(p.scale * d_q[0], p.scale * d_q[1]);
-        *(uint32_t *)(k + i * LD + c) = pack<E>(p.scale * d_k[0], p.scale * d_k[1]);
+      for (int e = 0; e < 2; ++e) {
+        bool factored = is_factored<E>(last[m][e]);
+        back[m][e] = factored ? power_of_two(-last[m][e]) : 0;
+        all_factored = all_factored && factored;
       }
     }
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        int at = (row + g + 8 * r) * LD + own_pair + 8 * (n + m);
+        float2 own = *(const float2 *)(own_sum + at);
+        float2 q_p = unpack<E>(*(const uint32_t *)(q + at));
+        float2 k_s = unpack<E>(*(const uint32_t *)(k + at)), k_p = {0, 0};
+        if (DELTA) k_p = unpack<E>(*(const uint32_t *)(k_prefix + at));
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float &of_q = from_q[m][2 * r + e], &of_k = onto_k[m][2 * r + e];
+          float &kept = sums.d_kk[n + m][2 * r + e], sum = e ? own.y : own.x;
+          float read = sums.d_qg[n + m][2 * r + e] + back[m][e] * of_q;
+          float written = kept + back[m][e] * of_k, prefix = power_of_two(sum);
+          kept = (e ? q_p.y : q_p.x) * read - (e ? k_s.y : k_s.x) * written;
+          of_q = prefix * read;
+          of_k = power_of_two(last[m][e] - sum) * written;
+          if constexpr (DELTA) {
+            float read_k = sums.d_kg[n + m][2 * r + e] + back[m][e] * from_k[m][2 * r + e];
+            kept += (e ? k_p.y : k_p.x) * read_k;
+            of_k += prefix * read_k;
+          }
+        }
+      }
+    if (__any_sync(~0u, !all_factored)) {
+      exact_pairs<E, DIM, DELTA>(exact, memory, gates, block, half + 8 * n, lane);
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if (is_factored<E>(last[m][e % 2])) continue;
+          const float *pairs = exact + (8 * m + 2 * t + e % 2) * EXACT_LD + g + e / 2 * 8;
+          from_q[m][e] += pairs[0];
+          onto_k[m][e] += pairs[16 * EXACT_LD];
+          sums.d_kk[n + m][e] += pairs[32 * EXACT_LD];
+        }
+    }
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float *x = from_q[m] + 2 * r, *y = onto_k[m] + 2 * r;
+        d_q[r][n % 4 + m] = pack<E>(p.scale * x[0], p.scale * x[1]);
+        d_k[r][n % 4 + m] = pack<E>(p.scale * y[0], p.scale * y[1]);
+      }
+    if (n % 4 == 0) continue;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      int i = row + g + 8 * r, c = half + 8 * (n - 2) + 8 * t;
+      const uint32_t *x = d_q[r], *y = d_k[r];
+      if (i >= l.tokens) continue;
+      if (rows_q.data)
+        *(uint4 *)(rows_q.data + i * rows_q.token + c) = make_uint4(x[0], x[1], x[2], x[3]);
+      if (rows_k.data)
+        *(uint4 *)(rows_k.data + i * rows_k.token + c) = make_uint4(y[0], y[1], y[2], y[3]);
+    }
   }
+  if (!all.d_decay.data) return;
 
-  /* Sums of dG - w from a token to the subblock's end: rows g of a column lie 4 lanes apart. */
+    /* Sums of dG - w from a token to the subblock's end: rows g of a column lie 4 lanes apart. */
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     float begin[2];
@@ -759,55 +837,73 @@ __device__ __forceinline__ void channel_gradients(const backward_parameters &all
       *(float2 *)(g_sums + block * DIM + own_pair + 8 * n) = make_float2(begin[0], begin[1]);
   }
   __syncthreads();
-  if (all.d_decay.data)
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-      int c = own_pair + 8 * n;
-      float2 edge = *(const float2 *)(boundary + c);
+  for (int n = 0; n < N; ++n) {
+    float2 edge = *(const float2 *)(boundary + own_pair + 8 * n);
 #pragma unroll
-      for (int b = 0; b < SUBBLOCKS; ++b) {
-        float2 w = *(const float2 *)(w_sums + b * DIM + c);
-        float2 later = *(const float2 *)(g_sums + b * DIM + c);
-        edge.x += w.x, edge.y += w.y;
-        if (b > block) edge.x += later.x, edge.y += later.y;
-      }
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        int i = row + g + 8 * r;
-        if (i < l.tokens)
-          *(float2 *)(all.d_decay.at(l.s.batch, l.s.first + l.first + i, l.head) + c) =
-              make_float2(p.scale * (edge.x + sums.d_kk[n][2 * r]),
-                          p.scale * (edge.y + sums.d_kk[n][2 * r + 1]));
-      }
+    for (int b = 0; b < SUBBLOCKS; ++b) {
+      float2 w = *(const float2 *)(w_sums + b * DIM + own_pair + 8 * n);
+      edge.x += w.x, edge.y += w.y;
+      if (b <= block) continue;
+      float2 later = *(const float2 *)(g_sums + b * DIM + own_pair + 8 * n);
+      edge.x += later.x, edge.y += later.y;
     }
-  for (int piece = thread; piece < CHUNK * DIM / 8; piece += THREADS) {
-    int i = piece / (DIM / 8), c = piece % (DIM / 8) * 8;
-    E *to_q = gradient_row<E, DIM>(all.d_q, all.head_d_q, p, l, i);
-    E *to_k = gradient_row<E, DIM>(all.d_k, all.head_d_k, p, l, i);
-    if (to_q) *(uint4 *)(to_q + c) = *(const uint4 *)(q + i * LD + c);
-    if (to_k) *(uint4 *)(to_k + c) = *(const uint4 *)(k + i * LD + c);
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      sums.d_kk[n][e] = p.scale * (sums.d_kk[n][e] + (e % 2 ? edge.y : edge.x));
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    int i = row + g + 8 * r;
+    if (i >= l.tokens) continue;
+    float *to = all.d_decay.at(l.s.batch, l.s.first + l.first + i, l.head) + half + 8 * t;
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+      const float *x = sums.d_kk[n] + 2 * r, *y = sums.d_kk[n + 1] + 2 * r;
+      *(float4 *)(to + n / 4 * 32 + n % 4 * 2) = make_float4(x[0], x[1], y[0], y[1]);
+    }
   }
 }
 
-/* q and k, which have arrived, to the rows that channel_gradients reads. */
-template <typename E, int DIM, bool DELTA> __device__ void decay_rows_of_keys(char *memory) {
+/* q, k and the decays to what channel_gradients reads. A thread has two channels of a subblock. */
+template <typename E, int DIM, bool DELTA>
+__device__ __forceinline__ void load_decayed_rows(char *memory, const chunk_gates &gates) {
   using layout = gradient_layout<DIM, true, DELTA>;
   constexpr int LD = layout::LD, PAIRS = DIM / 2;
-  E *q = (E *)(memory + layout::Q), *k = (E *)(memory + layout::K);
-  E *k_prefix = (E *)(memory + layout::K_PREFIX);
-  const float *total = (const float *)(memory + layout::GATES);
-  const float *own_sum = total + 4 * SUBBLOCKS * DIM;
-  for (int pair = threadIdx.x; pair < CHUNK * PAIRS; pair += layout::THREADS) {
-    int i = pair / PAIRS, c = pair % PAIRS * 2;
-    float2 own = *(const float2 *)(own_sum + i * layout::LF + c);
-    float2 last = *(const float2 *)(total + i / SUBBLOCK * DIM + c);
-    float2 x = unpack<E>(*(const uint32_t *)(q + i * LD + c));
-    float2 y = unpack<E>(*(const uint32_t *)(k + i * LD + c));
-    float e0 = power_of_two(own.x), e1 = power_of_two(own.y);
-    *(uint32_t *)(q + i * LD + c) = pack<E>(x.x * e0, x.y * e1);
-    if (DELTA) *(uint32_t *)(k_prefix + i * LD + c) = pack<E>(y.x * e0, y.y * e1);
-    *(uint32_t *)(k + i * LD + c) =
-        pack<E>(y.x * power_of_two(last.x - own.x), y.y * power_of_two(last.y - own.y));
+  int block = threadIdx.x / PAIRS, row = block * SUBBLOCK, pair = threadIdx.x % PAIRS;
+  if (block >= SUBBLOCKS) return;
+  const float *decay = gates.decay + row * gates.decay_token + 2 * pair;
+  const E *q = (const E *)gates.q + row * gates.q_token + 2 * pair;
+  const E *k = (const E *)gates.k + row * gates.k_token + 2 * pair;
+  float2 sum[SUBBLOCK], last = {0, 0};
+  uint32_t of_q[SUBBLOCK], of_k[SUBBLOCK];
+#pragma unroll
+  for (int i = 0; i < SUBBLOCK; ++i) {
+    bool given = row + i < gates.tokens;
+    sum[i] = given ? *(const float2 *)(decay + i * gates.decay_token) : make_float2(0, 0);
+    of_q[i] = given ? *(const uint32_t *)(q + i * gates.q_token) : 0;
+    of_k[i] = given ? *(const uint32_t *)(k + i * gates.k_token) : 0;
+  }
+  int at = row * LD + 2 * place_of_pair(pair);
+  float *total = (float *)(memory + layout::GATES) + block * DIM + 2 * place_of_pair(pair);
+  float *own_sum = (float *)(memory + layout::GATES) + 2 * SUBBLOCKS * DIM + at;
+#pragma unroll
+  for (int i = 0; i < SUBBLOCK; ++i) {
+    last.x += log2_decay(sum[i].x), last.y += log2_decay(sum[i].y);
+    sum[i] = last;
+    *(float2 *)(own_sum + i * LD) = last;
+  }
+  *(float2 *)total = last;
+  *(float2 *)(total + SUBBLOCKS * DIM) = make_float2(power_of_two(last.x), power_of_two(last.y));
+#pragma unroll
+  for (int i = 0; i < SUBBLOCK; ++i) {
+    float2 x = unpack<E>(of_q[i]), y = unpack<E>(of_k[i]);
+    float e0 = power_of_two(sum[i].x), e1 = power_of_two(sum[i].y);
+    *(uint32_t *)((E *)(memory + layout::Q) + at + i * LD) = pack<E>(x.x * e0, x.y * e1);
+    if (DELTA)
+      *(uint32_t *)((E *)(memory + layout::K_PREFIX) + at + i * LD) = pack<E>(y.x * e0, y.y * e1);
+    *(uint32_t *)((E *)(memory + layout::K) + at + i * LD) =
+        pack<E>(y.x * power_of_two(last.x - sum[i].x), y.y * power_of_two(last.y - sum[i].y));
   }
 }
 
@@ -817,53 +913,34 @@ __global__ void __launch_bounds__(gradient_layout<DIM, CHANNEL, DELTA>::THREADS,
     gradient_kernel(backward_parameters all) {
   extern __shared__ __align__(16) char memory[];
   using layout = gradient_layout<DIM, CHANNEL, DELTA>;
-  constexpr int LD = layout::LD, LF = layout::LF, THREADS = layout::THREADS;
+  constexpr int LD = layout::LD, THREADS = layout::THREADS;
   constexpr int PAIRS = DIM / 2, PARTS = THREADS / PAIRS;
   const parameters &p = all.in;
   int thread = threadIdx.x;
   place l;
   l.head = blockIdx.y;
-  l.first = blockIdx.x % p.chunks * CHUNK;
-  l.s = find_sequence(p.offsets, p.length, (int)(blockIdx.x / p.chunks));
+  unsigned chunks = (unsigned)p.chunks;
+  l.first = (int64_t)(blockIdx.x % chunks) * CHUNK;
+  l.s = find_sequence(p.offsets, p.length, (int)(blockIdx.x / chunks));
   if (l.first >= l.s.tokens) return;
   l.at = (int64_t)blockIdx.x * p.value_heads + l.head;
   chunk_gates gates = gates_of<E>(p, l.s, l.first, l.head);
   l.tokens = gates.tokens;
 
-  copy_rows((E *)(memory + layout::Q), LD, (const E *)gates.q, gates.q_token, CHUNK, DIM, l.tokens,
-            thread, THREADS);
-  copy_rows((E *)(memory + layout::K), LD, (const E *)gates.k, gates.k_token, CHUNK, DIM, l.tokens,
-            thread, THREADS);
-  copy_commit();
-  fetch_values<E, DIM, CHANNEL, DELTA>(all, memory, l, 0);
+  if (!CHANNEL) {
+    copy_rows((E *)(memory + layout::Q), LD, (const E *)gates.q, gates.q_token, CHUNK, DIM,
+              l.tokens, thread, THREADS);
+    copy_rows((E *)(memory + layout::K), LD, (const E *)gates.k, gates.k_token, CHUNK, DIM,
+              l.tokens, thread, THREADS);
+  }
+  value_pieces<E, DIM, CHANNEL, DELTA> pieces(all, l);
+  pieces.fetch(memory);
   if (DELTA && thread < CHUNK)
     ((float *)(memory + layout::BETA))[thread] =
         thread < l.tokens ? gates.beta[thread * gates.beta_token] : 0;
   float *of_gates = (float *)(memory + layout::GATES);
   if constexpr (CHANNEL) {
-    float *total = of_gates, *power = total + SUBBLOCKS * DIM;
-    float *own_sum = total + 4 * SUBBLOCKS * DIM; /* G inside the subblock */
-    for (int unit = thread; unit < SUBBLOCKS * PAIRS; unit += THREADS) {
-      int row = unit / PAIRS * SUBBLOCK, c = unit % PAIRS * 2;
-      float2 x[SUBBLOCK], running = {0, 0};
-      const float *from = gates.decay + row * gates.decay_token + c;
-#pragma unroll
-      for (int i = 0; i < SUBBLOCK; ++i) {
-        x[i] = row + i < l.tokens ? *(const float2 *)from : make_float2(0, 0);
-        from += gates.decay_token;
-      }
-#pragma unroll
-      for (int i = 0; i < SUBBLOCK; ++i) {
-        running.x += log2_decay(x[i].x), running.y += log2_decay(x[i].y);
-        *(float2 *)(own_sum + (row + i) * LF + c) = running;
-      }
-      *(float2 *)(total + unit / PAIRS * DIM + c) = running;
-      *(float2 *)(power + unit / PAIRS * DIM + c) =
-          make_float2(power_of_two(running.x), power_of_two(running.y));
-    }
-    copy_wait<1>();
-    __syncthreads();
-    decay_rows_of_keys<E, DIM, DELTA>(memory);
+    load_decayed_rows<E, DIM, DELTA>(memory, gates);
   } else {
     float *sum = of_gates, *gamma = sum + CHUNK, *kappa = gamma + CHUNK;
     if (thread == 32) {
@@ -882,7 +959,7 @@ __global__ void __launch_bounds__(gradient_layout<DIM, CHANNEL, DELTA>::THREADS,
 
   value_sums<DIM, CHANNEL, DELTA> sums = {};
   for (int v = 0; v < p.columns; v += layout::COLUMNS) {
-    if (v) fetch_values<E, DIM, CHANNEL, DELTA>(all, memory, l, v);
+    if (v) pieces.fetch(memory);
     copy_wait<0>();
     __syncthreads();
     add_values<E>(all, memory, l, v, sums);
