@@ -161,6 +161,10 @@ __device__ inline uint32_t multiply(uint32_t x, uint32_t y, __nv_bfloat16) {
   __nv_bfloat162 z = __hmul2(*(__nv_bfloat162 *)&x, *(__nv_bfloat162 *)&y);
   return *(uint32_t *)&z;
 }
+__device__ inline uint32_t multiply(uint32_t x, uint32_t y, __half) {
+  __half2 z = __hmul2(*(__half2 *)&x, *(__half2 *)&y);
+  return *(uint32_t *)&z;
+}
 template <typename E> __device__ inline float2 unpack(uint32_t x);
 template <> __device__ inline float2 unpack<__nv_bfloat16>(uint32_t x) {
   return __bfloat1622float2(*(__nv_bfloat162 *)&x);

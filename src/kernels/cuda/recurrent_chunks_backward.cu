@@ -11,8 +11,8 @@
  *   dG_i = q_i dq_i + k_i dk_i (as read by B, Kg) - k_i dk_i (as written, by P and B)
  *   w_i  = k_i dk_i (as written, by Kk)
  *   dg_t = sum_{i >= t} dG_i + exp(G_C) S . dS' + sum_{i < t} w_i
- * Four kernels: chunks are prepared; a forward sweep keeps S and X; a backward sweep keeps dS' and
- * dU, or writes dV; then every chunk finds its gradients by itself. */
+ * Chunks are prepared; a forward sweep keeps S and X; a backward sweep keeps dS' and dU; then every
+ * chunk finds its gradients by itself. The additive rule keeps S and dS' alone. */
 #include <cstdio>
 
 #include "kernels/cuda/recurrent_chunks_step.cuh"
@@ -86,11 +86,11 @@ __device__ void times_lower_transposed(float (&out)[8][4], const uint32_t (&x)[S
 
 /* Loads what a sweep needs of one chunk: `forward` Kg, Kk, Y and `values` = V, else Qg, Kg, Kk, L,
  * P and `values` = dO. */
-template <typename E, int DIM, bool CHANNEL, bool DELTA>
+template <typename E, int DIM, bool CHANNEL>
 __device__ void fetch(const parameters &p, bool forward, const rows<const void> &values,
-                      const tiles<E, DIM, CHANNEL, DELTA> &tile, E *v, const sequence &s,
+                      const tiles<E, DIM, CHANNEL, true> &tile, E *v, const sequence &s,
                       int64_t slot, int64_t chunk, int head, int column, int columns) {
-  using record_type = record<DIM, CHANNEL, DELTA>;
+  using record_type = record<DIM, CHANNEL, true>;
   constexpr int LD = pitch<DIM>();
   int thread = threadIdx.x, threads = blockDim.x;
   int64_t first = chunk * CHUNK;
@@ -98,7 +98,7 @@ __device__ void fetch(const parameters &p, bool forward, const rows<const void> 
   const char *from =
       p.prepared + ((slot * p.chunks + chunk) * p.value_heads + head) * record_type::BACKWARD_BYTES;
   if (CHANNEL) {
-    int skipped = forward ? CHUNK : 0, count = tile.ROWS - skipped;
+    int skipped = forward ? CHUNK : 0, count = 3 * CHUNK - skipped;
     copy_rows(tile.q() + skipped * LD, LD, (const E *)from + skipped * DIM, DIM, count, DIM, count,
               thread, threads);
   } else {
@@ -109,9 +109,8 @@ __device__ void fetch(const parameters &p, bool forward, const rows<const void> 
       copy_rows(tile.q(), LD, q.at(s.batch, s.first + first, head / p.group), q.token, CHUNK, DIM,
                 tokens, thread, threads);
   }
-  if constexpr (DELTA)
-    copy_rows(tile.y(), SQUARE, (const E *)(from + (forward ? record_type::Y : record_type::LEFT)),
-              CHUNK, CHUNK, CHUNK, CHUNK, thread, threads);
+  copy_rows(tile.y(), SQUARE, (const E *)(from + (forward ? record_type::Y : record_type::LEFT)),
+            CHUNK, CHUNK, CHUNK, CHUNK, thread, threads);
   if (!forward)
     copy_rows(tile.p(), SQUARE, (const E *)(from + record_type::P), CHUNK, CHUNK, CHUNK, CHUNK,
               thread, threads);
@@ -140,52 +139,37 @@ __device__ void forward_step(slab<DIM> &state, const tiles<E, DIM, CHANNEL, true
   decay_slab<DIM, CHANNEL>(state, tile.full(), lane);
   add_outer(state, x, CHANNEL ? tile.written() : tile.k(), lane);
 }
+/* A step of the backward sweep; dO's slab in shared memory becomes that of dU. */
 template <typename E, int DIM, bool CHANNEL>
-__device__ void forward_step(slab<DIM> &state, const tiles<E, DIM, CHANNEL, false> &tile, E *v,
-                             int ld, int lane) {
-  uint32_t x[SUBBLOCKS][4];
-  values_operand(x, v, ld, lane);
-  advance(state, x, tile, lane);
-}
-
-/* A step of the backward sweep; dO's slab in shared memory becomes that of dU, or of scale dV. */
-template <typename E, int DIM, bool CHANNEL, bool DELTA>
-__device__ void backward_step(slab<DIM> &state, const tiles<E, DIM, CHANNEL, DELTA> &tile, E *v,
-                              int ld, float scale, int lane) {
+__device__ void backward_step(slab<DIM> &state, const tiles<E, DIM, CHANNEL, true> &tile, E *v,
+                              int ld, int lane) {
   float r[8][4] = {};
-  uint32_t d_o[SUBBLOCKS][4];
+  uint32_t d_o[SUBBLOCKS][4], x[SUBBLOCKS][4];
   values_operand(d_o, v, ld, lane);
   times_rows<E>(r, state, CHANNEL ? tile.written() : tile.k(), lane);
   if (!CHANNEL) scale_tokens(r, tile.kappa(), lane);
   times_lower_transposed(r, d_o, tile.p(), lane);
-  if constexpr (DELTA) {
-    uint32_t x[SUBBLOCKS][4];
-    tokens_operand<E>(x, r, NULL, lane);
-    clear(r);
-    times_lower_transposed(r, x, tile.y(), lane);
-    __syncwarp();
-    store_transposed(v, ld, r, 1, lane);
-    scale_tokens(r, tile.beta(), lane);
+  tokens_operand<E>(x, r, NULL, lane);
+  clear(r);
+  times_lower_transposed(r, x, tile.y(), lane);
+  __syncwarp();
+  store_transposed(v, ld, r, 1, lane);
+  scale_tokens(r, tile.beta(), lane);
 #pragma unroll
-    for (int n = 0; n < 8; ++n)
+  for (int n = 0; n < 8; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) r[n][i] = -r[n][i];
-    tokens_operand<E>(x, r, CHANNEL ? NULL : tile.gamma(), lane);
-    decay_slab<DIM, CHANNEL>(state, tile.full(), lane);
-    add_outer(state, x, tile.k(), lane);
-  } else {
-    __syncwarp();
-    store_transposed(v, ld, r, scale, lane);
-    decay_slab<DIM, CHANNEL>(state, tile.full(), lane);
-  }
+    for (int i = 0; i < 4; ++i) r[n][i] = -r[n][i];
+  tokens_operand<E>(x, r, CHANNEL ? NULL : tile.gamma(), lane);
+  decay_slab<DIM, CHANNEL>(state, tile.full(), lane);
+  add_outer(state, x, tile.k(), lane);
   if (!CHANNEL) scale_operand<E>(d_o, tile.gamma(), lane);
   add_outer(state, d_o, tile.q(), lane);
 }
 
-template <typename E, int DIM, bool CHANNEL, bool DELTA, bool FORWARD>
-__global__ void __launch_bounds__(256) sweep_kernel(backward_parameters all) {
+template <typename E, int DIM, bool CHANNEL, bool FORWARD>
+__global__ void __launch_bounds__(256) delta_sweep_kernel(backward_parameters all) {
   extern __shared__ __align__(16) char memory[];
-  using tile_type = tiles<E, DIM, CHANNEL, DELTA>;
+  using tile_type = tiles<E, DIM, CHANNEL, true>;
   const parameters &p = all.in;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int columns = blockDim.x / 32 * SLAB, column = blockIdx.x * columns, head = blockIdx.y;
@@ -223,19 +207,84 @@ __global__ void __launch_bounds__(256) sweep_kernel(backward_parameters all) {
     if (FORWARD)
       forward_step(state, tile, v, ld, lane);
     else
-      backward_step(state, tile, v, ld, p.scale, lane);
+      backward_step(state, tile, v, ld, lane);
     __syncwarp();
-    if (DELTA) {
-      E *out = (E *)(FORWARD ? all.x : all.d_u) + at * CHUNK * p.columns + own;
-      write_slab(out, p.columns, v, ld, CHUNK, lane);
-    } else if (!FORWARD && all.d_v.data) {
-      int64_t first = chunk * CHUNK;
-      write_slab(as<E>(all.d_v).at(s.batch, s.first + first, head) + own, all.d_v.token, v, ld,
-                 (int)min((int64_t)CHUNK, s.tokens - first), lane);
-    }
+    E *out = (E *)(FORWARD ? all.x : all.d_u) + at * CHUNK * p.columns + own;
+    write_slab(out, p.columns, v, ld, CHUNK, lane);
     __syncthreads();
   }
   if (!FORWARD && all.d_initial.data) {
+    scale_slab(state, p.scale);
+    store_slab(state, all.d_initial.at(slot, head) + own, all.d_initial.row, lane);
+  }
+}
+
+/* The additive rule's sweeps know nothing of each other and run at once, every second block of a
+ * row backwards: S <- Diag(exp(G_C)) S + Kk^T V, or dS likewise with Qg and dO. */
+template <typename E, int DIM> __host__ __device__ constexpr int additive_stage(int columns) {
+  return CHUNK * (pitch<DIM>() + columns + 8) * 2 + tiles<E, DIM, true, false>::NUMBERS * 4;
+}
+
+template <typename E, int DIM, bool CHANNEL>
+__global__ void __launch_bounds__(256, 2) additive_sweeps_kernel(backward_parameters all) {
+  extern __shared__ __align__(16) char memory[];
+  using record_type = record<DIM, CHANNEL, false>;
+  constexpr int LD = pitch<DIM>(), NUMBERS = tiles<E, DIM, CHANNEL, false>::NUMBERS;
+  const parameters &p = all.in;
+  int thread = threadIdx.x, threads = blockDim.x, warp = thread / 32, lane = thread % 32;
+  bool forward = blockIdx.x % 2 == 0;
+  int columns = threads / 32 * SLAB, column = blockIdx.x / 2 * columns, head = blockIdx.y;
+  int ld = columns + 8, own = column + warp * SLAB, stage_bytes = additive_stage<E, DIM>(columns);
+  int64_t slot = blockIdx.z;
+  sequence s = find_sequence(p.offsets, p.length, (int)slot);
+  int64_t chunks = (s.tokens + CHUNK - 1) / CHUNK;
+  rows<const E> values = as<E>(forward ? p.v : all.d_o), keys = as<E>(forward ? p.k : p.q);
+  auto fetch_step = [&](int64_t step) {
+    int64_t chunk = forward ? step : chunks - 1 - step, first = chunk * CHUNK;
+    int tokens = (int)min((int64_t)CHUNK, s.tokens - first);
+    E *to = (E *)(memory + step % 2 * stage_bytes), *v = to + CHUNK * LD;
+    float *numbers = (float *)(v + CHUNK * ld);
+    const char *from = p.prepared + ((slot * p.chunks + chunk) * p.value_heads + head) *
+                                        record_type::BACKWARD_BYTES;
+    if (CHANNEL)
+      copy_rows(to, LD, (const E *)from + (forward ? CHUNK * DIM : 0), DIM, CHUNK, DIM, CHUNK,
+                thread, threads);
+    else
+      copy_rows(to, LD, keys.at(s.batch, s.first + first, head / p.group), keys.token, CHUNK, DIM,
+                tokens, thread, threads);
+    copy_rows(v, ld, values.at(s.batch, s.first + first, head) + column, values.token, CHUNK,
+              columns, tokens, thread, threads);
+    for (int at = thread; at < NUMBERS / 4; at += threads)
+      copy_async(numbers + 4 * at, from + record_type::NUMBERS + 16 * at, true);
+    copy_commit();
+  };
+
+  slab<DIM> state;
+  states given = forward ? p.initial : all.d_final;
+  load_slab(state, given.data ? given.at(slot, head) + own : NULL, given.row, lane);
+  if (!forward) scale_slab(state, 1 / p.scale);
+  if (chunks) fetch_step(0);
+  for (int64_t step = 0; step < chunks; ++step) {
+    if (step + 1 < chunks)
+      fetch_step(step + 1);
+    else
+      copy_commit();
+    copy_wait<1>();
+    __syncthreads();
+    int64_t chunk = forward ? step : chunks - 1 - step;
+    int64_t at = (slot * p.chunks + chunk) * p.value_heads + head;
+    const E *decayed = (const E *)(memory + step % 2 * stage_bytes), *v = decayed + CHUNK * LD;
+    const float *numbers = (const float *)(v + CHUNK * ld); /* as in tiles */
+    E *kept = (E *)(forward ? all.state : all.d_state) + (at * p.columns + own) * DIM;
+    keep_slab<E, CHANNEL>(state, kept, lane);
+    uint32_t x[SUBBLOCKS][4];
+    values_operand(x, v + warp * SLAB, ld, lane);
+    if (!CHANNEL) scale_operand<E>(x, numbers + (forward ? CHUNK : 0), lane);
+    decay_slab<DIM, CHANNEL>(state, numbers + 2 * CHUNK, lane);
+    add_outer(state, x, decayed, lane);
+    __syncthreads();
+  }
+  if (!forward && all.d_initial.data) {
     scale_slab(state, p.scale);
     store_slab(state, all.d_initial.at(slot, head) + own, all.d_initial.row, lane);
   }
@@ -251,7 +300,7 @@ enum { EXACT_LD = SUBBLOCK + 1, EXACT_FLOATS = 3 * 16 * EXACT_LD }; /* see exact
  * order of place_of_pair. */
 template <int DIM, bool CHANNEL, bool DELTA> struct gradient_layout {
   enum {
-    SIDES = CHANNEL && DELTA && DIM == 128 ? 4 : 2,
+    SIDES = DELTA && DIM == 128 ? 4 : 2,
     THREADS = SUBBLOCKS * SIDES * 32,
     BLOCKS = DELTA ? 1 : 2,    /* of a multiprocessor */
     COLUMNS = DELTA ? 64 : 32, /* value columns at once */
@@ -266,10 +315,13 @@ template <int DIM, bool CHANNEL, bool DELTA> struct gradient_layout {
     N_B = N_P + SQUARE_BYTES,
     BETA = N_B + (DELTA ? SQUARE_BYTES : 0),
     BOUNDARY = BETA + (DELTA ? CHUNK * 4 : 0),
-    /* Per token G, gamma, kappa, four sums. Per channel, of subblocks [4, DIM]: decay and its
-     * power; and G inside the subblock [64, LD]. */
+    /* Per token G, gamma, kappa, two sums of each side. Per channel, of subblocks [4, DIM]: decay
+     * and its power; and G inside the subblock [64, LD]. */
     GATES = BOUNDARY + DIM * 4,
-    SHARED = GATES + (CHANNEL ? 2 * SUBBLOCKS * DIM + CHUNK * LD : 7 * CHUNK) * 4,
+    AFTER = GATES + (CHANNEL ? 2 * SUBBLOCKS * DIM + CHUNK * LD : (3 + 2 * SIDES) * CHUNK) * 4,
+    /* The additive rule: the decay from a subblock's end to the chunk's [4, DIM], and P in the
+     * place of N_P. */
+    SHARED = AFTER + (CHANNEL && !DELTA ? SUBBLOCKS * DIM * 2 : 0),
     FIRST = (DELTA ? 3 : 2) * CHUNK * LV * 2 + 2 * COLUMNS * LD * 2,
     /* Later there: sums of w and of dG - w over subblocks [4, DIM], and each warp's exact pairs. */
     LATER = CHANNEL ? (2 * SUBBLOCKS * DIM + THREADS / 32 * EXACT_FLOATS) * 4 : 0,
@@ -434,7 +486,50 @@ __device__ __forceinline__ void add_values(const backward_parameters &all, char 
     float2 b = unpack<E>(*(const uint32_t *)(d_state + i * LD + thread % PAIRS * 2));
     sums.boundary.x += a.x * b.x, sums.boundary.y += a.y * b.y;
   }
-  if (!DELTA || !all.d_v.data) return; /* the additive rule's dV is written by the sweep */
+  if (!all.d_v.data) return;
+  if constexpr (!DELTA) {
+    /* dV = Kk dS' + P^T dO: the warp's tokens, a part of the columns. */
+    constexpr int PART = COLUMNS / sums.SIDES;
+    static_assert(PART == 16, "two tiles a warp");
+    const E *keys = (const E *)(memory + layout::K) + row * LD,
+            *p_all = (E *)(memory + layout::N_P);
+    const E *after = (const E *)(memory + layout::AFTER) + block * DIM + lane % 4 * 2;
+    const float *kappa = (const float *)(memory + layout::GATES) + 2 * CHUNK + row + lane / 4;
+    float d_v[2][4] = {};
+#pragma unroll
+    for (int c = 0; c < DIM; c += 16) {
+      uint32_t a[4], b[4];
+      load_left(a, keys + c, LD, lane);
+      load_right(b, d_state + side * PART * LD + c, LD, lane);
+      if (CHANNEL)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          a[i] = multiply(a[i], *(const uint32_t *)(after + c + i / 2 * 8), E());
+      product<E>(d_v[0], a, b[0], b[1]);
+      product<E>(d_v[1], a, b[2], b[3]);
+    }
+    if (!CHANNEL)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) d_v[0][e] *= kappa[e / 2 * 8], d_v[1][e] *= kappa[e / 2 * 8];
+    for (int b = block; b < SUBBLOCKS; ++b) {
+      uint32_t a[4];
+      load_left_transposed(a, p_all + b * SUBBLOCK * SQUARE + row, SQUARE, lane);
+      add_product(d_v, a, d_o + b * SUBBLOCK * LV + side * PART, LV, lane);
+    }
+    int c = v + side * PART;
+    if (c >= all.in.columns) return;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      int i = row + lane / 4 + 8 * r;
+      if (i >= l.tokens) continue;
+      E *to = as<E>(all.d_v).at(l.s.batch, l.s.first + l.first + i, l.head) + c + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+        *(uint32_t *)(to + 8 * n) =
+            pack<E>(all.in.scale * d_v[n][2 * r], all.in.scale * d_v[n][2 * r + 1]);
+    }
+    return;
+  }
   const float *beta = (const float *)(memory + layout::BETA);
   int columns = min(COLUMNS, all.in.columns - v);
   for (int pair = thread; pair < l.tokens * columns / 2; pair += THREADS) {
@@ -571,8 +666,11 @@ __device__ __forceinline__ void token_gradients(const backward_parameters &all, 
   for (int c = lane; c < DIM; c += 32) edge += boundary[c];
   for (int d = 1; d < 32; d *= 2) edge += __shfl_xor_sync(~0u, edge, d);
   for (int e = 0; e < 2; ++e) {
-    d_g[e] = token_sums[2 * lane + e] + token_sums[2 * CHUNK + 2 * lane + e];
-    of_w[e] = token_sums[CHUNK + 2 * lane + e] + token_sums[3 * CHUNK + 2 * lane + e];
+    d_g[e] = of_w[e] = 0;
+    for (int side = 0; side < sums.SIDES; ++side) {
+      d_g[e] += token_sums[2 * side * CHUNK + 2 * lane + e];
+      of_w[e] += token_sums[(2 * side + 1) * CHUNK + 2 * lane + e];
+    }
   }
   float after = d_g[0] + d_g[1], before = of_w[0] + of_w[1];
   for (int d = 1; d < 32; d *= 2) {
@@ -865,40 +963,48 @@ __device__ __forceinline__ void channel_gradients(const backward_parameters &all
   }
 }
 
-/* q, k and the decays to what channel_gradients reads. A thread has two channels of a subblock. */
+/* q, k and the decays to what channel_gradients reads. A thread has two channels of a subblock, or
+ * of ROWS of its tokens where there are more threads. */
 template <typename E, int DIM, bool DELTA>
 __device__ __forceinline__ void load_decayed_rows(char *memory, const chunk_gates &gates) {
   using layout = gradient_layout<DIM, true, DELTA>;
-  constexpr int LD = layout::LD, PAIRS = DIM / 2;
-  int block = threadIdx.x / PAIRS, row = block * SUBBLOCK, pair = threadIdx.x % PAIRS;
-  if (block >= SUBBLOCKS) return;
+  constexpr int LD = layout::LD, PAIRS = DIM / 2, PARTS = layout::THREADS / (SUBBLOCKS * PAIRS);
+  constexpr int ROWS = SUBBLOCK / PARTS;
+  int pair = threadIdx.x % PAIRS, block = threadIdx.x / PAIRS % SUBBLOCKS, row = block * SUBBLOCK;
+  int first = threadIdx.x / PAIRS / SUBBLOCKS * ROWS;
   const float *decay = gates.decay + row * gates.decay_token + 2 * pair;
-  const E *q = (const E *)gates.q + row * gates.q_token + 2 * pair;
-  const E *k = (const E *)gates.k + row * gates.k_token + 2 * pair;
-  float2 sum[SUBBLOCK], last = {0, 0};
-  uint32_t of_q[SUBBLOCK], of_k[SUBBLOCK];
+  const E *q = (const E *)gates.q + (row + first) * gates.q_token + 2 * pair;
+  const E *k = (const E *)gates.k + (row + first) * gates.k_token + 2 * pair;
+  float2 all[SUBBLOCK], sum[ROWS], last = {0, 0};
+  uint32_t of_q[ROWS], of_k[ROWS];
 #pragma unroll
   for (int i = 0; i < SUBBLOCK; ++i) {
     bool given = row + i < gates.tokens;
-    sum[i] = given ? *(const float2 *)(decay + i * gates.decay_token) : make_float2(0, 0);
+    all[i] = given ? *(const float2 *)(decay + i * gates.decay_token) : make_float2(0, 0);
+  }
+#pragma unroll
+  for (int i = 0; i < ROWS; ++i) {
+    bool given = row + first + i < gates.tokens;
     of_q[i] = given ? *(const uint32_t *)(q + i * gates.q_token) : 0;
     of_k[i] = given ? *(const uint32_t *)(k + i * gates.k_token) : 0;
   }
-  int at = row * LD + 2 * place_of_pair(pair);
+  int at = (row + first) * LD + 2 * place_of_pair(pair);
   float *total = (float *)(memory + layout::GATES) + block * DIM + 2 * place_of_pair(pair);
   float *own_sum = (float *)(memory + layout::GATES) + 2 * SUBBLOCKS * DIM + at;
 #pragma unroll
   for (int i = 0; i < SUBBLOCK; ++i) {
-    last.x += log2_decay(sum[i].x), last.y += log2_decay(sum[i].y);
-    sum[i] = last;
-    *(float2 *)(own_sum + i * LD) = last;
+    last.x += log2_decay(all[i].x), last.y += log2_decay(all[i].y);
+    if (i / ROWS * ROWS == first) sum[i % ROWS] = last;
   }
-  *(float2 *)total = last;
-  *(float2 *)(total + SUBBLOCKS * DIM) = make_float2(power_of_two(last.x), power_of_two(last.y));
+  if (first == 0) {
+    *(float2 *)total = last;
+    *(float2 *)(total + SUBBLOCKS * DIM) = make_float2(power_of_two(last.x), power_of_two(last.y));
+  }
 #pragma unroll
-  for (int i = 0; i < SUBBLOCK; ++i) {
+  for (int i = 0; i < ROWS; ++i) {
     float2 x = unpack<E>(of_q[i]), y = unpack<E>(of_k[i]);
     float e0 = power_of_two(sum[i].x), e1 = power_of_two(sum[i].y);
+    *(float2 *)(own_sum + i * LD) = sum[i];
     *(uint32_t *)((E *)(memory + layout::Q) + at + i * LD) = pack<E>(x.x * e0, x.y * e1);
     if (DELTA)
       *(uint32_t *)((E *)(memory + layout::K_PREFIX) + at + i * LD) = pack<E>(y.x * e0, y.y * e1);
@@ -934,6 +1040,12 @@ __global__ void __launch_bounds__(gradient_layout<DIM, CHANNEL, DELTA>::THREADS,
               l.tokens, thread, THREADS);
   }
   value_pieces<E, DIM, CHANNEL, DELTA> pieces(all, l);
+  if constexpr (!DELTA) {
+    using record_type = record<DIM, CHANNEL, false>;
+    copy_rows((E *)(memory + layout::N_P), SQUARE,
+              (const E *)(p.prepared + l.at * record_type::BACKWARD_BYTES + record_type::P), CHUNK,
+              CHUNK, CHUNK, CHUNK, thread, THREADS);
+  }
   pieces.fetch(memory);
   if (DELTA && thread < CHUNK)
     ((float *)(memory + layout::BETA))[thread] =
@@ -941,6 +1053,18 @@ __global__ void __launch_bounds__(gradient_layout<DIM, CHANNEL, DELTA>::THREADS,
   float *of_gates = (float *)(memory + layout::GATES);
   if constexpr (CHANNEL) {
     load_decayed_rows<E, DIM, DELTA>(memory, gates);
+    if constexpr (!DELTA) {
+      __syncthreads();
+      const float *power = of_gates + SUBBLOCKS * DIM;
+      for (int unit = thread; unit < SUBBLOCKS * PAIRS; unit += THREADS) {
+        float2 after = {1, 1};
+        for (int b = SUBBLOCKS - 1; b > unit / PAIRS; --b) {
+          float2 f = *(const float2 *)(power + b * DIM + unit % PAIRS * 2);
+          after.x *= f.x, after.y *= f.y;
+        }
+        *(uint32_t *)((E *)(memory + layout::AFTER) + 2 * unit) = pack<E>(after.x, after.y);
+      }
+    }
   } else {
     float *sum = of_gates, *gamma = sum + CHUNK, *kappa = gamma + CHUNK;
     if (thread == 32) {
@@ -1062,14 +1186,19 @@ template <int DIM, bool CHANNEL, bool DELTA> parts parts_of(const attn_recurrent
   return bytes;
 }
 
+/* Two stages of a sweep. */
+template <int DIM, bool CHANNEL, bool DELTA> constexpr int sweep_bytes(int slabs) {
+  return 2 * (DELTA ? tiles<__half, DIM, CHANNEL, DELTA>::BYTES + CHUNK * (slabs * SLAB + 8) * 2
+                    : additive_stage<__half, DIM>(slabs * SLAB));
+}
+
 template <int DIM, bool CHANNEL, bool DELTA>
 bool plan_for(const attn_cuda_device *device, const attn_recurrent_problem *problem,
               attn_cuda_choice *choice) {
-  size_t stage = tiles<__nv_bfloat16, DIM, CHANNEL, DELTA>::BYTES;
   int64_t pairs = problem->batch * problem->value_heads, slabs = problem->value_dim / SLAB;
   int64_t all = slabs;
   auto fits = [&](int64_t slabs) {
-    return 2 * (stage + CHUNK * (size_t)(slabs * SLAB + 8) * 2) <= device->shared_bytes;
+    return (size_t)sweep_bytes<DIM, CHANNEL, DELTA>((int)slabs) <= device->shared_bytes;
   };
   while (slabs % 2 == 0 && (slabs > 8 || !fits(slabs) ||
                             (slabs > 2 && pairs * (all / slabs) * 2 <= device->multiprocessors)))
@@ -1096,16 +1225,14 @@ bool plan(const attn_cuda_device *device, const attn_recurrent_problem *problem,
 bool suits(const attn_recurrent_problem *problem, const attn_recurrent_args *args) {
   /* What is written in pieces of 16 bytes. */
   int64_t of_keys = problem->decay == ATTN_DECAY_CHANNEL ? 8 : 2;
-  int64_t of_values = problem->update == ATTN_UPDATE_DELTA ? 2 : 8;
   return reads_aligned(problem, args) && aligned(args->d_o, 8) && aligned(args->d_q, of_keys) &&
-         aligned(args->d_k, of_keys) && aligned(args->d_v, of_values) &&
+         aligned(args->d_k, of_keys) && aligned(args->d_v, 2) &&
          (problem->decay != ATTN_DECAY_CHANNEL || aligned(args->d_decay, 4));
 }
 
 template <typename E, int DIM, bool CHANNEL, bool DELTA>
 attn_status launch(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
                    backward_parameters p, char *workspace, cudaStream_t stream) {
-  using tile_type = tiles<E, DIM, CHANNEL, DELTA>;
   using layout = gradient_layout<DIM, CHANNEL, DELTA>;
   parts bytes = parts_of<DIM, CHANNEL, DELTA>(problem);
   auto take = [&](size_t size) { return (workspace += size) - size; };
@@ -1126,16 +1253,25 @@ attn_status launch(const attn_cuda_choice *choice, const attn_recurrent_problem 
   ATTN_CUDA_TRY_LAUNCH("the preparation of chunks");
 
   int slabs = (int)choice->values[SLABS];
-  shared = 2 * (tile_type::BYTES + CHUNK * (slabs * SLAB + 8) * 2);
+  shared = sweep_bytes<DIM, CHANNEL, DELTA>(slabs);
   dim3 grid((unsigned)(p.in.columns / SLAB / slabs), (unsigned)p.in.value_heads,
             (unsigned)problem->batch);
-  status = allow_shared(sweep_kernel<E, DIM, CHANNEL, DELTA, true>, shared);
-  if (status == ATTN_OK) status = allow_shared(sweep_kernel<E, DIM, CHANNEL, DELTA, false>, shared);
-  if (status != ATTN_OK) return status;
-  sweep_kernel<E, DIM, CHANNEL, DELTA, true><<<grid, slabs * 32, shared, stream>>>(p);
-  ATTN_CUDA_TRY_LAUNCH("the forward sweep over chunks");
-  sweep_kernel<E, DIM, CHANNEL, DELTA, false><<<grid, slabs * 32, shared, stream>>>(p);
-  ATTN_CUDA_TRY_LAUNCH("the backward sweep over chunks");
+  if constexpr (DELTA) {
+    status = allow_shared(delta_sweep_kernel<E, DIM, CHANNEL, true>, shared);
+    if (status == ATTN_OK)
+      status = allow_shared(delta_sweep_kernel<E, DIM, CHANNEL, false>, shared);
+    if (status != ATTN_OK) return status;
+    delta_sweep_kernel<E, DIM, CHANNEL, true><<<grid, slabs * 32, shared, stream>>>(p);
+    ATTN_CUDA_TRY_LAUNCH("the forward sweep over chunks");
+    delta_sweep_kernel<E, DIM, CHANNEL, false><<<grid, slabs * 32, shared, stream>>>(p);
+    ATTN_CUDA_TRY_LAUNCH("the backward sweep over chunks");
+  } else {
+    grid.x *= 2;
+    status = allow_shared(additive_sweeps_kernel<E, DIM, CHANNEL>, shared);
+    if (status != ATTN_OK) return status;
+    additive_sweeps_kernel<E, DIM, CHANNEL><<<grid, slabs * 32, shared, stream>>>(p);
+    ATTN_CUDA_TRY_LAUNCH("the sweeps over chunks");
+  }
 
   status = allow_shared(gradient_kernel<E, DIM, CHANNEL, DELTA>, layout::BYTES);
   if (status != ATTN_OK) return status;
