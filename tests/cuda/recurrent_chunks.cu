@@ -609,7 +609,7 @@ int main(int count, char **words) {
   const attn_update DELTA = ATTN_UPDATE_DELTA, ADDITIVE = ATTN_UPDATE_ADDITIVE;
   const attn_decay NONE = ATTN_DECAY_NONE, HEAD = ATTN_DECAY_HEAD, TOKEN = ATTN_DECAY_TOKEN;
   const attn_decay CHANNEL = ATTN_DECAY_CHANNEL;
-  /* bench [gdn|kda|lightning|gla [length]] */
+  /* bench [gdn|kda|lightning|gla [length]], or how the names of the shapes to check begin */
   if (count > 1 && !strcmp(words[1], "bench")) {
     double rate = copy_rate();
     printf("copy %.2f TB/s\n", rate * 1e-6);
@@ -671,7 +671,9 @@ int main(int count, char **words) {
   /* With one multiprocessor every pair of sequence and head gets a block; with many, the columns
    * of one are split. */
   for (int multiprocessors : {1, 1000})
-    for (const shape &s : shapes) check(s, multiprocessors == 1, multiprocessors);
+    for (const shape &s : shapes)
+      if (count < 2 || !strncmp(s.name, words[1], strlen(words[1])))
+        check(s, multiprocessors == 1, multiprocessors);
   printf(failures ? "%d FAILED\n" : "all good\n", failures);
   return failures != 0;
 }

@@ -161,10 +161,6 @@ __device__ inline uint32_t multiply(uint32_t x, uint32_t y, __nv_bfloat16) {
   __nv_bfloat162 z = __hmul2(*(__nv_bfloat162 *)&x, *(__nv_bfloat162 *)&y);
   return *(uint32_t *)&z;
 }
-__device__ inline uint32_t multiply(uint32_t x, uint32_t y, __half) {
-  __half2 z = __hmul2(*(__half2 *)&x, *(__half2 *)&y);
-  return *(uint32_t *)&z;
-}
 template <typename E> __device__ inline float2 unpack(uint32_t x);
 template <> __device__ inline float2 unpack<__nv_bfloat16>(uint32_t x) {
   return __bfloat1622float2(*(__nv_bfloat162 *)&x);
@@ -558,6 +554,22 @@ __device__ inline void token_scores(const tiles<E, DIM, false, DELTA> &tile, flo
   });
 }
 
+/* G of a chunk's tokens by one warp. */
+__device__ inline void sum_decays(float *sum, const chunk_gates &gates, int lane) {
+  int i = 2 * lane;
+  float x = 0, y = 0;
+  if (gates.decay && i < gates.tokens) x = log2_decay(gates.decay[i * gates.decay_token]);
+  if (gates.decay && i + 1 < gates.tokens) y = log2_decay(gates.decay[(i + 1) * gates.decay_token]);
+  float both = x + y;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    float other = __shfl_up_sync(~0u, both, d);
+    if (lane >= d) both += other;
+  }
+  sum[i] = both - y;
+  sum[i + 1] = both;
+}
+
 /* q and k are on their way (copy_async, uncommitted or not); waits for them. */
 template <bool FOLD, typename E, int DIM, bool DELTA>
 __device__ inline void prepare_tokens(const tiles<E, DIM, false, DELTA> &tile, float *a,
@@ -565,19 +577,7 @@ __device__ inline void prepare_tokens(const tiles<E, DIM, false, DELTA> &tile, f
   int warp = thread / 32, lane = thread % 32, block = warp % SUBBLOCKS, side = warp / SUBBLOCKS;
   float *sum = tile.kappa(); /* G until the end */
   if (warp == 0) {
-    int i = 2 * lane;
-    float x = 0, y = 0;
-    if (gates.decay && i < gates.tokens) x = log2_decay(gates.decay[i * gates.decay_token]);
-    if (gates.decay && i + 1 < gates.tokens)
-      y = log2_decay(gates.decay[(i + 1) * gates.decay_token]);
-    float both = x + y;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-      float other = __shfl_up_sync(~0u, both, d);
-      if (lane >= d) both += other;
-    }
-    sum[i] = both - y;
-    sum[i + 1] = both;
+    sum_decays(sum, gates, lane);
   } else if constexpr (DELTA) {
     int i = thread - 32;
     if (i < CHUNK) tile.beta()[i] = i < gates.tokens ? gates.beta[i * gates.beta_token] : 0;

@@ -219,74 +219,178 @@ __global__ void __launch_bounds__(256) delta_sweep_kernel(backward_parameters al
   }
 }
 
-/* The additive rule's sweeps know nothing of each other and run at once, every second block of a
- * row backwards: S <- Diag(exp(G_C)) S + Kk^T V, or dS likewise with Qg and dO. */
+/* The additive rule's forward sweep needs Kk and V only. */
 template <typename E, int DIM> __host__ __device__ constexpr int additive_stage(int columns) {
   return CHUNK * (pitch<DIM>() + columns + 8) * 2 + tiles<E, DIM, true, false>::NUMBERS * 4;
 }
 
+/* copy_rows of a chunk with few registers, for up to 128 columns. */
+template <typename E>
+__device__ void copy_chunk(E *to, int ld_to, const E *from, int64_t ld_from, int columns, int valid,
+                           int thread, int threads) {
+  int pieces = columns > 64 ? 16 : columns > 32 ? 8 : columns > 16 ? 4 : 2;
+  int row = thread / pieces, by = threads / pieces, column = thread % pieces * 8;
+  if (column >= columns) return;
+#pragma unroll 1
+  for (; row < CHUNK; row += by)
+    copy_async(to + row * ld_to + column, from + (row < valid ? row * ld_from + column : 0),
+               row < valid);
+}
+
 template <typename E, int DIM, bool CHANNEL>
-__global__ void __launch_bounds__(256, 2) additive_sweeps_kernel(backward_parameters all) {
+__global__ void __launch_bounds__(256, 2) additive_forward_kernel(backward_parameters all) {
   extern __shared__ __align__(16) char memory[];
   using record_type = record<DIM, CHANNEL, false>;
   constexpr int LD = pitch<DIM>(), NUMBERS = tiles<E, DIM, CHANNEL, false>::NUMBERS;
   const parameters &p = all.in;
   int thread = threadIdx.x, threads = blockDim.x, warp = thread / 32, lane = thread % 32;
-  bool forward = blockIdx.x % 2 == 0;
-  int columns = threads / 32 * SLAB, column = blockIdx.x / 2 * columns, head = blockIdx.y;
+  int columns = threads / 32 * SLAB, column = blockIdx.x * columns, head = blockIdx.y;
   int ld = columns + 8, own = column + warp * SLAB, stage_bytes = additive_stage<E, DIM>(columns);
-  int64_t slot = blockIdx.z;
+  int64_t slot = blockIdx.z, at = slot * p.chunks * p.value_heads + head;
   sequence s = find_sequence(p.offsets, p.length, (int)slot);
-  int64_t chunks = (s.tokens + CHUNK - 1) / CHUNK;
-  rows<const E> values = as<E>(forward ? p.v : all.d_o), keys = as<E>(forward ? p.k : p.q);
-  auto fetch_step = [&](int64_t step) {
-    int64_t chunk = forward ? step : chunks - 1 - step, first = chunk * CHUNK;
-    int tokens = (int)min((int64_t)CHUNK, s.tokens - first);
-    E *to = (E *)(memory + step % 2 * stage_bytes), *v = to + CHUNK * LD;
+  int chunks = (s.tokens + CHUNK - 1) / CHUNK;
+  auto fetch_chunk = [&](int chunk) {
+    int first = chunk * CHUNK, tokens = min((int)CHUNK, s.tokens - first);
+    E *to = (E *)(memory + chunk % 2 * stage_bytes), *v = to + CHUNK * LD;
     float *numbers = (float *)(v + CHUNK * ld);
-    const char *from = p.prepared + ((slot * p.chunks + chunk) * p.value_heads + head) *
-                                        record_type::BACKWARD_BYTES;
+    const char *from =
+        p.prepared + (at + (int64_t)chunk * p.value_heads) * record_type::BACKWARD_BYTES;
+    rows<const E> values = as<E>(p.v), keys = as<E>(p.k);
     if (CHANNEL)
-      copy_rows(to, LD, (const E *)from + (forward ? CHUNK * DIM : 0), DIM, CHUNK, DIM, CHUNK,
-                thread, threads);
+      copy_chunk(to, LD, (const E *)from + CHUNK * DIM, DIM, DIM, CHUNK, thread, threads);
     else
-      copy_rows(to, LD, keys.at(s.batch, s.first + first, head / p.group), keys.token, CHUNK, DIM,
-                tokens, thread, threads);
-    copy_rows(v, ld, values.at(s.batch, s.first + first, head) + column, values.token, CHUNK,
-              columns, tokens, thread, threads);
-    for (int at = thread; at < NUMBERS / 4; at += threads)
-      copy_async(numbers + 4 * at, from + record_type::NUMBERS + 16 * at, true);
+      copy_chunk(to, LD, keys.at(s.batch, s.first + first, head / p.group), keys.token, DIM, tokens,
+                 thread, threads);
+    copy_chunk(v, ld, values.at(s.batch, s.first + first, head) + column, values.token, columns,
+               tokens, thread, threads);
+    for (int i = thread; i < NUMBERS / 4; i += threads)
+      copy_async(numbers + 4 * i, from + record_type::NUMBERS + 16 * i, true);
     copy_commit();
   };
 
   slab<DIM> state;
-  states given = forward ? p.initial : all.d_final;
-  load_slab(state, given.data ? given.at(slot, head) + own : NULL, given.row, lane);
-  if (!forward) scale_slab(state, 1 / p.scale);
-  if (chunks) fetch_step(0);
-  for (int64_t step = 0; step < chunks; ++step) {
-    if (step + 1 < chunks)
-      fetch_step(step + 1);
+  load_slab(state, p.initial.data ? p.initial.at(slot, head) + own : NULL, p.initial.row, lane);
+  if (chunks) fetch_chunk(0);
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    if (chunk + 1 < chunks)
+      fetch_chunk(chunk + 1);
     else
       copy_commit();
     copy_wait<1>();
     __syncthreads();
-    int64_t chunk = forward ? step : chunks - 1 - step;
-    int64_t at = (slot * p.chunks + chunk) * p.value_heads + head;
-    const E *decayed = (const E *)(memory + step % 2 * stage_bytes), *v = decayed + CHUNK * LD;
+    const E *written = (const E *)(memory + chunk % 2 * stage_bytes), *v = written + CHUNK * LD;
     const float *numbers = (const float *)(v + CHUNK * ld); /* as in tiles */
-    E *kept = (E *)(forward ? all.state : all.d_state) + (at * p.columns + own) * DIM;
-    keep_slab<E, CHANNEL>(state, kept, lane);
+    int64_t place = at + (int64_t)chunk * p.value_heads;
+    keep_slab<E, CHANNEL>(state, (E *)all.state + (place * p.columns + own) * DIM, lane);
     uint32_t x[SUBBLOCKS][4];
     values_operand(x, v + warp * SLAB, ld, lane);
-    if (!CHANNEL) scale_operand<E>(x, numbers + (forward ? CHUNK : 0), lane);
+    if (!CHANNEL) scale_operand<E>(x, numbers + CHUNK, lane);
     decay_slab<DIM, CHANNEL>(state, numbers + 2 * CHUNK, lane);
-    add_outer(state, x, decayed, lane);
+    add_outer(state, x, written, lane);
     __syncthreads();
   }
-  if (!forward && all.d_initial.data) {
+}
+
+/* Its backward sweep: of two warps the first one carries dS of a slab and hands it over, the second
+ * one makes dV, and all of the second fetch. */
+template <int DIM> struct backward_handover { uint4 s[2][DIM / 16][32]; }; /* by turns */
+
+template <typename E, int DIM, bool CHANNEL>
+__global__ void __launch_bounds__(512, 1) additive_backward_kernel(backward_parameters all) {
+  extern __shared__ __align__(16) char memory[];
+  using tile_type = tiles<E, DIM, CHANNEL, false>;
+  using record_type = record<DIM, CHANNEL, false>;
+  constexpr int LD = pitch<DIM>();
+  const parameters &p = all.in;
+  int slabs = blockDim.x / 64, warp = threadIdx.x / 32 % slabs, lane = threadIdx.x % 32;
+  int columns = slabs * SLAB, column = blockIdx.x * columns, ld = columns + 8, head = blockIdx.y;
+  int own = column + warp * SLAB, stage_bytes = tile_type::BYTES + CHUNK * ld * 2;
+  int64_t slot = blockIdx.z, at = slot * p.chunks * p.value_heads + head;
+  sequence s = find_sequence(p.offsets, p.length, (int)slot);
+  int chunks = (s.tokens + CHUNK - 1) / CHUNK, barrier = 1 + warp;
+  auto tile_of = [&](int chunk) { return tile_type{memory + chunk % 2 * stage_bytes}; };
+  backward_handover<DIM> &between = ((backward_handover<DIM> *)(memory + 2 * stage_bytes))[warp];
+
+  if (threadIdx.x / 32 < slabs) {
+    slab<DIM> state;
+    load_slab(state, all.d_final.data ? all.d_final.at(slot, head) + own : NULL, all.d_final.row,
+              lane);
+    scale_slab(state, 1 / p.scale);
+    for (int chunk = chunks - 1; chunk >= 0; --chunk) {
+#pragma unroll
+      for (int c = 0; c < DIM / 16; ++c) {
+        uint32_t a[4];
+        slab_operand<E>(a, state, c);
+        between.s[chunk % 2][c][lane] = to_vector(a);
+      }
+      __syncthreads(); /* the chunk and its dS' are there, the one before is done */
+      tile_type tile = tile_of(chunk);
+      int64_t place = at + (int64_t)chunk * p.value_heads;
+      keep_slab<E, CHANNEL>(state, (E *)all.d_state + (place * p.columns + own) * DIM, lane);
+      uint32_t x[SUBBLOCKS][4];
+      values_operand(x, (E *)(tile.base + tile_type::BYTES) + warp * SLAB, ld, lane);
+      barrier_arrive(barrier, 64); /* dO was read */
+      if (!CHANNEL) scale_operand<E>(x, tile.gamma(), lane);
+      decay_slab<DIM, CHANNEL>(state, tile.full(), lane);
+      add_outer(state, x, tile.q(), lane);
+    }
+    if (!all.d_initial.data) return;
     scale_slab(state, p.scale);
     store_slab(state, all.d_initial.at(slot, head) + own, all.d_initial.row, lane);
+    return;
+  }
+
+  int thread = threadIdx.x - slabs * 32, threads = slabs * 32;
+  rows<const E> d_o = as<E>(all.d_o);
+  auto fetch_chunk = [&](int chunk) {
+    tile_type tile = tile_of(chunk);
+    int first = chunk * CHUNK, tokens = min((int)CHUNK, s.tokens - first);
+    const char *from =
+        p.prepared + (at + (int64_t)chunk * p.value_heads) * record_type::BACKWARD_BYTES;
+    if (CHANNEL)
+      copy_rows(tile.q(), LD, (const E *)from, DIM, 2 * CHUNK, DIM, 2 * CHUNK, thread, threads);
+    else
+      copy_keys(p, tile, s, first, tokens, head, thread, threads);
+    copy_rows(tile.p(), SQUARE, (const E *)(from + record_type::P), CHUNK, CHUNK, CHUNK, CHUNK,
+              thread, threads);
+    for (int i = thread; i < tile.NUMBERS / 4; i += threads)
+      copy_async(tile.numbers() + 4 * i, from + record_type::NUMBERS + 16 * i, true);
+    copy_rows((E *)(tile.base + tile_type::BYTES), ld,
+              d_o.at(s.batch, s.first + first, head) + column, d_o.token, CHUNK, columns, tokens,
+              thread, threads);
+    copy_commit();
+  };
+  if (chunks) fetch_chunk(chunks - 1);
+  for (int chunk = chunks - 1; chunk >= 0; --chunk) {
+    copy_wait<0>();
+    __syncthreads();
+    if (chunk) fetch_chunk(chunk - 1);
+    tile_type tile = tile_of(chunk);
+    E *v = (E *)(tile.base + tile_type::BYTES) + warp * SLAB;
+    const E *written = CHANNEL ? tile.written() : tile.k();
+    float r[8][4] = {};
+#pragma unroll
+    for (int c = 0; c < DIM / 16; ++c) {
+      uint32_t a[4], b[4];
+      from_vector(a, between.s[chunk % 2][c][lane]);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        load_right(b, written + n * 16 * LD + c * 16, LD, lane);
+        product<E>(r[2 * n], a, b[0], b[1]);
+        product<E>(r[2 * n + 1], a, b[2], b[3]);
+      }
+    }
+    if (!CHANNEL) scale_tokens(r, tile.kappa(), lane);
+    uint32_t x[SUBBLOCKS][4];
+    values_operand(x, v, ld, lane);
+    times_lower_transposed(r, x, tile.p(), lane);
+    barrier_sync(barrier, 64);
+    if (!all.d_v.data) continue;
+    store_transposed(v, ld, r, p.scale, lane);
+    __syncwarp();
+    int first = chunk * CHUNK;
+    write_slab(as<E>(all.d_v).at(s.batch, s.first + first, head) + own, all.d_v.token, v, ld,
+               min((int)CHUNK, s.tokens - first), lane);
   }
 }
 
@@ -302,8 +406,9 @@ template <int DIM, bool CHANNEL, bool DELTA> struct gradient_layout {
   enum {
     SIDES = DELTA && DIM == 128 ? 4 : 2,
     THREADS = SUBBLOCKS * SIDES * 32,
-    BLOCKS = DELTA ? 1 : 2,    /* of a multiprocessor */
-    COLUMNS = DELTA ? 64 : 32, /* value columns at once */
+    BLOCKS = DELTA ? 1 : 2, /* of a multiprocessor */
+    COLUMNS = 32,           /* value columns at once */
+    STAGES = DELTA ? 3 : 1, /* of them on their way */
     LD = DIM + 8,
     LV = COLUMNS + 8,
     ROWS = CHUNK * LD * 2,
@@ -318,11 +423,9 @@ template <int DIM, bool CHANNEL, bool DELTA> struct gradient_layout {
     /* Per token G, gamma, kappa, two sums of each side. Per channel, of subblocks [4, DIM]: decay
      * and its power; and G inside the subblock [64, LD]. */
     GATES = BOUNDARY + DIM * 4,
-    AFTER = GATES + (CHANNEL ? 2 * SUBBLOCKS * DIM + CHUNK * LD : (3 + 2 * SIDES) * CHUNK) * 4,
-    /* The additive rule: the decay from a subblock's end to the chunk's [4, DIM], and P in the
-     * place of N_P. */
-    SHARED = AFTER + (CHANNEL && !DELTA ? SUBBLOCKS * DIM * 2 : 0),
-    FIRST = (DELTA ? 3 : 2) * CHUNK * LV * 2 + 2 * COLUMNS * LD * 2,
+    SHARED = GATES + (CHANNEL ? 2 * SUBBLOCKS * DIM + CHUNK * LD : (3 + 2 * SIDES) * CHUNK) * 4,
+    STAGE_BYTES = (DELTA ? 3 : 2) * CHUNK * LV * 2 + 2 * COLUMNS * LD * 2,
+    FIRST = STAGES * STAGE_BYTES,
     /* Later there: sums of w and of dG - w over subblocks [4, DIM], and each warp's exact pairs. */
     LATER = CHANNEL ? (2 * SUBBLOCKS * DIM + THREADS / 32 * EXACT_FLOATS) * 4 : 0,
     BYTES = SHARED + (FIRST > LATER ? FIRST : LATER),
@@ -385,7 +488,7 @@ template <typename E, int DIM, bool CHANNEL, bool DELTA> struct value_pieces {
     LV = layout::LV,
     PIECES = COLUMNS / 8, /* of a row of values */
     STEP = layout::THREADS / PIECES,
-    VALUES = CHUNK / STEP,
+    VALUES = STEP < CHUNK ? CHUNK / STEP : 1,
     STATE_STEP = layout::THREADS / (DIM / 8),
     STATES = COLUMNS / STATE_STEP,
   };
@@ -409,15 +512,19 @@ template <typename E, int DIM, bool CHANNEL, bool DELTA> struct value_pieces {
     state = (const E *)all.state + from, d_state = (const E *)all.d_state + from;
   }
 
-  /* Starts the loads of the next COLUMNS. */
-  __device__ void fetch(char *memory) {
+  /* Starts the loads of the next COLUMNS, if there are any, to a stage. */
+  __device__ void fetch(char *stage) {
     int i = threadIdx.x / PIECES, c = threadIdx.x % PIECES * 8;
     int row = threadIdx.x / (DIM / 8), channel = threadIdx.x % (DIM / 8) * 8;
-    E *values = (E *)(memory + layout::SHARED) + i * LV + c;
-    E *states =
-        (E *)(memory + layout::SHARED) + (DELTA ? 3 : 2) * CHUNK * LV + row * layout::LD + channel;
+    E *values = (E *)stage + i * LV + c;
+    E *states = (E *)stage + (DELTA ? 3 : 2) * CHUNK * LV + row * layout::LD + channel;
+    if (left + c <= 0) {
+      copy_commit();
+      return;
+    }
 #pragma unroll
     for (int j = 0; j < VALUES; ++j) {
+      if (STEP > CHUNK && i >= CHUNK) break;
       bool inside = left > 0, given = inside && j * STEP < tokens;
       E *to = values + j * STEP * LV;
       copy_async(to, given ? d_o + j * d_o_step : d_o, given);
@@ -438,13 +545,13 @@ template <typename E, int DIM, bool CHANNEL, bool DELTA> struct value_pieces {
 };
 
 template <typename E, int DIM, bool CHANNEL, bool DELTA>
-__device__ __forceinline__ void add_values(const backward_parameters &all, char *memory,
-                                           const place &l, int v,
+__device__ __forceinline__ void add_values(const backward_parameters &all, const char *memory,
+                                           const char *stage, const place &l, int v,
                                            value_sums<DIM, CHANNEL, DELTA> &sums) {
   using layout = gradient_layout<DIM, CHANNEL, DELTA>;
   constexpr int COLUMNS = layout::COLUMNS, LV = layout::LV, LD = layout::LD;
   constexpr int THREADS = layout::THREADS, J = sums.J, N = sums.N;
-  const E *d_o = (const E *)(memory + layout::SHARED), *x = d_o + CHUNK * LV;
+  const E *d_o = (const E *)stage, *x = d_o + CHUNK * LV;
   const E *d_u = x + CHUNK * LV, *state = d_u + (DELTA ? CHUNK * LV : 0);
   const E *d_state = state + COLUMNS * LD;
   int thread = threadIdx.x, lane = thread % 32, block = thread / 32 % SUBBLOCKS;
@@ -486,58 +593,19 @@ __device__ __forceinline__ void add_values(const backward_parameters &all, char 
     float2 b = unpack<E>(*(const uint32_t *)(d_state + i * LD + thread % PAIRS * 2));
     sums.boundary.x += a.x * b.x, sums.boundary.y += a.y * b.y;
   }
-  if (!all.d_v.data) return;
-  if constexpr (!DELTA) {
-    /* dV = Kk dS' + P^T dO: the warp's tokens, a part of the columns. */
-    constexpr int PART = COLUMNS / sums.SIDES;
-    static_assert(PART == 16, "two tiles a warp");
-    const E *keys = (const E *)(memory + layout::K) + row * LD,
-            *p_all = (E *)(memory + layout::N_P);
-    const E *after = (const E *)(memory + layout::AFTER) + block * DIM + lane % 4 * 2;
-    const float *kappa = (const float *)(memory + layout::GATES) + 2 * CHUNK + row + lane / 4;
-    float d_v[2][4] = {};
-#pragma unroll
-    for (int c = 0; c < DIM; c += 16) {
-      uint32_t a[4], b[4];
-      load_left(a, keys + c, LD, lane);
-      load_right(b, d_state + side * PART * LD + c, LD, lane);
-      if (CHANNEL)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          a[i] = multiply(a[i], *(const uint32_t *)(after + c + i / 2 * 8), E());
-      product<E>(d_v[0], a, b[0], b[1]);
-      product<E>(d_v[1], a, b[2], b[3]);
-    }
-    if (!CHANNEL)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) d_v[0][e] *= kappa[e / 2 * 8], d_v[1][e] *= kappa[e / 2 * 8];
-    for (int b = block; b < SUBBLOCKS; ++b) {
-      uint32_t a[4];
-      load_left_transposed(a, p_all + b * SUBBLOCK * SQUARE + row, SQUARE, lane);
-      add_product(d_v, a, d_o + b * SUBBLOCK * LV + side * PART, LV, lane);
-    }
-    int c = v + side * PART;
-    if (c >= all.in.columns) return;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      int i = row + lane / 4 + 8 * r;
-      if (i >= l.tokens) continue;
-      E *to = as<E>(all.d_v).at(l.s.batch, l.s.first + l.first + i, l.head) + c + lane % 4 * 2;
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-        *(uint32_t *)(to + 8 * n) =
-            pack<E>(all.in.scale * d_v[n][2 * r], all.in.scale * d_v[n][2 * r + 1]);
-    }
-    return;
-  }
+  if (!DELTA || !all.d_v.data) return; /* the additive rule's dV is written by the sweep */
   const float *beta = (const float *)(memory + layout::BETA);
-  int columns = min(COLUMNS, all.in.columns - v);
-  for (int pair = thread; pair < l.tokens * columns / 2; pair += THREADS) {
-    int i = pair / (columns / 2), c = pair % (columns / 2) * 2;
-    float2 y = unpack<E>(*(const uint32_t *)(d_u + i * LV + c));
+  for (int piece = thread; piece < CHUNK * COLUMNS / 8; piece += THREADS) {
+    int i = piece / (COLUMNS / 8), c = piece % (COLUMNS / 8) * 8;
+    if (i >= l.tokens || v + c >= all.in.columns) continue;
+    uint4 y = *(const uint4 *)(d_u + i * LV + c);
     float f = beta[i] * all.in.scale;
-    *(uint32_t *)(as<E>(all.d_v).at(l.s.batch, l.s.first + l.first + i, l.head) + v + c) =
-        pack<E>(f * y.x, f * y.y);
+    auto times = [&](uint32_t pair) {
+      float2 z = unpack<E>(pair);
+      return pack<E>(f * z.x, f * z.y);
+    };
+    *(uint4 *)(as<E>(all.d_v).at(l.s.batch, l.s.first + l.first + i, l.head) + v + c) =
+        make_uint4(times(y.x), times(y.y), times(y.z), times(y.w));
   }
 }
 
@@ -1040,40 +1108,19 @@ __global__ void __launch_bounds__(gradient_layout<DIM, CHANNEL, DELTA>::THREADS,
               l.tokens, thread, THREADS);
   }
   value_pieces<E, DIM, CHANNEL, DELTA> pieces(all, l);
-  if constexpr (!DELTA) {
-    using record_type = record<DIM, CHANNEL, false>;
-    copy_rows((E *)(memory + layout::N_P), SQUARE,
-              (const E *)(p.prepared + l.at * record_type::BACKWARD_BYTES + record_type::P), CHUNK,
-              CHUNK, CHUNK, CHUNK, thread, THREADS);
-  }
-  pieces.fetch(memory);
+  char *stages = memory + layout::SHARED;
+#pragma unroll
+  for (int stage = 0; stage < layout::STAGES; ++stage)
+    pieces.fetch(stages + stage * layout::STAGE_BYTES);
   if (DELTA && thread < CHUNK)
     ((float *)(memory + layout::BETA))[thread] =
         thread < l.tokens ? gates.beta[thread * gates.beta_token] : 0;
   float *of_gates = (float *)(memory + layout::GATES);
   if constexpr (CHANNEL) {
     load_decayed_rows<E, DIM, DELTA>(memory, gates);
-    if constexpr (!DELTA) {
-      __syncthreads();
-      const float *power = of_gates + SUBBLOCKS * DIM;
-      for (int unit = thread; unit < SUBBLOCKS * PAIRS; unit += THREADS) {
-        float2 after = {1, 1};
-        for (int b = SUBBLOCKS - 1; b > unit / PAIRS; --b) {
-          float2 f = *(const float2 *)(power + b * DIM + unit % PAIRS * 2);
-          after.x *= f.x, after.y *= f.y;
-        }
-        *(uint32_t *)((E *)(memory + layout::AFTER) + 2 * unit) = pack<E>(after.x, after.y);
-      }
-    }
   } else {
     float *sum = of_gates, *gamma = sum + CHUNK, *kappa = gamma + CHUNK;
-    if (thread == 32) {
-      float running = 0;
-      for (int i = 0; i < CHUNK; ++i) {
-        if (gates.decay && i < l.tokens) running += log2_decay(gates.decay[i * gates.decay_token]);
-        sum[i] = running;
-      }
-    }
+    if (thread < 32) sum_decays(sum, gates, thread);
     __syncthreads();
     if (thread < CHUNK) {
       gamma[thread] = power_of_two(sum[thread]);
@@ -1082,12 +1129,14 @@ __global__ void __launch_bounds__(gradient_layout<DIM, CHANNEL, DELTA>::THREADS,
   }
 
   value_sums<DIM, CHANNEL, DELTA> sums = {};
-  for (int v = 0; v < p.columns; v += layout::COLUMNS) {
-    if (v) pieces.fetch(memory);
-    copy_wait<0>();
+  for (int v = 0, stage = 0; v < p.columns; v += layout::COLUMNS) {
+    char *values = stages + stage * layout::STAGE_BYTES;
+    copy_wait<layout::STAGES - 1>();
     __syncthreads();
-    add_values<E>(all, memory, l, v, sums);
+    add_values<E>(all, memory, values, l, v, sums);
     __syncthreads();
+    pieces.fetch(values);
+    stage = stage + 1 < layout::STAGES ? stage + 1 : 0;
   }
   store_score_gradients<E>(all, memory, l, sums);
   float2 *parts = (float2 *)(memory + layout::SHARED);
@@ -1188,8 +1237,8 @@ template <int DIM, bool CHANNEL, bool DELTA> parts parts_of(const attn_recurrent
 
 /* Two stages of a sweep. */
 template <int DIM, bool CHANNEL, bool DELTA> constexpr int sweep_bytes(int slabs) {
-  return 2 * (DELTA ? tiles<__half, DIM, CHANNEL, DELTA>::BYTES + CHUNK * (slabs * SLAB + 8) * 2
-                    : additive_stage<__half, DIM>(slabs * SLAB));
+  return 2 * (tiles<__half, DIM, CHANNEL, DELTA>::BYTES + CHUNK * (slabs * SLAB + 8) * 2) +
+         (DELTA ? 0 : slabs * (int)sizeof(backward_handover<DIM>));
 }
 
 template <int DIM, bool CHANNEL, bool DELTA>
@@ -1226,7 +1275,7 @@ bool suits(const attn_recurrent_problem *problem, const attn_recurrent_args *arg
   /* What is written in pieces of 16 bytes. */
   int64_t of_keys = problem->decay == ATTN_DECAY_CHANNEL ? 8 : 2;
   return reads_aligned(problem, args) && aligned(args->d_o, 8) && aligned(args->d_q, of_keys) &&
-         aligned(args->d_k, of_keys) && aligned(args->d_v, 2) &&
+         aligned(args->d_k, of_keys) && aligned(args->d_v, 8) &&
          (problem->decay != ATTN_DECAY_CHANNEL || aligned(args->d_decay, 4));
 }
 
@@ -1266,11 +1315,14 @@ attn_status launch(const attn_cuda_choice *choice, const attn_recurrent_problem 
     delta_sweep_kernel<E, DIM, CHANNEL, false><<<grid, slabs * 32, shared, stream>>>(p);
     ATTN_CUDA_TRY_LAUNCH("the backward sweep over chunks");
   } else {
-    grid.x *= 2;
-    status = allow_shared(additive_sweeps_kernel<E, DIM, CHANNEL>, shared);
+    int forward = 2 * additive_stage<E, DIM>(slabs * SLAB);
+    status = allow_shared(additive_forward_kernel<E, DIM, CHANNEL>, forward);
+    if (status == ATTN_OK) status = allow_shared(additive_backward_kernel<E, DIM, CHANNEL>, shared);
     if (status != ATTN_OK) return status;
-    additive_sweeps_kernel<E, DIM, CHANNEL><<<grid, slabs * 32, shared, stream>>>(p);
-    ATTN_CUDA_TRY_LAUNCH("the sweeps over chunks");
+    additive_forward_kernel<E, DIM, CHANNEL><<<grid, slabs * 32, forward, stream>>>(p);
+    ATTN_CUDA_TRY_LAUNCH("the forward sweep over chunks");
+    additive_backward_kernel<E, DIM, CHANNEL><<<grid, slabs * 64, shared, stream>>>(p);
+    ATTN_CUDA_TRY_LAUNCH("the backward sweep over chunks");
   }
 
   status = allow_shared(gradient_kernel<E, DIM, CHANNEL, DELTA>, layout::BYTES);
