@@ -1,10 +1,10 @@
-/* One step of the delta rule over a prepared chunk, for a slab of 16 value columns in one warp. */
-#ifndef ATTN_KERNELS_CUDA_RECURRENT_DELTA_STEP_CUH
-#define ATTN_KERNELS_CUDA_RECURRENT_DELTA_STEP_CUH
+/* One step over a prepared chunk, for a slab of 16 value columns in one warp. */
+#ifndef ATTN_KERNELS_CUDA_RECURRENT_CHUNKS_STEP_CUH
+#define ATTN_KERNELS_CUDA_RECURRENT_CHUNKS_STEP_CUH
 
-#include "kernels/cuda/recurrent_delta.cuh"
+#include "kernels/cuda/recurrent_chunks.cuh"
 
-namespace delta {
+namespace chunked {
 
 /* S^T of a slab: accumulators [16 value columns, DIM], 8 channels each. */
 template <int DIM> struct slab { float s[DIM / 8][4]; };
@@ -181,8 +181,8 @@ __device__ inline void scale_operand(uint32_t (&x)[SUBBLOCKS][4], const float *f
 /* V' of the slab as an operand. Y is Diag(beta) Y here. */
 template <typename E, int DIM, bool CHANNEL>
 __device__ inline void written_values(uint32_t (&x)[SUBBLOCKS][4], const slab<DIM> &s,
-                                      const tiles<E, DIM, CHANNEL> &tile, const E *v, int ld_v,
-                                      int lane) {
+                                      const tiles<E, DIM, CHANNEL, true> &tile, const E *v,
+                                      int ld_v, int lane) {
   float r[8][4] = {};
   times_rows<E>(r, s, tile.k(), lane);
   residual(r, v, ld_v, CHANNEL ? NULL : tile.gamma(), lane);
@@ -191,19 +191,32 @@ __device__ inline void written_values(uint32_t (&x)[SUBBLOCKS][4], const slab<DI
   times_lower(r, x, tile.y(), lane);
   tokens_operand<E>(x, r, NULL, lane);
 }
+/* The slab of values in shared memory as an operand. */
+template <typename E>
+__device__ inline void values_operand(uint32_t (&x)[SUBBLOCKS][4], const E *v, int ld_v, int lane) {
+#pragma unroll
+  for (int j = 0; j < SUBBLOCKS; ++j) load_left_transposed(x[j], v + 16 * j * ld_v, ld_v, lane);
+}
+/* The additive rule writes V itself. */
+template <typename E, int DIM, bool CHANNEL>
+__device__ inline void written_values(uint32_t (&x)[SUBBLOCKS][4], const slab<DIM> &,
+                                      const tiles<E, DIM, CHANNEL, false> &, const E *v, int ld_v,
+                                      int lane) {
+  values_operand(x, v, ld_v, lane);
+}
 
 /* S after the chunk; x is V' and is lost. */
-template <typename E, int DIM, bool CHANNEL>
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
 __device__ inline void advance(slab<DIM> &s, uint32_t (&x)[SUBBLOCKS][4],
-                               const tiles<E, DIM, CHANNEL> &tile, int lane) {
+                               const tiles<E, DIM, CHANNEL, DELTA> &tile, int lane) {
   decay_slab<DIM, CHANNEL>(s, tile.full(), lane);
   if (!CHANNEL) scale_operand<E>(x, tile.kappa(), lane);
   add_outer(s, x, CHANNEL ? tile.written() : tile.k(), lane);
 }
 
 /* The forward step; V's slab in shared memory becomes O's. */
-template <typename E, int DIM, bool CHANNEL>
-__device__ inline void step(slab<DIM> &s, const tiles<E, DIM, CHANNEL> &tile, E *v, int ld_v,
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
+__device__ inline void step(slab<DIM> &s, const tiles<E, DIM, CHANNEL, DELTA> &tile, E *v, int ld_v,
                             float scale, int lane) {
   uint32_t x[SUBBLOCKS][4];
   written_values(x, s, tile, v, ld_v, lane);
@@ -217,8 +230,10 @@ __device__ inline void step(slab<DIM> &s, const tiles<E, DIM, CHANNEL> &tile, E 
 }
 
 /* The same by two warps, so that the first one is soon at the next chunk: it hands over S and V' as
- * operands and the second one makes O. */
-template <int DIM> struct handover { uint4 s[DIM / 16][32], x[SUBBLOCKS][32]; };
+ * operands and the second one makes O. The additive rule's V' is in shared memory. */
+template <int DIM, bool DELTA> struct handover {
+  uint4 s[DIM / 16][32], x[DELTA ? SUBBLOCKS : 1][32];
+};
 
 __device__ inline uint4 to_vector(const uint32_t (&a)[4]) {
   return make_uint4(a[0], a[1], a[2], a[3]);
@@ -227,8 +242,8 @@ __device__ inline void from_vector(uint32_t (&a)[4], uint4 x) {
   a[0] = x.x, a[1] = x.y, a[2] = x.z, a[3] = x.w;
 }
 
-template <typename E, int DIM>
-__device__ inline void hand_state(handover<DIM> &to, const slab<DIM> &s, int lane) {
+template <typename E, int DIM, bool DELTA>
+__device__ inline void hand_state(handover<DIM, DELTA> &to, const slab<DIM> &s, int lane) {
 #pragma unroll
   for (int c = 0; c < DIM / 16; ++c) {
     uint32_t a[4];
@@ -237,22 +252,23 @@ __device__ inline void hand_state(handover<DIM> &to, const slab<DIM> &s, int lan
   }
 }
 
-template <typename E, int DIM, bool CHANNEL>
-__device__ inline void state_step(slab<DIM> &s, handover<DIM> &to,
-                                  const tiles<E, DIM, CHANNEL> &tile, const E *v, int ld_v,
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
+__device__ inline void state_step(slab<DIM> &s, handover<DIM, DELTA> &to,
+                                  const tiles<E, DIM, CHANNEL, DELTA> &tile, const E *v, int ld_v,
                                   int barrier, int lane) {
   uint32_t x[SUBBLOCKS][4];
   written_values(x, s, tile, v, ld_v, lane);
 #pragma unroll
-  for (int j = 0; j < SUBBLOCKS; ++j) to.x[j][lane] = to_vector(x[j]);
+  for (int j = 0; DELTA && j < SUBBLOCKS; ++j) to.x[j][lane] = to_vector(x[j]);
   barrier_sync(barrier, 64);
   advance(s, x, tile, lane);
   hand_state<E>(to, s, lane);
 }
 
-template <typename E, int DIM, bool CHANNEL>
-__device__ inline void output_step(const handover<DIM> &from, const tiles<E, DIM, CHANNEL> &tile,
-                                   E *v, int ld_v, float scale, int barrier, int lane) {
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
+__device__ inline void output_step(const handover<DIM, DELTA> &from,
+                                   const tiles<E, DIM, CHANNEL, DELTA> &tile, E *v, int ld_v,
+                                   float scale, int barrier, int lane) {
   constexpr int LD = pitch<DIM>();
   float o[8][4] = {};
 #pragma unroll
@@ -270,11 +286,13 @@ __device__ inline void output_step(const handover<DIM> &from, const tiles<E, DIM
   barrier_sync(barrier, 64);
   uint32_t x[SUBBLOCKS][4];
 #pragma unroll
-  for (int j = 0; j < SUBBLOCKS; ++j) from_vector(x[j], from.x[j][lane]);
+  for (int j = 0; DELTA && j < SUBBLOCKS; ++j) from_vector(x[j], from.x[j][lane]);
+  if (!DELTA) values_operand(x, v, ld_v, lane);
   times_lower(o, x, tile.p(), lane);
+  __syncwarp();
   store_transposed(v, ld_v, o, scale, lane);
 }
 
-} // namespace delta
+} // namespace chunked
 
 #endif

@@ -1,4 +1,5 @@
-/* The delta rule forward for bfloat16 and float16: DeltaNet, Gated DeltaNet, Kimi Delta Attention.
+/* The recurrence forward for bfloat16 and float16: DeltaNet, Gated DeltaNet, Kimi Delta Attention;
+ * linear attention, Lightning Attention, GLA.
  *
  * With enough (sequence, head) pairs to fill the GPU, one kernel: a block walks over a sequence's
  * chunks, eight warps prepare the next chunk while the others, 16 value columns each, step over the
@@ -7,9 +8,9 @@
  * more blocks. */
 #include <cstdio>
 
-#include "kernels/cuda/recurrent_delta_step.cuh"
+#include "kernels/cuda/recurrent_chunks_step.cuh"
 
-using namespace delta;
+using namespace chunked;
 
 namespace {
 
@@ -20,24 +21,25 @@ enum {
   STEP_MAX_SLABS = 4 /* of a block: two warps each */
 };
 
-template <typename E, int DIM, bool CHANNEL>
-__device__ void fetch(const parameters &p, const tiles<E, DIM, CHANNEL> &tile, E *v,
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
+__device__ void fetch(const parameters &p, const tiles<E, DIM, CHANNEL, DELTA> &tile, E *v,
                       const sequence &s, int64_t slot, int64_t chunk, int head, int column,
                       int columns, int thread) {
-  using record_type = record<DIM, CHANNEL>;
+  using record_type = record<DIM, CHANNEL, DELTA>;
   int64_t first = chunk * CHUNK;
   int tokens = (int)min((int64_t)CHUNK, s.tokens - first);
   const char *from =
       p.prepared + ((slot * p.chunks + chunk) * p.value_heads + head) * record_type::FORWARD_BYTES;
   if (CHANNEL)
-    copy_rows(tile.q(), pitch<DIM>(), (const E *)from, DIM, 3 * CHUNK, DIM, 3 * CHUNK, thread,
+    copy_rows(tile.q(), pitch<DIM>(), (const E *)from, DIM, tile.ROWS, DIM, tile.ROWS, thread,
               LOADERS);
   else
     copy_keys(p, tile, s, first, tokens, head, thread, LOADERS);
-  copy_rows(tile.y(), SQUARE, (const E *)(from + record_type::Y), CHUNK, 2 * CHUNK, CHUNK,
-            2 * CHUNK, thread, LOADERS);
+  constexpr int SQUARES = record_type::SQUARES * CHUNK;
+  copy_rows(tile.squares(), SQUARE, (const E *)(from + record_type::Y), CHUNK, SQUARES, CHUNK,
+            SQUARES, thread, LOADERS);
   for (int at = thread; at < tile.NUMBERS / 4; at += LOADERS)
-    copy_async(tile.beta() + 4 * at, from + record_type::NUMBERS + 16 * at, true);
+    copy_async(tile.numbers() + 4 * at, from + record_type::NUMBERS + 16 * at, true);
   rows<const E> all_v = as<E>(p.v);
   copy_rows(v, columns + 8, all_v.at(s.batch, s.first + first, head) + column, all_v.token, CHUNK,
             columns, tokens, thread, LOADERS);
@@ -63,10 +65,10 @@ __device__ void prefetch_inputs(const parameters &p, const sequence &s, int64_t 
 }
 
 /* What fetch will read some chunks later, towards the multiprocessors. */
-template <typename E, int DIM, bool CHANNEL>
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
 __device__ void prefetch(const parameters &p, const sequence &s, int64_t slot, int64_t chunk,
                          int head, int thread) {
-  using record_type = record<DIM, CHANNEL>;
+  using record_type = record<DIM, CHANNEL, DELTA>;
   int64_t first = chunk * CHUNK;
   if (first >= s.tokens) return;
   const char *from =
@@ -81,15 +83,15 @@ __device__ void prefetch(const parameters &p, const sequence &s, int64_t slot, i
                 (int)min((int64_t)CHUNK, s.tokens - first), p.columns * 2, thread, LOADERS);
 }
 
-template <typename E, int DIM, bool CHANNEL> constexpr int step_bytes(int slabs) {
-  return 2 * (tiles<E, DIM, CHANNEL>::BYTES + CHUNK * (slabs * SLAB + 8) * 2) +
-         slabs * (int)sizeof(handover<DIM>);
+template <typename E, int DIM, bool CHANNEL, bool DELTA> constexpr int step_bytes(int slabs) {
+  return 2 * (tiles<E, DIM, CHANNEL, DELTA>::BYTES + CHUNK * (slabs * SLAB + 8) * 2) +
+         slabs * (int)sizeof(handover<DIM, DELTA>);
 }
 
-template <typename E, int DIM, bool CHANNEL>
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
 __global__ void __launch_bounds__(LOADERS + STEP_MAX_SLABS * 64, 1) step_kernel(parameters p) {
   extern __shared__ __align__(16) char memory[];
-  using tile_type = tiles<E, DIM, CHANNEL>;
+  using tile_type = tiles<E, DIM, CHANNEL, DELTA>;
   int thread = threadIdx.x, lane = thread % 32, warp = thread / 32 - LOADERS / 32;
   int slabs = ((int)blockDim.x - LOADERS) / 64, columns = slabs * SLAB, ld_v = columns + 8;
   int column = blockIdx.x * columns, head = blockIdx.y;
@@ -105,14 +107,16 @@ __global__ void __launch_bounds__(LOADERS + STEP_MAX_SLABS * 64, 1) step_kernel(
       tile_type tile = tile_of(chunk);
       fetch(p, tile, (E *)(tile.base + tile_type::BYTES), s, slot, chunk, head, column, columns,
             thread);
-      if (blockIdx.x == 0) prefetch<E, DIM, CHANNEL>(p, s, slot, chunk + AHEAD, head, thread);
+      if (blockIdx.x == 0)
+        prefetch<E, DIM, CHANNEL, DELTA>(p, s, slot, chunk + AHEAD, head, thread);
       copy_wait<0>();
       __syncthreads(); /* the chunk is there, the one before is done */
     }
     return;
   }
   int own = column + warp % slabs * SLAB;
-  handover<DIM> &between = ((handover<DIM> *)(memory + 2 * stage_bytes))[warp % slabs];
+  handover<DIM, DELTA> &between =
+      ((handover<DIM, DELTA> *)(memory + 2 * stage_bytes))[warp % slabs];
   auto values_of = [&](const tile_type &tile) {
     return (E *)(tile.base + tile_type::BYTES) + warp % slabs * SLAB;
   };
@@ -146,15 +150,15 @@ __global__ void __launch_bounds__(LOADERS + STEP_MAX_SLABS * 64, 1) step_kernel(
 
 enum { PREPARE = 1, READY = 3, FREE = 5 }; /* named barriers; one for each stage of the last two */
 
-template <typename E, int DIM, bool CHANNEL> constexpr int fused_bytes(int columns) {
-  return 2 * (tiles<E, DIM, CHANNEL>::BYTES + CHUNK * (columns + 8) * 2) +
-         prepare_floats<E, DIM, CHANNEL>() * 4;
+template <typename E, int DIM, bool CHANNEL, bool DELTA> constexpr int fused_bytes(int columns) {
+  return 2 * (tiles<E, DIM, CHANNEL, DELTA>::BYTES + CHUNK * (columns + 8) * 2) +
+         prepare_floats<E, DIM, CHANNEL, DELTA>() * 4;
 }
 
-template <typename E, int DIM, bool CHANNEL>
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
 __global__ void __launch_bounds__(PREPARE_THREADS + 256, 1) fused_kernel(parameters p) {
   extern __shared__ __align__(16) char memory[];
-  using tile_type = tiles<E, DIM, CHANNEL>;
+  using tile_type = tiles<E, DIM, CHANNEL, DELTA>;
   int thread = threadIdx.x, threads = blockDim.x, head = blockIdx.x, columns = p.columns;
   int stage_bytes = tile_type::BYTES + CHUNK * (columns + 8) * 2;
   int64_t slot = blockIdx.y;
@@ -202,97 +206,88 @@ __global__ void __launch_bounds__(PREPARE_THREADS + 256, 1) fused_kernel(paramet
 
 enum { FUSED, SLABS }; /* of choice->values: whether fused, and slabs of a block */
 
-template <int DIM, bool CHANNEL>
+template <int DIM, bool CHANNEL, bool DELTA>
 bool plan_for(const attn_cuda_device *device, const attn_recurrent_problem *problem,
               attn_cuda_choice *choice) {
   int64_t pairs = problem->batch * problem->value_heads, columns = problem->value_dim;
   int64_t chunks = (problem->length + CHUNK - 1) / CHUNK;
   size_t shared = device->shared_bytes;
   if (pairs * 10 >= device->multiprocessors * 7 && columns <= 128 &&
-      (size_t)fused_bytes<__half, DIM, CHANNEL>((int)columns) <= shared) {
+      (size_t)fused_bytes<__half, DIM, CHANNEL, DELTA>((int)columns) <= shared) {
     choice->values[FUSED] = 1;
     snprintf(choice->description, sizeof choice->description,
-             "delta rule, chunks of %d, prepared and stepped in one kernel", CHUNK);
+             "%s, chunks of %d, prepared and stepped in one kernel", rule_name(DELTA), CHUNK);
     return true;
   }
   /* Fewer columns a block while multiprocessors would be idle; 32 at least, since every block
    * reads all keys. */
   int64_t slabs = columns / SLAB, all = slabs;
   auto fits = [&](int64_t n) {
-    return (size_t)step_bytes<__nv_bfloat16, DIM, CHANNEL>((int)n) <= shared;
+    return (size_t)step_bytes<__nv_bfloat16, DIM, CHANNEL, DELTA>((int)n) <= shared;
   };
   while (slabs % 2 == 0 && (slabs > STEP_MAX_SLABS || !fits(slabs) ||
                             (slabs > 2 && pairs * (all / slabs) * 2 <= device->multiprocessors)))
     slabs /= 2;
   if (slabs > STEP_MAX_SLABS) slabs = 1;
-  if (!fits(slabs) || (size_t)prepare_bytes<__half, DIM, CHANNEL>() > shared) return false;
+  if (!fits(slabs) || (size_t)prepare_bytes<__half, DIM, CHANNEL, DELTA>() > shared) return false;
   choice->values[FUSED] = 0;
   choice->values[SLABS] = slabs;
   choice->workspace_bytes = (size_t)(problem->batch * chunks * problem->value_heads) *
-                            (size_t)record<DIM, CHANNEL>::FORWARD_BYTES;
+                            (size_t)record<DIM, CHANNEL, DELTA>::FORWARD_BYTES;
   snprintf(choice->description, sizeof choice->description,
-           "delta rule, chunks of %d prepared at once, then %d value columns a block in order",
-           CHUNK, (int)slabs * SLAB);
+           "%s, chunks of %d prepared at once, then %d value columns a block in order",
+           rule_name(DELTA), CHUNK, (int)slabs * SLAB);
   return true;
 }
 
 bool plan(const attn_cuda_device *device, const attn_recurrent_problem *problem,
           attn_cuda_choice *choice) {
-  bool channel = problem->decay == ATTN_DECAY_CHANNEL;
-  if (!accepts(device, problem)) return false;
-  if (problem->dim == 64)
-    return channel ? plan_for<64, true>(device, problem, choice)
-                   : plan_for<64, false>(device, problem, choice);
-  return channel ? plan_for<128, true>(device, problem, choice)
-                 : plan_for<128, false>(device, problem, choice);
+  return accepts(device, problem, ATTN_PASS_FORWARD) &&
+         with_instance(problem, [&](auto dim, auto channel, auto delta) {
+           return plan_for<dim.value, channel.value, delta.value>(device, problem, choice);
+         });
 }
 
 bool suits(const attn_recurrent_problem *problem, const attn_recurrent_args *args) {
   return reads_aligned(problem, args) && aligned(args->o, 8);
 }
 
-template <typename E, int DIM, bool CHANNEL>
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
 attn_status launch(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
                    const parameters &p, cudaStream_t stream) {
   if (choice->values[FUSED]) {
-    int bytes = fused_bytes<E, DIM, CHANNEL>(p.columns);
-    attn_status status = allow_shared(fused_kernel<E, DIM, CHANNEL>, bytes);
+    int bytes = fused_bytes<E, DIM, CHANNEL, DELTA>(p.columns);
+    attn_status status = allow_shared(fused_kernel<E, DIM, CHANNEL, DELTA>, bytes);
     if (status != ATTN_OK) return status;
     dim3 grid((unsigned)p.value_heads, (unsigned)problem->batch);
-    fused_kernel<E, DIM, CHANNEL>
+    fused_kernel<E, DIM, CHANNEL, DELTA>
         <<<grid, PREPARE_THREADS + p.columns / SLAB * 32, bytes, stream>>>(p);
-    ATTN_CUDA_TRY_LAUNCH("the delta rule's kernel");
+    ATTN_CUDA_TRY_LAUNCH("the recurrence by chunks");
     return ATTN_OK;
   }
-  int bytes = prepare_bytes<E, DIM, CHANNEL>();
-  attn_status status = allow_shared(prepare_kernel<E, DIM, CHANNEL, false>, bytes);
+  int bytes = prepare_bytes<E, DIM, CHANNEL, DELTA>();
+  attn_status status = allow_shared(prepare_kernel<E, DIM, CHANNEL, DELTA, false>, bytes);
   if (status != ATTN_OK) return status;
   dim3 all((unsigned)(problem->batch * p.chunks), (unsigned)p.value_heads);
-  prepare_kernel<E, DIM, CHANNEL, false><<<all, PREPARE_THREADS, bytes, stream>>>(p);
-  ATTN_CUDA_TRY_LAUNCH("the delta rule's preparation");
+  prepare_kernel<E, DIM, CHANNEL, DELTA, false><<<all, PREPARE_THREADS, bytes, stream>>>(p);
+  ATTN_CUDA_TRY_LAUNCH("the preparation of chunks");
   int slabs = (int)choice->values[SLABS];
-  bytes = step_bytes<E, DIM, CHANNEL>(slabs);
-  status = allow_shared(step_kernel<E, DIM, CHANNEL>, bytes);
+  bytes = step_bytes<E, DIM, CHANNEL, DELTA>(slabs);
+  status = allow_shared(step_kernel<E, DIM, CHANNEL, DELTA>, bytes);
   if (status != ATTN_OK) return status;
   dim3 grid((unsigned)(p.columns / SLAB / slabs), (unsigned)p.value_heads,
             (unsigned)problem->batch);
-  step_kernel<E, DIM, CHANNEL><<<grid, LOADERS + slabs * 64, bytes, stream>>>(p);
-  ATTN_CUDA_TRY_LAUNCH("the delta rule's steps");
+  step_kernel<E, DIM, CHANNEL, DELTA><<<grid, LOADERS + slabs * 64, bytes, stream>>>(p);
+  ATTN_CUDA_TRY_LAUNCH("the steps over chunks");
   return ATTN_OK;
 }
 
-template <typename E, int DIM>
-attn_status launch_decay(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
-                         const parameters &p, cudaStream_t stream) {
-  return problem->decay == ATTN_DECAY_CHANNEL ? launch<E, DIM, true>(choice, problem, p, stream)
-                                              : launch<E, DIM, false>(choice, problem, p, stream);
-}
-
 template <typename E>
-attn_status launch_dim(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
+attn_status launch_any(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
                        const parameters &p, cudaStream_t stream) {
-  return problem->dim == 64 ? launch_decay<E, 64>(choice, problem, p, stream)
-                            : launch_decay<E, 128>(choice, problem, p, stream);
+  return with_instance(problem, [&](auto dim, auto channel, auto delta) {
+    return launch<E, dim.value, channel.value, delta.value>(choice, problem, p, stream);
+  });
 }
 
 attn_status run(const attn_cuda_device *device, const attn_cuda_choice *choice,
@@ -303,11 +298,11 @@ attn_status run(const attn_cuda_device *device, const attn_cuda_choice *choice,
   p.o = rows_of<void>(args->o, problem->ragged);
   if (args->final_state.data) p.final = states_of(args->final_state);
   p.prepared = (char *)workspace;
-  return problem->dtype == ATTN_BF16 ? launch_dim<__nv_bfloat16>(choice, problem, p, stream)
-                                     : launch_dim<__half>(choice, problem, p, stream);
+  return problem->dtype == ATTN_BF16 ? launch_any<__nv_bfloat16>(choice, problem, p, stream)
+                                     : launch_any<__half>(choice, problem, p, stream);
 }
 
 } // namespace
 
-extern const recurrent_algorithm recurrent_delta_forward = {"delta rule by chunks",
-                                                            ATTN_PASS_FORWARD, plan, suits, run};
+extern const recurrent_algorithm recurrent_chunks_forward = {"recurrence by chunks",
+                                                             ATTN_PASS_FORWARD, plan, suits, run};

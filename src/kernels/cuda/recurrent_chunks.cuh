@@ -1,28 +1,30 @@
-/* The delta rule by chunks of 64 tokens on the tensor cores: what its forward and backward share.
+/* The recurrence by chunks of 64 tokens on the tensor cores: what forward and backward share.
  *
  * With G the running sum of the log decay inside a chunk (a number per token, or one per token and
  * key channel), S the state at its start and C its last token (arXiv 2406.06484, 2412.06464,
- * 2510.26692):
+ * 2510.26692), the delta rule is
  *   B_ij = sum_c k_ic k_jc exp(G_ic - G_jc), i > j          P_ij likewise of q_i, k_j, i >= j
  *   Y = (I + B Diag(beta))^-1      X = Y (V - Kg S)         V' = Diag(beta) X,  Kg = k exp(G)
  *   O = scale (Qg S + P V')                                     Qg = q exp(G)
  *   S <- Diag(exp(G_C)) S + Kk^T V'                             Kk = k exp(G_C - G)
- * "Preparing" a chunk makes Y (forward: Diag(beta) Y), P and the decayed rows; "stepping" (chunks
- * in order) does the rest. A step acts on every value column by itself, so a warp owns 16 of them
- * and keeps S^T [16, dim] in registers as the accumulators of m16n8k16 products. Accumulators have
- * the layout of the left operand: S^T Kg^T, R^T Y^T, V'^T P^T and V'^T Kk follow each other in
- * registers, and warps share nothing but the right operands in shared memory.
+ * and the additive rule (arXiv 2312.06635, 2401.04658) the last two lines with V' = V: no B, Y, Kg.
+ * DELTA says which. "Preparing" a chunk makes Y (forward: Diag(beta) Y), P and the decayed rows;
+ * "stepping" (chunks in order) does the rest. A step acts on every value column by itself, so a
+ * warp owns 16 of them and keeps S^T [16, dim] in registers as the accumulators of m16n8k16
+ * products. Accumulators have the layout of the left operand: S^T Kg^T, R^T Y^T, V'^T P^T and V'^T
+ * Kk follow each other in registers, and warps share nothing but the right operands in shared
+ * memory.
  *
  * Every factor is the exponential of a non-positive sum, but for one place that is guarded: see
  * prepare_channels. */
-#ifndef ATTN_KERNELS_CUDA_RECURRENT_DELTA_CUH
-#define ATTN_KERNELS_CUDA_RECURRENT_DELTA_CUH
+#ifndef ATTN_KERNELS_CUDA_RECURRENT_CHUNKS_CUH
+#define ATTN_KERNELS_CUDA_RECURRENT_CHUNKS_CUH
 
 #include <stdint.h>
 
 #include "kernels/cuda/common.cuh"
 
-namespace delta {
+namespace chunked {
 
 enum {
   CHUNK = 64,
@@ -375,12 +377,14 @@ __device__ inline void invert(float *a, E *y, const float *factor, int thread, i
 /* ---- Preparing a chunk ---- */
 
 /* What a chunk's step needs, in shared memory. With a decay per token q and k are as they came;
- * with one per channel they are Qg and Kg, and `written` is Kk. */
-template <typename E, int DIM, bool CHANNEL> struct tiles {
+ * with one per channel they are Qg and Kg, and `written` is Kk, which lies in the place of k where
+ * there is no Kg. */
+template <typename E, int DIM, bool CHANNEL, bool DELTA> struct tiles {
   enum {
     LD = DIM + 8,
-    ELEMENTS = CHUNK * LD * (CHANNEL ? 3 : 2) + 2 * CHUNK * SQUARE,
-    NUMBERS = 3 * CHUNK + DIM,
+    ROWS = CHUNK * (CHANNEL && DELTA ? 3 : 2),
+    ELEMENTS = ROWS * LD + (DELTA ? 2 : 1) * CHUNK * SQUARE,
+    NUMBERS = (DELTA ? 3 : 2) * CHUNK + DIM,
     BYTES = ELEMENTS * 2 + NUMBERS * 4,
   };
   char *base;
@@ -391,42 +395,60 @@ template <typename E, int DIM, bool CHANNEL> struct tiles {
     return (E *)base + CHUNK * LD;
   }
   __device__ E *written() const {
-    return (E *)base + (CHANNEL ? 2 : 1) * CHUNK * LD;
+    return (E *)base + (ROWS - CHUNK) * LD;
+  }
+  __device__ E *squares() const {
+    return (E *)base + ROWS * LD;
   }
   __device__ E *y() const {
-    return (E *)base + (CHANNEL ? 3 : 2) * CHUNK * LD;
+    static_assert(DELTA, "the additive rule has no inverse");
+    return squares();
   }
   __device__ E *p() const {
-    return y() + CHUNK * SQUARE;
+    return squares() + (DELTA ? CHUNK * SQUARE : 0);
   }
-  __device__ float *beta() const {
+  __device__ float *numbers() const {
     return (float *)((E *)base + ELEMENTS);
   }
   __device__ float *gamma() const {
-    return beta() + CHUNK;
+    return numbers();
   } /* [64] exp(G), per token */
   __device__ float *kappa() const {
-    return beta() + 2 * CHUNK;
+    return numbers() + CHUNK;
   } /* [64] exp(G_C - G) */
   __device__ float *full() const {
-    return beta() + 3 * CHUNK;
+    return numbers() + 2 * CHUNK;
   } /* exp(G_C): [DIM] or [1] */
+  __device__ float *beta() const {
+    static_assert(DELTA, "the additive rule has no beta");
+    return numbers() + 2 * CHUNK + DIM;
+  }
 };
 
 /* Scratch of one preparation: B Diag(beta), which becomes Y. Per channel before that keys times the
  * inverse (bfloat16) or the sums inside each subblock [64, DIM + 4] (float16), and after it the
- * subblocks' totals [4, DIM] and 4 numbers each. */
-template <typename E, int DIM, bool CHANNEL> constexpr int prepare_floats() {
-  return !CHANNEL ? CHUNK * FLOATS
-         : coarse<E>()
-             ? CHUNK * (DIM / 2 + 4 > FLOATS ? DIM / 2 + 4 : FLOATS) + SUBBLOCKS * (DIM + 4)
-             : (CHUNK + SUBBLOCKS) * (DIM + 4);
+ * subblocks' totals [4, DIM] and 4 numbers each; float16 also has decayed keys [64, DIM + 8] there
+ * where Kk takes the place of k. */
+template <typename E, int DIM, bool CHANNEL, bool DELTA> constexpr int prepare_floats() {
+  constexpr int B = DELTA ? FLOATS : 0;
+  if (!CHANNEL) return CHUNK * B;
+  if (coarse<E>()) return CHUNK * (DIM / 2 + 4 > B ? DIM / 2 + 4 : B) + SUBBLOCKS * (DIM + 4);
+  return (CHUNK + SUBBLOCKS) * (DIM + 4) + (DELTA ? 0 : CHUNK * (DIM + 8) / 2);
 }
 
 /* From the natural logarithm. */
 __device__ inline float log2_decay(float g) {
   float x = g * LOG2_E;
   return x < MIN_DECAY ? MIN_DECAY : x;
+}
+
+template <typename E, int DIM, bool CHANNEL>
+__device__ inline float *beta_of(const tiles<E, DIM, CHANNEL, true> &tile) {
+  return tile.beta();
+}
+template <typename E, int DIM, bool CHANNEL>
+__device__ inline float *beta_of(const tiles<E, DIM, CHANNEL, false> &) {
+  return NULL;
 }
 
 __device__ inline float limit_beta(float beta) {
@@ -455,27 +477,37 @@ __device__ inline void store_score(float *a, E *p, bool of_p, bool diagonal, int
   *(uint32_t *)(p + i * SQUARE + j) = pack<E>(low, high);
 }
 
-/* x[0]: the scores of BLOCK's rows with the own subblock; then with earlier ones, nearest first. To
- * P or to B Diag(beta). */
-template <int BLOCK, typename E>
+/* Calls f with the distances of the subblocks whose scores with BLOCK's rows a warp makes, from the
+ * first to before the second: of the two warps of a subblock's rows one makes B and the other one
+ * P, or they share P. */
+template <int BLOCK, bool DELTA, typename F> __device__ inline void own_scores(int side, F f) {
+  constexpr int MIDDLE = DELTA ? BLOCK + 1 : BLOCK / 2 + 1;
+  if (DELTA || side == 0)
+    f(number<0>(), number<MIDDLE>());
+  else
+    f(number<MIDDLE>(), number<BLOCK + 1>());
+}
+
+/* x[0]: the scores of BLOCK's rows with the subblock at distance FROM; then with earlier ones,
+ * nearest first. To P or to B Diag(beta), whose diagonal and upper part do not matter. */
+template <int BLOCK, int FROM, int TO, typename E>
 __device__ inline void store_scores(float *a, E *p, bool of_p, const float *all_beta,
-                                    const float (&x)[BLOCK + 1][2][4], int lane) {
+                                    const float (&x)[TO - FROM + 1][2][4], int lane) {
   int g = lane / 4, t = lane % 4, row = BLOCK * SUBBLOCK;
   if (of_p) {
 #pragma unroll
-    for (int n = 0; n < 4 * BLOCK + 4; ++n) {
-      int i = row + g + 8 * (n % 2), j = row - n / 4 * SUBBLOCK + n / 2 % 2 * 8 + 2 * t;
+    for (int n = 0; n < 4 * (TO - FROM); ++n) {
+      int distance = FROM + n / 4;
+      int i = row + g + 8 * (n % 2), j = row - distance * SUBBLOCK + n / 2 % 2 * 8 + 2 * t;
       const float *y = x[n / 4][n / 2 % 2] + 2 * (n % 2);
-      bool diagonal = n < 4;
       *(uint32_t *)(p + i * SQUARE + j) =
-          pack<E>(!diagonal || i >= j ? y[0] : 0, !diagonal || i > j ? y[1] : 0);
+          pack<E>(distance || i >= j ? y[0] : 0, distance || i > j ? y[1] : 0);
     }
     return;
   }
-  /* The diagonal and what lies above it do not matter. */
 #pragma unroll
-  for (int n = 0; n < 4 * BLOCK + 4; ++n) {
-    int i = row + g + 8 * (n % 2), j = row - n / 4 * SUBBLOCK + n / 2 % 2 * 8 + 2 * t;
+  for (int n = 0; n < 4 * (TO - FROM); ++n) {
+    int i = row + g + 8 * (n % 2), j = row - (FROM + n / 4) * SUBBLOCK + n / 2 % 2 * 8 + 2 * t;
     float2 beta = *(const float2 *)(all_beta + j);
     const float *y = x[n / 4][n / 2 % 2] + 2 * (n % 2);
     *(float2 *)(a + i * FLOATS + j) =
@@ -484,73 +516,81 @@ __device__ inline void store_scores(float *a, E *p, bool of_p, const float *all_
 }
 
 /* BLOCK is a constant so that loads of operands can run ahead of the products. */
-template <int BLOCK, typename E, int DIM>
-__device__ inline void token_scores(const tiles<E, DIM, false> &tile, float *a, const float *sum,
-                                    bool of_p, int lane) {
-  constexpr int LD = pitch<DIM>(), ROW = BLOCK * SUBBLOCK;
-  int g = lane / 4, t = lane % 4;
-  const E *k = tile.k(), *left = (of_p ? tile.q() : k) + ROW * LD;
-  float x[BLOCK + 1][2][4] = {};
+template <int BLOCK, typename E, int DIM, bool DELTA>
+__device__ inline void token_scores(const tiles<E, DIM, false, DELTA> &tile, float *a,
+                                    const float *sum, int side, int lane) {
+  own_scores<BLOCK, DELTA>(side, [&](auto first, auto end) {
+    constexpr int LD = pitch<DIM>(), ROW = BLOCK * SUBBLOCK;
+    constexpr int FROM = decltype(first)::value, TO = decltype(end)::value;
+    if (FROM == TO) return;
+    bool of_p = !DELTA || side;
+    int g = lane / 4, t = lane % 4;
+    const E *k = tile.k(), *left = (of_p ? tile.q() : k) + ROW * LD;
+    float x[TO - FROM + 1][2][4] = {};
 #pragma unroll
-  for (int c = 0; c < DIM; c += 16) {
-    uint32_t l[4], b[4];
-    load_left(l, left + c, LD, lane);
+    for (int c = 0; c < DIM; c += 16) {
+      uint32_t l[4], b[4];
+      load_left(l, left + c, LD, lane);
 #pragma unroll
-    for (int s = 0; s <= BLOCK; ++s) {
-      load_right(b, k + (BLOCK - s) * SUBBLOCK * LD + c, LD, lane);
-      product<E>(x[s][0], l, b[0], b[1]);
-      product<E>(x[s][1], l, b[2], b[3]);
+      for (int s = FROM; s < TO; ++s) {
+        load_right(b, k + (BLOCK - s) * SUBBLOCK * LD + c, LD, lane);
+        product<E>(x[s - FROM][0], l, b[0], b[1]);
+        product<E>(x[s - FROM][1], l, b[2], b[3]);
+      }
     }
-  }
-  float low = sum[ROW + g], high = sum[ROW + g + 8];
+    float low = sum[ROW + g], high = sum[ROW + g + 8];
 #pragma unroll
-  for (int s = 0; s <= BLOCK; ++s)
+    for (int s = FROM; s < TO; ++s)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float2 of_column = *(const float2 *)(sum + ROW - s * SUBBLOCK + half * 8 + 2 * t);
-      x[s][half][0] *= power_of_two(low - of_column.x);
-      x[s][half][1] *= power_of_two(low - of_column.y);
-      x[s][half][2] *= power_of_two(high - of_column.x);
-      x[s][half][3] *= power_of_two(high - of_column.y);
-    }
-  store_scores<BLOCK>(a, tile.p(), of_p, tile.beta(), x, lane);
+      for (int half = 0; half < 2; ++half) {
+        float2 of_column = *(const float2 *)(sum + ROW - s * SUBBLOCK + half * 8 + 2 * t);
+        float(&y)[4] = x[s - FROM][half];
+        y[0] *= power_of_two(low - of_column.x);
+        y[1] *= power_of_two(low - of_column.y);
+        y[2] *= power_of_two(high - of_column.x);
+        y[3] *= power_of_two(high - of_column.y);
+      }
+    store_scores<BLOCK, FROM, TO>(a, tile.p(), of_p, beta_of(tile), x, lane);
+  });
 }
 
-/* q and k are on their way (copy_async, uncommitted or not); waits for them. Of the two warps of a
- * subblock's rows the first makes B, the second P. */
-template <bool FOLD, typename E, int DIM>
-__device__ inline void prepare_tokens(const tiles<E, DIM, false> &tile, float *a,
+/* G of a chunk's tokens by one warp. */
+__device__ inline void sum_decays(float *sum, const chunk_gates &gates, int lane) {
+  int i = 2 * lane;
+  float x = 0, y = 0;
+  if (gates.decay && i < gates.tokens) x = log2_decay(gates.decay[i * gates.decay_token]);
+  if (gates.decay && i + 1 < gates.tokens) y = log2_decay(gates.decay[(i + 1) * gates.decay_token]);
+  float both = x + y;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    float other = __shfl_up_sync(~0u, both, d);
+    if (lane >= d) both += other;
+  }
+  sum[i] = both - y;
+  sum[i + 1] = both;
+}
+
+/* q and k are on their way (copy_async, uncommitted or not); waits for them. */
+template <bool FOLD, typename E, int DIM, bool DELTA>
+__device__ inline void prepare_tokens(const tiles<E, DIM, false, DELTA> &tile, float *a,
                                       const chunk_gates &gates, int thread, int barrier) {
-  int warp = thread / 32, lane = thread % 32, block = warp % SUBBLOCKS;
-  bool of_p = warp >= SUBBLOCKS;
+  int warp = thread / 32, lane = thread % 32, block = warp % SUBBLOCKS, side = warp / SUBBLOCKS;
   float *sum = tile.kappa(); /* G until the end */
   if (warp == 0) {
-    int i = 2 * lane;
-    float x = 0, y = 0;
-    if (gates.decay && i < gates.tokens) x = log2_decay(gates.decay[i * gates.decay_token]);
-    if (gates.decay && i + 1 < gates.tokens)
-      y = log2_decay(gates.decay[(i + 1) * gates.decay_token]);
-    float both = x + y;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-      float other = __shfl_up_sync(~0u, both, d);
-      if (lane >= d) both += other;
-    }
-    sum[i] = both - y;
-    sum[i + 1] = both;
-  } else if (warp <= 2) {
+    sum_decays(sum, gates, lane);
+  } else if constexpr (DELTA) {
     int i = thread - 32;
-    tile.beta()[i] = i < gates.tokens ? gates.beta[i * gates.beta_token] : 0;
+    if (i < CHUNK) tile.beta()[i] = i < gates.tokens ? gates.beta[i * gates.beta_token] : 0;
   }
   copy_commit();
   copy_wait<0>();
   barrier_sync(barrier, PREPARE_THREADS);
 
   switch (block) {
-  case 0: token_scores<0>(tile, a, sum, of_p, lane); break;
-  case 1: token_scores<1>(tile, a, sum, of_p, lane); break;
-  case 2: token_scores<2>(tile, a, sum, of_p, lane); break;
-  default: token_scores<3>(tile, a, sum, of_p, lane);
+  case 0: token_scores<0>(tile, a, sum, side, lane); break;
+  case 1: token_scores<1>(tile, a, sum, side, lane); break;
+  case 2: token_scores<2>(tile, a, sum, side, lane); break;
+  default: token_scores<3>(tile, a, sum, side, lane);
   }
   barrier_sync(barrier, PREPARE_THREADS);
   if (thread < CHUNK) {
@@ -560,20 +600,20 @@ __device__ inline void prepare_tokens(const tiles<E, DIM, false> &tile, float *a
     tile.kappa()[thread] = power_of_two(last - own);
     if (thread == 0) tile.full()[0] = power_of_two(last);
   }
-  invert<E, FOLD>(a, tile.y(), tile.beta(), thread, barrier);
+  if constexpr (DELTA) invert<E, FOLD>(a, tile.y(), tile.beta(), thread, barrier);
 }
 
 /* The same with a decay per channel. Between two subblocks both sides are decayed to the border
  * before the later one (secondary chunking, arXiv 2312.06635, 2510.26692). Inside a subblock the
  * reading side is decayed from the border before it and the written side is scaled by the inverse,
  * at most 2^86; channels that decay further there are summed pair by pair. */
-template <bool FOLD, typename E, int DIM>
-__device__ inline void prepare_channels(const tiles<E, DIM, true> &tile, float *scratch,
+template <bool FOLD, typename E, int DIM, bool DELTA>
+__device__ inline void prepare_channels(const tiles<E, DIM, true, DELTA> &tile, float *scratch,
                                         const chunk_gates &gates, int thread, int barrier) {
   constexpr int LD = pitch<DIM>(), LS = DIM + 4, HALVES = DIM / 64;
   int warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
   int block = warp % SUBBLOCKS, row = block * SUBBLOCK, side = warp / SUBBLOCKS;
-  bool of_p = side == 1;
+  bool of_p = !DELTA || side == 1;
   float *sum = scratch, *total = scratch + CHUNK * LS, *a = scratch;
   /* [4, HALVES, 2]: the channels 64 h + 2 lane and + 1 that are not factored. */
   unsigned *steep = (unsigned *)(total + SUBBLOCKS * DIM);
@@ -599,14 +639,16 @@ __device__ inline void prepare_channels(const tiles<E, DIM, true> &tile, float *
     if (lane == 0) steep[2 * (block * HALVES + side)] = low;
     if (lane == 0) steep[2 * (block * HALVES + side) + 1] = high;
   }
-  if (thread < CHUNK)
-    tile.beta()[thread] = thread < gates.tokens ? gates.beta[thread * gates.beta_token] : 0;
+  if constexpr (DELTA)
+    if (thread < CHUNK)
+      tile.beta()[thread] = thread < gates.tokens ? gates.beta[thread * gates.beta_token] : 0;
   copy_commit();
   copy_wait<0>();
   barrier_sync(barrier, PREPARE_THREADS);
 
-  /* Keys decayed to the end of their own subblock; they lie where Kk will. */
-  E *q = tile.q() + row * LD, *k = tile.k() + row * LD, *written = tile.written();
+  /* Keys decayed to the end of their own subblock; with Kg they lie where Kk will. */
+  E *q = tile.q() + row * LD, *k = tile.k() + row * LD, *kept = tile.written();
+  E *written = DELTA ? kept : (E *)(total + SUBBLOCKS * (DIM + 4));
   const float *own_sum = sum + row * LS;
   if (block < SUBBLOCKS - 1 && elementwise) {
     float2 last = *(const float2 *)(total + block * DIM + channel);
@@ -621,6 +663,7 @@ __device__ inline void prepare_channels(const tiles<E, DIM, true> &tile, float *
   barrier_sync(barrier, PREPARE_THREADS);
 
   /* x: products with earlier subblocks, nearest first; x_own with the own one. */
+  auto is_own = [&](int distance) { return DELTA || distance % 2 == side; };
   float x[SUBBLOCKS - 1][2][4] = {}, x_own[2][4] = {};
   const E *left = of_p ? q : k;
 #pragma unroll 2
@@ -645,6 +688,7 @@ __device__ inline void prepare_channels(const tiles<E, DIM, true> &tile, float *
     /* tf32 products of depth 8 take the two elements of each register as their depths t, t + 4. */
 #pragma unroll
     for (int deep = 0; deep < 4; deep += 2) {
+      if (!is_own(0)) break;
       uint32_t l[4] = {__float_as_uint(of_left[deep].x), __float_as_uint(of_left[deep + 1].x),
                        __float_as_uint(of_left[deep].y), __float_as_uint(of_left[deep + 1].y)};
 #pragma unroll
@@ -669,6 +713,7 @@ __device__ inline void prepare_channels(const tiles<E, DIM, true> &tile, float *
             b[i] = pack<E>(y.x * e0, y.y * e1);
             b[i + 2] = pack<E>(z.x * e0, z.y * e1);
           }
+        if (!is_own(distance)) continue;
         product<E>(x[distance - 1][0], rounded, b[0], b[1]);
         product<E>(x[distance - 1][1], rounded, b[2], b[3]);
       }
@@ -676,7 +721,7 @@ __device__ inline void prepare_channels(const tiles<E, DIM, true> &tile, float *
   /* Steep channels: every pair has its own decay. */
 #pragma unroll
   for (int h = 0; h < 2 * HALVES; ++h)
-    for (unsigned rest = steep[2 * block * HALVES + h]; rest; rest &= rest - 1) {
+    for (unsigned rest = is_own(0) ? steep[2 * block * HALVES + h] : 0; rest; rest &= rest - 1) {
       int c = 64 * (h / 2) + 2 * (__ffs(rest) - 1) + h % 2;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -709,8 +754,8 @@ __device__ inline void prepare_channels(const tiles<E, DIM, true> &tile, float *
       float2 y = unpack<E>(*of_q), z = unpack<E>(*of_k);
       float e0 = power_of_two(before.x + s.x), e1 = power_of_two(before.y + s.y);
       *of_q = pack<E>(y.x * e0, y.y * e1);
-      *of_k = pack<E>(z.x * e0, z.y * e1);
-      *(uint32_t *)(written + (row + i) * LD + channel) =
+      if (DELTA) *of_k = pack<E>(z.x * e0, z.y * e1);
+      *(uint32_t *)(kept + (row + i) * LD + channel) =
           pack<E>(z.x * power_of_two(after.x - s.x), z.y * power_of_two(after.y - s.y));
     }
     if (block == 0)
@@ -721,31 +766,33 @@ __device__ inline void prepare_channels(const tiles<E, DIM, true> &tile, float *
 
 #pragma unroll
   for (int distance = 0; distance < SUBBLOCKS; ++distance)
-    if (distance <= block)
+    if (distance <= block && is_own(distance))
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float *y = distance ? x[distance ? distance - 1 : 0][half] : x_own[half];
         int j = row - distance * SUBBLOCK + half * 8 + 2 * t;
-        float2 f = of_p ? make_float2(1, 1) : *(const float2 *)(tile.beta() + j);
+        float2 f = of_p ? make_float2(1, 1) : *(const float2 *)(beta_of(tile) + j);
         if (!of_p) f.x = limit_beta(f.x), f.y = limit_beta(f.y);
 #pragma unroll
         for (int r = 0; r < 2; ++r)
           store_score<E>(a, tile.p(), of_p, distance == 0, row + g + 8 * r, j, f.x * y[2 * r],
                          f.y * y[2 * r + 1]);
       }
-  barrier_sync(barrier, PREPARE_THREADS);
-  invert<E, FOLD>(a, tile.y(), tile.beta(), thread, barrier);
+  if constexpr (DELTA) {
+    barrier_sync(barrier, PREPARE_THREADS);
+    invert<E, FOLD>(a, tile.y(), tile.beta(), thread, barrier);
+  }
 }
 
 /* Scores from operands in shared memory: rows decayed from the border before their subblock, keys
  * times the inverse, keys decayed to the end of their own subblock. `total` as in prepare_channels.
  * Steep channels: every pair has its own decay, and the rows as they came; a lane of the first 16
  * sums up one token's decay. */
-template <int BLOCK, int DIM>
-__device__ inline void channel_scores(const tiles<__nv_bfloat16, DIM, true> &tile,
+template <int BLOCK, int FROM, int TO, int DIM, bool DELTA>
+__device__ inline void channel_scores(const tiles<__nv_bfloat16, DIM, true, DELTA> &tile,
                                       const __nv_bfloat16 *inverse, const float *total,
                                       const unsigned *steep, const chunk_gates &gates, bool of_p,
-                                      int lane, float (&x)[BLOCK + 1][2][4]) {
+                                      int lane, float (&x)[TO - FROM + 1][2][4]) {
   using E = __nv_bfloat16;
   constexpr int LD = pitch<DIM>(), ROW = BLOCK * SUBBLOCK;
   int g = lane / 4, t = lane % 4;
@@ -754,27 +801,30 @@ __device__ inline void channel_scores(const tiles<__nv_bfloat16, DIM, true> &til
   for (int c = 0; c < DIM; c += 16) {
     uint32_t l[4], b[4];
     load_left(l, left + c, LD, lane);
-    load_right(b, inverse + ROW * LD + c, LD, lane);
-    product<E>(x[0][0], l, b[0], b[1]);
-    product<E>(x[0][1], l, b[2], b[3]);
     float2 between[2] = {{0, 0}, {0, 0}}; /* the decay of whole subblocks in between */
 #pragma unroll
-    for (int distance = 1; distance <= BLOCK; ++distance) {
+    for (int distance = 0; distance < TO; ++distance) {
       int s = BLOCK - distance;
-      load_right(b, tile.written() + s * SUBBLOCK * LD + c, LD, lane);
       if (distance > 1)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float2 whole = *(const float2 *)(total + (s + 1) * DIM + c + 2 * t + 8 * i);
           between[i].x += whole.x, between[i].y += whole.y;
+        }
+      if (distance < FROM) continue;
+      load_right(b, (distance ? tile.written() : inverse) + s * SUBBLOCK * LD + c, LD, lane);
+      if (distance > 1)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
           uint32_t e = pack<E>(power_of_two(between[i].x), power_of_two(between[i].y));
           b[i] = multiply(b[i], e, E());
           b[i + 2] = multiply(b[i + 2], e, E());
         }
-      product<E>(x[distance][0], l, b[0], b[1]);
-      product<E>(x[distance][1], l, b[2], b[3]);
+      product<E>(x[distance - FROM][0], l, b[0], b[1]);
+      product<E>(x[distance - FROM][1], l, b[2], b[3]);
     }
   }
+  if (FROM) return;
   const E *raw = (const E *)(of_p ? gates.q : gates.k), *raw_k = (const E *)gates.k;
   int64_t raw_token = of_p ? gates.q_token : gates.k_token;
   for (int h = 0; h < DIM / 32; ++h)
@@ -803,16 +853,18 @@ __device__ inline void channel_scores(const tiles<__nv_bfloat16, DIM, true> &til
 
 /* The same for bfloat16, whose range is that of float32: all operands can be rounded beforehand and
  * the products read nothing else. */
-template <bool FOLD, int DIM>
-__device__ inline void prepare_channels(const tiles<__nv_bfloat16, DIM, true> &tile, float *scratch,
-                                        const chunk_gates &gates, int thread, int barrier) {
+template <bool FOLD, int DIM, bool DELTA>
+__device__ inline void prepare_channels(const tiles<__nv_bfloat16, DIM, true, DELTA> &tile,
+                                        float *scratch, const chunk_gates &gates, int thread,
+                                        int barrier) {
   using E = __nv_bfloat16;
   constexpr int LD = pitch<DIM>(), HALVES = DIM / 64;
   int warp = thread / 32, lane = thread % 32, block = warp % SUBBLOCKS, row = block * SUBBLOCK;
   int side = warp / SUBBLOCKS, channel = 64 * side + 2 * lane;
-  bool of_p = side == 1, elementwise = side < HALVES;
+  bool of_p = !DELTA || side == 1, elementwise = side < HALVES;
   E *inverse = (E *)scratch;
-  float *a = scratch, *total = scratch + CHUNK * (LD / 2 > FLOATS ? LD / 2 : FLOATS);
+  constexpr int B = DELTA ? FLOATS : 0;
+  float *a = scratch, *total = scratch + CHUNK * (LD / 2 > B ? LD / 2 : B);
   unsigned *steep = (unsigned *)(total + SUBBLOCKS * DIM); /* [4, HALVES, 2] */
   float2 s[SUBBLOCK], last = {0, 0};
   if (elementwise) {
@@ -833,8 +885,9 @@ __device__ inline void prepare_channels(const tiles<__nv_bfloat16, DIM, true> &t
     unsigned high = __ballot_sync(~0u, last.y < MIN_FACTORED);
     if (lane == 0) *(uint2 *)(steep + 2 * (block * HALVES + side)) = make_uint2(low, high);
   }
-  if (thread < CHUNK)
-    tile.beta()[thread] = thread < gates.tokens ? gates.beta[thread * gates.beta_token] : 0;
+  if constexpr (DELTA)
+    if (thread < CHUNK)
+      tile.beta()[thread] = thread < gates.tokens ? gates.beta[thread * gates.beta_token] : 0;
   copy_commit();
   copy_wait<0>();
   barrier_sync(barrier, PREPARE_THREADS);
@@ -849,7 +902,7 @@ __device__ inline void prepare_channels(const tiles<__nv_bfloat16, DIM, true> &t
       float2 x = unpack<E>(*(uint32_t *)(q + at)), y = unpack<E>(*(uint32_t *)(k + at));
       float e0 = power_of_two(s[i].x), e1 = power_of_two(s[i].y);
       *(uint32_t *)(q + at) = pack<E>(x.x * e0, x.y * e1);
-      *(uint32_t *)(k + at) = pack<E>(y.x * e0, y.y * e1);
+      if (DELTA) *(uint32_t *)(k + at) = pack<E>(y.x * e0, y.y * e1);
       *(uint32_t *)(written + at) =
           pack<E>(y.x * power_of_two(last.x - s[i].x), y.y * power_of_two(last.y - s[i].y));
       *(uint32_t *)(inverted + at) =
@@ -861,10 +914,15 @@ __device__ inline void prepare_channels(const tiles<__nv_bfloat16, DIM, true> &t
   /* Scores into registers, then B takes the operands' place. */
   auto scores = [&](auto constant) {
     constexpr int BLOCK = decltype(constant)::value;
-    float x[BLOCK + 1][2][4] = {};
-    channel_scores<BLOCK>(tile, inverse, total, steep + 2 * BLOCK * HALVES, gates, of_p, lane, x);
-    barrier_sync(barrier, PREPARE_THREADS);
-    store_scores<BLOCK>(a, tile.p(), of_p, tile.beta(), x, lane);
+    own_scores<BLOCK, DELTA>(side, [&](auto first, auto end) {
+      constexpr int FROM = decltype(first)::value, TO = decltype(end)::value;
+      float x[TO - FROM + 1][2][4] = {};
+      if (FROM < TO)
+        channel_scores<BLOCK, FROM, TO>(tile, inverse, total, steep + 2 * BLOCK * HALVES, gates,
+                                        of_p, lane, x);
+      barrier_sync(barrier, PREPARE_THREADS);
+      store_scores<BLOCK, FROM, TO>(a, tile.p(), of_p, beta_of(tile), x, lane);
+    });
   };
   switch (block) {
   case 0: scores(number<0>()); break;
@@ -893,24 +951,26 @@ __device__ inline void prepare_channels(const tiles<__nv_bfloat16, DIM, true> &t
     };
     if (block) {
       scale_rows(q, b0, b1);
-      scale_rows(k, b0, b1);
+      if (DELTA) scale_rows(k, b0, b1);
     } else {
       *(float2 *)(tile.full() + channel) =
           make_float2(a0 * power_of_two(last.x), a1 * power_of_two(last.y));
     }
     if (block < SUBBLOCKS - 1) scale_rows(written, a0, a1);
   }
-  barrier_sync(barrier, PREPARE_THREADS);
-  invert<E, FOLD>(a, tile.y(), tile.beta(), thread, barrier);
+  if constexpr (DELTA) {
+    barrier_sync(barrier, PREPARE_THREADS);
+    invert<E, FOLD>(a, tile.y(), tile.beta(), thread, barrier);
+  }
 }
 
-template <bool FOLD, typename E, int DIM>
-__device__ inline void prepare(const tiles<E, DIM, false> &tile, float *scratch,
+template <bool FOLD, typename E, int DIM, bool DELTA>
+__device__ inline void prepare(const tiles<E, DIM, false, DELTA> &tile, float *scratch,
                                const chunk_gates &gates, int thread, int barrier) {
   prepare_tokens<FOLD>(tile, scratch, gates, thread, barrier);
 }
-template <bool FOLD, typename E, int DIM>
-__device__ inline void prepare(const tiles<E, DIM, true> &tile, float *scratch,
+template <bool FOLD, typename E, int DIM, bool DELTA>
+__device__ inline void prepare(const tiles<E, DIM, true, DELTA> &tile, float *scratch,
                                const chunk_gates &gates, int thread, int barrier) {
   prepare_channels<FOLD>(tile, scratch, gates, thread, barrier);
 }
@@ -930,16 +990,20 @@ struct parameters {
 };
 
 /* A prepared chunk in the workspace: per channel Qg, Kg, Kk; Y, P; the numbers of the tiles; for
- * the backward pass (I + Diag(beta) B)^-1 = Diag(beta) Y Diag(beta)^-1. Bytes. */
-template <int DIM, bool CHANNEL> struct record {
+ * the backward pass (I + Diag(beta) B)^-1 = Diag(beta) Y Diag(beta)^-1. Without Kg, Y and the last
+ * one for the additive rule. Bytes. */
+template <int DIM, bool CHANNEL, bool DELTA> struct record {
+  using tile = tiles<__half, DIM, CHANNEL, DELTA>;
   enum {
-    ROWS = CHANNEL ? CHUNK * DIM * 2 : 0,
+    ROWS = CHANNEL ? tile::ROWS : 0,
     SQUARE_BYTES = CHUNK * CHUNK * 2,
-    Y = 3 * ROWS,
-    NUMBERS = Y + 2 * SQUARE_BYTES,
-    FORWARD_BYTES = NUMBERS + tiles<__half, DIM, CHANNEL>::NUMBERS * 4,
+    SQUARES = DELTA ? 2 : 1,
+    Y = ROWS * DIM * 2,
+    P = Y + (SQUARES - 1) * SQUARE_BYTES,
+    NUMBERS = P + SQUARE_BYTES,
+    FORWARD_BYTES = NUMBERS + tile::NUMBERS * 4,
     LEFT = FORWARD_BYTES,
-    BACKWARD_BYTES = LEFT + SQUARE_BYTES,
+    BACKWARD_BYTES = LEFT + (DELTA ? SQUARE_BYTES : 0),
   };
 };
 
@@ -955,7 +1019,7 @@ __device__ inline chunk_gates gates_of(const parameters &p, const sequence &s, i
                                        int head) {
   chunk_gates gates;
   gates.decay = p.decay.data ? p.decay.at(s.batch, s.first + first, head) : NULL;
-  gates.beta = p.beta.at(s.batch, s.first + first, head);
+  gates.beta = p.beta.data ? p.beta.at(s.batch, s.first + first, head) : NULL;
   gates.decay_token = p.decay.token;
   gates.beta_token = p.beta.token;
   gates.tokens = (int)min((int64_t)CHUNK, s.tokens - first);
@@ -966,8 +1030,8 @@ __device__ inline chunk_gates gates_of(const parameters &p, const sequence &s, i
   return gates;
 }
 
-template <typename E, int DIM, bool CHANNEL>
-__device__ inline void copy_keys(const parameters &p, const tiles<E, DIM, CHANNEL> &tile,
+template <typename E, int DIM, bool CHANNEL, bool DELTA>
+__device__ inline void copy_keys(const parameters &p, const tiles<E, DIM, CHANNEL, DELTA> &tile,
                                  const sequence &s, int64_t first, int tokens, int head, int thread,
                                  int threads) {
   rows<const E> q = as<E>(p.q), k = as<E>(p.k);
@@ -977,16 +1041,16 @@ __device__ inline void copy_keys(const parameters &p, const tiles<E, DIM, CHANNE
             DIM, tokens, thread, threads);
 }
 
-template <typename E, int DIM, bool CHANNEL> constexpr int prepare_bytes() {
-  return tiles<E, DIM, CHANNEL>::BYTES + prepare_floats<E, DIM, CHANNEL>() * 4;
+template <typename E, int DIM, bool CHANNEL, bool DELTA> constexpr int prepare_bytes() {
+  return tiles<E, DIM, CHANNEL, DELTA>::BYTES + prepare_floats<E, DIM, CHANNEL, DELTA>() * 4;
 }
 
 /* Prepares all chunks at once: blocks over (sequence and chunk, value head). */
-template <typename E, int DIM, bool CHANNEL, bool BACKWARD>
+template <typename E, int DIM, bool CHANNEL, bool DELTA, bool BACKWARD>
 __global__ void __launch_bounds__(PREPARE_THREADS) prepare_kernel(parameters p) {
   extern __shared__ __align__(16) char memory[];
-  using tile_type = tiles<E, DIM, CHANNEL>;
-  using record_type = record<DIM, CHANNEL>;
+  using tile_type = tiles<E, DIM, CHANNEL, DELTA>;
+  using record_type = record<DIM, CHANNEL, DELTA>;
   tile_type tile = {memory};
   int thread = threadIdx.x, head = blockIdx.y;
   int64_t chunk = blockIdx.x % p.chunks, first = chunk * CHUNK;
@@ -1000,33 +1064,67 @@ __global__ void __launch_bounds__(PREPARE_THREADS) prepare_kernel(parameters p) 
   char *to = p.prepared + ((int64_t)blockIdx.x * p.value_heads + head) *
                               (BACKWARD ? record_type::BACKWARD_BYTES : record_type::FORWARD_BYTES);
   if (CHANNEL)
-    for (int at = thread; at < 3 * CHUNK * DIM / 8; at += PREPARE_THREADS)
+    for (int at = thread; at < tile_type::ROWS * DIM / 8; at += PREPARE_THREADS)
       ((uint4 *)to)[at] =
           *(const uint4 *)((E *)memory + at / (DIM / 8) * pitch<DIM>() + at % (DIM / 8) * 8);
-  for (int at = thread; at < 2 * CHUNK * CHUNK / 8; at += PREPARE_THREADS)
+  for (int at = thread; at < record_type::SQUARES * CHUNK * CHUNK / 8; at += PREPARE_THREADS)
     ((uint4 *)(to + record_type::Y))[at] =
-        *(const uint4 *)(tile.y() + at / 8 * SQUARE + at % 8 * 8);
+        *(const uint4 *)(tile.squares() + at / 8 * SQUARE + at % 8 * 8);
   for (int at = thread; at < tile_type::NUMBERS / 4; at += PREPARE_THREADS)
-    ((uint4 *)(to + record_type::NUMBERS))[at] = ((const uint4 *)tile.beta())[at];
-  if (!BACKWARD) return;
-  const float *y = (const float *)(memory + tile_type::BYTES);
-  for (int at = thread; at < CHUNK * CHUNK / 2; at += PREPARE_THREADS) {
-    int i = at / (CHUNK / 2), j = at % (CHUNK / 2) * 2;
-    float beta = limit_beta(tile.beta()[i]);
-    float low = beta / limit_beta(tile.beta()[j]), high = beta / limit_beta(tile.beta()[j + 1]);
-    ((uint32_t *)(to + record_type::LEFT))[at] = pack<E>(
-        j <= i ? y[i * FLOATS + j] * low : 0, j + 1 <= i ? y[i * FLOATS + j + 1] * high : 0);
+    ((uint4 *)(to + record_type::NUMBERS))[at] = ((const uint4 *)tile.numbers())[at];
+  if constexpr (BACKWARD && DELTA) {
+    const float *y = (const float *)(memory + tile_type::BYTES);
+    for (int at = thread; at < CHUNK * CHUNK / 2; at += PREPARE_THREADS) {
+      int i = at / (CHUNK / 2), j = at % (CHUNK / 2) * 2;
+      float beta = limit_beta(tile.beta()[i]);
+      float low = beta / limit_beta(tile.beta()[j]), high = beta / limit_beta(tile.beta()[j + 1]);
+      ((uint32_t *)(to + record_type::LEFT))[at] = pack<E>(
+          j <= i ? y[i * FLOATS + j] * low : 0, j + 1 <= i ? y[i * FLOATS + j + 1] * high : 0);
+    }
   }
 }
 
 /* ---- On the host ---- */
 
+/* Hopper has kernels of its own for most of the additive rule (recurrent_additive_sm90.cu), which
+ * come first. They are left alone with it: a plan's workspace is the largest of all algorithms that
+ * take its problem, and the one here is larger. */
+inline bool left_to_hopper(const attn_cuda_device *device, const attn_recurrent_problem *problem,
+                           attn_pass pass) {
+  bool channel = problem->decay == ATTN_DECAY_CHANNEL, forward = pass == ATTN_PASS_FORWARD;
+  return device->major == 9 && problem->update == ATTN_UPDATE_ADDITIVE &&
+         (problem->value_dim == 64 || problem->value_dim == 128) && problem->length >= 128 &&
+         problem->scale > 0 &&
+         (!channel ||
+          (forward && problem->dtype == ATTN_BF16 && problem->dim == problem->value_dim));
+}
+
 /* Whether the problem is one for these kernels. */
-inline bool accepts(const attn_cuda_device *device, const attn_recurrent_problem *problem) {
-  return problem->update == ATTN_UPDATE_DELTA && !problem->normalise && device->major >= 8 &&
+inline bool accepts(const attn_cuda_device *device, const attn_recurrent_problem *problem,
+                    attn_pass pass) {
+  return !problem->normalise && device->major >= 8 && !left_to_hopper(device, problem, pass) &&
          (problem->dtype == ATTN_BF16 || problem->dtype == ATTN_F16) &&
          (problem->dim == 64 || problem->dim == 128) && problem->value_dim % SLAB == 0 &&
          problem->value_heads <= 65535 && problem->batch <= 65535 && problem->length >= SUBBLOCK;
+}
+
+inline const char *rule_name(bool delta) {
+  return delta ? "delta rule" : "additive rule";
+}
+
+/* f(dim, per channel, delta rule) with the problem's as constants. */
+template <typename F>
+auto with_instance(const attn_recurrent_problem *problem, F f)
+    -> decltype(f(number<64>(), number<0>(), number<0>())) {
+  auto with_rule = [&](auto dim, auto channel) {
+    return problem->update == ATTN_UPDATE_DELTA ? f(dim, channel, number<1>())
+                                                : f(dim, channel, number<0>());
+  };
+  auto with_decay = [&](auto dim) {
+    return problem->decay == ATTN_DECAY_CHANNEL ? with_rule(dim, number<1>())
+                                                : with_rule(dim, number<0>());
+  };
+  return problem->dim == 64 ? with_decay(number<64>()) : with_decay(number<128>());
 }
 
 /* 16-byte copies of rows; pairs of per-channel decays. */
@@ -1057,6 +1155,13 @@ template <typename K> attn_status allow_shared(K kernel, int bytes) {
       "cudaFuncSetAttribute");
 }
 
+/* Of the log decay or its gradient; a constant per head has no tokens. */
+template <typename T>
+rows<T> decay_rows(const attn_recurrent_problem *problem, const attn_tensor &x) {
+  if (problem->decay == ATTN_DECAY_HEAD) return {(T *)x.data, 0, 0, x.stride[0]};
+  return rows_of<T>(x, problem->ragged);
+}
+
 /* The inputs. */
 inline parameters parameters_of(const attn_recurrent_problem *problem,
                                 const attn_recurrent_args *args) {
@@ -1065,11 +1170,8 @@ inline parameters parameters_of(const attn_recurrent_problem *problem,
   p.q = rows_of<const void>(args->q, ragged);
   p.k = rows_of<const void>(args->k, ragged);
   p.v = rows_of<const void>(args->v, ragged);
-  p.beta = rows_of<const float>(args->beta, ragged);
-  if (problem->decay == ATTN_DECAY_HEAD)
-    p.decay = {(const float *)args->decay.data, 0, 0, args->decay.stride[0]};
-  else if (problem->decay != ATTN_DECAY_NONE)
-    p.decay = rows_of<const float>(args->decay, ragged);
+  if (problem->update == ATTN_UPDATE_DELTA) p.beta = rows_of<const float>(args->beta, ragged);
+  if (problem->decay != ATTN_DECAY_NONE) p.decay = decay_rows<const float>(problem, args->decay);
   if (args->initial_state.data) p.initial = states_of(args->initial_state);
   p.offsets = ragged ? args->offsets : NULL;
   p.length = problem->length;
@@ -1081,6 +1183,6 @@ inline parameters parameters_of(const attn_recurrent_problem *problem,
   return p;
 }
 
-} // namespace delta
+} // namespace chunked
 
 #endif
