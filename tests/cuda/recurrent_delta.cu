@@ -11,7 +11,8 @@
 
 #include "kernels/cuda/common.cuh"
 
-extern const recurrent_algorithm recurrent_delta_forward, recurrent_delta_backward;
+extern const recurrent_algorithm recurrent_delta_sm90_forward, recurrent_delta_forward,
+    recurrent_delta_backward;
 
 namespace {
 
@@ -407,6 +408,30 @@ void run(const recurrent_algorithm &algorithm, const data &x, const attn_cuda_ch
   exit(1);
 }
 
+void check_forward(const recurrent_algorithm &algorithm, const data &x) {
+  attn_cuda_choice choice;
+  if (!prepare_run(algorithm, x, choice)) return;
+  void *workspace = workspace_of(choice.workspace_bytes);
+  run(algorithm, x, choice, workspace);
+  CHECK(cudaDeviceSynchronize());
+  std::vector<double> before = x.o.download();
+  judge("o", x.o, forward_bound(x.s.dtype));
+  judge("state", x.s1, forward_bound(x.s.dtype));
+  run(algorithm, x, choice, workspace);
+  std::vector<double> again = x.o.download();
+  if (memcmp(again.data(), before.data(), before.size() * 8)) {
+    printf(" second run differs FAILED");
+    ++failures;
+  }
+  CHECK(cudaFree(workspace));
+}
+
+/* What recurrent_delta_sm90.cu is for. */
+bool hopper_takes(const shape &s) {
+  return device.major == 9 && s.value_dim % 64 == 0 &&
+         (s.decay != ATTN_DECAY_CHANNEL || s.dtype == ATTN_BF16);
+}
+
 /* `form` asks for one of a plan's forms by pretending another number of multiprocessors. */
 void check(const shape &s, bool backward, int multiprocessors) {
   data x(s);
@@ -418,20 +443,12 @@ void check(const shape &s, bool backward, int multiprocessors) {
          s.dtype == ATTN_BF16 ? "bf16" : "f16 ", gate_names[s.gate], s.dim, s.value_dim, s.heads,
          s.value_heads, s.batch, s.length, s.ragged ? " ragged" : "", s.states ? " states" : "");
   attn_cuda_choice choice;
-  if (prepare_run(recurrent_delta_forward, x, choice)) {
-    void *workspace = workspace_of(choice.workspace_bytes);
-    run(recurrent_delta_forward, x, choice, workspace);
-    CHECK(cudaDeviceSynchronize());
-    std::vector<double> before = x.o.download();
-    judge("o", x.o, forward_bound(s.dtype));
-    judge("state", x.s1, forward_bound(s.dtype));
-    run(recurrent_delta_forward, x, choice, workspace);
-    std::vector<double> again = x.o.download();
-    if (memcmp(again.data(), before.data(), before.size() * 8)) {
-      printf(" second run differs FAILED");
-      ++failures;
-    }
-    CHECK(cudaFree(workspace));
+  check_forward(recurrent_delta_forward, x);
+  if (hopper_takes(s)) {
+    printf(" | wgmma");
+    x.o.poison();
+    if (s.states) x.s1.poison();
+    check_forward(recurrent_delta_sm90_forward, x);
   }
   if (backward && prepare_run(recurrent_delta_backward, x, choice)) {
     void *workspace = workspace_of(choice.workspace_bytes);
@@ -538,7 +555,8 @@ void bench(attn_decay decay, int length, double rate) {
       *x = device_tensor(ATTN_F32, {batch, length, heads}, 3, seed++);
   }
   double row = (double)tokens * heads * dim, gates = decay == ATTN_DECAY_CHANNEL ? row * 4 : 0;
-  const recurrent_algorithm *passes[] = {&recurrent_delta_forward, &recurrent_delta_backward};
+  const recurrent_algorithm *passes[] = {&recurrent_delta_sm90_forward, &recurrent_delta_forward,
+                                         &recurrent_delta_backward};
   for (const recurrent_algorithm *algorithm : passes) {
     bool backward = algorithm->pass == ATTN_PASS_BACKWARD;
     attn_cuda_choice choice = {};

@@ -1,0 +1,1121 @@
+/* The delta rule forward on Hopper's matrix units for bfloat16 and float16: DeltaNet, Gated
+ * DeltaNet, Kimi Delta Attention. The mathematics is that of recurrent_delta.cuh.
+ *
+ * Stepping: a warpgroup has 64 value columns and keeps S^T [64, dim] in registers as accumulators
+ * of wgmma. Those have the layout of its left operand, so that
+ *   U^T = S^T Kg^T,   V'^T = (V - U)^T (Diag(beta) Y)^T,   O^T = S^T Qg^T + V'^T P^T,
+ *   S^T <- S^T Diag(exp(G_C)) + V'^T Kk
+ * follow each other in registers. The right operands are swizzled tiles, in a ring of stages.
+ *
+ * Preparing: a warpgroup makes Y and P of a chunk, 16 tokens a warp. (I + A)^-1 for the strictly
+ * lower triangular A = B Diag(beta) goes by blocks of 16: the diagonal blocks D_i by substitution,
+ * a warp each, then each warp has one column of blocks to itself,
+ *   X_ii = D_i,   X_ij = -D_i sum_{j <= k < i} A_ik X_kj,
+ * as X^T, whose accumulators are again the next product's left operand.
+ *
+ * With enough (sequence, head) pairs to fill the GPU one kernel does both, a third warpgroup
+ * preparing ahead of two that step. With few pairs (long sequences) one kernel prepares all chunks
+ * at once, and a second one steps over them. */
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/recurrent_delta.cuh"
+
+#include <cstdio>
+#include <cstring>
+
+using namespace hopper;
+using delta::CHUNK;
+using delta::sequence;
+using delta::SUBBLOCK;
+using delta::SUBBLOCKS;
+
+namespace {
+
+enum {
+  TILE_BYTES = CHUNK * 128, /* 64 rows of 64 columns */
+  GROUP = 128,              /* threads of a warpgroup */
+  PITCH = CHUNK + 8,        /* of A in float32: pairs of columns in eight rows on different banks */
+};
+
+/* A stage of the ring, bytes. With a decay per channel Q and K become Qg and Kg in place. */
+template <int DIM, bool CHANNEL, int GROUPS> struct stage {
+  enum {
+    ROWS = CHUNK * DIM * 2,
+    K = 0,
+    Q = ROWS,
+    WRITTEN = 2 * ROWS, /* Kk, per channel */
+    Y = (CHANNEL ? 3 : 2) * ROWS,
+    P = Y + TILE_BYTES,
+    NUMBERS = P + TILE_BYTES,
+    GAMMA = NUMBERS,       /* [64] exp(G), per token */
+    KAPPA = NUMBERS + 256, /* [64] exp(G_C - G) */
+    FULL = NUMBERS + 512,  /* exp(G_C): [DIM] or [1] */
+    V = NUMBERS + 1024,    /* a tile a warpgroup; O takes its place */
+    BYTES = V + GROUPS * TILE_BYTES,
+    /* What preparing leaves in the workspace where it is a kernel of its own. */
+    RECORD = CHANNEL ? 0 : Y,
+    RECORD_BYTES = V - RECORD,
+    LOADED_BYTES = 2 * ROWS + GROUPS * TILE_BYTES,
+  };
+};
+
+/* Scratch of a preparation, bytes: A, before which keys times the inverse of their decay lie there;
+ * each warp's copy of G and of beta; per channel the subblocks' totals and steep channels. */
+template <int DIM, bool CHANNEL> struct scratch {
+  enum {
+    A = 0,
+    SUMS = CHUNK * PITCH * 4,
+    BETA = SUMS + 4 * CHUNK * 4,
+    TOTALS = BETA + 4 * CHUNK * 4,
+    STEEP = TOTALS + (CHANNEL ? SUBBLOCKS * DIM * 4 : 0),
+    BYTES = STEEP + (CHANNEL ? 128 : 0),
+  };
+};
+
+struct forward_parameters {
+  CUtensorMap q, k, v;
+  delta::parameters p;
+};
+
+/* ---- Instructions ---- */
+
+/* Whether the barrier's phase has ended. */
+__device__ __forceinline__ bool barrier_passed(uint32_t barrier, uint32_t parity) {
+  uint32_t passed;
+  asm volatile("{\n"
+               ".reg .pred passed;\n"
+               "mbarrier.test_wait.parity.shared::cta.b64 passed, [%1], %2;\n"
+               "selp.u32 %0, 1, 0, passed;\n"
+               "}\n"
+               : "=r"(passed)
+               : "r"(barrier), "r"(parity)
+               : "memory");
+  return passed;
+}
+
+__device__ __forceinline__ void bulk_load(uint32_t target, const void *from, int bytes,
+                                          uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+               "[%3];" ::"r"(target),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void bulk_store(void *to, uint32_t source, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(source),
+               "r"(bytes)
+               : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/* Four 8 x 8 matrices, each transposed; lane l gives the address of row l % 8 of matrix l / 8. */
+__device__ __forceinline__ void matrix_store_transposed(uint32_t address, uint32_t a, uint32_t b,
+                                                        uint32_t c, uint32_t d) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(a), "r"(b), "r"(c), "r"(d)
+      : "memory");
+}
+
+/* ---- Tiles ---- */
+
+/* Addresses for ldmatrix and stmatrix of x[16, 16] at `row`, `column` (multiples of 16) of swizzled
+ * tiles, in the
+ * order of a left operand's registers (and of a block of accumulators): rows 0..7 and 8..15 of the
+ * columns 0..7, then of the columns 8..15. */
+__device__ __forceinline__ uint32_t by_columns(uint32_t tile, int row, int column, int lane) {
+  return (tile + column / 64 * TILE_BYTES + row * 128 + lane % 16 * 128 +
+          ((lane / 16 ^ lane % 8) << 4)) ^
+         (column % 64 * 2);
+}
+/* The columns 0..7 and 8..15 of the rows 0..7, then of the rows 8..15: a right operand that is the
+ * transpose of x; with a transposing instruction, a left operand that is. */
+__device__ __forceinline__ uint32_t by_rows(uint32_t tile, int row, int column, int lane) {
+  return (tile + column / 64 * TILE_BYTES + row * 128 + (lane % 8 + lane / 16 * 8) * 128 +
+          ((lane / 8 % 2 ^ lane % 8) << 4)) ^
+         (column % 64 * 2);
+}
+
+/* Rows from `tokens` on become zero. */
+__device__ __forceinline__ void clear_rows(char *tile, int tiles, int tokens, int thread,
+                                           int threads) {
+  for (int i = thread; i < tiles * (CHUNK - tokens) * 8; i += threads) {
+    int row = tokens + i / 8 % (CHUNK - tokens), at = i / 8 / (CHUNK - tokens);
+    *(uint4 *)(tile + at * TILE_BYTES + row * 128 + i % 8 * 16) = make_uint4(0, 0, 0, 0);
+  }
+}
+
+/* ---- The inverse ---- */
+
+/* c[16, 16] += x[16, 16] y^T, x as accumulators and y in float32 in shared memory. A tf32 product
+ * of depth 8 takes the columns 2t and 2t + 1 of both sides as its depths t and t + 4. Elements are
+ * accumulators' blocks of 8 columns, four each. SPLIT as in delta::product_float. */
+template <bool SPLIT>
+__device__ __forceinline__ void times_transposed(float (&c)[2][4], const float (&x)[2][4],
+                                                 const float *y, int lane) {
+  int g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    uint32_t high[4], low[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) delta::split(high[i], low[i], x[k][i % 2 * 2 + i / 2]);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      float2 b = *(const float2 *)(y + (8 * n + g) * PITCH + 8 * k + 2 * t);
+      uint32_t b_high[2], b_low[2];
+      delta::split(b_high[0], b_low[0], b.x);
+      delta::split(b_high[1], b_low[1], b.y);
+      if (SPLIT) {
+        delta::product_tf32(c[n], low, b_high[0], b_high[1]);
+        delta::product_tf32(c[n], high, b_low[0], b_low[1]);
+      }
+      delta::product_tf32(c[n], high, b_high[0], b_high[1]);
+    }
+  }
+}
+
+/* Diag(beta) (I + A)^-1, rounded, to the tile y. Each warp has written its 16 rows of A; nothing on
+ * or above the diagonal is read. Between the two steps `between` is called. */
+template <typename E, typename F>
+__device__ __forceinline__ void invert(float *a, uint32_t y, const float *beta, int warp, int lane,
+                                       F between) {
+  constexpr bool SPLIT = !delta::coarse<E>();
+  int g = lane / 4, t = lane % 4;
+  {
+    int column = lane % SUBBLOCK;
+    float *block = a + warp * SUBBLOCK * (PITCH + 1);
+    float z[SUBBLOCK];
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < SUBBLOCK; ++i) {
+      z[i] = i == column;
+#pragma unroll
+      for (int j = 0; j < i; j += 4) {
+        float4 x = *(const float4 *)(block + i * PITCH + j);
+        z[i] -= x.x * z[j];
+        if (j + 1 < i) z[i] -= x.y * z[j + 1];
+        if (j + 2 < i) z[i] -= x.z * z[j + 2];
+        if (j + 3 < i) z[i] -= x.w * z[j + 3];
+      }
+    }
+    __syncwarp();
+    if (lane < SUBBLOCK) {
+#pragma unroll
+      for (int i = 0; i < SUBBLOCK; ++i) block[i * PITCH + column] = z[i];
+    }
+  }
+  named_sync(1, GROUP);
+  between();
+  float x[SUBBLOCKS][2][4]; /* X_iw^T */
+#pragma unroll
+  for (int i = 0; i < SUBBLOCKS; ++i) {
+    const float *inverse = a + i * SUBBLOCK * (PITCH + 1);
+    if (i < warp) continue;
+    if (i == warp) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int at = 0; at < 4; ++at)
+          x[i][n][at] = inverse[(8 * n + 2 * t + at % 2) * PITCH + g + at / 2 * 8];
+    } else {
+      float sum[2][4] = {};
+#pragma unroll
+      for (int j = 0; j < i; ++j)
+        if (j >= warp)
+          times_transposed<SPLIT>(sum, x[j], a + i * SUBBLOCK * PITCH + j * SUBBLOCK, lane);
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int at = 0; at < 4; ++at) sum[n][at] = -sum[n][at], x[i][n][at] = 0;
+      times_transposed<SPLIT>(x[i], sum, inverse, lane);
+    }
+    float2 low = *(const float2 *)(beta + i * SUBBLOCK + 2 * t);
+    float2 high = *(const float2 *)(beta + i * SUBBLOCK + 8 + 2 * t);
+    matrix_store_transposed(by_rows(y, i * SUBBLOCK, warp * SUBBLOCK, lane),
+                            element<E>::pack(low.x * x[i][0][0], low.y * x[i][0][1]),
+                            element<E>::pack(low.x * x[i][0][2], low.y * x[i][0][3]),
+                            element<E>::pack(high.x * x[i][1][0], high.y * x[i][1][1]),
+                            element<E>::pack(high.x * x[i][1][2], high.y * x[i][1][3]));
+  }
+}
+
+/* ---- Preparing a chunk ---- */
+
+/* Two tokens' numbers in each lane of every warp, fetched a chunk ahead. */
+struct token_numbers {
+  float2 decay, beta;
+};
+
+template <bool CHANNEL>
+__device__ __forceinline__ token_numbers load_numbers(const delta::parameters &p, const sequence &s,
+                                                      int64_t first, int head, int lane) {
+  token_numbers x = {{0, 0}, {0, 0}};
+  int64_t i = first + 2 * lane;
+  const float *beta = p.beta.at(s.batch, s.first + i, head);
+  if (i < s.tokens) x.beta.x = beta[0];
+  if (i + 1 < s.tokens) x.beta.y = beta[p.beta.token];
+  if (CHANNEL || !p.decay.data) return x;
+  const float *decay = p.decay.at(s.batch, s.first + i, head);
+  if (i < s.tokens) x.decay.x = decay[0];
+  if (i + 1 < s.tokens) x.decay.y = decay[p.decay.token];
+  return x;
+}
+
+/* The scores of a warp's 16 rows with 16 columns: x (accumulators) to A, times beta of the column;
+ * y to P, on the diagonal without what lies above. */
+template <typename E>
+__device__ __forceinline__ void store_scores(float *a, uint32_t p, const float *beta, int row_block,
+                                             int column_block, const float *x, const float *y,
+                                             int lane) {
+  int g = lane / 4, t = lane % 4;
+  float *to = a + (row_block * SUBBLOCK + g) * PITCH + column_block * SUBBLOCK + 2 * t;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float2 f = *(const float2 *)(beta + column_block * SUBBLOCK + 8 * half + 2 * t);
+    const float *from = x + 4 * half;
+    *(float2 *)(to + 8 * half) = make_float2(f.x * from[0], f.y * from[1]);
+    *(float2 *)(to + 8 * PITCH + 8 * half) = make_float2(f.x * from[2], f.y * from[3]);
+  }
+  uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    int row = g + i % 2 * 8, column = 2 * t + i / 2 * 8;
+    bool all = column_block != row_block;
+    words[i] = element<E>::pack(all || row >= column ? y[2 * i] : 0,
+                                all || row > column ? y[2 * i + 1] : 0);
+  }
+  matrix_store(by_columns(p, row_block * SUBBLOCK, column_block * SUBBLOCK, lane), words[0],
+               words[1], words[2], words[3]);
+}
+
+/* Called by a warpgroup; raw keys and queries are in the stage. What was written is visible to
+ * wgmma and copies after a proxy_fence() of each thread and a barrier. */
+template <typename E, int DIM, int GROUPS, typename F>
+__device__ __forceinline__ void prepare_tokens(char *memory, char *work, const token_numbers &of,
+                                               F between) {
+  using S = stage<DIM, false, GROUPS>;
+  using W = scratch<DIM, false>;
+  int thread = threadIdx.x % GROUP, warp = thread / 32, lane = thread % 32, t = lane % 4;
+  uint32_t at = shared_address(memory);
+  float scores[32], weights[32];
+  wgmma_fence();
+#pragma unroll
+  for (int c = 0; c < DIM / 16; ++c) {
+    uint64_t k = descriptor(at + S::K + c / 4 * TILE_BYTES + c % 4 * 32);
+    wgmma<E, 0, 0>(scores, k, k, c > 0);
+  }
+#pragma unroll
+  for (int c = 0; c < DIM / 16; ++c) {
+    uint32_t to = at + c / 4 * TILE_BYTES + c % 4 * 32;
+    wgmma<E, 0, 0>(weights, descriptor(to + S::Q), descriptor(to + S::K), c > 0);
+  }
+  wgmma_commit();
+
+  float x = delta::log2_decay(of.decay.x), y = delta::log2_decay(of.decay.y), both = x + y;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    float other = __shfl_up_sync(~0u, both, d);
+    if (lane >= d) both += other;
+  }
+  float last = __shfl_sync(~0u, both, 31);
+  float *sums = (float *)(work + W::SUMS) + warp * CHUNK;
+  float *beta = (float *)(work + W::BETA) + warp * CHUNK;
+  ((float2 *)sums)[lane] = make_float2(both - y, both);
+  ((float2 *)beta)[lane] = of.beta;
+  if (warp == 3) {
+    ((float2 *)(memory + S::GAMMA))[lane] =
+        make_float2(exp2_approximate(both - y), exp2_approximate(both));
+    ((float2 *)(memory + S::KAPPA))[lane] =
+        make_float2(exp2_approximate(last - both + y), exp2_approximate(last - both));
+    if (lane == 0) *(float *)(memory + S::FULL) = exp2_approximate(last);
+  }
+  __syncwarp();
+  wgmma_wait<0>();
+  pin(scores);
+  pin(weights);
+
+  float *a = (float *)(work + W::A);
+  float low = sums[warp * SUBBLOCK + lane / 4], high = sums[warp * SUBBLOCK + lane / 4 + 8];
+#pragma unroll
+  for (int block = 0; block < SUBBLOCKS; ++block)
+    if (block <= warp) {
+      float *b = scores + 8 * block, *p = weights + 8 * block;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float2 of_column = *(const float2 *)(sums + block * SUBBLOCK + 8 * half + 2 * t);
+        float decays[4] = {exp2_approximate(low - of_column.x), exp2_approximate(low - of_column.y),
+                           exp2_approximate(high - of_column.x),
+                           exp2_approximate(high - of_column.y)};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) b[4 * half + i] *= decays[i], p[4 * half + i] *= decays[i];
+      }
+      store_scores<E>(a, at + S::P, beta, warp, block, b, p, lane);
+    }
+  invert<E>(a, at + S::Y, beta, warp, lane, between);
+}
+
+/* Decays per channel: [64, DIM] at `decay`, rows `decay_token` apart, valid for `tokens`; and where
+ * the same tokens' raw rows are, for channels that are not factored. */
+struct channel_rows {
+  const float *decay;
+  int64_t decay_token;
+  int tokens;
+  int64_t first;
+  int head;
+};
+
+/* Scores of the rows of subblock BLOCK; x[0] with its own columns, then with earlier subblocks,
+ * nearest first. Operands as in delta::channel_scores: rows decayed from the border before their
+ * subblock, keys times the inverse of that, keys decayed to the end of their own subblock. */
+template <int BLOCK, typename E, int DIM>
+__device__ __forceinline__ void
+channel_scores(uint32_t q, uint32_t k, uint32_t written, uint32_t inverse, const float *totals,
+               const unsigned *steep, const channel_rows &rows, const delta::parameters &of,
+               const sequence &s, int lane, float (&b)[BLOCK + 1][2][4],
+               float (&p)[BLOCK + 1][2][4]) {
+  constexpr int ROW = BLOCK * SUBBLOCK;
+  int g = lane / 4, t = lane % 4;
+#pragma unroll 1 /* few registers */
+  for (int c = 0; c < DIM; c += 16) {
+    uint32_t of_k[4], of_q[4], right[4];
+    matrix_load(of_k, by_columns(k, ROW, c, lane));
+    matrix_load(of_q, by_columns(q, ROW, c, lane));
+    matrix_load(right, by_rows(inverse, ROW, c, lane));
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      delta::product<E>(b[0][n], of_k, right[2 * n], right[2 * n + 1]);
+      delta::product<E>(p[0][n], of_q, right[2 * n], right[2 * n + 1]);
+    }
+    float2 between[2] = {{0, 0}, {0, 0}}; /* the decay of whole subblocks in between */
+#pragma unroll
+    for (int distance = 1; distance <= BLOCK; ++distance) {
+      int s = BLOCK - distance;
+      matrix_load(right, by_rows(written, s * SUBBLOCK, c, lane));
+      if (distance > 1)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float2 whole = *(const float2 *)(totals + (s + 1) * DIM + c + 2 * t + 8 * i);
+          between[i].x += whole.x, between[i].y += whole.y;
+          uint32_t e =
+              element<E>::pack(exp2_approximate(between[i].x), exp2_approximate(between[i].y));
+          right[i] = delta::multiply(right[i], e, E());
+          right[i + 2] = delta::multiply(right[i + 2], e, E());
+        }
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        delta::product<E>(b[distance][n], of_k, right[2 * n], right[2 * n + 1]);
+        delta::product<E>(p[distance][n], of_q, right[2 * n], right[2 * n + 1]);
+      }
+    }
+  }
+  /* Steep channels: every pair has its own decay; a lane of 16 sums up one token's. */
+  for (int h = 0; h < DIM / 32; ++h)
+    for (unsigned rest = steep[h]; rest; rest &= rest - 1) {
+      int c = 64 * (h / 2) + 2 * (__ffs(rest) - 1) + h % 2, token = ROW + lane % SUBBLOCK;
+      float sum = 0, of_q = 0, of_k = 0;
+      if (token < rows.tokens) {
+        sum = delta::log2_decay(rows.decay[token * rows.decay_token + c]);
+        of_q = float(
+            delta::as<E>(of.q).at(s.batch, s.first + rows.first + token, rows.head / of.group)[c]);
+        of_k = float(
+            delta::as<E>(of.k).at(s.batch, s.first + rows.first + token, rows.head / of.group)[c]);
+      }
+#pragma unroll
+      for (int d = 1; d < SUBBLOCK; d *= 2) {
+        float other = __shfl_up_sync(~0u, sum, d, SUBBLOCK);
+        if (lane % SUBBLOCK >= d) sum += other;
+      }
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        int i = g + n / 4 * 8, j = n / 2 % 2 * 8 + 2 * t + n % 2;
+        float decay = __shfl_sync(~0u, sum, i) - __shfl_sync(~0u, sum, j);
+        float right = __shfl_sync(~0u, of_k, j);
+        float left_k = __shfl_sync(~0u, of_k, i), left_q = __shfl_sync(~0u, of_q, i);
+        float factor = i >= j ? right * exp2_approximate(decay) : 0;
+        b[0][n / 2 % 2][n / 4 * 2 + n % 2] += left_k * factor;
+        p[0][n / 2 % 2][n / 4 * 2 + n % 2] += left_q * factor;
+      }
+    }
+}
+
+/* With a decay per channel; `early` is called once the decays have been read. */
+template <typename E, int DIM, int GROUPS, typename F, typename G>
+__device__ __forceinline__ void
+prepare_channels(char *memory, char *work, const token_numbers &of, const channel_rows &rows,
+                 const delta::parameters &p, const sequence &s, F early, G between) {
+  using S = stage<DIM, true, GROUPS>;
+  using W = scratch<DIM, true>;
+  constexpr int HALVES = DIM / 64;
+  int thread = threadIdx.x % GROUP, warp = thread / 32, lane = thread % 32, row = warp * SUBBLOCK;
+  uint32_t at = shared_address(memory);
+  float *totals = (float *)(work + W::TOTALS), *a = (float *)(work + W::A);
+  unsigned *steep = (unsigned *)(work + W::STEEP);
+  float *beta = (float *)(work + W::BETA) + warp * CHUNK;
+  ((float2 *)beta)[lane] = of.beta;
+  /* Elementwise a warp has its 16 rows, and a lane of it two channels of each 64. */
+  auto own = [&](char *tiles, int half, int i) {
+    return (uint32_t *)(tiles + half * TILE_BYTES + swizzled(row + i, lane / 4) + lane % 4 * 4);
+  };
+#pragma unroll
+  for (int h = 0; h < HALVES; ++h) {
+    int channel = 64 * h + 2 * lane;
+    float2 sum[SUBBLOCK], last = {0, 0};
+#pragma unroll
+    for (int i = 0; i < SUBBLOCK; ++i)
+      sum[i] = row + i < rows.tokens
+                   ? *(const float2 *)(rows.decay + (row + i) * rows.decay_token + channel)
+                   : make_float2(0, 0);
+#pragma unroll
+    for (int i = 0; i < SUBBLOCK; ++i) {
+      last.x += delta::log2_decay(sum[i].x);
+      last.y += delta::log2_decay(sum[i].y);
+      sum[i] = last;
+    }
+    *(float2 *)(totals + warp * DIM + channel) = last;
+    bool low = last.x >= delta::MIN_FACTORED, high = last.y >= delta::MIN_FACTORED;
+    unsigned steep_low = __ballot_sync(~0u, !low), steep_high = __ballot_sync(~0u, !high);
+    if (lane == 0) *(uint2 *)(steep + 2 * (warp * HALVES + h)) = make_uint2(steep_low, steep_high);
+#pragma unroll
+    for (int i = 0; i < SUBBLOCK; ++i) {
+      uint32_t *q = own(memory + S::Q, h, i), *k = own(memory + S::K, h, i);
+      float2 x = element<E>::unpack(*q), y = element<E>::unpack(*k);
+      float e0 = exp2_approximate(sum[i].x), e1 = exp2_approximate(sum[i].y);
+      *q = element<E>::pack(x.x * e0, x.y * e1);
+      *k = element<E>::pack(y.x * e0, y.y * e1);
+      *own(memory + S::WRITTEN, h, i) = element<E>::pack(y.x * exp2_approximate(last.x - sum[i].x),
+                                                         y.y * exp2_approximate(last.y - sum[i].y));
+      *own(work + W::A, h, i) = element<E>::pack(low ? y.x * exp2_approximate(-sum[i].x) : 0,
+                                                 high ? y.y * exp2_approximate(-sum[i].y) : 0);
+    }
+  }
+  named_sync(1, GROUP);
+  auto scores = [&](auto constant) {
+    constexpr int BLOCK = decltype(constant)::value;
+    float of_b[BLOCK + 1][2][4] = {}, of_p[BLOCK + 1][2][4] = {};
+    channel_scores<BLOCK, E, DIM>(at + S::Q, at + S::K, at + S::WRITTEN,
+                                  shared_address(work + W::A), totals, steep + 2 * BLOCK * HALVES,
+                                  rows, p, s, lane, of_b, of_p);
+    named_sync(1, GROUP); /* A takes the place of the inverted keys */
+#pragma unroll
+    for (int distance = 0; distance <= BLOCK; ++distance)
+      store_scores<E>(a, at + S::P, beta, BLOCK, BLOCK - distance, &of_b[distance][0][0],
+                      &of_p[distance][0][0], lane);
+  };
+  switch (warp) {
+  case 0: scores(delta::number<0>()); break;
+  case 1: scores(delta::number<1>()); break;
+  case 2: scores(delta::number<2>()); break;
+  default: scores(delta::number<3>());
+  }
+  early();
+
+  /* Rows from the subblocks' borders to the chunk's. */
+#pragma unroll
+  for (int h = 0; h < HALVES; ++h) {
+    int channel = 64 * h + 2 * lane;
+    float2 before = {0, 0}, after = {0, 0}, all = {0, 0};
+#pragma unroll
+    for (int s = 0; s < SUBBLOCKS; ++s) {
+      float2 y = *(const float2 *)(totals + s * DIM + channel);
+      if (s < warp) before.x += y.x, before.y += y.y;
+      if (s > warp) after.x += y.x, after.y += y.y;
+      all.x += y.x, all.y += y.y;
+    }
+    auto scale_rows = [&](char *tiles, float2 by) {
+      float low = exp2_approximate(by.x), high = exp2_approximate(by.y);
+#pragma unroll
+      for (int i = 0; i < SUBBLOCK; ++i) {
+        uint32_t *at = own(tiles, h, i);
+        float2 x = element<E>::unpack(*at);
+        *at = element<E>::pack(x.x * low, x.y * high);
+      }
+    };
+    if (warp) {
+      scale_rows(memory + S::Q, before);
+      scale_rows(memory + S::K, before);
+    } else {
+      *(float2 *)(memory + S::FULL + 4 * channel) =
+          make_float2(exp2_approximate(all.x), exp2_approximate(all.y));
+    }
+    if (warp < SUBBLOCKS - 1) scale_rows(memory + S::WRITTEN, after);
+  }
+  invert<E>(a, at + S::Y, beta, warp, lane, between);
+}
+
+/* Y and P above the diagonal are zero and stay so. */
+template <typename S> __device__ __forceinline__ void clear_squares(char *memory, int thread) {
+  for (int i = thread; i < 2 * TILE_BYTES / 16; i += GROUP)
+    ((uint4 *)(memory + S::Y))[i] = make_uint4(0, 0, 0, 0);
+}
+
+/* ---- Steps ---- */
+
+/* Where a warpgroup finds its stages: in use by chunk c is stage c % stages. */
+struct ring {
+  char *memory;
+  uint32_t ready; /* barriers: a stage is there; loaded: its copies are; freed: it was read */
+  uint32_t loaded, freed;
+};
+
+/* Ends the life of old values, which products that do not add would seem to read. */
+__device__ __forceinline__ void forget(float (&x)[32]) {
+#pragma unroll
+  for (int i = 0; i < 32; ++i) asm volatile("" : "=f"(x[i]));
+}
+
+/* out[64, 64] = x[64, DIM] rows^T for rows[64, DIM] in tiles. */
+template <typename E, int STEPS>
+__device__ __forceinline__ void times_rows(float (&out)[32], const uint32_t (&x)[STEPS][4],
+                                           uint32_t tiles, int add) {
+  if (!add) forget(out);
+#pragma unroll
+  for (int c = 0; c < STEPS; ++c)
+    wgmma<E, 0>(out, x[c], descriptor(tiles + c / 4 * TILE_BYTES + c % 4 * 32), add || c > 0);
+}
+
+template <int STEPS> __device__ __forceinline__ void pin(uint32_t (&x)[STEPS][4]) {
+#pragma unroll
+  for (int c = 0; c < STEPS; ++c) hopper::pin(x[c]);
+}
+
+/* Accumulators [64, 16 STEPS] as left operands. */
+template <typename E, int STEPS, int COUNT>
+__device__ __forceinline__ void round(uint32_t (&x)[STEPS][4], const float (&from)[COUNT]) {
+#pragma unroll
+  for (int c = 0; c < STEPS; ++c)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      x[c][i] = element<E>::pack(from[8 * c + 2 * i], from[8 * c + 2 * i + 1]);
+}
+
+/* A warpgroup walks over the chunks of one sequence and head with 64 value columns. `part` is the
+ * place of its values in a stage; FUSED: values of the last chunk are clean, and so are keys. */
+template <typename E, int DIM, bool CHANNEL, int GROUPS, int STAGES, bool FUSED>
+__device__ __forceinline__ void walk(const forward_parameters &f, const ring &r, const sequence &s,
+                                     int slot, int head, int column, int part) {
+  using S = stage<DIM, CHANNEL, GROUPS>;
+  const delta::parameters &p = f.p;
+  const int thread = threadIdx.x % GROUP, warp = thread / 32, lane = thread % 32;
+  const int g = lane / 4, t = lane % 4;
+  const int chunks = (s.tokens + CHUNK - 1) / CHUNK;
+  /* With two stages a stage has to be free before the next one is ready. */
+  constexpr bool DEFER = STAGES > 2;
+  float state[DIM / 2], u[32], o[32], u_or_w[32];
+  float(&w)[32] = FUSED ? u : u_or_w; /* where registers are few */
+  uint32_t rounded[DIM / 16][4], x[SUBBLOCKS][4], y[SUBBLOCKS][4];
+
+  const int own = column + warp * SUBBLOCK + g;
+#pragma unroll
+  for (int i = 0; i < DIM / 2; ++i) state[i] = 0;
+  if (p.initial.data) {
+    const float *from = p.initial.at(slot, head) + own;
+#pragma unroll
+    for (int i = 0; i < DIM / 2; ++i)
+      state[i] = from[(i / 4 * 8 + 2 * t + i % 2) * p.initial.row + i / 2 % 2 * 8];
+  }
+
+  auto wait_ready = [&](int at, uint32_t parity) {
+    barrier_wait(r.ready + at * 8, parity);
+    if (FUSED) barrier_wait(r.loaded + at * 8, parity);
+  };
+  /* A warp's columns of O through the place of V to memory; then the stage is free. */
+  auto write_output = [&](int at, int chunk) {
+    char *tile = r.memory + at * S::BYTES + S::V + part * TILE_BYTES;
+#pragma unroll
+    for (int c = 0; c < SUBBLOCKS; ++c)
+      matrix_store_transposed(by_rows(shared_address(tile), c * SUBBLOCK, warp * SUBBLOCK, lane),
+                              x[c][0], x[c][1], x[c][2], x[c][3]);
+    __syncwarp();
+    const int tokens = s.tokens - chunk * CHUNK;
+    E *to = delta::as<E>(p.o).at(s.batch, s.first + chunk * CHUNK, head) + column +
+            warp * SUBBLOCK + lane % 2 * 8;
+#pragma unroll
+    for (int i = lane / 2; i < CHUNK; i += 16)
+      if (i < tokens)
+        *(uint4 *)(to + i * p.o.token) = *(const uint4 *)(tile + swizzled(i, 2 * warp + lane % 2));
+    proxy_fence();
+    __syncwarp();
+    if (lane == 0) barrier_arrive(r.freed + at * 8);
+  };
+
+  round<E>(rounded, state);
+  int at = 0, before = 0;
+  uint32_t parity = 0;
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    char *memory = r.memory + at * S::BYTES;
+    const uint32_t here = shared_address(memory), v = here + S::V + part * TILE_BYTES;
+    wait_ready(at, parity);
+    wgmma_fence();
+    times_rows<E>(u, rounded, here + S::K, 0);
+    wgmma_commit();
+    if (DEFER && chunk) write_output(before, chunk - 1); /* while U goes on */
+    if (FUSED) { /* registers are few: R takes the place of the rounded state */
+      wgmma_fence();
+      times_rows<E>(o, rounded, here + S::Q, 0);
+      wgmma_commit();
+    }
+    wgmma_wait<0>();
+    hopper::pin(u);
+    if (FUSED) {
+      hopper::pin(o);
+      pin(rounded);
+    } else {
+      wgmma_fence();
+      times_rows<E>(o, rounded, here + S::Q, 0);
+      wgmma_commit();
+    }
+    /* R^T = V^T - U^T, per token U's rows times exp(G). */
+    const float *gamma = (const float *)(memory + S::GAMMA) + 2 * t;
+    const float *kappa = (const float *)(memory + S::KAPPA) + 2 * t;
+#pragma unroll
+    for (int c = 0; c < SUBBLOCKS; ++c) {
+      uint32_t of_v[4];
+      matrix_load_transposed(of_v, by_rows(v, c * SUBBLOCK, warp * SUBBLOCK, lane));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float2 values = element<E>::unpack(of_v[i]);
+        float2 factor =
+            CHANNEL ? make_float2(1, 1) : *(const float2 *)(gamma + c * SUBBLOCK + i / 2 * 8);
+        y[c][i] = element<E>::pack(values.x - factor.x * u[8 * c + 2 * i],
+                                   values.y - factor.y * u[8 * c + 2 * i + 1]);
+      }
+    }
+    wgmma_fence();
+    times_rows<E>(w, y, here + S::Y, 0);
+    wgmma_commit();
+    const float *full = (const float *)(memory + S::FULL);
+    if (CHANNEL) {
+#pragma unroll
+      for (int n = 0; n < DIM / 8; ++n) {
+        float2 factor = *(const float2 *)(full + 8 * n + 2 * t);
+        state[4 * n] *= factor.x, state[4 * n + 1] *= factor.y;
+        state[4 * n + 2] *= factor.x, state[4 * n + 3] *= factor.y;
+      }
+    } else {
+      float factor = *full;
+#pragma unroll
+      for (int i = 0; i < DIM / 2; ++i) state[i] *= factor;
+    }
+    wgmma_wait<0>();
+    hopper::pin(w);
+    if (!FUSED) {
+      hopper::pin(o);
+      pin(rounded);
+    }
+    pin(y);
+    /* V' for O and, per token times exp(G_C - G), for S. */
+#pragma unroll
+    for (int c = 0; c < SUBBLOCKS; ++c)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float low = w[8 * c + 2 * i], high = w[8 * c + 2 * i + 1];
+        x[c][i] = element<E>::pack(low, high);
+        if (!CHANNEL) {
+          float2 of_s = *(const float2 *)(kappa + c * SUBBLOCK + i / 2 * 8);
+          float2 of_o = *(const float2 *)(gamma + c * SUBBLOCK + i / 2 * 8);
+          y[c][i] = element<E>::pack(low * of_s.x, high * of_s.y);
+          o[8 * c + 2 * i] *= of_o.x, o[8 * c + 2 * i + 1] *= of_o.y;
+        }
+      }
+    wgmma_fence();
+#pragma unroll
+    for (int c = 0; c < SUBBLOCKS; ++c)
+      wgmma<E, 1>(state, CHANNEL ? x[c] : y[c],
+                  descriptor(here + (CHANNEL ? S::WRITTEN : S::K) + c * 2048, TILE_BYTES), 1);
+    wgmma_commit();
+    times_rows<E>(o, x, here + S::P, 1);
+    wgmma_commit();
+    wgmma_wait<1>();
+    hopper::pin(state);
+    if (!CHANNEL) pin(y);
+    round<E>(rounded, state);
+    wgmma_wait<0>();
+    hopper::pin(o);
+    pin(x);
+    /* Before the next product is in flight, lest the compiler waits for it. */
+#pragma unroll
+    for (int i = 0; i < 32; ++i) o[i] *= p.scale;
+    round<E>(x, o);
+    if (!DEFER) write_output(at, chunk);
+    before = at;
+    if (++at == STAGES) at = 0, parity ^= 1;
+  }
+  if (DEFER && chunks > 0) write_output(before, chunks - 1);
+  if (p.final.data) {
+    float *to = p.final.at(slot, head) + own;
+#pragma unroll
+    for (int i = 0; i < DIM / 2; ++i)
+      to[(i / 4 * 8 + 2 * t + i % 2) * p.final.row + i / 2 % 2 * 8] = state[i];
+  }
+}
+
+/* ---- One kernel ---- */
+
+template <int DIM, bool CHANNEL, int GROUPS> struct fused {
+  using S = stage<DIM, CHANNEL, GROUPS>;
+  enum {
+    STAGES = CHANNEL ? 2 : 3,
+    THREADS = (GROUPS + 1) * GROUP,
+    WORK = STAGES * S::BYTES,
+    DECAYS = WORK + scratch<DIM, CHANNEL>::BYTES, /* [64, DIM], per channel */
+    BARRIERS = DECAYS + (CHANNEL ? CHUNK * DIM * 4 : 0),
+    BYTES = BARRIERS + (3 * STAGES + 1) * 8,
+    /* Of three warpgroups' 504 a lane. */
+    PREPARE_REGISTERS = 120,
+    STEP_REGISTERS = 192,
+  };
+};
+
+template <typename E, int DIM, bool CHANNEL, int GROUPS>
+__device__ __forceinline__ void prepare_all(const forward_parameters &f, char *memory,
+                                            const ring &r, const sequence &s, int head,
+                                            int column) {
+  using F = fused<DIM, CHANNEL, GROUPS>;
+  using S = typename F::S;
+  const delta::parameters &p = f.p;
+  const int thread = threadIdx.x % GROUP, warp = thread / 32, lane = thread % 32;
+  const int chunks = (s.tokens + CHUNK - 1) / CHUNK;
+  const uint32_t decayed = r.freed + F::STAGES * 8;
+  char *decays = memory + F::DECAYS;
+  auto load = [&](int chunk) {
+    int at = chunk % F::STAGES, token = (int)s.first + chunk * CHUNK;
+    uint32_t to = shared_address(r.memory + at * S::BYTES), barrier = r.loaded + at * 8;
+    barrier_expect(barrier, S::LOADED_BYTES);
+    for (int i = 0; i < DIM / 64; ++i) {
+      tensor_load(to + S::K + i * TILE_BYTES, &f.k, barrier, 64 * i, head / p.group, token,
+                  (int)s.batch);
+      tensor_load(to + S::Q + i * TILE_BYTES, &f.q, barrier, 64 * i, head / p.group, token,
+                  (int)s.batch);
+    }
+    for (int i = 0; i < GROUPS; ++i)
+      tensor_load(to + S::V + i * TILE_BYTES, &f.v, barrier, column + 64 * i, head, token,
+                  (int)s.batch);
+  };
+  /* By one warp. */
+  auto load_decays = [&](int chunk) {
+    int tokens = min(CHUNK, s.tokens - chunk * CHUNK);
+    if (lane == 0) barrier_expect(decayed, tokens * DIM * 4);
+    __syncwarp();
+    for (int i = lane; i < tokens; i += 32)
+      bulk_load(shared_address(decays) + i * DIM * 4,
+                p.decay.at(s.batch, s.first + chunk * CHUNK + i, head), DIM * 4, decayed);
+  };
+  if (!chunks) return;
+  for (int i = 0; i < F::STAGES; ++i) clear_squares<S>(r.memory + i * S::BYTES, thread);
+  if (warp == 3) {
+    if (lane == 0) load(0);
+    if (CHANNEL) load_decays(0);
+  }
+  token_numbers numbers = load_numbers<CHANNEL>(p, s, 0, head, lane);
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const int at = chunk % F::STAGES, next = chunk + 1;
+    char *here = r.memory + at * S::BYTES;
+    /* The next chunk's copies, as soon as its stage is free and latest in the middle. */
+    bool waits = warp == 3 && lane == 0 && next < chunks;
+    const uint32_t freed = r.freed + next % F::STAGES * 8;
+    const uint32_t freed_parity = (next / F::STAGES - 1) & 1;
+    if (waits && (next < F::STAGES || barrier_passed(freed, freed_parity))) {
+      load(next);
+      waits = false;
+    }
+    token_numbers of = numbers;
+    if (next < chunks) numbers = load_numbers<CHANNEL>(p, s, (int64_t)next * CHUNK, head, lane);
+    barrier_wait(r.loaded + at * 8, chunk / F::STAGES & 1);
+    int tokens = min(CHUNK, s.tokens - chunk * CHUNK);
+    if (tokens < CHUNK) {
+      clear_rows(here + S::K, 2 * DIM / 64, tokens, thread, GROUP);
+      clear_rows(here + S::V, GROUPS, tokens, thread, GROUP);
+      proxy_fence();
+      named_sync(1, GROUP);
+    }
+    auto between = [&] {
+      if (waits) {
+        barrier_wait(freed, freed_parity);
+        load(next);
+      }
+      __syncwarp();
+    };
+    if constexpr (CHANNEL) {
+      barrier_wait(decayed, chunk & 1);
+      channel_rows rows = {(const float *)decays, DIM, tokens, (int64_t)chunk * CHUNK, head};
+      prepare_channels<E, DIM, GROUPS>(
+          here, memory + F::WORK, of, rows, p, s,
+          [&] {
+            if (warp == 3 && next < chunks) load_decays(next);
+          },
+          between);
+    } else {
+      prepare_tokens<E, DIM, GROUPS>(here, memory + F::WORK, of, between);
+    }
+    proxy_fence();
+    barrier_arrive(r.ready + at * 8);
+    named_sync(1, GROUP); /* the scratch was read */
+  }
+}
+
+template <typename E, int DIM, bool CHANNEL, int GROUPS>
+__global__ void __launch_bounds__((GROUPS + 1) * GROUP, 1)
+    fused_kernel(const __grid_constant__ forward_parameters f) {
+  extern __shared__ __align__(1024) char memory[];
+  using F = fused<DIM, CHANNEL, GROUPS>;
+  const int head = blockIdx.x, slot = blockIdx.y, column = blockIdx.z * GROUPS * 64;
+  const sequence s = delta::find_sequence(f.p.offsets, f.p.length, slot);
+  const uint32_t barriers = shared_address(memory + F::BARRIERS);
+  const ring r = {memory, barriers, barriers + F::STAGES * 8, barriers + 2 * F::STAGES * 8};
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < F::STAGES; ++i) {
+      barrier_init(r.ready + i * 8, GROUP);
+      barrier_init(r.loaded + i * 8, 1);
+      barrier_init(r.freed + i * 8, GROUPS * 4);
+    }
+    barrier_init(r.freed + F::STAGES * 8, 1);
+    barrier_init_fence();
+  }
+  __syncthreads();
+  if (__shfl_sync(~0u, threadIdx.x / GROUP, 0) == 0) {
+    if (GROUPS > 1) registers_fewer<F::PREPARE_REGISTERS>();
+    prepare_all<E, DIM, CHANNEL, GROUPS>(f, memory, r, s, head, column);
+  } else {
+    if (GROUPS > 1) registers_more<F::STEP_REGISTERS>();
+    int part = threadIdx.x / GROUP - 1;
+    walk<E, DIM, CHANNEL, GROUPS, F::STAGES, true>(f, r, s, slot, head, column + 64 * part, part);
+  }
+}
+
+/* ---- Two kernels ---- */
+
+/* Blocks over (sequence and chunk, value head). */
+template <typename E, int DIM, bool CHANNEL>
+__global__ void __launch_bounds__(GROUP)
+    prepare_kernel(const __grid_constant__ forward_parameters f) {
+  extern __shared__ __align__(1024) char memory[];
+  using S = stage<DIM, CHANNEL, 0>;
+  const delta::parameters &p = f.p;
+  const int thread = threadIdx.x, lane = thread % 32, head = blockIdx.y;
+  const int64_t chunk = blockIdx.x % p.chunks, first = chunk * CHUNK;
+  const sequence s = delta::find_sequence(p.offsets, p.length, (int)(blockIdx.x / p.chunks));
+  if (first >= s.tokens) return;
+  char *work = memory + S::BYTES;
+  const uint32_t at = shared_address(memory);
+  const uint32_t barrier = shared_address(work + scratch<DIM, CHANNEL>::BYTES);
+  if (thread == 0) {
+    barrier_init(barrier, 1);
+    barrier_init_fence();
+    barrier_expect(barrier, S::LOADED_BYTES);
+    for (int i = 0; i < DIM / 64; ++i) {
+      tensor_load(at + S::K + i * TILE_BYTES, &f.k, barrier, 64 * i, head / p.group,
+                  (int)(s.first + first), (int)s.batch);
+      tensor_load(at + S::Q + i * TILE_BYTES, &f.q, barrier, 64 * i, head / p.group,
+                  (int)(s.first + first), (int)s.batch);
+    }
+  }
+  token_numbers of = load_numbers<CHANNEL>(p, s, first, head, lane);
+  clear_squares<S>(memory, thread);
+  __syncthreads();
+  barrier_wait(barrier, 0);
+  int tokens = (int)min((int64_t)CHUNK, s.tokens - first);
+  if (tokens < CHUNK) {
+    clear_rows(memory + S::K, 2 * DIM / 64, tokens, thread, GROUP);
+    proxy_fence();
+    __syncthreads();
+  }
+  if constexpr (CHANNEL)
+    prepare_channels<E, DIM, 0>(
+        memory, work, of,
+        {p.decay.at(s.batch, s.first + first, head), p.decay.token, tokens, first, head}, p, s,
+        [] {}, [] {});
+  else
+    prepare_tokens<E, DIM, 0>(memory, work, of, [] {});
+  proxy_fence();
+  __syncthreads();
+  if (thread == 0) {
+    bulk_store(p.prepared + ((int64_t)blockIdx.x * p.value_heads + head) * S::RECORD_BYTES,
+               at + S::RECORD, S::RECORD_BYTES);
+    tensor_store_read();
+  }
+}
+
+template <int DIM, bool CHANNEL> constexpr int prepare_bytes() {
+  return stage<DIM, CHANNEL, 0>::BYTES + scratch<DIM, CHANNEL>::BYTES + 8;
+}
+
+enum { STEP_STAGES = 3 };
+
+template <int DIM, bool CHANNEL> constexpr int step_bytes() {
+  return STEP_STAGES * (stage<DIM, CHANNEL, 1>::BYTES + 2 * 8) + 8;
+}
+
+/* Blocks over (64 value columns, value head, sequence); a warp fetches. */
+template <typename E, int DIM, bool CHANNEL>
+__global__ void __launch_bounds__(GROUP + 32, 1)
+    step_kernel(const __grid_constant__ forward_parameters f) {
+  extern __shared__ __align__(1024) char memory[];
+  using S = stage<DIM, CHANNEL, 1>;
+  const delta::parameters &p = f.p;
+  const int column = blockIdx.x * 64, head = blockIdx.y, slot = blockIdx.z;
+  const sequence s = delta::find_sequence(p.offsets, p.length, slot);
+  const uint32_t barriers = shared_address(memory + STEP_STAGES * S::BYTES);
+  const ring r = {memory, barriers, barriers, barriers + STEP_STAGES * 8};
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STEP_STAGES; ++i) {
+      barrier_init(r.ready + i * 8, 1);
+      barrier_init(r.freed + i * 8, 4);
+    }
+    barrier_init(r.freed + STEP_STAGES * 8, 1);
+    barrier_init_fence();
+  }
+  __syncthreads();
+  if (__shfl_sync(~0u, threadIdx.x / GROUP, 0) == 0) {
+    walk<E, DIM, CHANNEL, 1, STEP_STAGES, false>(f, r, s, slot, head, column, 0);
+  } else {
+    const int lane = threadIdx.x % 32, chunks = (s.tokens + CHUNK - 1) / CHUNK;
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      int at = chunk % STEP_STAGES, token = (int)s.first + chunk * CHUNK;
+      int tokens = min(CHUNK, s.tokens - chunk * CHUNK);
+      char *here = memory + at * S::BYTES;
+      /* The last chunk is cleaned before it is ready. */
+      uint32_t to = shared_address(here), ready = r.ready + at * 8;
+      uint32_t barrier = tokens < CHUNK ? r.freed + STEP_STAGES * 8 : ready;
+      if (chunk >= STEP_STAGES) barrier_wait(r.freed + at * 8, (chunk / STEP_STAGES - 1) & 1);
+      if (lane == 0) {
+        barrier_expect(barrier, S::RECORD_BYTES + TILE_BYTES + (CHANNEL ? 0 : 2 * S::ROWS));
+        bulk_load(to + S::RECORD,
+                  p.prepared + ((slot * p.chunks + chunk) * p.value_heads + head) * S::RECORD_BYTES,
+                  S::RECORD_BYTES, barrier);
+        if (!CHANNEL)
+          for (int i = 0; i < DIM / 64; ++i) {
+            tensor_load(to + S::K + i * TILE_BYTES, &f.k, barrier, 64 * i, head / p.group, token,
+                        (int)s.batch);
+            tensor_load(to + S::Q + i * TILE_BYTES, &f.q, barrier, 64 * i, head / p.group, token,
+                        (int)s.batch);
+          }
+        tensor_load(to + S::V, &f.v, barrier, column, head, token, (int)s.batch);
+      }
+      if (tokens == CHUNK) continue;
+      barrier_wait(barrier, 0);
+      if (!CHANNEL) clear_rows(here + S::K, 2 * DIM / 64, tokens, lane, 32);
+      clear_rows(here + S::V, 1, tokens, lane, 32);
+      proxy_fence();
+      __syncwarp();
+      if (lane == 0) barrier_arrive(ready);
+    }
+  }
+}
+
+/* ---- Planning ---- */
+
+enum { FUSED }; /* of choice->values: warpgroups that step in the one kernel; 0: two kernels */
+
+bool plan(const attn_cuda_device *device, const attn_recurrent_problem *problem,
+          attn_cuda_choice *choice) {
+  const bool channel = problem->decay == ATTN_DECAY_CHANNEL;
+  /* float16 has too few exponents for keys times the inverse of their decay. */
+  if (device->major != 9 || device->minor != 0 || !delta::accepts(device, problem) ||
+      problem->value_dim % 64 || (channel && problem->dtype != ATTN_BF16) ||
+      problem->length >= (int64_t)1 << 30)
+    return false;
+  const int64_t groups = problem->value_dim % 128 ? 1 : 2;
+  const int64_t blocks = problem->batch * problem->value_heads * (problem->value_dim / 64 / groups);
+  const int64_t chunks = (problem->length + CHUNK - 1) / CHUNK;
+  if (blocks * 10 >= device->multiprocessors * 7) {
+    choice->values[FUSED] = groups;
+    snprintf(choice->description, sizeof choice->description,
+             "delta rule, wgmma, chunks of %d, prepared and stepped in one kernel", CHUNK);
+    return true;
+  }
+  const int squares = 2 * TILE_BYTES + 1024, rows = CHUNK * (int)problem->dim * 2;
+  choice->values[FUSED] = 0;
+  choice->workspace_bytes = (size_t)(problem->batch * chunks * problem->value_heads) *
+                            (size_t)(squares + (channel ? 3 * rows : 0));
+  snprintf(choice->description, sizeof choice->description,
+           "delta rule, wgmma, chunks of %d prepared at once, then in order", CHUNK);
+  return true;
+}
+
+bool suits(const attn_recurrent_problem *problem, const attn_recurrent_args *args) {
+  const int first = problem->ragged ? 0 : 1;
+  if (!delta::reads_aligned(problem, args) || !delta::aligned(args->o, 8)) return false;
+  for (const attn_tensor *x : {&args->q, &args->k, &args->v}) {
+    int64_t tokens = problem->ragged ? x->shape[0] : problem->length;
+    if (!tokens ||
+        !map_possible(x->data, x->shape[first + 1], tokens, problem->ragged ? 1 : problem->batch,
+                      x->stride[first + 1], x->stride[first], problem->ragged ? 0 : x->stride[0]))
+      return false;
+  }
+  return true;
+}
+
+template <typename E, int DIM, bool CHANNEL, int GROUPS>
+attn_status launch_fused(const attn_recurrent_problem *problem, const forward_parameters &f,
+                         cudaStream_t stream) {
+  using F = fused<DIM, CHANNEL, GROUPS>;
+  attn_status status = delta::allow_shared(fused_kernel<E, DIM, CHANNEL, GROUPS>, F::BYTES);
+  if (status != ATTN_OK) return status;
+  dim3 grid((unsigned)f.p.value_heads, (unsigned)problem->batch,
+            (unsigned)(f.p.columns / 64 / GROUPS));
+  fused_kernel<E, DIM, CHANNEL, GROUPS><<<grid, F::THREADS, F::BYTES, stream>>>(f);
+  ATTN_CUDA_TRY_LAUNCH("the delta rule's kernel");
+  return ATTN_OK;
+}
+
+template <typename E, int DIM, bool CHANNEL>
+attn_status launch(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
+                   const forward_parameters &f, cudaStream_t stream) {
+  if (choice->values[FUSED] == 1) return launch_fused<E, DIM, CHANNEL, 1>(problem, f, stream);
+  if (choice->values[FUSED] == 2) return launch_fused<E, DIM, CHANNEL, 2>(problem, f, stream);
+  constexpr int PREPARE = prepare_bytes<DIM, CHANNEL>(), STEP = step_bytes<DIM, CHANNEL>();
+  attn_status status = delta::allow_shared(prepare_kernel<E, DIM, CHANNEL>, PREPARE);
+  if (status != ATTN_OK) return status;
+  dim3 all((unsigned)(problem->batch * f.p.chunks), (unsigned)f.p.value_heads);
+  prepare_kernel<E, DIM, CHANNEL><<<all, GROUP, PREPARE, stream>>>(f);
+  ATTN_CUDA_TRY_LAUNCH("the delta rule's preparation");
+  status = delta::allow_shared(step_kernel<E, DIM, CHANNEL>, STEP);
+  if (status != ATTN_OK) return status;
+  dim3 grid((unsigned)(f.p.columns / 64), (unsigned)f.p.value_heads, (unsigned)problem->batch);
+  step_kernel<E, DIM, CHANNEL><<<grid, GROUP + 32, STEP, stream>>>(f);
+  ATTN_CUDA_TRY_LAUNCH("the delta rule's steps");
+  return ATTN_OK;
+}
+
+template <typename E>
+attn_status run_as(const attn_cuda_choice *choice, const attn_recurrent_problem *problem,
+                   const attn_recurrent_args *args, void *workspace, cudaStream_t stream) {
+  forward_parameters f;
+  memset(&f, 0, sizeof f);
+  f.p = delta::parameters_of(problem, args);
+  f.p.o = delta::rows_of<void>(args->o, problem->ragged);
+  if (args->final_state.data) f.p.final = delta::states_of(args->final_state);
+  f.p.prepared = (char *)workspace;
+  const struct {
+    CUtensorMap *map;
+    const attn_tensor *tensor;
+  } maps[] = {{&f.q, &args->q}, {&f.k, &args->k}, {&f.v, &args->v}};
+  const int first = problem->ragged ? 0 : 1;
+  for (const auto &entry : maps) {
+    const attn_tensor *x = entry.tensor;
+    if (!map_encode(entry.map, element<E>::map_type, x->data, x->shape[first + 2],
+                    x->shape[first + 1], problem->ragged ? x->shape[0] : problem->length,
+                    problem->ragged ? 1 : problem->batch, x->stride[first + 1], x->stride[first],
+                    problem->ragged ? 0 : x->stride[0]))
+      return attn_cuda_fail(ATTN_INTERNAL, "recurrent: the driver refuses a tensor map");
+  }
+  const bool channel = problem->decay == ATTN_DECAY_CHANNEL;
+  if constexpr (delta::coarse<E>())
+    if (channel)
+      return problem->dim == 64 ? launch<E, 64, true>(choice, problem, f, stream)
+                                : launch<E, 128, true>(choice, problem, f, stream);
+  return problem->dim == 64 ? launch<E, 64, false>(choice, problem, f, stream)
+                            : launch<E, 128, false>(choice, problem, f, stream);
+}
+
+attn_status run(const attn_cuda_device *, const attn_cuda_choice *choice,
+                const attn_recurrent_problem *problem, const attn_recurrent_args *args,
+                void *workspace, cudaStream_t stream) {
+  return problem->dtype == ATTN_BF16
+             ? run_as<__nv_bfloat16>(choice, problem, args, workspace, stream)
+             : run_as<__half>(choice, problem, args, workspace, stream);
+}
+
+} // namespace
+
+extern const recurrent_algorithm recurrent_delta_sm90_forward;
+const recurrent_algorithm recurrent_delta_sm90_forward = {
+    "delta_sm90", ATTN_PASS_FORWARD, plan, suits, run,
+};
