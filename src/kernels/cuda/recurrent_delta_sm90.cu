@@ -74,6 +74,9 @@ template <int DIM, bool CHANNEL> struct scratch {
 struct forward_parameters {
   CUtensorMap q, k, v;
   delta::parameters p;
+  /* Where blocks of their own prepare: how many, and a flag for each record. */
+  int batch, preparers;
+  uint32_t *flags;
 };
 
 /* ---- Instructions ---- */
@@ -175,7 +178,7 @@ __device__ __forceinline__ void times_transposed(float (&c)[2][4], const float (
  * or above the diagonal is read. Between the two steps `between` is called. */
 template <typename E, typename F>
 __device__ __forceinline__ void invert(float *a, uint32_t y, const float *beta, int warp, int lane,
-                                       F between) {
+                                       int barrier, F between) {
   constexpr bool SPLIT = !delta::coarse<E>();
   int g = lane / 4, t = lane % 4;
   {
@@ -201,7 +204,7 @@ __device__ __forceinline__ void invert(float *a, uint32_t y, const float *beta, 
       for (int i = 0; i < SUBBLOCK; ++i) block[i * PITCH + column] = z[i];
     }
   }
-  named_sync(1, GROUP);
+  named_sync(barrier, GROUP);
   between();
   float x[SUBBLOCKS][2][4]; /* X_iw^T */
 #pragma unroll
@@ -289,7 +292,7 @@ __device__ __forceinline__ void store_scores(float *a, uint32_t p, const float *
  * wgmma and copies after a proxy_fence() of each thread and a barrier. */
 template <typename E, int DIM, int GROUPS, typename F>
 __device__ __forceinline__ void prepare_tokens(char *memory, char *work, const token_numbers &of,
-                                               F between) {
+                                               int barrier, F between) {
   using S = stage<DIM, false, GROUPS>;
   using W = scratch<DIM, false>;
   int thread = threadIdx.x % GROUP, warp = thread / 32, lane = thread % 32, t = lane % 4;
@@ -348,7 +351,7 @@ __device__ __forceinline__ void prepare_tokens(char *memory, char *work, const t
       }
       store_scores<E>(a, at + S::P, beta, warp, block, b, p, lane);
     }
-  invert<E>(a, at + S::Y, beta, warp, lane, between);
+  invert<E>(a, at + S::Y, beta, warp, lane, barrier, between);
 }
 
 /* Decays per channel: [64, DIM] at `decay`, rows `decay_token` apart, valid for `tokens`; and where
@@ -439,7 +442,7 @@ channel_scores(uint32_t q, uint32_t k, uint32_t written, uint32_t inverse, const
 template <typename E, int DIM, int GROUPS, typename F, typename G>
 __device__ __forceinline__ void
 prepare_channels(char *memory, char *work, const token_numbers &of, const channel_rows &rows,
-                 const delta::parameters &p, const sequence &s, F early, G between) {
+                 const delta::parameters &p, const sequence &s, int barrier, F early, G between) {
   using S = stage<DIM, true, GROUPS>;
   using W = scratch<DIM, true>;
   constexpr int HALVES = DIM / 64;
@@ -485,14 +488,14 @@ prepare_channels(char *memory, char *work, const token_numbers &of, const channe
                                                  high ? y.y * exp2_approximate(-sum[i].y) : 0);
     }
   }
-  named_sync(1, GROUP);
+  named_sync(barrier, GROUP);
   auto scores = [&](auto constant) {
     constexpr int BLOCK = decltype(constant)::value;
     float of_b[BLOCK + 1][2][4] = {}, of_p[BLOCK + 1][2][4] = {};
     channel_scores<BLOCK, E, DIM>(at + S::Q, at + S::K, at + S::WRITTEN,
                                   shared_address(work + W::A), totals, steep + 2 * BLOCK * HALVES,
                                   rows, p, s, lane, of_b, of_p);
-    named_sync(1, GROUP); /* A takes the place of the inverted keys */
+    named_sync(barrier, GROUP); /* A takes the place of the inverted keys */
 #pragma unroll
     for (int distance = 0; distance <= BLOCK; ++distance)
       store_scores<E>(a, at + S::P, beta, BLOCK, BLOCK - distance, &of_b[distance][0][0],
@@ -536,7 +539,7 @@ prepare_channels(char *memory, char *work, const token_numbers &of, const channe
     }
     if (warp < SUBBLOCKS - 1) scale_rows(memory + S::WRITTEN, after);
   }
-  invert<E>(a, at + S::Y, beta, warp, lane, between);
+  invert<E>(a, at + S::Y, beta, warp, lane, barrier, between);
 }
 
 /* Y and P above the diagonal are zero and stay so. */
@@ -588,10 +591,9 @@ __device__ __forceinline__ void round(uint32_t (&x)[STEPS][4], const float (&fro
 /* A warpgroup walks over the chunks of one sequence and head with 64 value columns. `part` is the
  * place of its values in a stage; FUSED: values of the last chunk are clean, and so are keys. */
 template <typename E, int DIM, bool CHANNEL, int GROUPS, int STAGES, bool FUSED>
-__device__ __forceinline__ void walk(const forward_parameters &f, const ring &r, const sequence &s,
+__device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, const sequence &s,
                                      int slot, int head, int column, int part) {
   using S = stage<DIM, CHANNEL, GROUPS>;
-  const delta::parameters &p = f.p;
   const int thread = threadIdx.x % GROUP, warp = thread / 32, lane = thread % 32;
   const int g = lane / 4, t = lane % 4;
   const int chunks = (s.tokens + CHUNK - 1) / CHUNK;
@@ -836,13 +838,13 @@ __device__ __forceinline__ void prepare_all(const forward_parameters &f, char *m
       barrier_wait(decayed, chunk & 1);
       channel_rows rows = {(const float *)decays, DIM, tokens, (int64_t)chunk * CHUNK, head};
       prepare_channels<E, DIM, GROUPS>(
-          here, memory + F::WORK, of, rows, p, s,
+          here, memory + F::WORK, of, rows, p, s, 1,
           [&] {
             if (warp == 3 && next < chunks) load_decays(next);
           },
           between);
     } else {
-      prepare_tokens<E, DIM, GROUPS>(here, memory + F::WORK, of, between);
+      prepare_tokens<E, DIM, GROUPS>(here, memory + F::WORK, of, 1, between);
     }
     proxy_fence();
     barrier_arrive(r.ready + at * 8);
@@ -875,133 +877,188 @@ __global__ void __launch_bounds__((GROUPS + 1) * GROUP, 1)
   } else {
     if (GROUPS > 1) registers_more<F::STEP_REGISTERS>();
     int part = threadIdx.x / GROUP - 1;
-    walk<E, DIM, CHANNEL, GROUPS, F::STAGES, true>(f, r, s, slot, head, column + 64 * part, part);
+    walk<E, DIM, CHANNEL, GROUPS, F::STAGES, true>(f.p, r, s, slot, head, column + 64 * part, part);
   }
 }
 
-/* ---- Two kernels ---- */
+/* ---- Blocks that prepare and blocks that step ---- */
 
-/* Blocks over (sequence and chunk, value head). */
+__device__ __forceinline__ void raise_flag(uint32_t *flag) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(1) : "memory");
+}
+__device__ __forceinline__ void wait_flag(const uint32_t *flag) {
+  uint32_t raised;
+  do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
+  while (!raised);
+}
+/* Orders ordinary accesses before and after with copies, in all memories. */
+__device__ __forceinline__ void proxy_fence_global() {
+  asm volatile("fence.proxy.async;" ::: "memory");
+}
+
+template <int DIM, bool CHANNEL> struct apart {
+  using P = stage<DIM, CHANNEL, 0>;
+  using S = stage<DIM, CHANNEL, 1>;
+  enum {
+    STAGES = 3,
+    THREADS = 2 * GROUP,
+    AREA = P::BYTES + (scratch<DIM, CHANNEL>::BYTES + 1023) / 1024 * 1024, /* of a preparation */
+    PREPARE_BYTES = 2 * (AREA + 8),
+    STEP_BYTES = STAGES * (S::BYTES + 2 * 8) + 8,
+    BYTES = (int)PREPARE_BYTES > (int)STEP_BYTES ? (int)PREPARE_BYTES : (int)STEP_BYTES,
+  };
+};
+
+/* A warpgroup prepares chunk after chunk, all first ones first, into the workspace. */
 template <typename E, int DIM, bool CHANNEL>
-__global__ void __launch_bounds__(GROUP)
-    prepare_kernel(const __grid_constant__ forward_parameters f) {
-  extern __shared__ __align__(1024) char memory[];
+__device__ __forceinline__ void prepare_items(const forward_parameters &f, char *memory,
+                                              uint32_t barrier, int group) {
   using S = stage<DIM, CHANNEL, 0>;
   const delta::parameters &p = f.p;
-  const int thread = threadIdx.x, lane = thread % 32, head = blockIdx.y;
-  const int64_t chunk = blockIdx.x % p.chunks, first = chunk * CHUNK;
-  const sequence s = delta::find_sequence(p.offsets, p.length, (int)(blockIdx.x / p.chunks));
-  if (first >= s.tokens) return;
-  char *work = memory + S::BYTES;
+  const int thread = threadIdx.x % GROUP, lane = thread % 32;
+  const int64_t items = p.chunks * f.batch * p.value_heads;
   const uint32_t at = shared_address(memory);
-  const uint32_t barrier = shared_address(work + scratch<DIM, CHANNEL>::BYTES);
-  if (thread == 0) {
-    barrier_init(barrier, 1);
-    barrier_init_fence();
-    barrier_expect(barrier, S::LOADED_BYTES);
-    for (int i = 0; i < DIM / 64; ++i) {
-      tensor_load(at + S::K + i * TILE_BYTES, &f.k, barrier, 64 * i, head / p.group,
-                  (int)(s.first + first), (int)s.batch);
-      tensor_load(at + S::Q + i * TILE_BYTES, &f.q, barrier, 64 * i, head / p.group,
-                  (int)(s.first + first), (int)s.batch);
+  char *work = memory + S::BYTES;
+  uint32_t parity = 0;
+  uint32_t *written = NULL; /* the last record's flag, until it is raised */
+  auto raise = [&] {
+    if (!written) return;
+    tensor_store_wait();
+    proxy_fence_global();
+    raise_flag(written);
+    written = NULL;
+  };
+  clear_squares<S>(memory, thread);
+  for (int64_t item = blockIdx.x * 2 + group; item < items; item += f.preparers * 2) {
+    const int head = (int)(item % p.value_heads);
+    const int slot = (int)(item / p.value_heads % f.batch);
+    const int64_t chunk = item / p.value_heads / f.batch, first = chunk * CHUNK;
+    const sequence s = delta::find_sequence(p.offsets, p.length, slot);
+    if (first >= s.tokens) continue;
+    const int tokens = (int)min((int64_t)CHUNK, s.tokens - first);
+    if (thread == 0) {
+      tensor_store_read();
+      barrier_expect(barrier, S::LOADED_BYTES);
+      for (int i = 0; i < DIM / 64; ++i) {
+        tensor_load(at + S::K + i * TILE_BYTES, &f.k, barrier, 64 * i, head / p.group,
+                    (int)(s.first + first), (int)s.batch);
+        tensor_load(at + S::Q + i * TILE_BYTES, &f.q, barrier, 64 * i, head / p.group,
+                    (int)(s.first + first), (int)s.batch);
+      }
+      raise();
+    }
+    token_numbers of = load_numbers<CHANNEL>(p, s, first, head, lane);
+    barrier_wait(barrier, parity);
+    parity ^= 1;
+    if (tokens < CHUNK) {
+      clear_rows(memory + S::K, 2 * DIM / 64, tokens, thread, GROUP);
+      proxy_fence();
+      named_sync(1 + group, GROUP);
+    }
+    if constexpr (CHANNEL)
+      prepare_channels<E, DIM, 0>(
+          memory, work, of,
+          {p.decay.at(s.batch, s.first + first, head), p.decay.token, tokens, first, head}, p, s,
+          1 + group, [] {}, [] {});
+    else
+      prepare_tokens<E, DIM, 0>(memory, work, of, 1 + group, [] {});
+    proxy_fence();
+    named_sync(1 + group, GROUP);
+    if (thread == 0) {
+      const int64_t slot_of_record = (slot * p.chunks + chunk) * p.value_heads + head;
+      bulk_store(p.prepared + slot_of_record * S::RECORD_BYTES, at + S::RECORD, S::RECORD_BYTES);
+      written = f.flags + slot_of_record;
     }
   }
-  token_numbers of = load_numbers<CHANNEL>(p, s, first, head, lane);
-  clear_squares<S>(memory, thread);
-  __syncthreads();
-  barrier_wait(barrier, 0);
-  int tokens = (int)min((int64_t)CHUNK, s.tokens - first);
-  if (tokens < CHUNK) {
-    clear_rows(memory + S::K, 2 * DIM / 64, tokens, thread, GROUP);
-    proxy_fence();
-    __syncthreads();
-  }
-  if constexpr (CHANNEL)
-    prepare_channels<E, DIM, 0>(
-        memory, work, of,
-        {p.decay.at(s.batch, s.first + first, head), p.decay.token, tokens, first, head}, p, s,
-        [] {}, [] {});
-  else
-    prepare_tokens<E, DIM, 0>(memory, work, of, [] {});
-  proxy_fence();
-  __syncthreads();
-  if (thread == 0) {
-    bulk_store(p.prepared + ((int64_t)blockIdx.x * p.value_heads + head) * S::RECORD_BYTES,
-               at + S::RECORD, S::RECORD_BYTES);
-    tensor_store_read();
-  }
+  if (thread == 0) raise();
 }
 
-template <int DIM, bool CHANNEL> constexpr int prepare_bytes() {
-  return stage<DIM, CHANNEL, 0>::BYTES + scratch<DIM, CHANNEL>::BYTES + 8;
-}
-
-enum { STEP_STAGES = 3 };
-
-template <int DIM, bool CHANNEL> constexpr int step_bytes() {
-  return STEP_STAGES * (stage<DIM, CHANNEL, 1>::BYTES + 2 * 8) + 8;
-}
-
-/* Blocks over (64 value columns, value head, sequence); a warp fetches. */
+/* A warp fetches the chunks of one sequence and head, values of 64 columns, once they are there. */
 template <typename E, int DIM, bool CHANNEL>
-__global__ void __launch_bounds__(GROUP + 32, 1)
-    step_kernel(const __grid_constant__ forward_parameters f) {
-  extern __shared__ __align__(1024) char memory[];
-  using S = stage<DIM, CHANNEL, 1>;
+__device__ __forceinline__ void fetch_chunks(const forward_parameters &f, const ring &r,
+                                             const sequence &s, int slot, int head, int column) {
+  using A = apart<DIM, CHANNEL>;
+  using S = typename A::S;
   const delta::parameters &p = f.p;
-  const int column = blockIdx.x * 64, head = blockIdx.y, slot = blockIdx.z;
+  const int lane = threadIdx.x % 32, chunks = (s.tokens + CHUNK - 1) / CHUNK;
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const int at = chunk % A::STAGES, token = (int)s.first + chunk * CHUNK;
+    const int tokens = min(CHUNK, s.tokens - chunk * CHUNK);
+    char *here = r.memory + at * S::BYTES;
+    /* The last chunk is cleaned before it is ready. */
+    const uint32_t to = shared_address(here), ready = r.ready + at * 8;
+    const uint32_t barrier = tokens < CHUNK ? r.freed + A::STAGES * 8 : ready;
+    if (chunk >= A::STAGES) barrier_wait(r.freed + at * 8, (chunk / A::STAGES - 1) & 1);
+    if (lane == 0) {
+      const int64_t record = (slot * p.chunks + chunk) * p.value_heads + head;
+      barrier_expect(barrier, S::RECORD_BYTES + TILE_BYTES + (CHANNEL ? 0 : 2 * S::ROWS));
+      if (!CHANNEL)
+        for (int i = 0; i < DIM / 64; ++i) {
+          tensor_load(to + S::K + i * TILE_BYTES, &f.k, barrier, 64 * i, head / p.group, token,
+                      (int)s.batch);
+          tensor_load(to + S::Q + i * TILE_BYTES, &f.q, barrier, 64 * i, head / p.group, token,
+                      (int)s.batch);
+        }
+      tensor_load(to + S::V, &f.v, barrier, column, head, token, (int)s.batch);
+      wait_flag(f.flags + record);
+      proxy_fence_global();
+      bulk_load(to + S::RECORD, p.prepared + record * S::RECORD_BYTES, S::RECORD_BYTES, barrier);
+    }
+    __syncwarp();
+    if (tokens == CHUNK) continue;
+    barrier_wait(barrier, 0);
+    if (!CHANNEL) clear_rows(here + S::K, 2 * DIM / 64, tokens, lane, 32);
+    clear_rows(here + S::V, 1, tokens, lane, 32);
+    proxy_fence();
+    __syncwarp();
+    if (lane == 0) barrier_arrive(ready);
+  }
+}
+
+/* The first blocks prepare and wait for nobody; they leave multiprocessors to the others, each of
+ * which steps over 64 value columns of one sequence and head. */
+template <typename E, int DIM, bool CHANNEL>
+__global__ void __launch_bounds__(2 * GROUP, 1)
+    split_kernel(const __grid_constant__ forward_parameters f) {
+  extern __shared__ __align__(1024) char memory[];
+  using A = apart<DIM, CHANNEL>;
+  using S = typename A::S;
+  const delta::parameters &p = f.p;
+  const int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0);
+  if ((int)blockIdx.x < f.preparers) {
+    const uint32_t barriers = shared_address(memory + 2 * A::AREA);
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < 2; ++i) barrier_init(barriers + i * 8, 1);
+      barrier_init_fence();
+    }
+    __syncthreads();
+    prepare_items<E, DIM, CHANNEL>(f, memory + group * A::AREA, barriers + group * 8, group);
+    return;
+  }
+  const int block = (int)blockIdx.x - f.preparers, parts = p.columns / 64;
+  const int column = block % parts * 64, head = block / parts % p.value_heads;
+  const int slot = block / parts / p.value_heads;
   const sequence s = delta::find_sequence(p.offsets, p.length, slot);
-  const uint32_t barriers = shared_address(memory + STEP_STAGES * S::BYTES);
-  const ring r = {memory, barriers, barriers, barriers + STEP_STAGES * 8};
+  const uint32_t barriers = shared_address(memory + A::STAGES * S::BYTES);
+  const ring r = {memory, barriers, barriers, barriers + A::STAGES * 8};
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STEP_STAGES; ++i) {
+    for (int i = 0; i < A::STAGES; ++i) {
       barrier_init(r.ready + i * 8, 1);
       barrier_init(r.freed + i * 8, 4);
     }
-    barrier_init(r.freed + STEP_STAGES * 8, 1);
+    barrier_init(r.freed + A::STAGES * 8, 1);
     barrier_init_fence();
   }
   __syncthreads();
-  if (__shfl_sync(~0u, threadIdx.x / GROUP, 0) == 0) {
-    walk<E, DIM, CHANNEL, 1, STEP_STAGES, false>(f, r, s, slot, head, column, 0);
-  } else {
-    const int lane = threadIdx.x % 32, chunks = (s.tokens + CHUNK - 1) / CHUNK;
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      int at = chunk % STEP_STAGES, token = (int)s.first + chunk * CHUNK;
-      int tokens = min(CHUNK, s.tokens - chunk * CHUNK);
-      char *here = memory + at * S::BYTES;
-      /* The last chunk is cleaned before it is ready. */
-      uint32_t to = shared_address(here), ready = r.ready + at * 8;
-      uint32_t barrier = tokens < CHUNK ? r.freed + STEP_STAGES * 8 : ready;
-      if (chunk >= STEP_STAGES) barrier_wait(r.freed + at * 8, (chunk / STEP_STAGES - 1) & 1);
-      if (lane == 0) {
-        barrier_expect(barrier, S::RECORD_BYTES + TILE_BYTES + (CHANNEL ? 0 : 2 * S::ROWS));
-        bulk_load(to + S::RECORD,
-                  p.prepared + ((slot * p.chunks + chunk) * p.value_heads + head) * S::RECORD_BYTES,
-                  S::RECORD_BYTES, barrier);
-        if (!CHANNEL)
-          for (int i = 0; i < DIM / 64; ++i) {
-            tensor_load(to + S::K + i * TILE_BYTES, &f.k, barrier, 64 * i, head / p.group, token,
-                        (int)s.batch);
-            tensor_load(to + S::Q + i * TILE_BYTES, &f.q, barrier, 64 * i, head / p.group, token,
-                        (int)s.batch);
-          }
-        tensor_load(to + S::V, &f.v, barrier, column, head, token, (int)s.batch);
-      }
-      if (tokens == CHUNK) continue;
-      barrier_wait(barrier, 0);
-      if (!CHANNEL) clear_rows(here + S::K, 2 * DIM / 64, tokens, lane, 32);
-      clear_rows(here + S::V, 1, tokens, lane, 32);
-      proxy_fence();
-      __syncwarp();
-      if (lane == 0) barrier_arrive(ready);
-    }
-  }
+  if (group == 0)
+    walk<E, DIM, CHANNEL, 1, A::STAGES, false>(p, r, s, slot, head, column, 0);
+  else if (threadIdx.x / 32 == 4)
+    fetch_chunks<E, DIM, CHANNEL>(f, r, s, slot, head, column);
 }
 
 /* ---- Planning ---- */
 
-enum { FUSED }; /* of choice->values: warpgroups that step in the one kernel; 0: two kernels */
+enum { FUSED, PREPARERS }; /* of choice->values: warpgroups that step in the one kernel, or 0 */
 
 bool plan(const attn_cuda_device *device, const attn_recurrent_problem *problem,
           attn_cuda_choice *choice) {
@@ -1020,12 +1077,18 @@ bool plan(const attn_cuda_device *device, const attn_recurrent_problem *problem,
              "delta rule, wgmma, chunks of %d, prepared and stepped in one kernel", CHUNK);
     return true;
   }
-  const int squares = 2 * TILE_BYTES + 1024, rows = CHUNK * (int)problem->dim * 2;
+  /* Blocks that prepare have the multiprocessors that are left, and two chunks each at a time. */
+  const int64_t records = problem->batch * chunks * problem->value_heads;
+  const int64_t steppers = problem->batch * problem->value_heads * (problem->value_dim / 64);
+  int64_t preparers = device->multiprocessors - steppers;
+  if (preparers > (records + 1) / 2) preparers = (records + 1) / 2;
   choice->values[FUSED] = 0;
-  choice->workspace_bytes = (size_t)(problem->batch * chunks * problem->value_heads) *
-                            (size_t)(squares + (channel ? 3 * rows : 0));
+  choice->values[PREPARERS] = preparers < 1 ? 1 : preparers;
+  const int rows = CHUNK * (int)problem->dim * 2, record = 2 * TILE_BYTES + 1024;
+  choice->workspace_bytes = (size_t)records * (size_t)(record + (channel ? 3 * rows : 0) + 4);
   snprintf(choice->description, sizeof choice->description,
-           "delta rule, wgmma, chunks of %d prepared at once, then in order", CHUNK);
+           "delta rule, wgmma, chunks of %d prepared by %d blocks and stepped by %d", CHUNK,
+           (int)choice->values[PREPARERS], (int)steppers);
   return true;
 }
 
@@ -1060,17 +1123,19 @@ attn_status launch(const attn_cuda_choice *choice, const attn_recurrent_problem 
                    const forward_parameters &f, cudaStream_t stream) {
   if (choice->values[FUSED] == 1) return launch_fused<E, DIM, CHANNEL, 1>(problem, f, stream);
   if (choice->values[FUSED] == 2) return launch_fused<E, DIM, CHANNEL, 2>(problem, f, stream);
-  constexpr int PREPARE = prepare_bytes<DIM, CHANNEL>(), STEP = step_bytes<DIM, CHANNEL>();
-  attn_status status = delta::allow_shared(prepare_kernel<E, DIM, CHANNEL>, PREPARE);
+  using A = apart<DIM, CHANNEL>;
+  const int64_t records = problem->batch * f.p.chunks * f.p.value_heads;
+  forward_parameters g = f;
+  g.batch = (int)problem->batch;
+  g.preparers = (int)choice->values[PREPARERS];
+  g.flags = (uint32_t *)(f.p.prepared + records * A::S::RECORD_BYTES);
+  ATTN_CUDA_TRY(cudaMemsetAsync(g.flags, 0, (size_t)records * 4, stream));
+  attn_status status = delta::allow_shared(split_kernel<E, DIM, CHANNEL>, A::BYTES);
   if (status != ATTN_OK) return status;
-  dim3 all((unsigned)(problem->batch * f.p.chunks), (unsigned)f.p.value_heads);
-  prepare_kernel<E, DIM, CHANNEL><<<all, GROUP, PREPARE, stream>>>(f);
-  ATTN_CUDA_TRY_LAUNCH("the delta rule's preparation");
-  status = delta::allow_shared(step_kernel<E, DIM, CHANNEL>, STEP);
-  if (status != ATTN_OK) return status;
-  dim3 grid((unsigned)(f.p.columns / 64), (unsigned)f.p.value_heads, (unsigned)problem->batch);
-  step_kernel<E, DIM, CHANNEL><<<grid, GROUP + 32, STEP, stream>>>(f);
-  ATTN_CUDA_TRY_LAUNCH("the delta rule's steps");
+  int64_t steppers = problem->batch * f.p.value_heads * (f.p.columns / 64);
+  split_kernel<E, DIM, CHANNEL>
+      <<<(unsigned)(g.preparers + steppers), A::THREADS, A::BYTES, stream>>>(g);
+  ATTN_CUDA_TRY_LAUNCH("the delta rule's kernel");
   return ATTN_OK;
 }
 
