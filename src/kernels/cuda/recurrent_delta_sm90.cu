@@ -229,6 +229,11 @@ __device__ __forceinline__ void invert(float *a, uint32_t y, const float *beta, 
         for (int at = 0; at < 4; ++at) sum[n][at] = -sum[n][at], x[i][n][at] = 0;
       times_transposed<SPLIT>(x[i], sum, inverse, lane);
     }
+  }
+  /* Stores at last, so that loads can run ahead of the products. */
+#pragma unroll
+  for (int i = 0; i < SUBBLOCKS; ++i) {
+    if (i < warp) continue;
     float2 low = *(const float2 *)(beta + i * SUBBLOCK + 2 * t);
     float2 high = *(const float2 *)(beta + i * SUBBLOCK + 8 + 2 * t);
     matrix_store_transposed(by_rows(y, i * SUBBLOCK, warp * SUBBLOCK, lane),
@@ -337,20 +342,20 @@ __device__ __forceinline__ void prepare_tokens(char *memory, char *work, const t
   float *a = (float *)(work + W::A);
   float low = sums[warp * SUBBLOCK + lane / 4], high = sums[warp * SUBBLOCK + lane / 4 + 8];
 #pragma unroll
-  for (int block = 0; block < SUBBLOCKS; ++block)
-    if (block <= warp) {
-      float *b = scores + 8 * block, *p = weights + 8 * block;
+  for (int n = 0; n < 8; ++n)
+    if (n / 2 <= warp) {
+      float2 of_column = *(const float2 *)(sums + 8 * n + 2 * t);
+      float decays[4] = {exp2_approximate(low - of_column.x), exp2_approximate(low - of_column.y),
+                         exp2_approximate(high - of_column.x),
+                         exp2_approximate(high - of_column.y)};
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float2 of_column = *(const float2 *)(sums + block * SUBBLOCK + 8 * half + 2 * t);
-        float decays[4] = {exp2_approximate(low - of_column.x), exp2_approximate(low - of_column.y),
-                           exp2_approximate(high - of_column.x),
-                           exp2_approximate(high - of_column.y)};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) b[4 * half + i] *= decays[i], p[4 * half + i] *= decays[i];
-      }
-      store_scores<E>(a, at + S::P, beta, warp, block, b, p, lane);
+      for (int i = 0; i < 4; ++i) scores[4 * n + i] *= decays[i], weights[4 * n + i] *= decays[i];
     }
+#pragma unroll
+  for (int block = 0; block < SUBBLOCKS; ++block)
+    if (block <= warp)
+      store_scores<E>(a, at + S::P, beta, warp, block, scores + 8 * block, weights + 8 * block,
+                      lane);
   invert<E>(a, at + S::Y, beta, warp, lane, barrier, between);
 }
 
@@ -475,13 +480,19 @@ prepare_channels(char *memory, char *work, const token_numbers &of, const channe
     bool low = last.x >= delta::MIN_FACTORED, high = last.y >= delta::MIN_FACTORED;
     unsigned steep_low = __ballot_sync(~0u, !low), steep_high = __ballot_sync(~0u, !high);
     if (lane == 0) *(uint2 *)(steep + 2 * (warp * HALVES + h)) = make_uint2(steep_low, steep_high);
+    /* Loads first: they do not pass stores. */
+    uint32_t q[SUBBLOCK], k[SUBBLOCK];
 #pragma unroll
     for (int i = 0; i < SUBBLOCK; ++i) {
-      uint32_t *q = own(memory + S::Q, h, i), *k = own(memory + S::K, h, i);
-      float2 x = element<E>::unpack(*q), y = element<E>::unpack(*k);
+      q[i] = *own(memory + S::Q, h, i);
+      k[i] = *own(memory + S::K, h, i);
+    }
+#pragma unroll
+    for (int i = 0; i < SUBBLOCK; ++i) {
+      float2 x = element<E>::unpack(q[i]), y = element<E>::unpack(k[i]);
       float e0 = exp2_approximate(sum[i].x), e1 = exp2_approximate(sum[i].y);
-      *q = element<E>::pack(x.x * e0, x.y * e1);
-      *k = element<E>::pack(y.x * e0, y.y * e1);
+      *own(memory + S::Q, h, i) = element<E>::pack(x.x * e0, x.y * e1);
+      *own(memory + S::K, h, i) = element<E>::pack(y.x * e0, y.y * e1);
       *own(memory + S::WRITTEN, h, i) = element<E>::pack(y.x * exp2_approximate(last.x - sum[i].x),
                                                          y.y * exp2_approximate(last.y - sum[i].y));
       *own(work + W::A, h, i) = element<E>::pack(low ? y.x * exp2_approximate(-sum[i].x) : 0,
@@ -523,11 +534,13 @@ prepare_channels(char *memory, char *work, const token_numbers &of, const channe
     }
     auto scale_rows = [&](char *tiles, float2 by) {
       float low = exp2_approximate(by.x), high = exp2_approximate(by.y);
+      uint32_t x[SUBBLOCK];
+#pragma unroll
+      for (int i = 0; i < SUBBLOCK; ++i) x[i] = *own(tiles, h, i);
 #pragma unroll
       for (int i = 0; i < SUBBLOCK; ++i) {
-        uint32_t *at = own(tiles, h, i);
-        float2 x = element<E>::unpack(*at);
-        *at = element<E>::pack(x.x * low, x.y * high);
+        float2 y = element<E>::unpack(x[i]);
+        *own(tiles, h, i) = element<E>::pack(y.x * low, y.y * high);
       }
     };
     if (warp) {
@@ -597,8 +610,8 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
   const int thread = threadIdx.x % GROUP, warp = thread / 32, lane = thread % 32;
   const int g = lane / 4, t = lane % 4;
   const int chunks = (s.tokens + CHUNK - 1) / CHUNK;
-  /* With two stages a stage has to be free before the next one is ready. */
-  constexpr bool DEFER = STAGES > 2;
+  /* In one kernel preparing takes longer than steps: there a stage is freed as soon as possible. */
+  constexpr bool DEFER = !FUSED;
   float state[DIM / 2], u[32], o[32], u_or_w[32];
   float(&w)[32] = FUSED ? u : u_or_w; /* where registers are few */
   uint32_t rounded[DIM / 16][4], x[SUBBLOCKS][4], y[SUBBLOCKS][4];
@@ -625,16 +638,19 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
       matrix_store_transposed(by_rows(shared_address(tile), c * SUBBLOCK, warp * SUBBLOCK, lane),
                               x[c][0], x[c][1], x[c][2], x[c][3]);
     __syncwarp();
-    const int tokens = s.tokens - chunk * CHUNK;
-    E *to = delta::as<E>(p.o).at(s.batch, s.first + chunk * CHUNK, head) + column +
-            warp * SUBBLOCK + lane % 2 * 8;
+    uint4 rows[4];
 #pragma unroll
-    for (int i = lane / 2; i < CHUNK; i += 16)
-      if (i < tokens)
-        *(uint4 *)(to + i * p.o.token) = *(const uint4 *)(tile + swizzled(i, 2 * warp + lane % 2));
+    for (int n = 0; n < 4; ++n)
+      rows[n] = *(const uint4 *)(tile + swizzled(16 * n + lane / 2, 2 * warp + lane % 2));
     proxy_fence();
     __syncwarp();
     if (lane == 0) barrier_arrive(r.freed + at * 8);
+    const int tokens = s.tokens - chunk * CHUNK;
+    E *to = delta::as<E>(p.o).at(s.batch, s.first + chunk * CHUNK + lane / 2, head) + column +
+            warp * SUBBLOCK + lane % 2 * 8;
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+      if (16 * n + lane / 2 < tokens) *(uint4 *)(to + 16 * n * p.o.token) = rows[n];
   };
 
   round<E>(rounded, state);
