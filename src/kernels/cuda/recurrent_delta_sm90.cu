@@ -72,7 +72,7 @@ template <int DIM, bool CHANNEL> struct scratch {
 };
 
 struct forward_parameters {
-  CUtensorMap q, k, v;
+  CUtensorMap q, k, v, decay; /* decay: float32 as pairs of 16 bits */
   delta::parameters p;
   /* Where blocks of their own prepare: how many, and a flag for each record. */
   int batch, preparers;
@@ -80,20 +80,6 @@ struct forward_parameters {
 };
 
 /* ---- Instructions ---- */
-
-/* Whether the barrier's phase has ended. */
-__device__ __forceinline__ bool barrier_passed(uint32_t barrier, uint32_t parity) {
-  uint32_t passed;
-  asm volatile("{\n"
-               ".reg .pred passed;\n"
-               "mbarrier.test_wait.parity.shared::cta.b64 passed, [%1], %2;\n"
-               "selp.u32 %0, 1, 0, passed;\n"
-               "}\n"
-               : "=r"(passed)
-               : "r"(barrier), "r"(parity)
-               : "memory");
-  return passed;
-}
 
 __device__ __forceinline__ void bulk_load(uint32_t target, const void *from, int bytes,
                                           uint32_t barrier) {
@@ -115,6 +101,13 @@ __device__ __forceinline__ void matrix_store_transposed(uint32_t address, uint32
       "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
       "r"(a), "r"(b), "r"(c), "r"(d)
       : "memory");
+}
+
+/* In one piece; the compiler may split a conditional store. */
+__device__ __forceinline__ void store_vector(void *to, const uint4 &x) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w)
+               : "memory");
 }
 
 /* ---- Tiles ---- */
@@ -175,10 +168,10 @@ __device__ __forceinline__ void times_transposed(float (&c)[2][4], const float (
 }
 
 /* Diag(beta) (I + A)^-1, rounded, to the tile y. Each warp has written its 16 rows of A; nothing on
- * or above the diagonal is read. Between the two steps `between` is called. */
-template <typename E, typename F>
+ * or above the diagonal is read. */
+template <typename E>
 __device__ __forceinline__ void invert(float *a, uint32_t y, const float *beta, int warp, int lane,
-                                       int barrier, F between) {
+                                       int barrier) {
   constexpr bool SPLIT = !delta::coarse<E>();
   int g = lane / 4, t = lane % 4;
   {
@@ -205,7 +198,6 @@ __device__ __forceinline__ void invert(float *a, uint32_t y, const float *beta, 
     }
   }
   named_sync(barrier, GROUP);
-  between();
   float x[SUBBLOCKS][2][4]; /* X_iw^T */
 #pragma unroll
   for (int i = 0; i < SUBBLOCKS; ++i) {
@@ -293,11 +285,12 @@ __device__ __forceinline__ void store_scores(float *a, uint32_t p, const float *
                words[1], words[2], words[3]);
 }
 
-/* Called by a warpgroup; raw keys and queries are in the stage. What was written is visible to
- * wgmma and copies after a proxy_fence() of each thread and a barrier. */
+/* Called by a warpgroup; raw keys and queries are in the stage. While products run, `early` is
+ * called. What was written is visible to wgmma and copies after a proxy_fence() of each thread and
+ * a barrier. */
 template <typename E, int DIM, int GROUPS, typename F>
 __device__ __forceinline__ void prepare_tokens(char *memory, char *work, const token_numbers &of,
-                                               int barrier, F between) {
+                                               int barrier, F early) {
   using S = stage<DIM, false, GROUPS>;
   using W = scratch<DIM, false>;
   int thread = threadIdx.x % GROUP, warp = thread / 32, lane = thread % 32, t = lane % 4;
@@ -315,6 +308,7 @@ __device__ __forceinline__ void prepare_tokens(char *memory, char *work, const t
     wgmma<E, 0, 0>(weights, descriptor(to + S::Q), descriptor(to + S::K), c > 0);
   }
   wgmma_commit();
+  early();
 
   float x = delta::log2_decay(of.decay.x), y = delta::log2_decay(of.decay.y), both = x + y;
 #pragma unroll
@@ -356,11 +350,11 @@ __device__ __forceinline__ void prepare_tokens(char *memory, char *work, const t
     if (block <= warp)
       store_scores<E>(a, at + S::P, beta, warp, block, scores + 8 * block, weights + 8 * block,
                       lane);
-  invert<E>(a, at + S::Y, beta, warp, lane, barrier, between);
+  invert<E>(a, at + S::Y, beta, warp, lane, barrier);
 }
 
-/* Decays per channel: [64, DIM] at `decay`, rows `decay_token` apart, valid for `tokens`; and where
- * the same tokens' raw rows are, for channels that are not factored. */
+/* The decays of a chunk's tokens, per channel, and where its raw rows are, for channels that are
+ * not factored. */
 struct channel_rows {
   const float *decay;
   int64_t decay_token;
@@ -369,10 +363,16 @@ struct channel_rows {
   int head;
 };
 
+__device__ __forceinline__ channel_rows rows_of_chunk(const delta::parameters &p, const sequence &s,
+                                                      int64_t first, int head) {
+  return {p.decay.at(s.batch, s.first + first, head), p.decay.token,
+          (int)min((int64_t)CHUNK, s.tokens - first), first, head};
+}
+
 /* Scores of the rows of subblock BLOCK; x[0] with its own columns, then with earlier subblocks,
  * nearest first. Operands as in delta::channel_scores: rows decayed from the border before their
  * subblock, keys times the inverse of that, keys decayed to the end of their own subblock. */
-template <int BLOCK, typename E, int DIM>
+template <int BLOCK, int UNROLL, typename E, int DIM>
 __device__ __forceinline__ void
 channel_scores(uint32_t q, uint32_t k, uint32_t written, uint32_t inverse, const float *totals,
                const unsigned *steep, const channel_rows &rows, const delta::parameters &of,
@@ -380,7 +380,7 @@ channel_scores(uint32_t q, uint32_t k, uint32_t written, uint32_t inverse, const
                float (&p)[BLOCK + 1][2][4]) {
   constexpr int ROW = BLOCK * SUBBLOCK;
   int g = lane / 4, t = lane % 4;
-#pragma unroll 1 /* few registers */
+#pragma unroll UNROLL
   for (int c = 0; c < DIM; c += 16) {
     uint32_t of_k[4], of_q[4], right[4];
     matrix_load(of_k, by_columns(k, ROW, c, lane));
@@ -443,13 +443,16 @@ channel_scores(uint32_t q, uint32_t k, uint32_t written, uint32_t inverse, const
     }
 }
 
-/* With a decay per channel; `early` is called once the decays have been read. */
+/* With a decay per channel. `early` is called once the decays have been read, `late` after the
+ * scores. */
 template <typename E, int DIM, int GROUPS, typename F, typename G>
-__device__ __forceinline__ void
-prepare_channels(char *memory, char *work, const token_numbers &of, const channel_rows &rows,
-                 const delta::parameters &p, const sequence &s, int barrier, F early, G between) {
+__device__ __forceinline__ void prepare_channels(char *memory, char *work, const char *decays,
+                                                 const token_numbers &of, const channel_rows &rows,
+                                                 const delta::parameters &p, const sequence &s,
+                                                 int barrier, F early, G late) {
   using S = stage<DIM, true, GROUPS>;
   using W = scratch<DIM, true>;
+  constexpr bool CLOSE = GROUPS > 0; /* decays have been copied */
   constexpr int HALVES = DIM / 64;
   int thread = threadIdx.x % GROUP, warp = thread / 32, lane = thread % 32, row = warp * SUBBLOCK;
   uint32_t at = shared_address(memory);
@@ -459,7 +462,8 @@ prepare_channels(char *memory, char *work, const token_numbers &of, const channe
   ((float2 *)beta)[lane] = of.beta;
   /* Elementwise a warp has its 16 rows, and a lane of it two channels of each 64. */
   auto own = [&](char *tiles, int half, int i) {
-    return (uint32_t *)(tiles + half * TILE_BYTES + swizzled(row + i, lane / 4) + lane % 4 * 4);
+    return (uint32_t *)(tiles + half * TILE_BYTES + row * 128 + i * 128 +
+                        ((lane / 4 ^ i % 8) << 4) + lane % 4 * 4);
   };
 #pragma unroll
   for (int h = 0; h < HALVES; ++h) {
@@ -467,45 +471,67 @@ prepare_channels(char *memory, char *work, const token_numbers &of, const channe
     float2 sum[SUBBLOCK], last = {0, 0};
 #pragma unroll
     for (int i = 0; i < SUBBLOCK; ++i)
-      sum[i] = row + i < rows.tokens
-                   ? *(const float2 *)(rows.decay + (row + i) * rows.decay_token + channel)
-                   : make_float2(0, 0);
+      if (CLOSE) /* swizzled tiles of 32 channels */
+        sum[i] = *(const float2 *)(decays + (2 * h + lane / 16) * TILE_BYTES +
+                                   swizzled(row + i, lane % 16 / 2) + lane % 2 * 8);
+      else
+        sum[i] = *(const float2 *)(rows.decay + min(row + i, rows.tokens - 1) * rows.decay_token +
+                                   channel);
 #pragma unroll
     for (int i = 0; i < SUBBLOCK; ++i) {
-      last.x += delta::log2_decay(sum[i].x);
-      last.y += delta::log2_decay(sum[i].y);
+      bool valid = row + i < rows.tokens;
+      last.x += valid ? delta::log2_decay(sum[i].x) : 0;
+      last.y += valid ? delta::log2_decay(sum[i].y) : 0;
       sum[i] = last;
     }
     *(float2 *)(totals + warp * DIM + channel) = last;
     bool low = last.x >= delta::MIN_FACTORED, high = last.y >= delta::MIN_FACTORED;
     unsigned steep_low = __ballot_sync(~0u, !low), steep_high = __ballot_sync(~0u, !high);
     if (lane == 0) *(uint2 *)(steep + 2 * (warp * HALVES + h)) = make_uint2(steep_low, steep_high);
-    /* Loads first: they do not pass stores. */
-    uint32_t q[SUBBLOCK], k[SUBBLOCK];
+    /* Where all channels are factored, what decays to the end does so from the inverse. Loads come
+     * first, for they do not pass stores. */
+    auto decay_rows = [&](auto factored) {
+      constexpr bool FACTORED = decltype(factored)::value;
+      const float end0 = exp2_approximate(last.x), end1 = exp2_approximate(last.y);
 #pragma unroll
-    for (int i = 0; i < SUBBLOCK; ++i) {
-      q[i] = *own(memory + S::Q, h, i);
-      k[i] = *own(memory + S::K, h, i);
-    }
+      for (int from = 0; from < SUBBLOCK; from += 8) {
+        uint32_t q[8], k[8];
 #pragma unroll
-    for (int i = 0; i < SUBBLOCK; ++i) {
-      float2 x = element<E>::unpack(q[i]), y = element<E>::unpack(k[i]);
-      float e0 = exp2_approximate(sum[i].x), e1 = exp2_approximate(sum[i].y);
-      *own(memory + S::Q, h, i) = element<E>::pack(x.x * e0, x.y * e1);
-      *own(memory + S::K, h, i) = element<E>::pack(y.x * e0, y.y * e1);
-      *own(memory + S::WRITTEN, h, i) = element<E>::pack(y.x * exp2_approximate(last.x - sum[i].x),
-                                                         y.y * exp2_approximate(last.y - sum[i].y));
-      *own(work + W::A, h, i) = element<E>::pack(low ? y.x * exp2_approximate(-sum[i].x) : 0,
-                                                 high ? y.y * exp2_approximate(-sum[i].y) : 0);
-    }
+        for (int i = 0; i < 8; ++i) {
+          q[i] = *own(memory + S::Q, h, from + i);
+          k[i] = *own(memory + S::K, h, from + i);
+        }
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+          const int i = from + n;
+          float2 x = element<E>::unpack(q[n]), y = element<E>::unpack(k[n]);
+          float e0 = exp2_approximate(sum[i].x), e1 = exp2_approximate(sum[i].y);
+          float inverse0 = FACTORED || low ? y.x * exp2_approximate(-sum[i].x) : 0;
+          float inverse1 = FACTORED || high ? y.y * exp2_approximate(-sum[i].y) : 0;
+          *own(memory + S::Q, h, i) = element<E>::pack(x.x * e0, x.y * e1);
+          *own(memory + S::K, h, i) = element<E>::pack(y.x * e0, y.y * e1);
+          *own(work + W::A, h, i) = element<E>::pack(inverse0, inverse1);
+          *own(memory + S::WRITTEN, h, i) =
+              FACTORED ? element<E>::pack(inverse0 * end0, inverse1 * end1)
+                       : element<E>::pack(y.x * exp2_approximate(last.x - sum[i].x),
+                                          y.y * exp2_approximate(last.y - sum[i].y));
+        }
+      }
+    };
+    if (steep_low | steep_high)
+      decay_rows(delta::number<0>());
+    else
+      decay_rows(delta::number<1>());
   }
   named_sync(barrier, GROUP);
+  early();
   auto scores = [&](auto constant) {
     constexpr int BLOCK = decltype(constant)::value;
     float of_b[BLOCK + 1][2][4] = {}, of_p[BLOCK + 1][2][4] = {};
-    channel_scores<BLOCK, E, DIM>(at + S::Q, at + S::K, at + S::WRITTEN,
-                                  shared_address(work + W::A), totals, steep + 2 * BLOCK * HALVES,
-                                  rows, p, s, lane, of_b, of_p);
+    channel_scores<BLOCK, GROUPS == 2 ? 1 : 2, E, DIM>(
+        at + S::Q, at + S::K, at + S::WRITTEN, shared_address(work + W::A), totals,
+        steep + 2 * BLOCK * HALVES, rows, p, s, lane, of_b, of_p);
+    if (BLOCK == 0) late();     /* its warp has the fewest */
     named_sync(barrier, GROUP); /* A takes the place of the inverted keys */
 #pragma unroll
     for (int distance = 0; distance <= BLOCK; ++distance)
@@ -518,7 +544,6 @@ prepare_channels(char *memory, char *work, const token_numbers &of, const channe
   case 2: scores(delta::number<2>()); break;
   default: scores(delta::number<3>());
   }
-  early();
 
   /* Rows from the subblocks' borders to the chunk's. */
 #pragma unroll
@@ -533,15 +558,12 @@ prepare_channels(char *memory, char *work, const token_numbers &of, const channe
       all.x += y.x, all.y += y.y;
     }
     auto scale_rows = [&](char *tiles, float2 by) {
-      float low = exp2_approximate(by.x), high = exp2_approximate(by.y);
+      uint32_t factor = element<E>::pack(exp2_approximate(by.x), exp2_approximate(by.y));
       uint32_t x[SUBBLOCK];
 #pragma unroll
       for (int i = 0; i < SUBBLOCK; ++i) x[i] = *own(tiles, h, i);
 #pragma unroll
-      for (int i = 0; i < SUBBLOCK; ++i) {
-        float2 y = element<E>::unpack(x[i]);
-        *own(tiles, h, i) = element<E>::pack(y.x * low, y.y * high);
-      }
+      for (int i = 0; i < SUBBLOCK; ++i) *own(tiles, h, i) = delta::multiply(x[i], factor, E());
     };
     if (warp) {
       scale_rows(memory + S::Q, before);
@@ -552,7 +574,7 @@ prepare_channels(char *memory, char *work, const token_numbers &of, const channe
     }
     if (warp < SUBBLOCKS - 1) scale_rows(memory + S::WRITTEN, after);
   }
-  invert<E>(a, at + S::Y, beta, warp, lane, barrier, between);
+  invert<E>(a, at + S::Y, beta, warp, lane, barrier);
 }
 
 /* Y and P above the diagonal are zero and stay so. */
@@ -568,6 +590,7 @@ struct ring {
   char *memory;
   uint32_t ready; /* barriers: a stage is there; loaded: its copies are; freed: it was read */
   uint32_t loaded, freed;
+  uint32_t written; /* O lies there, where another warp stores it */
 };
 
 /* Ends the life of old values, which products that do not add would seem to read. */
@@ -610,8 +633,6 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
   const int thread = threadIdx.x % GROUP, warp = thread / 32, lane = thread % 32;
   const int g = lane / 4, t = lane % 4;
   const int chunks = (s.tokens + CHUNK - 1) / CHUNK;
-  /* In one kernel preparing takes longer than steps: there a stage is freed as soon as possible. */
-  constexpr bool DEFER = !FUSED;
   float state[DIM / 2], u[32], o[32], u_or_w[32];
   float(&w)[32] = FUSED ? u : u_or_w; /* where registers are few */
   uint32_t rounded[DIM / 16][4], x[SUBBLOCKS][4], y[SUBBLOCKS][4];
@@ -630,7 +651,8 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
     barrier_wait(r.ready + at * 8, parity);
     if (FUSED) barrier_wait(r.loaded + at * 8, parity);
   };
-  /* A warp's columns of O through the place of V to memory; then the stage is free. */
+  /* A warp's columns of O to the place of V; in one kernel from there to memory, after which the
+   * stage is free. */
   auto write_output = [&](int at, int chunk) {
     char *tile = r.memory + at * S::BYTES + S::V + part * TILE_BYTES;
 #pragma unroll
@@ -638,23 +660,27 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
       matrix_store_transposed(by_rows(shared_address(tile), c * SUBBLOCK, warp * SUBBLOCK, lane),
                               x[c][0], x[c][1], x[c][2], x[c][3]);
     __syncwarp();
-    uint4 rows[4];
+    if constexpr (!FUSED) {
+      if (lane == 0) barrier_arrive(r.written + at * 8);
+    } else {
+      uint4 rows[4];
 #pragma unroll
-    for (int n = 0; n < 4; ++n)
-      rows[n] = *(const uint4 *)(tile + swizzled(16 * n + lane / 2, 2 * warp + lane % 2));
-    proxy_fence();
-    __syncwarp();
-    if (lane == 0) barrier_arrive(r.freed + at * 8);
-    const int tokens = s.tokens - chunk * CHUNK;
-    E *to = delta::as<E>(p.o).at(s.batch, s.first + chunk * CHUNK + lane / 2, head) + column +
-            warp * SUBBLOCK + lane % 2 * 8;
+      for (int n = 0; n < 4; ++n)
+        rows[n] = *(const uint4 *)(tile + swizzled(16 * n + lane / 2, 2 * warp + lane % 2));
+      proxy_fence();
+      __syncwarp();
+      if (lane == 0) barrier_arrive(r.freed + at * 8);
+      const int tokens = s.tokens - chunk * CHUNK;
+      E *to = delta::as<E>(p.o).at(s.batch, s.first + chunk * CHUNK + lane / 2, head) + column +
+              warp * SUBBLOCK + lane % 2 * 8;
 #pragma unroll
-    for (int n = 0; n < 4; ++n)
-      if (16 * n + lane / 2 < tokens) *(uint4 *)(to + 16 * n * p.o.token) = rows[n];
+      for (int n = 0; n < 4; ++n)
+        if (16 * n + lane / 2 < tokens) store_vector(to + 16 * n * p.o.token, rows[n]);
+    }
   };
 
   round<E>(rounded, state);
-  int at = 0, before = 0;
+  int at = 0;
   uint32_t parity = 0;
   for (int chunk = 0; chunk < chunks; ++chunk) {
     char *memory = r.memory + at * S::BYTES;
@@ -663,7 +689,6 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
     wgmma_fence();
     times_rows<E>(u, rounded, here + S::K, 0);
     wgmma_commit();
-    if (DEFER && chunk) write_output(before, chunk - 1); /* while U goes on */
     if (FUSED) { /* registers are few: R takes the place of the rounded state */
       wgmma_fence();
       times_rows<E>(o, rounded, here + S::Q, 0);
@@ -681,7 +706,7 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
     }
     /* R^T = V^T - U^T, per token U's rows times exp(G). */
     const float *gamma = (const float *)(memory + S::GAMMA) + 2 * t;
-    const float *kappa = (const float *)(memory + S::KAPPA) + 2 * t;
+    const float *kappa = gamma + (S::KAPPA - S::GAMMA) / 4;
 #pragma unroll
     for (int c = 0; c < SUBBLOCKS; ++c) {
       uint32_t of_v[4];
@@ -693,21 +718,22 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
             CHANNEL ? make_float2(1, 1) : *(const float2 *)(gamma + c * SUBBLOCK + i / 2 * 8);
         y[c][i] = element<E>::pack(values.x - factor.x * u[8 * c + 2 * i],
                                    values.y - factor.y * u[8 * c + 2 * i + 1]);
+        if (FUSED && !CHANNEL) o[8 * c + 2 * i] *= factor.x, o[8 * c + 2 * i + 1] *= factor.y;
       }
     }
     wgmma_fence();
     times_rows<E>(w, y, here + S::Y, 0);
     wgmma_commit();
-    const float *full = (const float *)(memory + S::FULL);
+    const float *full = gamma + (S::FULL - S::GAMMA) / 4;
     if (CHANNEL) {
 #pragma unroll
       for (int n = 0; n < DIM / 8; ++n) {
-        float2 factor = *(const float2 *)(full + 8 * n + 2 * t);
+        float2 factor = *(const float2 *)(full + 8 * n);
         state[4 * n] *= factor.x, state[4 * n + 1] *= factor.y;
         state[4 * n + 2] *= factor.x, state[4 * n + 3] *= factor.y;
       }
     } else {
-      float factor = *full;
+      float factor = *(const float *)(memory + S::FULL);
 #pragma unroll
       for (int i = 0; i < DIM / 2; ++i) state[i] *= factor;
     }
@@ -727,9 +753,11 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
         x[c][i] = element<E>::pack(low, high);
         if (!CHANNEL) {
           float2 of_s = *(const float2 *)(kappa + c * SUBBLOCK + i / 2 * 8);
-          float2 of_o = *(const float2 *)(gamma + c * SUBBLOCK + i / 2 * 8);
           y[c][i] = element<E>::pack(low * of_s.x, high * of_s.y);
-          o[8 * c + 2 * i] *= of_o.x, o[8 * c + 2 * i + 1] *= of_o.y;
+          if (!FUSED) {
+            float2 of_o = *(const float2 *)(gamma + c * SUBBLOCK + i / 2 * 8);
+            o[8 * c + 2 * i] *= of_o.x, o[8 * c + 2 * i + 1] *= of_o.y;
+          }
         }
       }
     wgmma_fence();
@@ -751,11 +779,9 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
 #pragma unroll
     for (int i = 0; i < 32; ++i) o[i] *= p.scale;
     round<E>(x, o);
-    if (!DEFER) write_output(at, chunk);
-    before = at;
+    write_output(at, chunk);
     if (++at == STAGES) at = 0, parity ^= 1;
   }
-  if (DEFER && chunks > 0) write_output(before, chunks - 1);
   if (p.final.data) {
     float *to = p.final.at(slot, head) + own;
 #pragma unroll
@@ -772,7 +798,7 @@ template <int DIM, bool CHANNEL, int GROUPS> struct fused {
     STAGES = CHANNEL ? 2 : 3,
     THREADS = (GROUPS + 1) * GROUP,
     WORK = STAGES * S::BYTES,
-    DECAYS = WORK + scratch<DIM, CHANNEL>::BYTES, /* [64, DIM], per channel */
+    DECAYS = WORK + (scratch<DIM, CHANNEL>::BYTES + 1023) / 1024 * 1024, /* per channel */
     BARRIERS = DECAYS + (CHANNEL ? CHUNK * DIM * 4 : 0),
     BYTES = BARRIERS + (3 * STAGES + 1) * 8,
     /* Of three warpgroups' 504 a lane. */
@@ -788,51 +814,48 @@ __device__ __forceinline__ void prepare_all(const forward_parameters &f, char *m
   using F = fused<DIM, CHANNEL, GROUPS>;
   using S = typename F::S;
   const delta::parameters &p = f.p;
-  const int thread = threadIdx.x % GROUP, warp = thread / 32, lane = thread % 32;
+  const int thread = threadIdx.x % GROUP, lane = thread % 32;
   const int chunks = (s.tokens + CHUNK - 1) / CHUNK;
   const uint32_t decayed = r.freed + F::STAGES * 8;
   char *decays = memory + F::DECAYS;
+  const int key_head = head / p.group;
   auto load = [&](int chunk) {
     int at = chunk % F::STAGES, token = (int)s.first + chunk * CHUNK;
     uint32_t to = shared_address(r.memory + at * S::BYTES), barrier = r.loaded + at * 8;
     barrier_expect(barrier, S::LOADED_BYTES);
     for (int i = 0; i < DIM / 64; ++i) {
-      tensor_load(to + S::K + i * TILE_BYTES, &f.k, barrier, 64 * i, head / p.group, token,
-                  (int)s.batch);
-      tensor_load(to + S::Q + i * TILE_BYTES, &f.q, barrier, 64 * i, head / p.group, token,
-                  (int)s.batch);
+      tensor_load(to + S::K + i * TILE_BYTES, &f.k, barrier, 64 * i, key_head, token, (int)s.batch);
+      tensor_load(to + S::Q + i * TILE_BYTES, &f.q, barrier, 64 * i, key_head, token, (int)s.batch);
     }
     for (int i = 0; i < GROUPS; ++i)
       tensor_load(to + S::V + i * TILE_BYTES, &f.v, barrier, column + 64 * i, head, token,
                   (int)s.batch);
   };
-  /* By one warp. */
   auto load_decays = [&](int chunk) {
-    int tokens = min(CHUNK, s.tokens - chunk * CHUNK);
-    if (lane == 0) barrier_expect(decayed, tokens * DIM * 4);
-    __syncwarp();
-    for (int i = lane; i < tokens; i += 32)
-      bulk_load(shared_address(decays) + i * DIM * 4,
-                p.decay.at(s.batch, s.first + chunk * CHUNK + i, head), DIM * 4, decayed);
+    barrier_expect(decayed, CHUNK * DIM * 4);
+    for (int i = 0; i < DIM / 32; ++i)
+      tensor_load(shared_address(decays) + i * TILE_BYTES, &f.decay, decayed, 64 * i, head,
+                  (int)s.first + chunk * CHUNK, (int)s.batch);
   };
   if (!chunks) return;
   for (int i = 0; i < F::STAGES; ++i) clear_squares<S>(r.memory + i * S::BYTES, thread);
-  if (warp == 3) {
-    if (lane == 0) load(0);
+  if (thread == 0) {
+    load(0);
     if (CHANNEL) load_decays(0);
   }
   token_numbers numbers = load_numbers<CHANNEL>(p, s, 0, head, lane);
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int at = chunk % F::STAGES, next = chunk + 1;
     char *here = r.memory + at * S::BYTES;
-    /* The next chunk's copies, as soon as its stage is free and latest in the middle. */
-    bool waits = warp == 3 && lane == 0 && next < chunks;
-    const uint32_t freed = r.freed + next % F::STAGES * 8;
-    const uint32_t freed_parity = (next / F::STAGES - 1) & 1;
-    if (waits && (next < F::STAGES || barrier_passed(freed, freed_parity))) {
-      load(next);
-      waits = false;
-    }
+    /* The next chunk's copies: the steps that had their stage are over, or soon will be. */
+    auto load_next = [&] {
+      if (thread == 0 && next < chunks) {
+        if (next >= F::STAGES)
+          barrier_wait(r.freed + next % F::STAGES * 8, (next / F::STAGES - 1) & 1);
+        load(next);
+      }
+      __syncwarp();
+    };
     token_numbers of = numbers;
     if (next < chunks) numbers = load_numbers<CHANNEL>(p, s, (int64_t)next * CHUNK, head, lane);
     barrier_wait(r.loaded + at * 8, chunk / F::STAGES & 1);
@@ -843,24 +866,17 @@ __device__ __forceinline__ void prepare_all(const forward_parameters &f, char *m
       proxy_fence();
       named_sync(1, GROUP);
     }
-    auto between = [&] {
-      if (waits) {
-        barrier_wait(freed, freed_parity);
-        load(next);
-      }
-      __syncwarp();
-    };
     if constexpr (CHANNEL) {
       barrier_wait(decayed, chunk & 1);
-      channel_rows rows = {(const float *)decays, DIM, tokens, (int64_t)chunk * CHUNK, head};
-      prepare_channels<E, DIM, GROUPS>(
-          here, memory + F::WORK, of, rows, p, s, 1,
-          [&] {
-            if (warp == 3 && next < chunks) load_decays(next);
-          },
-          between);
+      auto load_next_decays = [&] {
+        if (thread == 0 && next < chunks) load_decays(next);
+        __syncwarp();
+      };
+      prepare_channels<E, DIM, GROUPS>(here, memory + F::WORK, decays, of,
+                                       rows_of_chunk(p, s, (int64_t)chunk * CHUNK, head), p, s, 1,
+                                       load_next_decays, load_next);
     } else {
-      prepare_tokens<E, DIM, GROUPS>(here, memory + F::WORK, of, 1, between);
+      prepare_tokens<E, DIM, GROUPS>(here, memory + F::WORK, of, 1, load_next);
     }
     proxy_fence();
     barrier_arrive(r.ready + at * 8);
@@ -876,7 +892,7 @@ __global__ void __launch_bounds__((GROUPS + 1) * GROUP, 1)
   const int head = blockIdx.x, slot = blockIdx.y, column = blockIdx.z * GROUPS * 64;
   const sequence s = delta::find_sequence(f.p.offsets, f.p.length, slot);
   const uint32_t barriers = shared_address(memory + F::BARRIERS);
-  const ring r = {memory, barriers, barriers + F::STAGES * 8, barriers + 2 * F::STAGES * 8};
+  const ring r = {memory, barriers, barriers + F::STAGES * 8, barriers + 2 * F::STAGES * 8, 0};
   if (threadIdx.x == 0) {
     for (int i = 0; i < F::STAGES; ++i) {
       barrier_init(r.ready + i * 8, GROUP);
@@ -902,10 +918,10 @@ __global__ void __launch_bounds__((GROUPS + 1) * GROUP, 1)
 __device__ __forceinline__ void raise_flag(uint32_t *flag) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(1) : "memory");
 }
-__device__ __forceinline__ void wait_flag(const uint32_t *flag) {
+__device__ __forceinline__ uint32_t read_flag(const uint32_t *flag) {
   uint32_t raised;
-  do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
-  while (!raised);
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
+  return raised;
 }
 /* Orders ordinary accesses before and after with copies, in all memories. */
 __device__ __forceinline__ void proxy_fence_global() {
@@ -920,7 +936,7 @@ template <int DIM, bool CHANNEL> struct apart {
     THREADS = 2 * GROUP,
     AREA = P::BYTES + (scratch<DIM, CHANNEL>::BYTES + 1023) / 1024 * 1024, /* of a preparation */
     PREPARE_BYTES = 2 * (AREA + 8),
-    STEP_BYTES = STAGES * (S::BYTES + 2 * 8) + 8,
+    STEP_BYTES = STAGES * (S::BYTES + 3 * 8) + 8,
     BYTES = (int)PREPARE_BYTES > (int)STEP_BYTES ? (int)PREPARE_BYTES : (int)STEP_BYTES,
   };
 };
@@ -973,9 +989,7 @@ __device__ __forceinline__ void prepare_items(const forward_parameters &f, char 
     }
     if constexpr (CHANNEL)
       prepare_channels<E, DIM, 0>(
-          memory, work, of,
-          {p.decay.at(s.batch, s.first + first, head), p.decay.token, tokens, first, head}, p, s,
-          1 + group, [] {}, [] {});
+          memory, work, NULL, of, rows_of_chunk(p, s, first, head), p, s, 1 + group, [] {}, [] {});
     else
       prepare_tokens<E, DIM, 0>(memory, work, of, 1 + group, [] {});
     proxy_fence();
@@ -997,6 +1011,7 @@ __device__ __forceinline__ void fetch_chunks(const forward_parameters &f, const 
   using S = typename A::S;
   const delta::parameters &p = f.p;
   const int lane = threadIdx.x % 32, chunks = (s.tokens + CHUNK - 1) / CHUNK;
+  int known = 0; /* chunks that are prepared */
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int at = chunk % A::STAGES, token = (int)s.first + chunk * CHUNK;
     const int tokens = min(CHUNK, s.tokens - chunk * CHUNK);
@@ -1005,6 +1020,15 @@ __device__ __forceinline__ void fetch_chunks(const forward_parameters &f, const 
     const uint32_t to = shared_address(here), ready = r.ready + at * 8;
     const uint32_t barrier = tokens < CHUNK ? r.freed + A::STAGES * 8 : ready;
     if (chunk >= A::STAGES) barrier_wait(r.freed + at * 8, (chunk / A::STAGES - 1) & 1);
+    /* A look at the flags costs as much as a step: at 32 chunks' at once. */
+    while (known <= chunk) {
+      const int n = chunk + lane;
+      const unsigned up = __ballot_sync(
+          ~0u, n < chunks && read_flag(f.flags + (slot * p.chunks + n) * p.value_heads + head));
+      known = chunk + (up == ~0u ? 32 : __ffs(~up) - 1);
+      __syncwarp();
+      if (known > chunk) proxy_fence_global();
+    }
     if (lane == 0) {
       const int64_t record = (slot * p.chunks + chunk) * p.value_heads + head;
       barrier_expect(barrier, S::RECORD_BYTES + TILE_BYTES + (CHANNEL ? 0 : 2 * S::ROWS));
@@ -1016,8 +1040,6 @@ __device__ __forceinline__ void fetch_chunks(const forward_parameters &f, const 
                       (int)s.batch);
         }
       tensor_load(to + S::V, &f.v, barrier, column, head, token, (int)s.batch);
-      wait_flag(f.flags + record);
-      proxy_fence_global();
       bulk_load(to + S::RECORD, p.prepared + record * S::RECORD_BYTES, S::RECORD_BYTES, barrier);
     }
     __syncwarp();
@@ -1028,6 +1050,32 @@ __device__ __forceinline__ void fetch_chunks(const forward_parameters &f, const 
     proxy_fence();
     __syncwarp();
     if (lane == 0) barrier_arrive(ready);
+  }
+}
+
+/* A warp stores the results of 64 value columns. */
+template <typename E, int DIM, bool CHANNEL>
+__device__ __forceinline__ void store_chunks(const delta::parameters &p, const ring &r,
+                                             const sequence &s, int head, int column) {
+  using A = apart<DIM, CHANNEL>;
+  using S = typename A::S;
+  const int lane = threadIdx.x % 32, chunks = (s.tokens + CHUNK - 1) / CHUNK;
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const int at = chunk % A::STAGES, tokens = s.tokens - chunk * CHUNK;
+    const char *tile = r.memory + at * S::BYTES + S::V;
+    barrier_wait(r.written + at * 8, chunk / A::STAGES & 1);
+    uint4 rows[16];
+#pragma unroll
+    for (int n = 0; n < 16; ++n)
+      rows[n] = *(const uint4 *)(tile + swizzled(4 * n + lane / 8, lane % 8));
+    proxy_fence();
+    __syncwarp();
+    if (lane == 0) barrier_arrive(r.freed + at * 8);
+    E *to = delta::as<E>(p.o).at(s.batch, s.first + chunk * CHUNK + lane / 8, head) + column +
+            lane % 8 * 8;
+#pragma unroll
+    for (int n = 0; n < 16; ++n)
+      if (4 * n + lane / 8 < tokens) store_vector(to + 4 * n * p.o.token, rows[n]);
   }
 }
 
@@ -1056,11 +1104,13 @@ __global__ void __launch_bounds__(2 * GROUP, 1)
   const int slot = block / parts / p.value_heads;
   const sequence s = delta::find_sequence(p.offsets, p.length, slot);
   const uint32_t barriers = shared_address(memory + A::STAGES * S::BYTES);
-  const ring r = {memory, barriers, barriers, barriers + A::STAGES * 8};
+  const ring r = {memory, barriers, barriers, barriers + A::STAGES * 8,
+                  barriers + (2 * A::STAGES + 1) * 8};
   if (threadIdx.x == 0) {
     for (int i = 0; i < A::STAGES; ++i) {
       barrier_init(r.ready + i * 8, 1);
-      barrier_init(r.freed + i * 8, 4);
+      barrier_init(r.freed + i * 8, 1);
+      barrier_init(r.written + i * 8, 4);
     }
     barrier_init(r.freed + A::STAGES * 8, 1);
     barrier_init_fence();
@@ -1070,6 +1120,8 @@ __global__ void __launch_bounds__(2 * GROUP, 1)
     walk<E, DIM, CHANNEL, 1, A::STAGES, false>(p, r, s, slot, head, column, 0);
   else if (threadIdx.x / 32 == 4)
     fetch_chunks<E, DIM, CHANNEL>(f, r, s, slot, head, column);
+  else if (threadIdx.x / 32 == 5)
+    store_chunks<E, DIM, CHANNEL>(p, r, s, head, column);
 }
 
 /* ---- Planning ---- */
@@ -1084,38 +1136,47 @@ bool plan(const attn_cuda_device *device, const attn_recurrent_problem *problem,
       problem->value_dim % 64 || (channel && problem->dtype != ATTN_BF16) ||
       problem->length >= (int64_t)1 << 30)
     return false;
-  const int64_t groups = problem->value_dim % 128 ? 1 : 2;
-  const int64_t blocks = problem->batch * problem->value_heads * (problem->value_dim / 64 / groups);
-  const int64_t chunks = (problem->length + CHUNK - 1) / CHUNK;
-  if (blocks * 10 >= device->multiprocessors * 7) {
+  /* Microseconds: a chunk in one kernel; a step and a preparation in blocks of their own, and what
+   * those take to begin. */
+  const double FUSED_CHUNK = channel ? 8 : 3.5;
+  const double STEP = 1.6, PREPARATION = channel ? 6 : 2.5, LAUNCH = 5;
+  const int64_t multiprocessors = device->multiprocessors,
+                chunks = (problem->length + CHUNK - 1) / CHUNK;
+  const int64_t pairs = problem->batch * problem->value_heads, parts = problem->value_dim / 64;
+  const int64_t groups = parts % 2 ? 1 : 2, blocks = pairs * parts / groups;
+  const int64_t steppers = pairs * parts, records = pairs * chunks;
+  int64_t preparers = multiprocessors - steppers;
+  const double rounds = (double)((blocks + multiprocessors - 1) / multiprocessors);
+  const double prepared = preparers > 0 ? PREPARATION * (double)pairs / (double)preparers : 0;
+  const double apart = LAUNCH + (double)chunks * (prepared > STEP ? prepared : STEP);
+  if (preparers <= 0 || FUSED_CHUNK * rounds * (double)chunks <= apart) {
     choice->values[FUSED] = groups;
     snprintf(choice->description, sizeof choice->description,
              "delta rule, wgmma, chunks of %d, prepared and stepped in one kernel", CHUNK);
     return true;
   }
-  /* Blocks that prepare have the multiprocessors that are left, and two chunks each at a time. */
-  const int64_t records = problem->batch * chunks * problem->value_heads;
-  const int64_t steppers = problem->batch * problem->value_heads * (problem->value_dim / 64);
-  int64_t preparers = device->multiprocessors - steppers;
+  /* Each block that prepares has two chunks at a time. */
   if (preparers > (records + 1) / 2) preparers = (records + 1) / 2;
   choice->values[FUSED] = 0;
-  choice->values[PREPARERS] = preparers < 1 ? 1 : preparers;
+  choice->values[PREPARERS] = preparers;
   const int rows = CHUNK * (int)problem->dim * 2, record = 2 * TILE_BYTES + 1024;
   choice->workspace_bytes = (size_t)records * (size_t)(record + (channel ? 3 * rows : 0) + 4);
   snprintf(choice->description, sizeof choice->description,
-           "delta rule, wgmma, chunks of %d prepared by %d blocks and stepped by %d", CHUNK,
-           (int)choice->values[PREPARERS], (int)steppers);
+           "delta rule, wgmma, chunks of %d, prepared by %d blocks and stepped by %d", CHUNK,
+           (int)preparers, (int)steppers);
   return true;
 }
 
 bool suits(const attn_recurrent_problem *problem, const attn_recurrent_args *args) {
   const int first = problem->ragged ? 0 : 1;
   if (!delta::reads_aligned(problem, args) || !delta::aligned(args->o, 8)) return false;
-  for (const attn_tensor *x : {&args->q, &args->k, &args->v}) {
+  for (const attn_tensor *x : {&args->q, &args->k, &args->v, &args->decay}) {
+    const int w = x == &args->decay ? 2 : 1;
+    if (w == 2 && problem->decay != ATTN_DECAY_CHANNEL) continue;
     int64_t tokens = problem->ragged ? x->shape[0] : problem->length;
-    if (!tokens ||
-        !map_possible(x->data, x->shape[first + 1], tokens, problem->ragged ? 1 : problem->batch,
-                      x->stride[first + 1], x->stride[first], problem->ragged ? 0 : x->stride[0]))
+    if (!tokens || !map_possible(x->data, x->shape[first + 1], tokens,
+                                 problem->ragged ? 1 : problem->batch, w * x->stride[first + 1],
+                                 w * x->stride[first], problem->ragged ? 0 : w * x->stride[0]))
       return false;
   }
   return true;
@@ -1164,20 +1225,24 @@ attn_status run_as(const attn_cuda_choice *choice, const attn_recurrent_problem 
   f.p.o = delta::rows_of<void>(args->o, problem->ragged);
   if (args->final_state.data) f.p.final = delta::states_of(args->final_state);
   f.p.prepared = (char *)workspace;
+  const bool channel = problem->decay == ATTN_DECAY_CHANNEL;
   const struct {
     CUtensorMap *map;
     const attn_tensor *tensor;
-  } maps[] = {{&f.q, &args->q}, {&f.k, &args->k}, {&f.v, &args->v}};
+    int width; /* elements of 16 bits */
+  } maps[] = {
+      {&f.q, &args->q, 1}, {&f.k, &args->k, 1}, {&f.v, &args->v, 1}, {&f.decay, &args->decay, 2}};
   const int first = problem->ragged ? 0 : 1;
   for (const auto &entry : maps) {
     const attn_tensor *x = entry.tensor;
-    if (!map_encode(entry.map, element<E>::map_type, x->data, x->shape[first + 2],
+    const int w = entry.width;
+    if (w == 2 && !channel) continue;
+    if (!map_encode(entry.map, element<E>::map_type, x->data, w * x->shape[first + 2],
                     x->shape[first + 1], problem->ragged ? x->shape[0] : problem->length,
-                    problem->ragged ? 1 : problem->batch, x->stride[first + 1], x->stride[first],
-                    problem->ragged ? 0 : x->stride[0]))
+                    problem->ragged ? 1 : problem->batch, w * x->stride[first + 1],
+                    w * x->stride[first], problem->ragged ? 0 : w * x->stride[0]))
       return attn_cuda_fail(ATTN_INTERNAL, "recurrent: the driver refuses a tensor map");
   }
-  const bool channel = problem->decay == ATTN_DECAY_CHANNEL;
   if constexpr (delta::coarse<E>())
     if (channel)
       return problem->dim == 64 ? launch<E, 64, true>(choice, problem, f, stream)
