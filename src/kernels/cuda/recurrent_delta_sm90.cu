@@ -168,7 +168,8 @@ __device__ __forceinline__ void times_transposed(float (&c)[2][4], const float (
 }
 
 /* Diag(beta) (I + A)^-1, rounded, to the tile y. Each warp has written its 16 rows of A; nothing on
- * or above the diagonal is read. */
+ * or above the diagonal is read. A warp's rows are announced to the warps before it, at
+ * barrier + warp. */
 template <typename E>
 __device__ __forceinline__ void invert(float *a, uint32_t y, const float *beta, int warp, int lane,
                                        int barrier) {
@@ -196,8 +197,9 @@ __device__ __forceinline__ void invert(float *a, uint32_t y, const float *beta, 
 #pragma unroll
       for (int i = 0; i < SUBBLOCK; ++i) block[i * PITCH + column] = z[i];
     }
+    __syncwarp();
+    if (warp) delta::barrier_arrive(barrier + warp, 32 * (warp + 1));
   }
-  named_sync(barrier, GROUP);
   float x[SUBBLOCKS][2][4]; /* X_iw^T */
 #pragma unroll
   for (int i = 0; i < SUBBLOCKS; ++i) {
@@ -210,6 +212,7 @@ __device__ __forceinline__ void invert(float *a, uint32_t y, const float *beta, 
         for (int at = 0; at < 4; ++at)
           x[i][n][at] = inverse[(8 * n + 2 * t + at % 2) * PITCH + g + at / 2 * 8];
     } else {
+      delta::barrier_sync(barrier + i, 32 * (i + 1));
       float sum[2][4] = {};
 #pragma unroll
       for (int j = 0; j < i; ++j)
@@ -651,9 +654,13 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
     barrier_wait(r.ready + at * 8, parity);
     if (FUSED) barrier_wait(r.loaded + at * 8, parity);
   };
+  /* The rows that are left from this lane's first one, and where that goes. */
+  int left = s.tokens - lane / 2;
+  E *out = delta::as<E>(p.o).at(s.batch, s.first + lane / 2, head) + column + warp * SUBBLOCK +
+           lane % 2 * 8;
   /* A warp's columns of O to the place of V; in one kernel from there to memory, after which the
    * stage is free. */
-  auto write_output = [&](int at, int chunk) {
+  auto write_output = [&](int at) {
     char *tile = r.memory + at * S::BYTES + S::V + part * TILE_BYTES;
 #pragma unroll
     for (int c = 0; c < SUBBLOCKS; ++c)
@@ -670,12 +677,11 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
       proxy_fence();
       __syncwarp();
       if (lane == 0) barrier_arrive(r.freed + at * 8);
-      const int tokens = s.tokens - chunk * CHUNK;
-      E *to = delta::as<E>(p.o).at(s.batch, s.first + chunk * CHUNK + lane / 2, head) + column +
-              warp * SUBBLOCK + lane % 2 * 8;
 #pragma unroll
       for (int n = 0; n < 4; ++n)
-        if (16 * n + lane / 2 < tokens) store_vector(to + 16 * n * p.o.token, rows[n]);
+        if (16 * n < left) store_vector(out + 16 * n * p.o.token, rows[n]);
+      left -= CHUNK;
+      out += CHUNK * p.o.token;
     }
   };
 
@@ -779,7 +785,7 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
 #pragma unroll
     for (int i = 0; i < 32; ++i) o[i] *= p.scale;
     round<E>(x, o);
-    write_output(at, chunk);
+    write_output(at);
     if (++at == STAGES) at = 0, parity ^= 1;
   }
   if (p.final.data) {
@@ -947,7 +953,7 @@ __device__ __forceinline__ void prepare_items(const forward_parameters &f, char 
                                               uint32_t barrier, int group) {
   using S = stage<DIM, CHANNEL, 0>;
   const delta::parameters &p = f.p;
-  const int thread = threadIdx.x % GROUP, lane = thread % 32;
+  const int thread = threadIdx.x % GROUP, lane = thread % 32, barrier_id = 1 + 4 * group;
   const int64_t items = p.chunks * f.batch * p.value_heads;
   const uint32_t at = shared_address(memory);
   char *work = memory + S::BYTES;
@@ -985,15 +991,15 @@ __device__ __forceinline__ void prepare_items(const forward_parameters &f, char 
     if (tokens < CHUNK) {
       clear_rows(memory + S::K, 2 * DIM / 64, tokens, thread, GROUP);
       proxy_fence();
-      named_sync(1 + group, GROUP);
+      named_sync(barrier_id, GROUP);
     }
     if constexpr (CHANNEL)
       prepare_channels<E, DIM, 0>(
-          memory, work, NULL, of, rows_of_chunk(p, s, first, head), p, s, 1 + group, [] {}, [] {});
+          memory, work, NULL, of, rows_of_chunk(p, s, first, head), p, s, barrier_id, [] {}, [] {});
     else
-      prepare_tokens<E, DIM, 0>(memory, work, of, 1 + group, [] {});
+      prepare_tokens<E, DIM, 0>(memory, work, of, barrier_id, [] {});
     proxy_fence();
-    named_sync(1 + group, GROUP);
+    named_sync(barrier_id, GROUP);
     if (thread == 0) {
       const int64_t slot_of_record = (slot * p.chunks + chunk) * p.value_heads + head;
       bulk_store(p.prepared + slot_of_record * S::RECORD_BYTES, at + S::RECORD, S::RECORD_BYTES);
