@@ -13,9 +13,10 @@
  *   X_ii = D_i,   X_ij = -D_i sum_{j <= k < i} A_ik X_kj,
  * as X^T, whose accumulators are again the next product's left operand.
  *
- * With enough (sequence, head) pairs to fill the GPU one kernel does both, a third warpgroup
- * preparing ahead of two that step. With few pairs (long sequences) one kernel prepares all chunks
- * at once, and a second one steps over them. */
+ * With enough (sequence, head) pairs to fill the GPU a block does both, a third warpgroup preparing
+ * ahead of two that step. With few pairs (long sequences) a step after the other bounds the time:
+ * blocks that only step take chunks as other blocks, on all the other multiprocessors, prepare them
+ * in the workspace. */
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/recurrent_delta.cuh"
 
@@ -51,7 +52,7 @@ template <int DIM, bool CHANNEL, int GROUPS> struct stage {
     FULL = NUMBERS + 512,  /* exp(G_C): [DIM] or [1] */
     V = NUMBERS + 1024,    /* a tile a warpgroup; O takes its place */
     BYTES = V + GROUPS * TILE_BYTES,
-    /* What preparing leaves in the workspace where it is a kernel of its own. */
+    /* What preparing leaves in the workspace for blocks that only step. */
     RECORD = CHANNEL ? 0 : Y,
     RECORD_BYTES = V - RECORD,
     LOADED_BYTES = 2 * ROWS + GROUPS * TILE_BYTES,
@@ -113,9 +114,8 @@ __device__ __forceinline__ void store_vector(void *to, const uint4 &x) {
 /* ---- Tiles ---- */
 
 /* Addresses for ldmatrix and stmatrix of x[16, 16] at `row`, `column` (multiples of 16) of swizzled
- * tiles, in the
- * order of a left operand's registers (and of a block of accumulators): rows 0..7 and 8..15 of the
- * columns 0..7, then of the columns 8..15. */
+ * tiles, in the order of a left operand's registers (and of a block of accumulators): rows 0..7 and
+ * 8..15 of the columns 0..7, then of the columns 8..15. */
 __device__ __forceinline__ uint32_t by_columns(uint32_t tile, int row, int column, int lane) {
   return (tile + column / 64 * TILE_BYTES + row * 128 + lane % 16 * 128 +
           ((lane / 16 ^ lane % 8) << 4)) ^
@@ -588,12 +588,12 @@ template <typename S> __device__ __forceinline__ void clear_squares(char *memory
 
 /* ---- Steps ---- */
 
-/* Where a warpgroup finds its stages: in use by chunk c is stage c % stages. */
+/* Stages, of which chunk c uses number c % stages, and a barrier of each for what has happened: it
+ * is prepared; its copies have arrived; it was read; O lies there (where another warp stores it).
+ */
 struct ring {
   char *memory;
-  uint32_t ready; /* barriers: a stage is there; loaded: its copies are; freed: it was read */
-  uint32_t loaded, freed;
-  uint32_t written; /* O lies there, where another warp stores it */
+  uint32_t ready, loaded, freed, written;
 };
 
 /* Ends the life of old values, which products that do not add would seem to read. */
