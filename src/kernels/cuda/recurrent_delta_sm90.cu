@@ -635,7 +635,6 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
   using S = stage<DIM, CHANNEL, GROUPS>;
   const int thread = threadIdx.x % GROUP, warp = thread / 32, lane = thread % 32;
   const int g = lane / 4, t = lane % 4;
-  const int chunks = (s.tokens + CHUNK - 1) / CHUNK;
   float state[DIM / 2], u[32], o[32], u_or_w[32];
   float(&w)[32] = FUSED ? u : u_or_w; /* where registers are few */
   uint32_t rounded[DIM / 16][4], x[SUBBLOCKS][4], y[SUBBLOCKS][4];
@@ -654,13 +653,12 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
     barrier_wait(r.ready + at * 8, parity);
     if (FUSED) barrier_wait(r.loaded + at * 8, parity);
   };
-  /* The rows that are left from this lane's first one, and where that goes. */
-  int left = s.tokens - lane / 2;
+  /* Where this lane's first row of a chunk goes. */
   E *out = delta::as<E>(p.o).at(s.batch, s.first + lane / 2, head) + column + warp * SUBBLOCK +
            lane % 2 * 8;
   /* A warp's columns of O to the place of V; in one kernel from there to memory, after which the
    * stage is free. */
-  auto write_output = [&](int at) {
+  auto write_output = [&](int at, int tokens) {
     char *tile = r.memory + at * S::BYTES + S::V + part * TILE_BYTES;
 #pragma unroll
     for (int c = 0; c < SUBBLOCKS; ++c)
@@ -679,8 +677,7 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
       if (lane == 0) barrier_arrive(r.freed + at * 8);
 #pragma unroll
       for (int n = 0; n < 4; ++n)
-        if (16 * n < left) store_vector(out + 16 * n * p.o.token, rows[n]);
-      left -= CHUNK;
+        if (16 * n + lane / 2 < tokens) store_vector(out + 16 * n * p.o.token, rows[n]);
       out += CHUNK * p.o.token;
     }
   };
@@ -688,7 +685,7 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
   round<E>(rounded, state);
   int at = 0;
   uint32_t parity = 0;
-  for (int chunk = 0; chunk < chunks; ++chunk) {
+  for (int left = s.tokens; left > 0; left -= CHUNK) {
     char *memory = r.memory + at * S::BYTES;
     const uint32_t here = shared_address(memory), v = here + S::V + part * TILE_BYTES;
     wait_ready(at, parity);
@@ -785,7 +782,7 @@ __device__ __forceinline__ void walk(const delta::parameters &p, const ring &r, 
 #pragma unroll
     for (int i = 0; i < 32; ++i) o[i] *= p.scale;
     round<E>(x, o);
-    write_output(at);
+    write_output(at, left);
     if (++at == STAGES) at = 0, parity ^= 1;
   }
   if (p.final.data) {
