@@ -12,7 +12,8 @@
 
 #include "kernels/cuda/common.cuh"
 
-extern const recurrent_algorithm recurrent_chunks_forward, recurrent_chunks_backward;
+extern const recurrent_algorithm recurrent_delta_sm90_forward, recurrent_chunks_forward,
+    recurrent_chunks_backward;
 
 namespace {
 
@@ -423,6 +424,30 @@ int major_for(attn_update update) {
   return update == ATTN_UPDATE_DELTA ? device.major : 8;
 }
 
+void check_forward(const recurrent_algorithm &algorithm, const data &x) {
+  attn_cuda_choice choice;
+  if (!prepare_run(algorithm, x, choice)) return;
+  void *workspace = workspace_of(choice.workspace_bytes);
+  run(algorithm, x, choice, workspace);
+  CHECK(cudaDeviceSynchronize());
+  std::vector<double> before = x.o.download();
+  judge("o", x.o, forward_bound(x.s.dtype));
+  judge("state", x.s1, forward_bound(x.s.dtype));
+  run(algorithm, x, choice, workspace);
+  std::vector<double> again = x.o.download();
+  if (memcmp(again.data(), before.data(), before.size() * 8)) {
+    printf(" second run differs FAILED");
+    ++failures;
+  }
+  CHECK(cudaFree(workspace));
+}
+
+/* What recurrent_delta_sm90.cu is for. */
+bool hopper_takes(const shape &s) {
+  return s.update == ATTN_UPDATE_DELTA && device.major == 9 && s.value_dim % 64 == 0 &&
+         (s.decay != ATTN_DECAY_CHANNEL || s.dtype == ATTN_BF16);
+}
+
 /* `form` asks for one of a plan's forms by pretending another number of multiprocessors. */
 void check(const shape &s, bool backward, int multiprocessors) {
   data x(s);
@@ -435,20 +460,12 @@ void check(const shape &s, bool backward, int multiprocessors) {
          s.dtype == ATTN_BF16 ? "bf16" : "f16 ", gate_names[s.gate], s.dim, s.value_dim, s.heads,
          s.value_heads, s.batch, s.length, s.ragged ? " ragged" : "", s.states ? " states" : "");
   attn_cuda_choice choice;
-  if (prepare_run(recurrent_chunks_forward, x, choice)) {
-    void *workspace = workspace_of(choice.workspace_bytes);
-    run(recurrent_chunks_forward, x, choice, workspace);
-    CHECK(cudaDeviceSynchronize());
-    std::vector<double> before = x.o.download();
-    judge("o", x.o, forward_bound(s.dtype));
-    judge("state", x.s1, forward_bound(s.dtype));
-    run(recurrent_chunks_forward, x, choice, workspace);
-    std::vector<double> again = x.o.download();
-    if (memcmp(again.data(), before.data(), before.size() * 8)) {
-      printf(" second run differs FAILED");
-      ++failures;
-    }
-    CHECK(cudaFree(workspace));
+  check_forward(recurrent_chunks_forward, x);
+  if (hopper_takes(s)) {
+    printf(" | wgmma");
+    x.o.poison();
+    if (s.states) x.s1.poison();
+    check_forward(recurrent_delta_sm90_forward, x);
   }
   if (backward && prepare_run(recurrent_chunks_backward, x, choice)) {
     void *workspace = workspace_of(choice.workspace_bytes);
@@ -575,7 +592,8 @@ void bench(attn_update update, attn_decay decay, int length, double rate) {
       *x = device_tensor(ATTN_F32, {batch, length, heads}, 3, seed++);
   }
   double row = (double)tokens * heads * dim, gates = decay == ATTN_DECAY_CHANNEL ? row * 4 : 0;
-  const recurrent_algorithm *passes[] = {&recurrent_chunks_forward, &recurrent_chunks_backward};
+  const recurrent_algorithm *passes[] = {&recurrent_delta_sm90_forward, &recurrent_chunks_forward,
+                                         &recurrent_chunks_backward};
   for (const recurrent_algorithm *algorithm : passes) {
     bool backward = algorithm->pass == ATTN_PASS_BACKWARD;
     attn_cuda_choice choice = {};

@@ -3,13 +3,14 @@
 
 /* The last ones accept every problem. */
 extern const recurrent_algorithm recurrent_step, recurrent_additive_sm90_forward,
-    recurrent_additive_sm90_backward, recurrent_chunks_forward, recurrent_chunks_backward,
-    recurrent_generic_forward, recurrent_generic_backward;
+    recurrent_additive_sm90_backward, recurrent_delta_sm90_forward, recurrent_chunks_forward,
+    recurrent_chunks_backward, recurrent_generic_forward, recurrent_generic_backward;
 
 static const recurrent_algorithm *const algorithms[] = {
     &recurrent_step,
     &recurrent_additive_sm90_forward,
     &recurrent_additive_sm90_backward,
+    &recurrent_delta_sm90_forward,
     &recurrent_chunks_forward,
     &recurrent_chunks_backward,
     &recurrent_generic_forward,
