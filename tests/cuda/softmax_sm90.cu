@@ -151,7 +151,7 @@ struct setting {
   std::vector<int> queries, keys; /* lengths when ragged */
   std::vector<int> key_lengths;
   int64_t gap;
-  int rows; /* > 0: only so many rows of o are checked, and no gradients */
+  int rows; /* > 0: only so many rows of o and dq are checked; dk and dv repeat bit by bit */
 };
 
 static void compare(const char *name, const std::vector<double> &got,
@@ -233,8 +233,7 @@ static void check(const setting &c) {
   printf("%-34s", c.name);
   const double bound = c.dtype == ATTN_BF16 ? 1e-2 : 2e-3;
   std::vector<double> first[5];
-  const int passes = c.rows ? 1 : 2;
-  for (int pass = 0; pass < passes; pass++) {
+  for (int pass = 0; pass < 2; pass++) {
 #ifdef FORWARD_ONLY
     if (pass) continue;
     const softmax_algorithm *algorithm = &softmax_sm90_forward;
@@ -249,7 +248,8 @@ static void check(const setting &c) {
     }
     void *workspace = NULL;
     CUDA(cudaMalloc(&workspace, choice.workspace_bytes + 256));
-    for (int repeat = 0; repeat < 2; repeat++) { /* twice: the bits must be the same */
+    /* The bits must be the same every time. */
+    for (int repeat = 0; repeat < (c.rows ? 3 : 2); repeat++) {
       CUDA(cudaMemset(workspace, 0xff, choice.workspace_bytes + 256));
       for (sample *s : {&o, &lse})
         if (!pass) s->poison();
@@ -274,7 +274,7 @@ static void check(const setting &c) {
       for (int i = pass ? 2 : 0; i < (pass ? 5 : 2); i++) {
         results[i]->download("output");
         if (repeat && memcmp(first[i].data(), results[i]->values.data(), 8 * first[i].size())) {
-          printf(" output %d differs the second time", i);
+          printf(" output %d differs from before", i);
           failures++;
         }
         first[i] = results[i]->values;
@@ -286,7 +286,7 @@ static void check(const setting &c) {
   /* The oracle. */
   std::vector<double> eo(o.values.size()), elses(lse.values.size());
   std::vector<double> edq(q.values.size()), edk(k.values.size()), edv(v.values.size());
-  std::vector<double> got_o, got_lse, want_o, want_lse;
+  std::vector<double> got_o, got_lse, got_dq, want_o, want_lse, want_dq;
   for (int64_t b = 0; b < c.batch; b++) {
     const int64_t nq = ragged ? c.queries[b] : c.query_length;
     const int64_t nk = ragged ? c.keys[b] : c.key_lengths.empty() ? c.key_length : c.key_lengths[b];
@@ -326,7 +326,6 @@ static void check(const setting &c) {
           want_lse.push_back(l), got_lse.push_back(lse.values[li - elses.data()]);
           for (int64_t d = 0; d < dim; d++)
             want_o.push_back(oi[d]), got_o.push_back(o.values[oi - eo.data() + d]);
-          continue;
         }
         double delta = 0;
         for (int64_t d = 0; d < dim; d++) delta += doi[d] * oi[d];
@@ -341,11 +340,16 @@ static void check(const setting &c) {
             edv[at_key + d] += p[j] * doi[d];
           }
         }
+        for (int64_t d = 0; d < dim && c.rows; d++)
+          want_dq.push_back(dqi[d]), got_dq.push_back(d_q.values[dqi - edq.data() + d]);
       }
     }
   }
   if (c.rows) {
     compare("o", got_o, want_o, bound), compare("lse", got_lse, want_lse, 1e-5);
+#ifndef FORWARD_ONLY
+    compare("dq", got_dq, want_dq, bound);
+#endif
     printf("\n");
     cudaFree(offsets);
     return;
@@ -425,9 +429,110 @@ static void checks(const char *only) {
        {},
        0,
        0},
+      {"ragged, window 90, 40, grouped",
+       B,
+       5,
+       420,
+       500,
+       6,
+       2,
+       128,
+       false,
+       90,
+       40,
+       {420, 1, 0, 129, 257},
+       {300, 500, 64, 0, 256},
+       {},
+       0,
+       0},
+      {"ragged, causal, more queries than keys",
+       H,
+       3,
+       500,
+       200,
+       2,
+       1,
+       128,
+       true,
+       -1,
+       -1,
+       {500, 131, 64},
+       {200, 130, 1},
+       {},
+       8,
+       0},
+      {"key lengths, full, window 200, 100",
+       H,
+       4,
+       333,
+       700,
+       2,
+       1,
+       128,
+       false,
+       200,
+       100,
+       {},
+       {},
+       {700, 0, 333, 129},
+       0,
+       0},
+      {"causal, 520, 8 share a key head",
+       B,
+       1,
+       520,
+       520,
+       8,
+       1,
+       128,
+       true,
+       -1,
+       -1,
+       {},
+       {},
+       {},
+       0,
+       0},
+      {"window 1, 0", B, 1, 513, 513, 2, 1, 128, false, 1, 0, {}, {}, {}, 0, 0},
+      {"dim 64, window 300, 5", H, 2, 650, 700, 4, 2, 64, false, 300, 5, {}, {}, {}, 0, 0},
       {"causal, 1300", B, 1, 1300, 1300, 1, 1, 128, true, -1, -1, {}, {}, {}, 0, 0},
-      {"causal, 5000, 2 x 16 heads", B, 2, 5000, 5000, 16, 4, 128, true, -1, -1, {}, {}, {}, 0, 60},
-      {"full, 3000, 16 heads", H, 1, 3000, 3000, 16, 16, 128, false, -1, -1, {}, {}, {}, 0, 40},
+      {"causal, 3000, 16 heads", B, 1, 3000, 3000, 16, 4, 128, true, -1, -1, {}, {}, {}, 0, 60},
+      {"causal, 5000, window 900", B, 1, 5000, 5000, 6, 2, 128, true, 900, -1, {}, {}, {}, 0, 40},
+      {"causal, 18000, 1 head", B, 1, 18000, 18000, 1, 1, 128, true, -1, -1, {}, {}, {}, 0, 10},
+      {"causal, 1000 queries, 3000 keys",
+       B,
+       2,
+       1000,
+       3000,
+       8,
+       1,
+       128,
+       true,
+       -1,
+       -1,
+       {},
+       {},
+       {},
+       0,
+       40},
+      {"dim 64, causal, 3000, 8 heads",
+       H,
+       1,
+       3000,
+       3000,
+       8,
+       4,
+       64,
+       true,
+       -1,
+       -1,
+       {},
+       {},
+       {},
+       0,
+       40},
+      {"full, 20 x 130, 16 heads", H, 20, 130, 130, 16, 16, 128, false, -1, -1, {}, {}, {}, 0, 40},
+      {"full, 2500, 8 heads", H, 1, 2500, 2500, 8, 8, 128, false, -1, -1, {}, {}, {}, 0, 40},
   };
   for (const setting &c : settings)
     if (!only || !strncmp(c.name, only, strlen(only))) check(c);
@@ -542,6 +647,7 @@ int main(int count, char **words) {
     printf("%s\n", attn_cuda_error());
     return 1;
   }
+  setvbuf(stdout, NULL, _IOLBF, 0);
   printf("%s\n", device.name);
   if (count > 1 && !strcmp(words[1], "bench"))
     bench(count > 2 ? atoi(words[2]) : 128, count > 3 ? words[3] : "fb");

@@ -195,6 +195,16 @@ template <int count> __device__ __forceinline__ void pin(uint32_t (&values)[coun
                "}\n"                                                                               \
                : HOPPER_32(d, 0), HOPPER_32(d, 32)                                                 \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(transposed))
+#define HOPPER_WGMMA_32_SHARED(type)                                                               \
+  asm volatile("{\n"                                                                               \
+               ".reg .pred add;\n"                                                                 \
+               "setp.ne.b32 add, %18, 0;\n"                                                        \
+               "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " "                     \
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "          \
+               "%16, %17, add, 1, 1, %19, %20;\n"                                                  \
+               "}\n"                                                                               \
+               : HOPPER_8(d, 0), HOPPER_8(d, 8)                                                    \
+               : "l"(a), "l"(b), "r"(add), "n"(a_transposed), "n"(transposed))
 #define HOPPER_WGMMA_64_SHARED(type)                                                               \
   asm volatile("{\n"                                                                               \
                ".reg .pred add;\n"                                                                 \
@@ -220,15 +230,23 @@ template <int count> __device__ __forceinline__ void pin(uint32_t (&values)[coun
                : HOPPER_32(d, 0), HOPPER_32(d, 32)                                                 \
                : "l"(a), "l"(b), "r"(add), "n"(a_transposed), "n"(transposed))
 
-/* d [64, N] (+)= a [64, 16] b [16, N] in a warpgroup, N = 64 or 128; a in registers or in shared
- * memory. `transposed`: b's contiguous dimension in shared memory is the columns (N) rather than
- * the rows (K), and a's the rows (M) rather than the columns (K). */
+/* d [64, N] (+)= a [64, 16] b [16, N] in a warpgroup, N = 64 or 128, or 32 with both in shared
+ * memory; a in registers or in shared memory. `transposed`: b's contiguous dimension in shared
+ * memory is the columns (N) rather than the rows (K), and a's the rows (M) rather than the columns
+ * (K). */
 template <typename T, int transposed>
 __device__ __forceinline__ void wgmma(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int add) {
   if constexpr (element<T>::map_type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16)
     HOPPER_WGMMA_64("bf16");
   else
     HOPPER_WGMMA_64("f16");
+}
+template <typename T, int a_transposed, int transposed>
+__device__ __forceinline__ void wgmma(float (&d)[16], uint64_t a, uint64_t b, int add) {
+  if constexpr (element<T>::map_type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16)
+    HOPPER_WGMMA_32_SHARED("bf16");
+  else
+    HOPPER_WGMMA_32_SHARED("f16");
 }
 template <typename T, int a_transposed, int transposed>
 __device__ __forceinline__ void wgmma(float (&d)[32], uint64_t a, uint64_t b, int add) {

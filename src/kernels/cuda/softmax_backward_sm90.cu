@@ -1,98 +1,148 @@
 /* The softmax engine's backward on Hopper, 16-bit elements with float32 accumulation.
  *
- *   P = exp(scale Q K^T - LSE),  dP = dO V^T,  dS = P (.) (dP - delta),  delta_i = do_i . o_i -
- * dLSE_i dV = P^T dO,  dK = scale dS^T Q,  dQ = scale dS K
+ *   P = exp(scale Q K^T - LSE),  dP = dO V^T,  dS = P (.) (dP - delta),
+ *   delta_i = do_i . o_i - dLSE_i,
+ *   dV = P^T dO,  dK = scale dS^T Q,  dQ = scale dS K
  *
  * FlashAttention-2 (arXiv 2307.08691), section 3.1, on wgmma with the producer and consumers of
- * FlashAttention-3 (2407.08608). Two kernels share one body. In both, a consumer warpgroup holds 64
- * rows of two tensors X1, X2 in shared memory, while blocks of Y1, Y2 stream past:
+ * FlashAttention-3 (2407.08608). Three kernels: LSE and delta of the rows; the products; dQ's
+ * rounding.
  *
- *   S = X1 Y1^T, dP = X2 Y2^T, then accumulators += dS Y1 and, for keys, += P Y2
+ * A block owns 128 keys of a key head, 64 for each of its two consumer warpgroups, and goes through
+ * the tiles of queries that see them, for all query heads that share the key head. S and dP are
+ * computed transposed, [keys, queries], so that P and dS are A operands from registers for dV and
+ * dK, whose sums stay in registers. For dQ = dS K, a sum over the keys of both groups, dS goes to
+ * shared memory, and each group computes one half of the tile of dQ. A step's products overlap with
+ * its exponentials: S of the next step is issued before this one ends.
  *
- *   rows are keys:     X = K, V    Y = Q, dO    accumulators dK, dV   (S and dP are transposed)
- *   rows are queries:  X = Q, dO   Y = K, V     accumulator dQ
+ * Halves of dQ leave by bulk copies that add to float32 sums in the workspace, issued by a writer
+ * warp of each half. The order of a sum is fixed, key blocks from the last to the first: the
+ * workspace has a count of contributions for every half tile, and a writer waits until those of all
+ * later key blocks are in (the first one stores and does not add). To wait seldom, key blocks are
+ * handed out from the last one to the first and each starts at the first queries that see it: under
+ * a causal mask block j - 1 reaches a tile KEYS / WIDTH steps after block j (from the first to the
+ * last, long ones before short ones, neighbours are one step apart and stall each other); without a
+ * mask neighbours fall one step behind each other at the start, once.
  *
- * So P and dS are always A operands from registers. Computing S and dP twice makes 7 products of 5,
- * and in return no sum has an order that depends on timing. */
+ * No deadlock: items (key blocks of a head) are numbered in the order in which running blocks draw
+ * them from one counter. A writer waits for later key blocks of the same key head and the same
+ * query tile only, which have smaller numbers. A block works on its items in the order of their
+ * numbers. So the unfinished item with the smallest number is being worked on and waits for
+ * nothing. */
+#include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/softmax_sm90.cuh"
 
 #include <cstdio>
-#include <type_traits>
 
 namespace {
 
 using namespace softmax_sm90;
 
 struct backward_parameters {
-  CUtensorMap x1, x2, y1, y2, out1, out2;
+  CUtensorMap q, k, v, d_o;
   extents e;
-  void *out1_data, *out2_data; /* for the last rows of ragged sequences */
-  int64_t out1_token, out1_head, out2_token, out2_head;
+  void *d_k, *d_v;
+  int64_t d_k_batch, d_k_token, d_k_head, d_v_batch, d_v_token, d_v_head;
   const float *lse, *delta; /* [batch, heads, padded]: LSE log2 e (+inf: no such row), delta */
+  float *d_q;               /* [batch, heads, padded / WIDTH, GROUPS, HALF]: sums */
+  int *turns;               /* [batch, heads, padded / WIDTH, GROUPS]: contributions so far */
   int padded;
   float scale, scale_log2;
   int blocks, section, items;
   int *counter;
 };
 
-enum backward_kind { KEYS, QUERIES };
+constexpr int GROUPS = 2, THREADS = (GROUPS + 1) * 128;
+constexpr int KEYS = GROUPS * GROUP_ROWS; /* of a block */
+constexpr int WIDTH = 64;                 /* queries of a step */
+constexpr int STAGES = 2;                 /* of every ring */
 
-template <backward_kind KIND_, int DIM_> struct backward_shape {
-  static constexpr backward_kind KIND = KIND_;
-  static constexpr int DIM = DIM_, GROUPS = 2, WIDTH = 64, STAGES = 4;
-  static constexpr int ROWS = GROUPS * GROUP_ROWS, THREADS = (GROUPS + 1) * 128;
-  static constexpr int x_bytes = DIM / 64 * TILE_BYTES; /* of one group and tensor */
-  static constexpr int y_bytes = WIDTH * DIM * 2;
-  static constexpr int y_offset = GROUPS * 2 * x_bytes;
-  static constexpr int rows_offset = y_offset + STAGES * 2 * y_bytes; /* lse, delta a stage */
-  static constexpr int rows_bytes = 2 * WIDTH * 4;
-  static constexpr int barriers_offset = rows_offset + STAGES * rows_bytes;
-  static constexpr int barriers = 2 * GROUPS + 2 * STAGES;
-  static constexpr int items_offset = barriers_offset + barriers * 8;
-  static constexpr int bytes = items_offset + GROUPS * 4 + 1024; /* 1024: to align the base */
+template <int DIM_> struct backward_shape {
+  static constexpr int DIM = DIM_;
+  static constexpr int HALF = WIDTH * DIM / 2; /* elements of dQ that a group computes a step */
+  static constexpr int group_bytes = DIM / 64 * TILE_BYTES; /* keys or values of one group */
+  static constexpr int keys_bytes = GROUPS * group_bytes;
+  static constexpr int tile_bytes = WIDTH * DIM * 2; /* Q or dO of a step */
+  static constexpr int ds_bytes = KEYS * WIDTH * 2, rows_bytes = WIDTH * 4;
+  static constexpr int k_offset = 0, v_offset = k_offset + STAGES * keys_bytes;
+  static constexpr int q_offset = v_offset + keys_bytes;
+  static constexpr int d_o_offset = q_offset + STAGES * tile_bytes;
+  static constexpr int ds_offset = d_o_offset + STAGES * tile_bytes;
+  static constexpr int d_q_offset = ds_offset + STAGES * ds_bytes;
+  static constexpr int lse_offset = d_q_offset + GROUPS * HALF * 4;
+  static constexpr int delta_offset = lse_offset + STAGES * rows_bytes;
+  static constexpr int barriers_offset = delta_offset + STAGES * rows_bytes;
+  static constexpr int items_offset = barriers_offset + (6 * STAGES + 2 + 2 * GROUPS) * 8;
+  static constexpr int bytes = items_offset + STAGES * 64 + 1024; /* 1024: to align the base */
   static_assert(bytes <= 232448, "shared memory of one block");
 };
 
-template <typename S> struct backward_barriers {
-  uint32_t x_full, x_empty, full, empty;
-  __device__ __forceinline__ backward_barriers(uint32_t base) {
-    x_full = base + S::barriers_offset;
-    x_empty = x_full + 8 * S::GROUPS;
-    full = x_empty + 8 * S::GROUPS;
-    empty = full + 8 * S::STAGES;
+/* A barrier of stage or group i is 8 i bytes further. */
+struct backward_barriers {
+  uint32_t item_full, item_empty;                /* an item's number, and its keys */
+  uint32_t q_full, q_empty, d_o_full, d_o_empty; /* with LSE, with delta */
+  uint32_t v_full, v_empty;
+  uint32_t d_q_full, d_q_empty; /* one a group */
+  __device__ __forceinline__ backward_barriers(uint32_t first) {
+    item_full = first, item_empty = item_full + 8 * STAGES;
+    q_full = item_empty + 8 * STAGES, q_empty = q_full + 8 * STAGES;
+    d_o_full = q_empty + 8 * STAGES, d_o_empty = d_o_full + 8 * STAGES;
+    v_full = d_o_empty + 8 * STAGES, v_empty = v_full + 8;
+    d_q_full = v_empty + 8, d_q_empty = d_q_full + 8 * GROUPS;
   }
 };
 
-/* One block of keys or queries. */
+/* The stage of a ring's use number i, and the parity of its barriers. */
+__device__ __forceinline__ int stage_of(uint32_t i) {
+  return i % STAGES;
+}
+__device__ __forceinline__ uint32_t parity_of(uint32_t i) {
+  return i / STAGES % 2;
+}
+
+/* One block of keys, in shared memory for all that work on it: registers are short. */
 struct backward_work {
-  int batch, head, kv_head, first; /* head: of the rows' kind; the first of several for keys */
-  int start, length;               /* of the rows' sequence */
-  sequence s;
-  range seen;
+  int steps; /* -1: no more blocks */
+  int batch, kv_head;
+  int first, length;                  /* first: row in the sequence; length: with keys not in use */
+  int query_start, key_start;         /* of the sequence, as below */
+  int key_length, shift;              /* in use; query i is key i + shift */
+  int low, high, full_low, full_high; /* tiles of queries that see it, entirely */
 };
+static_assert(sizeof(backward_work) <= 64, "size of an item in shared memory");
 
-template <typename S>
-__device__ __forceinline__ bool locate(const backward_parameters &p, int item, backward_work *w) {
-  const int heads = S::KIND == KEYS ? p.e.kv_heads : p.e.heads;
+/* False: the sequence has no such block. */
+__device__ __forceinline__ bool locate(const backward_parameters &p, int item,
+                                       volatile backward_work &w) {
   const int section = item / (p.section * p.blocks), rest = item % (p.section * p.blocks);
-  const int pair0 = section * p.section, pairs = min(p.section, p.e.batch * heads - pair0);
-  const int pair = pair0 + rest % pairs, block = rest / pairs, sharing = p.e.heads / p.e.kv_heads;
-  w->batch = pair / heads;
-  w->s = sequence_of(p.e, w->batch);
-  /* Under a causal mask the first keys and the last queries have the most work. */
-  if (S::KIND == KEYS) {
-    w->kv_head = pair % heads, w->head = w->kv_head * sharing;
-    w->first = block * S::ROWS, w->start = w->s.key_start;
-    w->length = p.e.key_offsets ? w->s.key_length : p.e.key_length;
-    w->seen = queries_seen(p.e, w->s, w->first, S::ROWS, S::WIDTH);
-    if (w->first >= w->s.key_length) w->seen.high = w->seen.low;
-  } else {
-    w->head = pair % heads, w->kv_head = w->head / sharing;
-    w->first = (p.blocks - 1 - block) * S::ROWS, w->start = w->s.query_start;
-    w->length = w->s.query_length;
-    w->seen = keys_seen(p.e, w->s, w->first, S::ROWS, S::WIDTH);
-  }
-  return w->first < w->length;
+  const int pair0 = section * p.section;
+  const int pairs = min(p.section, p.e.batch * p.e.kv_heads - pair0);
+  const int pair = pair0 + rest % pairs, batch = pair / p.e.kv_heads;
+  const int first = (p.blocks - 1 - rest / pairs) * KEYS; /* the last block first: see above */
+  const sequence s = sequence_of(p.e, batch);
+  const int length = p.e.key_offsets ? p.e.key_offsets[batch + 1] - s.key_start : p.e.key_length;
+  if (first >= length) return false;
+  range seen = queries_seen(p.e, s, first, KEYS, WIDTH);
+  if (first >= s.key_length) seen.high = seen.low;
+  w.steps = p.e.heads / p.e.kv_heads * (seen.high - seen.low);
+  w.batch = batch, w.kv_head = pair % p.e.kv_heads, w.first = first, w.length = length;
+  w.query_start = s.query_start, w.key_start = s.key_start;
+  w.key_length = s.key_length, w.shift = s.shift;
+  w.low = seen.low, w.high = seen.high;
+  w.full_low = seen.full_low, w.full_high = seen.full_high;
+  return true;
+}
+
+/* The work in a ring's stage. */
+template <typename S> __device__ __forceinline__ backward_work *work_at(char *shared, int stage) {
+  return (backward_work *)(shared + S::items_offset + stage * 64);
+}
+
+/* The last key block that contributes to a tile of queries. Those that do have numbers without a
+ * gap: first and last tile (queries_seen) do not fall as the block's number grows. */
+__device__ __forceinline__ int last_block(int tile, int key_length, int right, int shift) {
+  /* Block j begins at tile (KEYS j - right - shift) / WIDTH, or 0. */
+  return min(key_length - 1, (tile + 1) * WIDTH - 1 + right + shift) / KEYS;
 }
 
 __device__ __forceinline__ void bulk_load(uint32_t target, const void *source, uint32_t bytes,
@@ -102,299 +152,467 @@ __device__ __forceinline__ void bulk_load(uint32_t target, const void *source, u
                "l"(source), "r"(bytes), "r"(barrier)
                : "memory");
 }
+__device__ __forceinline__ void bulk_store(void *target, uint32_t source, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(target),
+               "r"(source), "r"(bytes)
+               : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/* Adds float32 elements to those at `target`. */
+__device__ __forceinline__ void bulk_add(void *target, uint32_t source, uint32_t bytes) {
+  asm volatile(
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(target),
+      "r"(source), "r"(bytes)
+      : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+__device__ __forceinline__ int load_acquire(const int *address) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+__device__ __forceinline__ void store_release(int *address, int value) {
+  asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
 
+/* Draws items and loads what they need: one thread. */
 template <typename S>
 __device__ void backward_produce(const backward_parameters &p, char *shared, uint32_t base) {
-  const backward_barriers<S> barriers(base);
-  volatile int *items = (volatile int *)(shared + S::items_offset);
-  int stage = 0;
-  uint32_t phase = 0, x_phase = 0;
-  int item = blockIdx.x, next;
-  for (;; item = next) {
-    if (item >= p.items) break;
-    next = (int)gridDim.x + atomicAdd(p.counter, 1);
-    backward_work w;
-    if (!locate<S>(p, item, &w)) continue;
-    const int batch = p.e.query_offsets ? 0 : w.batch;
-    for (int g = 0; g < S::GROUPS; g++) {
-      barrier_wait(barriers.x_empty + 8 * g, x_phase ^ 1);
-      items[g] = item;
-      const uint32_t full = barriers.x_full + 8 * g, tile = base + g * 2 * S::x_bytes;
-      const int head = S::KIND == KEYS ? w.kv_head : w.head;
-      barrier_expect(full, 2 * S::x_bytes);
-      tile_load<S::DIM>(tile, &p.x1, full, GROUP_ROWS, GROUP_ROWS, head,
-                        w.start + w.first + g * GROUP_ROWS, batch);
-      tile_load<S::DIM>(tile + S::x_bytes, &p.x2, full, GROUP_ROWS, GROUP_ROWS, head,
-                        w.start + w.first + g * GROUP_ROWS, batch);
+  const backward_barriers barriers(base + S::barriers_offset);
+  uint32_t count = 0, step = 0; /* items, steps */
+  for (;;) {
+    const int at = stage_of(count);
+    barrier_wait(barriers.item_empty + 8 * at, parity_of(count) ^ 1);
+    const int item = atomicAdd(p.counter, 1);
+    volatile backward_work &w = *work_at<S>(shared, at);
+    if (item >= p.items)
+      w.steps = -1;
+    else if (!locate(p, item, w))
+      continue;
+    if (w.steps <= 0) {
+      barrier_arrive(barriers.item_full + 8 * at);
+      if (w.steps < 0) break;
     }
-    x_phase ^= 1;
-    const int sharing = S::KIND == KEYS ? p.e.heads / p.e.kv_heads : 1;
-    for (int h = 0; h < sharing; h++)
-      for (int n = w.seen.low; n < w.seen.high; n++) {
-        const uint32_t full = barriers.full + 8 * stage;
-        const uint32_t tile = base + S::y_offset + stage * 2 * S::y_bytes;
-        const int head = S::KIND == KEYS ? w.head + h : w.kv_head;
-        const int start = S::KIND == KEYS ? w.s.query_start : w.s.key_start;
-        barrier_wait(barriers.empty + 8 * stage, phase ^ 1);
-        barrier_expect(full, 2 * S::y_bytes + (S::KIND == KEYS ? S::rows_bytes : 0));
-        tile_load<S::DIM>(tile, &p.y1, full, S::WIDTH, S::WIDTH, head, start + n * S::WIDTH, batch);
-        tile_load<S::DIM>(tile + S::y_bytes, &p.y2, full, S::WIDTH, S::WIDTH, head,
-                          start + n * S::WIDTH, batch);
-        if (S::KIND == KEYS) {
-          const int64_t row = (int64_t)(w.batch * p.e.heads + head) * p.padded + n * S::WIDTH;
-          const uint32_t rows = base + S::rows_offset + stage * S::rows_bytes;
-          bulk_load(rows, p.lse + row, S::WIDTH * 4, full);
-          bulk_load(rows + S::WIDTH * 4, p.delta + row, S::WIDTH * 4, full);
-        }
-        if (++stage == S::STAGES) stage = 0, phase ^= 1;
+    const int batch = p.e.query_offsets ? 0 : w.batch;
+    auto load_keys = [&](const CUtensorMap *map, uint32_t target, uint32_t full) {
+      barrier_expect(full, S::keys_bytes);
+#pragma unroll
+      for (int g = 0; g < GROUPS; g++)
+        tile_load<S::DIM>(target + g * S::group_bytes, map, full, GROUP_ROWS, GROUP_ROWS, w.kv_head,
+                          w.key_start + w.first + g * GROUP_ROWS, batch);
+    };
+    if (w.steps)
+      load_keys(&p.k, base + S::k_offset + at * S::keys_bytes, barriers.item_full + 8 * at);
+    int n = w.low, head = w.kv_head * (p.e.heads / p.e.kv_heads);
+#pragma unroll 1
+    for (int i = 0; i < w.steps; i++, step++) {
+      const int stage = stage_of(step);
+      const uint32_t empty = parity_of(step) ^ 1;
+      auto load_tile = [&](const CUtensorMap *map, int offset, const float *rows, int rows_offset,
+                           uint32_t full) {
+        barrier_expect(full, S::tile_bytes + S::rows_bytes);
+        tile_load<S::DIM>(base + offset + stage * S::tile_bytes, map, full, WIDTH, WIDTH, head,
+                          w.query_start + n * WIDTH, batch);
+        const int64_t row = (int64_t)(w.batch * p.e.heads + head) * p.padded + n * WIDTH;
+        bulk_load(base + rows_offset + stage * S::rows_bytes, rows + row, S::rows_bytes, full);
+      };
+      barrier_wait(barriers.q_empty + 8 * stage, empty);
+      load_tile(&p.q, S::q_offset, p.lse, S::lse_offset, barriers.q_full + 8 * stage);
+      if (i == 0) {
+        barrier_wait(barriers.v_empty, (count & 1) ^ 1);
+        load_keys(&p.v, base + S::v_offset, barriers.v_full);
       }
+      barrier_wait(barriers.d_o_empty + 8 * stage, empty);
+      load_tile(&p.d_o, S::d_o_offset, p.delta, S::delta_offset, barriers.d_o_full + 8 * stage);
+      if (++n == w.high) n = w.low, head++;
+    }
+    if (w.steps == 0) {
+      barrier_wait(barriers.v_empty, (count & 1) ^ 1);
+      barrier_arrive(barriers.v_full);
+    }
+    count++;
   }
-  for (int g = 0; g < S::GROUPS; g++) {
-    barrier_wait(barriers.x_empty + 8 * g, x_phase ^ 1);
-    items[g] = -1;
-    barrier_arrive(barriers.x_full + 8 * g);
+}
+
+/* Adds the group's halves of dQ to their sums, in order: one thread a group. */
+template <typename S>
+__device__ void backward_write(const backward_parameters &p, char *shared, uint32_t base,
+                               int group) {
+  const backward_barriers barriers(base + S::barriers_offset);
+  const uint32_t source = base + S::d_q_offset + group * S::HALF * 4;
+  const uint32_t full = barriers.d_q_full + 8 * group, empty = barriers.d_q_empty + 8 * group;
+  uint32_t phase = 0;
+  for (uint32_t count = 0;; count++) {
+    const int at = stage_of(count);
+    barrier_wait(barriers.item_full + 8 * at, parity_of(count));
+    const volatile backward_work &w = *work_at<S>(shared, at);
+    const int steps = w.steps, block = w.first / KEYS, low = w.low, high = w.high;
+    const int key_length = w.key_length, shift = w.shift;
+    int head = w.batch * p.e.heads + w.kv_head * (p.e.heads / p.e.kv_heads);
+    barrier_arrive(barriers.item_empty + 8 * at);
+    if (steps < 0) break;
+    int n = low;
+    for (int i = 0; i < steps; i++, phase ^= 1) {
+      const int64_t half = ((int64_t)head * (p.padded / WIDTH) + n) * GROUPS + group;
+      const int before = last_block(n, key_length, p.e.right, shift) - block;
+      while (load_acquire(p.turns + half) != before) {
+      }
+      /* What others have added comes before what the bulk copy adds, and what the group has stored
+       * before what it reads: a fence here, where both have been seen, orders them all. */
+      asm volatile("fence.proxy.async.global;" ::: "memory");
+      barrier_wait(full, phase);
+      proxy_fence();
+      if (before == 0)
+        bulk_store(p.d_q + half * S::HALF, source, S::HALF * 4);
+      else
+        bulk_add(p.d_q + half * S::HALF, source, S::HALF * 4);
+      tensor_store_read();
+      barrier_arrive(empty);
+      tensor_store_wait();
+      store_release(p.turns + half, before + 1);
+      if (++n == high) n = low, head++;
+    }
   }
+}
+
+/* The descriptor of what lies some bytes further: cheaper than a new one. */
+__device__ __forceinline__ uint64_t further(uint64_t descriptor, int bytes) {
+  return descriptor + (bytes >> 4);
 }
 
 /* d [64, WIDTH] = x [64, DIM] y [WIDTH, DIM]^T, both in shared memory. */
 template <typename T, typename S>
-__device__ __forceinline__ void scores_issue(float (&d)[S::WIDTH / 2], uint32_t x, uint32_t y) {
+__device__ __forceinline__ void scores_issue(float (&d)[WIDTH / 2], uint32_t x, uint32_t y) {
+  const uint64_t x_tile = descriptor(x), y_tile = descriptor(y);
 #pragma unroll
   for (int k = 0; k < S::DIM / 16; k++)
-    wgmma<T, 0, 0>(d, descriptor(x + k / 4 * TILE_BYTES + k % 4 * 32),
-                   descriptor(y + k / 4 * S::WIDTH * 128 + k % 4 * 32), k > 0);
+    wgmma<T, 0, 0>(d, further(x_tile, k / 4 * TILE_BYTES + k % 4 * 32),
+                   further(y_tile, k / 4 * WIDTH * 128 + k % 4 * 32), k > 0);
   wgmma_commit();
 }
 
 /* d [64, DIM] += a [64, WIDTH] y [WIDTH, DIM], a in registers. */
 template <typename T, typename S>
 __device__ __forceinline__ void gradient_issue(float (&d)[S::DIM / 2],
-                                               const uint32_t (&a)[S::WIDTH / 16][4], uint32_t y) {
+                                               const uint32_t (&a)[WIDTH / 16][4], uint32_t y) {
+  const uint64_t tile = descriptor(y, WIDTH * 128);
 #pragma unroll
-  for (int k = 0; k < S::WIDTH / 16; k++)
-    wgmma<T, 1>(d, a[k], descriptor(y + k * 2048, S::WIDTH * 128), 1);
+  for (int k = 0; k < WIDTH / 16; k++) wgmma<T, 1>(d, a[k], further(tile, k * 2048), 1);
   wgmma_commit();
 }
 
-enum { OUTPUT_BARRIER = 2 }; /* one a group */
-
-/* The group's rows of one gradient through its own rows of shared memory. */
+/* d [WIDTH, DIM / 2] = dS k for the group's half of the columns. */
 template <typename T, typename S>
-__device__ __forceinline__ void
-gradient_store(const backward_parameters &p, const backward_work &w, const CUtensorMap *map,
-               void *data, int64_t token, int64_t head_stride, char *shared, uint32_t base,
-               uint32_t tile, const float (&values)[S::DIM / 2], float scale) {
-  constexpr int DIM = S::DIM;
-  const int group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1, lane = threadIdx.x % 32;
-  const int row = threadIdx.x % 128 / 32 * 16 + lane % 16;
-  const int first = w.first + group * GROUP_ROWS, valid = w.length - first;
-  const int head = S::KIND == KEYS ? w.kv_head : w.head;
-  /* Rows of keys that are not in use get zeros. */
-  const int used = S::KIND == KEYS ? w.s.key_length - first : valid;
-  const int row0 = threadIdx.x % 128 / 32 * 16 + lane / 4;
+__device__ __forceinline__ void query_gradient_issue(float (&d)[S::DIM / 4], uint32_t ds,
+                                                     uint32_t k, int group) {
+  const uint64_t ds_tile = descriptor(ds);
+  const uint64_t k_tile = descriptor(k + group * (S::DIM == 128 ? TILE_BYTES : 64));
 #pragma unroll
-  for (int j = 0; j < DIM / 8; j += 2) {
-    uint32_t words[4];
+  for (int i = 0; i < KEYS / 16; i++)
+    wgmma<T, 1, 1>(d, further(ds_tile, i * 2048),
+                   further(k_tile, i / 4 * S::group_bytes + i % 4 * 2048), i > 0);
+  wgmma_commit();
+}
+
+/* Stores rows r and r + 8 of an accumulator [64, DIM] at `to`: the four lanes of a row exchange
+ * words, so that each has 16 bytes in one piece. */
+template <typename T, int DIM>
+__device__ __forceinline__ void gradient_store(T *to, int64_t token, int valid,
+                                               const float (&values)[DIM / 2], float scale) {
+  const int lane = threadIdx.x % 4;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-      words[i] = row0 + i % 2 * 8 < used ? element<T>::pack(values[4 * j + 2 * i] * scale,
-                                                            values[4 * j + 2 * i + 1] * scale)
-                                         : 0;
-    matrix_store(tile + j / 8 * TILE_BYTES + swizzled(row, j % 8 + lane / 16), words[0], words[1],
-                 words[2], words[3]);
+  for (int row = 0; row < 2; row++)
+#pragma unroll
+    for (int j = 0; j < DIM / 8; j += 4) {
+      uint32_t word[4]; /* of columns 8 (j + i) + 2 lane; afterwards 8 (j + lane) + 2 i */
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int at = 4 * (j + i) + 2 * row;
+        word[i] = element<T>::pack(values[at] * scale, values[at + 1] * scale);
+      }
+#pragma unroll
+      for (int bit = 1; bit < 4; bit *= 2)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          if (i & bit) continue;
+          const bool upper = lane & bit;
+          const uint32_t got = __shfl_xor_sync(~0u, upper ? word[i] : word[i + bit], bit);
+          if (upper)
+            word[i] = got;
+          else
+            word[i + bit] = got;
+        }
+      if (8 * row < valid)
+        *(uint4 *)(to + 8 * row * token + 8 * (j + lane)) =
+            make_uint4(word[0], word[1], word[2], word[3]);
+    }
+}
+
+enum { STEP_BARRIER = 1, GROUP_BARRIER = 2 }; /* of both groups; of one: one a group */
+
+/* Zeroes the group's keys and values from `valid` on: they follow the sequence's last key and may
+ * be anything, NaN too, which factors of 0 would not remove. */
+template <typename S>
+__device__ __forceinline__ void keys_clear(char *keys, char *values, int group, int valid) {
+  valid = max(valid, 0);
+  const int pieces = (GROUP_ROWS - valid) * 8;
+  for (int i = threadIdx.x % 128; i < pieces * (2 * S::DIM / 64); i += 128) {
+    const int tile = i / pieces, c = tile % (S::DIM / 64);
+    *(uint4 *)((tile < S::DIM / 64 ? keys : values) + group * S::group_bytes + c * TILE_BYTES +
+               valid * 128 + i % pieces * 16) = make_uint4(0, 0, 0, 0);
   }
   proxy_fence();
-  named_sync(OUTPUT_BARRIER + group, 128);
-  if (p.e.query_offsets && valid < GROUP_ROWS) {
-    T *to = (T *)data + (int64_t)(w.start + first) * token + head * head_stride;
-    for (int i = threadIdx.x % 128; i < valid * (DIM / 8); i += 128) {
-      const int r = i / (DIM / 8), piece = i % (DIM / 8);
-      *(uint4 *)(to + r * token + piece * 8) =
-          *(uint4 *)(shared + (tile - base) + piece / 8 * TILE_BYTES + swizzled(r, piece % 8));
-    }
-  } else if (threadIdx.x % 128 == 0 && valid > 0) {
+  named_sync(GROUP_BARRIER + group, 128);
+}
+
+/* Scores of pairs that do not see each other: -inf. `row`: the thread's first key in the block,
+ * `start`: its first query. */
+__device__ __forceinline__ void mask(float (&scores)[WIDTH / 2], const backward_parameters &p,
+                                     const volatile backward_work &w, int row, int start) {
+  const int shift = w.shift;
+  int low[2], high[2];
 #pragma unroll
-    for (int c = 0; c < DIM / 64; c++)
-      tensor_store(map, tile + c * TILE_BYTES, 64 * c, head, w.start + first,
-                   p.e.query_offsets ? 0 : w.batch);
+  for (int i = 0; i < 2; i++) {
+    const int key = w.first + row + 8 * i;
+    low[i] = key - p.e.right - shift - start;
+    high[i] = key < w.key_length ? key + p.e.left - shift + 1 - start : low[i];
   }
+  hide(scores, low, high);
+}
+
+/* The group's half of dQ to shared memory, in the order of its accumulators. */
+template <int count>
+__device__ __forceinline__ void half_store(char *target, const float (&d_q)[count]) {
+  float4 *out = (float4 *)target + threadIdx.x % 128;
+#pragma unroll
+  for (int i = 0; i < count / 4; i++)
+    out[i * 128] = make_float4(d_q[4 * i], d_q[4 * i + 1], d_q[4 * i + 2], d_q[4 * i + 3]);
 }
 
 template <typename T, typename S>
 __device__ void backward_consume(const backward_parameters &p, char *shared, uint32_t base) {
-  constexpr int DIM = S::DIM, WIDTH = S::WIDTH;
-  constexpr bool BY_KEYS = S::KIND == KEYS;
-  const backward_barriers<S> barriers(base);
+  constexpr int DIM = S::DIM;
+  const backward_barriers barriers(base + S::barriers_offset);
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1, lane = threadIdx.x % 32;
-  const int row0 = group * GROUP_ROWS + threadIdx.x % 128 / 32 * 16 + lane / 4;
-  const int column0 = lane % 4 * 2;
-  const bool leader = threadIdx.x % 128 == 0;
-  const uint32_t x1 = base + group * 2 * S::x_bytes, x2 = x1 + S::x_bytes;
-  const volatile int *items = (const volatile int *)(shared + S::items_offset);
-  const int sharing = BY_KEYS ? p.e.heads / p.e.kv_heads : 1;
-  int stage = 0;
-  uint32_t phase = 0;
+  const int warp_row = group * GROUP_ROWS + threadIdx.x % 128 / 32 * 16;
+  const int row0 = warp_row + lane / 4, column0 = lane % 4 * 2;
+  uint32_t count = 0, step = 0;               /* items, steps */
+  int left;                                   /* steps of item number `count` */
+  float scores[WIDTH / 2], slopes[WIDTH / 2]; /* S then P; dP then dS */
 
-  for (uint32_t x_phase = 0;; x_phase ^= 1) {
-    barrier_wait(barriers.x_full + 8 * group, x_phase);
-    const int item = __shfl_sync(~0u, items[group], 0); /* uniform, as the compiler can see */
-    if (item < 0) break;
-    backward_work w;
-    locate<S>(p, item, &w);
+  auto work = [&]() -> const volatile backward_work & {
+    return *work_at<S>(shared, stage_of(count));
+  };
+  auto k_tile = [&] { return base + S::k_offset + stage_of(count) * S::keys_bytes; };
+  auto q_tile = [&] { return base + S::q_offset + stage_of(step) * S::tile_bytes; };
+  /* Waits for item number `count` and, if it has steps, what its first scores need. */
+  auto open = [&] {
+    barrier_wait(barriers.item_full + 8 * stage_of(count), parity_of(count));
+    left = __shfl_sync(~0u, work().steps, 0); /* uniform, as the compiler can see */
+    if (left > 0) barrier_wait(barriers.q_full + 8 * stage_of(step), parity_of(step));
+  };
+  auto scores_start = [&] {
+    pin(scores);
+    wgmma_fence();
+    scores_issue<T, S>(scores, k_tile() + group * S::group_bytes, q_tile());
+  };
 
-    float first_gradient[DIM / 2], second_gradient[BY_KEYS ? DIM / 2 : 2];
+  open();
+  scores_start();
+  while (left >= 0) {
+    const bool any = left > 0;
+    float d_k[DIM / 2], d_v[DIM / 2];
 #pragma unroll
-    for (int i = 0; i < DIM / 2; i++) {
-      first_gradient[i] = 0;
-      if (BY_KEYS) second_gradient[i] = 0;
-    }
-    float row_lse[2], row_delta[2];
-    if (!BY_KEYS) {
+    for (int i = 0; i < DIM / 2; i++) d_k[i] = d_v[i] = 0;
+    barrier_wait(barriers.v_full, count & 1);
+    if (p.e.key_offsets || p.e.key_lengths)
+      keys_clear<S>(shared + (k_tile() - base), shared + S::v_offset, group,
+                    work().key_length - work().first - group * GROUP_ROWS);
+    int n = work().low;
+    bool last = !any;
+#pragma unroll 1
+    while (!last) {
+      const int at = stage_of(step);
+      const uint32_t d_o = base + S::d_o_offset + at * S::tile_bytes;
+      const uint32_t ds = base + S::ds_offset + at * S::ds_bytes;
+      const float *lse = (const float *)(shared + S::lse_offset) + at * WIDTH + column0;
+      const float *delta = (const float *)(shared + S::delta_offset) + at * WIDTH + column0;
+      uint32_t p_operands[WIDTH / 16][4], ds_operands[WIDTH / 16][4];
+
+      barrier_wait(barriers.d_o_full + 8 * at, parity_of(step));
+      wgmma_wait<0>();
+      pin(scores);
+      pin(slopes);
+      wgmma_fence();
+      scores_issue<T, S>(slopes, base + S::v_offset + group * S::group_bytes, d_o);
+      if (n < work().full_low || n >= work().full_high)
+        mask(scores, p, work(), row0, n * WIDTH + column0);
 #pragma unroll
-      for (int row = 0; row < 2; row++) {
-        const int64_t at =
-            (int64_t)(w.batch * p.e.heads + w.head) * p.padded + w.first + row0 + 8 * row;
-        row_lse[row] = p.lse[at], row_delta[row] = p.delta[at];
+      for (int i = 0; i < WIDTH / 2; i += 2) {
+        const float2 row_lse = *(const float2 *)&lse[i / 4 * 8];
+        scores[i] = exp2_approximate(fmaf(scores[i], p.scale_log2, -row_lse.x));
+        scores[i + 1] = exp2_approximate(fmaf(scores[i + 1], p.scale_log2, -row_lse.y));
       }
-    }
-
-    if (w.seen.high > w.seen.low) {
-      for (int h = 0; h < sharing; h++) {
-        float scores[WIDTH / 2], slopes[WIDTH / 2]; /* S then P; dP then dS */
-        uint32_t p_operands[WIDTH / 16][4], ds_operands[WIDTH / 16][4];
-        auto y1 = [&](int at) { return base + S::y_offset + at * 2 * S::y_bytes; };
-        /* Pairs that do not see each other: S = -inf. */
-        auto mask = [&](int n) {
-          const int start = n * WIDTH + column0;
-          int low[2], high[2];
+      operands<T>(p_operands, scores);
+      pin(d_v);
+      wgmma_fence();
+      gradient_issue<T, S>(d_v, p_operands, d_o);
+      wgmma_wait<1>();
+      pin(slopes);
+      last = left == 1;
+      if (last && lane == 0) barrier_arrive(barriers.v_empty);
 #pragma unroll
-          for (int row = 0; row < 2; row++) {
-            const int at = w.first + row0 + 8 * row;
-            if (BY_KEYS) {
-              low[row] = at - p.e.right - w.s.shift - start;
-              high[row] = at < w.s.key_length ? at + p.e.left - w.s.shift + 1 - start : low[row];
-            } else {
-              low[row] = at + w.s.shift - p.e.left - start;
-              high[row] = min(w.s.key_length, at + w.s.shift + p.e.right + 1) - start;
-            }
-          }
-          hide(scores, low, high);
-        };
-        /* Keys that follow the sequence's last one may be anything, NaN too, which factors of 0
-         * would not remove. */
-        auto clear = [&](int n) {
-          const int valid = w.s.key_length - n * WIDTH;
-          if (BY_KEYS || !(p.e.key_offsets || p.e.key_lengths) || valid >= WIDTH) return;
-          char *tile = shared + (y1(stage) - base);
-          const int pieces = (WIDTH - valid) * 8;
-          for (int i = threadIdx.x - 128; i < pieces * (2 * DIM / 64); i += S::GROUPS * 128)
-            *(uint4 *)(tile + i / pieces * WIDTH * 128 + valid * 128 + i % pieces * 16) =
-                make_uint4(0, 0, 0, 0);
-          proxy_fence();
-          named_sync(1, S::GROUPS * 128);
-        };
-        auto step = [&](int n, auto masked) {
-          const float *rows = (const float *)(shared + S::rows_offset + stage * S::rows_bytes);
-          barrier_wait(barriers.full + 8 * stage, phase);
-          clear(n);
-          pin(scores);
-          pin(slopes);
-          wgmma_fence();
-          scores_issue<T, S>(scores, x1, y1(stage));
-          scores_issue<T, S>(slopes, x2, y1(stage) + S::y_bytes);
-          wgmma_wait<1>();
-          pin(scores);
-          if (decltype(masked)::value) mask(n);
-#pragma unroll
-          for (int i = 0; i < WIDTH / 2; i += 2) {
-            float2 lse = BY_KEYS ? *(const float2 *)&rows[i / 4 * 8 + column0]
-                                 : make_float2(row_lse[i % 4 / 2], row_lse[i % 4 / 2]);
-            scores[i] = exp2_approximate(fmaf(scores[i], p.scale_log2, -lse.x));
-            scores[i + 1] = exp2_approximate(fmaf(scores[i + 1], p.scale_log2, -lse.y));
-          }
-          if constexpr (BY_KEYS) {
-            operands<T>(p_operands, scores);
-            pin(second_gradient);
-            wgmma_fence();
-            gradient_issue<T, S>(second_gradient, p_operands, y1(stage) + S::y_bytes);
-            wgmma_wait<1>();
-          } else {
-            wgmma_wait<0>();
-          }
-          pin(slopes);
-#pragma unroll
-          for (int i = 0; i < WIDTH / 2; i += 2) {
-            float2 delta = BY_KEYS ? *(const float2 *)&rows[WIDTH + i / 4 * 8 + column0]
-                                   : make_float2(row_delta[i % 4 / 2], row_delta[i % 4 / 2]);
-            slopes[i] = scores[i] * (slopes[i] - delta.x);
-            slopes[i + 1] = scores[i + 1] * (slopes[i + 1] - delta.y);
-          }
-          operands<T>(ds_operands, slopes);
-          pin(first_gradient);
-          wgmma_fence();
-          gradient_issue<T, S>(first_gradient, ds_operands, y1(stage));
-          wgmma_wait<0>();
-          pin(first_gradient);
-          if constexpr (BY_KEYS) pin(second_gradient);
-          if (lane == 0) barrier_arrive(barriers.empty + 8 * stage);
-          if (++stage == S::STAGES) stage = 0, phase ^= 1;
-        };
-
-        int n = w.seen.low;
-#pragma unroll 1
-        for (; n < min(w.seen.full_low, w.seen.high); n++) step(n, std::true_type());
-#pragma unroll 1
-        for (; n < min(w.seen.full_high, w.seen.high); n++) step(n, std::false_type());
-#pragma unroll 1
-        for (; n < w.seen.high; n++) step(n, std::true_type());
+      for (int i = 0; i < WIDTH / 2; i += 2) {
+        const float2 row_delta = *(const float2 *)&delta[i / 4 * 8];
+        slopes[i] = scores[i] * (slopes[i] - row_delta.x);
+        slopes[i + 1] = scores[i + 1] * (slopes[i + 1] - row_delta.y);
       }
+      operands<T>(ds_operands, slopes);
+#pragma unroll
+      for (int i = 0; i < WIDTH / 16; i++)
+        matrix_store(ds + swizzled(warp_row + lane % 16, i * 2 + lane / 16), ds_operands[i][0],
+                     ds_operands[i][1], ds_operands[i][2], ds_operands[i][3]);
+      proxy_fence();
+      named_sync(STEP_BARRIER, GROUPS * 128);
+      float d_q[DIM / 4];
+      pin(d_q);
+      pin(d_k);
+      wgmma_fence();
+      query_gradient_issue<T, S>(d_q, ds, k_tile(), group);
+      wgmma_wait<1>();
+      pin(d_v);
+      gradient_issue<T, S>(d_k, ds_operands, q_tile());
+      if (lane == 0) barrier_arrive(barriers.d_o_empty + 8 * at);
+      barrier_wait(barriers.d_q_empty + 8 * group, step & 1 ^ 1);
+      /* What the next step's scores need: asked before the stores below, behind which the answer
+       * would queue. */
+      step++, n++;
+      if (last) {
+        count++;
+        open();
+      } else {
+        left--;
+        if (n == work().high) n = work().low; /* the next query head */
+        barrier_wait(barriers.q_full + 8 * stage_of(step), parity_of(step));
+      }
+      wgmma_wait<1>();
+      pin(d_q);
+      /* Beside dK's product, which reads shared memory least. */
+      half_store(shared + S::d_q_offset + group * S::HALF * 4, d_q);
+      __syncwarp();
+      if (lane == 0) barrier_arrive(barriers.d_q_full + 8 * group);
+      /* Registers do not suffice for the operands of dK beside S. */
+      wgmma_wait<0>();
+      pin(d_k);
+      if (lane == 0) barrier_arrive(barriers.q_empty + 8 * at);
+      scores_start(); /* of nothing in particular, and not looked at, when there is no next step */
     }
 
-    /* All warps of the group have read its rows of X: the gradients take their place. */
-    named_sync(OUTPUT_BARRIER + group, 128);
-    gradient_store<T, S>(p, w, &p.out1, p.out1_data, p.out1_token, p.out1_head, shared, base, x1,
-                         first_gradient, p.scale);
-    if constexpr (BY_KEYS)
-      gradient_store<T, S>(p, w, &p.out2, p.out2_data, p.out2_token, p.out2_head, shared, base, x2,
-                           second_gradient, 1);
-    if (leader) tensor_store_read();
-    named_sync(OUTPUT_BARRIER + group, 128);
-    if (lane == 0) barrier_arrive(barriers.x_empty + 8 * group);
+    const int at = stage_of(count - any);
+    const volatile backward_work &w = *work_at<S>(shared, at);
+    const int batch = p.e.query_offsets ? 0 : w.batch, head = w.kv_head, from = w.first + row0;
+    const int valid = w.length - from;
+    const int64_t row = w.key_start + from;
+    __syncwarp();
+    if (lane == 0) {
+      barrier_arrive(barriers.item_empty + 8 * at);
+      if (!any) barrier_arrive(barriers.v_empty);
+    }
+    gradient_store<T, DIM>((T *)p.d_k + batch * p.d_k_batch + row * p.d_k_token + head * p.d_k_head,
+                           p.d_k_token, valid, d_k, p.scale);
+    gradient_store<T, DIM>((T *)p.d_v + batch * p.d_v_batch + row * p.d_v_token + head * p.d_v_head,
+                           p.d_v_token, valid, d_v, 1);
+    if (!any) {
+      wgmma_wait<0>();
+      count++;
+      open();
+      scores_start();
+    }
   }
-  if (leader) tensor_store_wait();
+  wgmma_wait<0>();
 }
 
 template <typename T, typename S>
 __global__
-__launch_bounds__(S::THREADS,
-                  1) void backward_kernel(const __grid_constant__ backward_parameters p) {
+__launch_bounds__(THREADS, 1) void backward_kernel(const __grid_constant__ backward_parameters p) {
   extern __shared__ char memory[];
   const uint32_t start = shared_address(memory), base = (start + 1023) / 1024 * 1024;
   char *shared = memory + (base - start);
   if (threadIdx.x == 0) {
-    const backward_barriers<S> barriers(base);
-    for (int g = 0; g < S::GROUPS; g++) {
-      barrier_init(barriers.x_full + 8 * g, 1);
-      barrier_init(barriers.x_empty + 8 * g, 4);
+    const backward_barriers barriers(base + S::barriers_offset);
+    for (int i = 0; i < STAGES; i++) {
+      barrier_init(barriers.item_full + 8 * i, 1);
+      barrier_init(barriers.item_empty + 8 * i, 4 * GROUPS + GROUPS);
+      barrier_init(barriers.q_full + 8 * i, 1);
+      barrier_init(barriers.q_empty + 8 * i, 4 * GROUPS);
+      barrier_init(barriers.d_o_full + 8 * i, 1);
+      barrier_init(barriers.d_o_empty + 8 * i, 4 * GROUPS);
     }
-    for (int i = 0; i < S::STAGES; i++) {
-      barrier_init(barriers.full + 8 * i, 1);
-      barrier_init(barriers.empty + 8 * i, 4 * S::GROUPS);
+    barrier_init(barriers.v_full, 1);
+    barrier_init(barriers.v_empty, 4 * GROUPS);
+    for (int g = 0; g < GROUPS; g++) {
+      barrier_init(barriers.d_q_full + 8 * g, 4);
+      barrier_init(barriers.d_q_empty + 8 * g, 1);
     }
     barrier_init_fence();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
     registers_fewer<24>();
-    if (threadIdx.x == 0) backward_produce<S>(p, shared, base);
+    if (threadIdx.x == 0)
+      backward_produce<S>(p, shared, base);
+    else if (threadIdx.x % 32 == 0 && threadIdx.x / 32 <= GROUPS)
+      backward_write<S>(p, shared, base, threadIdx.x / 32 - 1);
   } else {
     registers_more<240>();
     backward_consume<T, S>(p, shared, base);
   }
 }
 
+/* dQ = scale times its sum, rounded; 0 where no key block contributed. A block does one half of a
+ * tile, which has the order of a group's accumulators: [columns / 8][128 threads][4]. */
+struct query_parameters {
+  extents e;
+  const float *sums;
+  const int *turns;
+  void *d_q;
+  int64_t batch, token, head;
+  int tiles; /* a sequence and head */
+  float scale;
+};
+
+template <typename T, typename S>
+__global__ __launch_bounds__(2 * S::DIM) void query_kernel(const query_parameters p) {
+  const int64_t half = blockIdx.x;
+  const int group = half % GROUPS, tile = half / GROUPS % p.tiles;
+  const int pair = half / GROUPS / p.tiles, batch = pair / p.e.heads, head = pair % p.e.heads;
+  constexpr int PIECES = S::DIM / 16;
+  const int piece = threadIdx.x % PIECES, quad = threadIdx.x / PIECES;
+  const int row = tile * WIDTH + quad / 8 * 16 + quad % 8;
+  const int column = group * (S::DIM / 2) + piece * 8;
+  const sequence s = sequence_of(p.e, batch);
+  if (row >= s.query_length) return;
+  float4 words[4] = {};
+  if (p.turns[half]) {
+    const float4 *from = (const float4 *)(p.sums + half * S::HALF) + piece * 128 + quad * 4;
+#pragma unroll
+    for (int i = 0; i < 4; i++) words[i] = from[i];
+  }
+  const float x = p.scale;
+  T *to = (T *)p.d_q + (p.e.query_offsets ? 0 : batch) * p.batch + (s.query_start + row) * p.token +
+          head * p.head + column;
+  auto pack = [&](float a, float b) { return element<T>::pack(a * x, b * x); };
+  *(uint4 *)to = make_uint4(pack(words[0].x, words[0].y), pack(words[1].x, words[1].y),
+                            pack(words[2].x, words[2].y), pack(words[3].x, words[3].y));
+  if (row + 8 < s.query_length)
+    *(uint4 *)(to + 8 * p.token) =
+        make_uint4(pack(words[0].z, words[0].w), pack(words[1].z, words[1].w),
+                   pack(words[2].z, words[2].w), pack(words[3].z, words[3].w));
+}
+
 /* LSE log2 e and delta of every query, padded to `padded` rows a sequence and head: +inf, which
- * makes weights 0, and 0 where there is no query or it sees no key. One warp a row. */
+ * makes weights 0, and 0 where there is no query or it sees no key. DIM / 8 lanes a row, 64 rows of
+ * one head a block. */
 struct rows_parameters {
   extents e;
   const void *o, *d_o;
@@ -405,47 +623,79 @@ struct rows_parameters {
   int padded;
 };
 
-template <typename T, int DIM> __global__ void rows_kernel(const rows_parameters p) {
-  const int head = threadIdx.y + blockIdx.y * blockDim.y, lane = threadIdx.x;
-  const int row = blockIdx.x % p.padded, batch = blockIdx.x / p.padded;
-  if (head >= p.e.heads) return;
+template <typename T, int DIM>
+__global__ __launch_bounds__(256) void rows_kernel(const rows_parameters p) {
+  constexpr int LANES = DIM / 8, ROWS = 256 / LANES, REPEATS = 64 / ROWS;
+  const int pair = blockIdx.x % (p.e.batch * p.e.heads),
+            block = blockIdx.x / (p.e.batch * p.e.heads);
+  const int batch = pair / p.e.heads, head = pair % p.e.heads;
+  const int lane = threadIdx.x % LANES;
   const sequence s = sequence_of(p.e, batch);
-  float lse = INFINITY, delta = 0;
-  if (row < s.query_length) {
-    const int64_t at = s.query_start + row, outer = p.e.query_offsets ? 0 : batch;
-    const T *o = (const T *)p.o + outer * p.o_batch + at * p.o_token + head * p.o_head;
-    const T *d_o = (const T *)p.d_o + outer * p.d_o_batch + at * p.d_o_token + head * p.d_o_head;
+  const int64_t outer = p.e.query_offsets ? 0 : batch;
+  const T *o = (const T *)p.o + outer * p.o_batch + head * p.o_head + lane * 8;
+  const T *d_o = (const T *)p.d_o + outer * p.d_o_batch + head * p.d_o_head + lane * 8;
+  uint4 a[REPEATS] = {}, b[REPEATS] = {};
+  float natural[REPEATS], d_lse[REPEATS];
 #pragma unroll
-    for (int i = 0; i < DIM / 64; i++) {
-      float2 a = element<T>::unpack(((const uint32_t *)o)[i * 32 + lane]);
-      float2 b = element<T>::unpack(((const uint32_t *)d_o)[i * 32 + lane]);
-      delta = fmaf(a.x, b.x, fmaf(a.y, b.y, delta));
-    }
-    for (int i = 16; i; i /= 2) delta += __shfl_xor_sync(~0u, delta, i);
-    const float natural = p.lse[outer * p.lse_batch + head * p.lse_head + at * p.lse_row];
-    if (natural != -INFINITY) {
-      lse = natural * LOG2_E;
-      if (p.d_lse) delta -= p.d_lse[outer * p.d_lse_batch + head * p.d_lse_head + at * p.d_lse_row];
-    }
+  for (int i = 0; i < REPEATS; i++) {
+    const int row = block * 64 + i * ROWS + threadIdx.x / LANES;
+    natural[i] = -INFINITY, d_lse[i] = 0;
+    if (row >= s.query_length) continue;
+    const int64_t at = s.query_start + row;
+    a[i] = *(const uint4 *)(o + at * p.o_token);
+    b[i] = *(const uint4 *)(d_o + at * p.d_o_token);
+    natural[i] = p.lse[outer * p.lse_batch + head * p.lse_head + at * p.lse_row];
+    if (p.d_lse) d_lse[i] = p.d_lse[outer * p.d_lse_batch + head * p.d_lse_head + at * p.d_lse_row];
   }
-  if (lane == 0) {
-    const int64_t out = ((int64_t)batch * p.e.heads + head) * p.padded + row;
+#pragma unroll
+  for (int i = 0; i < REPEATS; i++) {
+    const int row = block * 64 + i * ROWS + threadIdx.x / LANES;
+    float lse = INFINITY, delta = 0;
+    const uint32_t x[4] = {a[i].x, a[i].y, a[i].z, a[i].w}, y[4] = {b[i].x, b[i].y, b[i].z, b[i].w};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const float2 u = element<T>::unpack(x[j]), v = element<T>::unpack(y[j]);
+      delta = fmaf(u.x, v.x, fmaf(u.y, v.y, delta));
+    }
+#pragma unroll
+    for (int j = LANES / 2; j; j /= 2) delta += __shfl_xor_sync(~0u, delta, j);
+    if (lane) continue;
+    if (natural[i] != -INFINITY) lse = natural[i] * LOG2_E, delta -= d_lse[i];
+    const int64_t out = (int64_t)pair * p.padded + row;
     p.lse_out[out] = lse;
     p.delta_out[out] = delta;
   }
 }
 
-int64_t padded_rows(const attn_softmax_problem *problem) {
-  return (problem->query_length + 127) / 128 * 128;
+int padded_rows(const attn_softmax_problem *problem) {
+  return (int)((problem->query_length + 127) / 128 * 128);
+}
+
+struct backward_memory {
+  int *counters; /* of items, then the turns of dQ's half tiles */
+  float *lse, *delta, *d_q;
+  size_t counters_bytes, bytes;
+};
+
+backward_memory memory_of(const attn_softmax_problem *problem, void *workspace) {
+  const size_t rows = (size_t)(problem->batch * problem->heads) * padded_rows(problem);
+  workspace_cutter cutter = {(char *)workspace, 0};
+  backward_memory m;
+  m.counters_bytes = 256 + rows / WIDTH * GROUPS * sizeof(int);
+  m.counters = (int *)cutter.take(m.counters_bytes);
+  m.lse = (float *)cutter.take(rows * sizeof(float));
+  m.delta = (float *)cutter.take(rows * sizeof(float));
+  m.d_q = (float *)cutter.take(rows * problem->dim * sizeof(float));
+  m.bytes = cutter.used;
+  return m;
 }
 
 bool backward_plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
                    attn_cuda_choice *choice) {
-  const int64_t rows = problem->batch * problem->heads * padded_rows(problem);
   if (!offered(device, problem)) return false;
-  choice->workspace_bytes = (size_t)(256 + rows * 2 * sizeof(float)); /* counters, LSE and delta */
+  choice->workspace_bytes = memory_of(problem, NULL).bytes;
   snprintf(choice->description, sizeof choice->description,
-           "wgmma, warp-specialised, keys then queries in blocks of 128");
+           "wgmma, warp-specialised, blocks of %d keys, dQ in order in float32", KEYS);
   return true;
 }
 
@@ -457,48 +707,19 @@ bool backward_suits(const attn_softmax_problem *problem, const attn_softmax_args
   return true;
 }
 
-template <typename T, typename S>
-attn_status backward_launch(const attn_cuda_device *device, const attn_softmax_problem *problem,
-                            backward_parameters *p, const attn_tensor &x1, const attn_tensor &x2,
-                            const attn_tensor &y1, const attn_tensor &y2, const attn_tensor &out1,
-                            const attn_tensor &out2, cudaStream_t stream) {
-  const bool ragged = problem->ragged, keys = S::KIND == KEYS;
-  if (!map_make(&p->x1, x1, ragged, GROUP_ROWS) || !map_make(&p->x2, x2, ragged, GROUP_ROWS) ||
-      !map_make(&p->y1, y1, ragged, S::WIDTH) || !map_make(&p->y2, y2, ragged, S::WIDTH) ||
-      !map_make(&p->out1, out1, ragged, GROUP_ROWS) ||
-      !map_make(&p->out2, out2, ragged, GROUP_ROWS))
-    return attn_cuda_fail(ATTN_INTERNAL, "softmax: the driver refuses a tensor map");
-  p->out1_data = out1.data, p->out2_data = out2.data;
-  p->out1_token = out1.stride[!ragged], p->out1_head = out1.stride[1 + !ragged];
-  p->out2_token = out2.stride[!ragged], p->out2_head = out2.stride[1 + !ragged];
-  const int64_t length = keys ? problem->key_length : problem->query_length;
-  const int64_t other = keys ? problem->query_length : problem->key_length;
-  const int64_t pairs = problem->batch * (keys ? problem->kv_heads : problem->heads);
-  /* A section's streamed tensors take half of the L2 cache at most. */
-  const int64_t sharing = problem->heads / problem->kv_heads, bytes = other * problem->dim * 2 * 2;
-  int64_t section = (int64_t)(device->l2_bytes / 2) / bytes;
-  section = keys ? section / sharing : section * sharing;
-  if (section < 1) section = 1;
-  p->blocks = (int)((length + S::ROWS - 1) / S::ROWS);
-  p->section = (int)(section < pairs ? section : pairs);
-  p->items = (int)(pairs * p->blocks);
-  const int grid = p->items < device->multiprocessors ? p->items : device->multiprocessors;
-  if (grid == 0) return ATTN_OK;
-  ATTN_CUDA_TRY(cudaFuncSetAttribute(backward_kernel<T, S>,
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, S::bytes));
-  backward_kernel<T, S><<<grid, S::THREADS, S::bytes, stream>>>(*p);
-  ATTN_CUDA_TRY_LAUNCH("softmax backward");
-  return ATTN_OK;
-}
-
 template <typename T, int DIM>
 attn_status backward_all(const attn_cuda_device *device, const attn_softmax_problem *problem,
                          const attn_softmax_args *args, void *workspace, cudaStream_t stream) {
+  typedef backward_shape<DIM> S;
   const bool ragged = problem->ragged;
   auto strides = [&](const attn_tensor &t, int64_t *batch, int64_t *second, int64_t *third) {
     *batch = ragged ? 0 : t.stride[0];
     *second = t.stride[!ragged], *third = t.stride[1 + !ragged];
   };
+  const int64_t pairs = problem->batch * problem->heads;
+  const int64_t kv_pairs = problem->batch * problem->kv_heads;
+  if (pairs == 0) return ATTN_OK;
+  const backward_memory m = memory_of(problem, workspace);
   rows_parameters r = {};
   r.e = extents_of(problem, args);
   r.o = args->o.data, r.d_o = args->d_o.data;
@@ -507,28 +728,45 @@ attn_status backward_all(const attn_cuda_device *device, const attn_softmax_prob
   strides(args->d_o, &r.d_o_batch, &r.d_o_token, &r.d_o_head);
   strides(args->lse, &r.lse_batch, &r.lse_head, &r.lse_row);
   if (r.d_lse) strides(args->d_lse, &r.d_lse_batch, &r.d_lse_head, &r.d_lse_row);
-  r.padded = (int)padded_rows(problem);
-  int *counters = (int *)workspace;
-  r.lse_out = (float *)((char *)workspace + 256);
-  r.delta_out = r.lse_out + problem->batch * problem->heads * r.padded;
-  if (problem->batch == 0 || problem->heads == 0) return ATTN_OK;
-  ATTN_CUDA_TRY(cudaMemsetAsync(counters, 0, 2 * sizeof(int), stream));
-  const dim3 grid((unsigned)(problem->batch * r.padded), (unsigned)((problem->heads + 7) / 8));
-  rows_kernel<T, DIM><<<grid, dim3(32, 8), 0, stream>>>(r);
+  r.padded = padded_rows(problem);
+  r.lse_out = m.lse, r.delta_out = m.delta;
+  ATTN_CUDA_TRY(cudaMemsetAsync(m.counters, 0, m.counters_bytes, stream));
+  rows_kernel<T, DIM><<<(unsigned)(pairs * (r.padded / 64)), 256, 0, stream>>>(r);
   ATTN_CUDA_TRY_LAUNCH("softmax backward, rows");
 
   backward_parameters p = {};
+  if (!map_make(&p.q, args->q, ragged, WIDTH) || !map_make(&p.k, args->k, ragged, GROUP_ROWS) ||
+      !map_make(&p.v, args->v, ragged, GROUP_ROWS) || !map_make(&p.d_o, args->d_o, ragged, WIDTH))
+    return attn_cuda_fail(ATTN_INTERNAL, "softmax: the driver refuses a tensor map");
   p.e = r.e;
-  p.lse = r.lse_out, p.delta = r.delta_out, p.padded = r.padded;
+  p.d_k = args->d_k.data, p.d_v = args->d_v.data;
+  strides(args->d_k, &p.d_k_batch, &p.d_k_token, &p.d_k_head);
+  strides(args->d_v, &p.d_v_batch, &p.d_v_token, &p.d_v_head);
+  p.lse = m.lse, p.delta = m.delta, p.padded = r.padded;
+  p.d_q = m.d_q, p.counter = m.counters, p.turns = m.counters + 64;
   p.scale = (float)problem->scale;
   p.scale_log2 = (float)(problem->scale * LOG2_E);
-  p.counter = counters;
-  attn_status status = backward_launch<T, backward_shape<KEYS, DIM>>(
-      device, problem, &p, args->k, args->v, args->q, args->d_o, args->d_k, args->d_v, stream);
-  if (status != ATTN_OK) return status;
-  p.counter = counters + 1;
-  return backward_launch<T, backward_shape<QUERIES, DIM>>(
-      device, problem, &p, args->q, args->d_o, args->k, args->v, args->d_q, args->d_q, stream);
+  p.blocks = (int)((problem->key_length + KEYS - 1) / KEYS);
+  /* What a section's heads stream, Q, dO and the sums of dQ, takes half of the L2 cache at most. */
+  const int64_t sharing = problem->heads / problem->kv_heads;
+  const int64_t section =
+      (int64_t)(device->l2_bytes / 2) / (problem->query_length * sharing * DIM * (2 + 2 + 4));
+  p.section = (int)(section < 1 ? 1 : section < kv_pairs ? section : kv_pairs);
+  p.items = (int)(kv_pairs * p.blocks);
+  const int grid = p.items < device->multiprocessors ? p.items : device->multiprocessors;
+  ATTN_CUDA_TRY(cudaFuncSetAttribute(backward_kernel<T, S>,
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, S::bytes));
+  backward_kernel<T, S><<<grid, THREADS, S::bytes, stream>>>(p);
+  ATTN_CUDA_TRY_LAUNCH("softmax backward");
+
+  query_parameters q = {};
+  q.e = r.e;
+  q.sums = p.d_q, q.turns = p.turns, q.d_q = args->d_q.data;
+  strides(args->d_q, &q.batch, &q.token, &q.head);
+  q.tiles = r.padded / WIDTH, q.scale = p.scale;
+  query_kernel<T, S><<<(unsigned)(pairs * q.tiles * GROUPS), 2 * DIM, 0, stream>>>(q);
+  ATTN_CUDA_TRY_LAUNCH("softmax backward, dQ");
+  return ATTN_OK;
 }
 
 template <typename T>
