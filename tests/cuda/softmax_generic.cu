@@ -314,22 +314,24 @@ void check_tiles(const attn_cuda_device &device) {
     c = &add(names[i], shape(1, 133 + i, 141 + 2 * i, 4, 2, dims[i], dims[(i * 5 + 3) % 12]));
     c->problem.causal = i % 3 != 0, c->gap = 8 * (i % 2);
   }
-  for (int64_t dim : {64, 96, 128, 256}) {
-    c = &add("tiles, many", shape(1, 517, 517, 2, 1, dim, dim));
+  const int64_t pairs[][2] = {{32, 32}, {64, 64}, {96, 96}, {128, 128}, {192, 128}, {256, 256}};
+  for (const int64_t(&pair)[2] : pairs) {
+    int64_t dim = pair[0], value_dim = pair[1];
+    c = &add("tiles, many", shape(1, 517, 517, 2, 1, dim, value_dim));
     c->problem.causal = true;
-    c = &add("tiles, window", shape(2, 300, 270, 2, 1, dim, dim));
+    c = &add("tiles, window", shape(2, 300, 270, 2, 1, dim, value_dim));
     c->problem.window_left = 70, c->problem.window_right = 33, c->problem.sinks = true;
-    c = &add("tiles, ragged, window, lengths", shape(4, 200, 260, 4, 2, dim, dim));
+    c = &add("tiles, ragged, window, lengths", shape(4, 200, 260, 4, 2, dim, value_dim));
     c->problem.ragged = c->problem.causal = true, c->problem.window_left = 65, c->gap = 8;
     c->lengths = true;
-    c = &add("tiles, more queries, some see nothing", shape(1, 300, 120, 2, 2, dim, dim));
+    c = &add("tiles, more queries, some see nothing", shape(1, 300, 120, 2, 2, dim, value_dim));
     c->problem.causal = true;
-    c = &add("tiles, cap, alibi, sinks, bias", shape(2, 150, 170, 4, 2, dim, dim));
+    c = &add("tiles, cap, alibi, sinks, bias", shape(2, 150, 170, 4, 2, dim, value_dim));
     c->problem.soft_cap = 2, c->problem.alibi = c->problem.sinks = c->problem.bias = true;
     c->problem.causal = true, c->lengths = true;
-    c = &add("tiles, ragged, cap, alibi", shape(3, 140, 150, 2, 1, dim, dim));
+    c = &add("tiles, ragged, cap, alibi", shape(3, 140, 150, 2, 1, dim, value_dim));
     c->problem.soft_cap = 3, c->problem.alibi = c->problem.ragged = true;
-    c = &add("tiles, negative scale", shape(1, 70, 90, 2, 2, dim, dim));
+    c = &add("tiles, negative scale", shape(1, 70, 90, 2, 2, dim, value_dim));
     c->problem.scale = -0.1, c->some = true;
   }
   for (const scenario &each : all)
@@ -427,14 +429,17 @@ template <typename T> __global__ void fill_kernel(T *to, int64_t count) {
 }
 
 /* Long sequences, 65536 tokens in all, causal. */
-void bench(const attn_cuda_device &device, int64_t length, int64_t dim, attn_dtype dtype,
-           std::vector<const softmax_algorithm *> algorithms) {
+void bench(const attn_cuda_device &device, int64_t length, int64_t dim, int64_t value_dim,
+           attn_dtype dtype, double cap, std::vector<const softmax_algorithm *> algorithms) {
   int64_t tokens = 65536, heads = 2048 / dim;
-  attn_softmax_problem p = shape(tokens / length, length, length, heads, heads, dim, dim);
-  p.dtype = dtype, p.causal = true, p.passes = ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD;
+  attn_softmax_problem p = shape(tokens / length, length, length, heads, heads, dim, value_dim);
+  p.dtype = dtype, p.causal = true, p.soft_cap = cap,
+  p.passes = ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD;
   value all[8], lse;
-  for (value &x : all) {
-    x.shape(dtype, {tokens / length, length, heads, dim}, 0);
+  for (int i = 0; i < 8; ++i) {
+    value &x = all[i];
+    bool values = i == 2 || i == 3 || i == 4 || i == 7; /* v, o, d_o and d_v */
+    x.shape(dtype, {tokens / length, length, heads, values ? value_dim : dim}, 0);
     if (dtype == ATTN_F32)
       fill_kernel<<<1024, 256>>>((float *)x.tensor.data, x.elements);
     else
@@ -455,12 +460,13 @@ void bench(const attn_cuda_device &device, int64_t length, int64_t dim, attn_dty
     });
     REQUIRE(cudaFree(workspace));
     bool forward = algorithm->pass == ATTN_PASS_FORWARD;
-    double flops = (forward ? 4 : 10) * (double)(tokens * heads * dim) * (double)length / 2;
-    printf("%-7s %s %-8s causal, %lld x %5lld tokens, %2lld heads, dim %3lld: %7.0f us, %5.1f "
-           "TFLOP/s\n",
+    double products = (double)((forward ? 1 : 3) * dim + (forward ? 1 : 2) * value_dim);
+    double flops = 2 * products * (double)(tokens * heads) * (double)length / 2;
+    printf("%-7s %s %-8s causal, %lld x %5lld tokens, %2lld heads, dim %3lld/%3lld%s: %7.0f us, "
+           "%5.1f TFLOP/s\n",
            algorithm->name, name_of(dtype), forward ? "forward" : "backward",
-           (long long)(tokens / length), (long long)length, (long long)heads, (long long)dim, time,
-           flops / time / 1e6);
+           (long long)(tokens / length), (long long)length, (long long)heads, (long long)dim,
+           (long long)value_dim, cap ? ", cap" : "", time, flops / time / 1e6);
   }
   for (value &x : all) x.release();
   lse.release();
@@ -531,10 +537,15 @@ void bench_decode(const attn_cuda_device &device, double rate, int64_t batch, in
 }
 
 void bench_tiles(const attn_cuda_device &device) {
+  const softmax_algorithm *forward = &softmax_mma_forward, *backward = &softmax_mma_backward;
   for (int64_t dim : {64, 96, 128, 256})
     for (int64_t length : {1024, 4096, 16384})
-      bench(device, length, dim, ATTN_BF16, {&softmax_mma_forward, &softmax_mma_backward});
-  bench(device, 1024, 128, ATTN_F32, {&softmax_generic_forward, &softmax_generic_backward});
+      bench(device, length, dim, dim, ATTN_BF16, 0, {forward, backward});
+  bench(device, 4096, 32, 32, ATTN_BF16, 0, {forward, backward});
+  bench(device, 4096, 192, 128, ATTN_BF16, 0, {forward, backward});
+  for (int64_t dim : {64, 128, 256})
+    bench(device, 4096, dim, dim, ATTN_BF16, 50, {forward, backward});
+  bench(device, 1024, 128, 128, ATTN_F32, 0, {&softmax_generic_forward, &softmax_generic_backward});
 }
 
 } // namespace

@@ -10,41 +10,47 @@
 
 namespace {
 
+enum { RING = 3 }; /* tiles in shared memory */
+
 /* EXTRAS: a cap, a bias, ALiBi or pages; the kernels without them have the registers to be faster.
  */
-template <bool EXTRAS_, int WIDTH_, int M_, int WARPS_, int KEYS_, int SLOTS_, int BLOCKS_>
+template <bool EXTRAS_, int WIDTH_, int VALUES_, int M_, int WARPS_, int KEYS_, int BLOCKS_>
 struct forward_shape {
   enum {
     EXTRAS = EXTRAS_,
-    WIDTH = WIDTH_,
-    M = M_,       /* times 16 queries a warp */
-    KEYS = KEYS_, /* of a tile */
-    SLOTS = SLOTS_,
+    WIDTH = WIDTH_,   /* of keys */
+    VALUES = VALUES_, /* width of values, not above WIDTH */
+    M = M_,           /* times 16 queries a warp */
+    KEYS = KEYS_,     /* of a tile */
     BLOCKS = BLOCKS_, /* of a multiprocessor, at least */
     THREADS = WARPS_ * 32,
     QUERIES = WARPS_ * M_ * 16,
     PITCH = rows_layout<WIDTH_>::PITCH,
     TILE = KEYS_ * PITCH,
-    BYTES = QUERIES * PITCH + SLOTS_ * TILE,
+    BYTES = QUERIES * PITCH + RING * TILE,
   };
 };
 
 /* request_rows where rows lie in pages; `first` is the row's place in the sequence. */
-template <typename T, typename S>
+template <typename T, int WIDTH, int ROWS, int THREADS>
 __device__ __forceinline__ void
 request_paged(const parameters &p, unsigned to, const T *from, int64_t token, int64_t page_stride,
               const int32_t *pages, int first, int count, int width) {
-  enum { CHUNKS = S::PITCH / 16, STEP = S::THREADS / CHUNKS };
-  int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
-#pragma unroll 4
-  for (int i = 0; i < S::KEYS / STEP; ++i, row += STEP) {
-    bool there = row < count && chunk * 8 < width;
-    int64_t at = 0;
-    if (there) {
+  enum { PITCH = rows_layout<WIDTH>::PITCH, STEP = THREADS / 8 };
+  int row = threadIdx.x / 8, chunk = threadIdx.x % 8;
+#pragma unroll
+  for (int i = 0; i < ROWS / STEP; ++i, row += STEP) {
+    const T *at = from;
+    if (row < count) {
       unsigned page = (unsigned)(first + row) / p.page_size;
-      at = pages[page] * page_stride + ((unsigned)(first + row) - page * p.page_size) * token;
+      at += pages[page] * page_stride + ((unsigned)(first + row) - page * p.page_size) * token;
     }
-    copy_chunk(to + row * S::PITCH + (chunk ^ row % 8) * 16, from + at + chunk * 8, there);
+#pragma unroll
+    for (int c = 0; c < WIDTH; c += 64)
+      if (c + chunk * 8 < WIDTH) {
+        bool there = row < count && c + chunk * 8 < width;
+        copy_chunk(to + row * PITCH + c * 2 + (chunk ^ row % 8) * 16, at + c + chunk * 8, there);
+      }
   }
 }
 
@@ -56,7 +62,8 @@ const float SLACK = 8;
 template <typename T, typename S>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     mma_kernel(parameters p, token_rows bias, int64_t bias_key) {
-  enum { WIDTH = S::WIDTH, M = S::M, KEYS = S::KEYS, QUERIES = S::QUERIES, SLOTS = S::SLOTS };
+  enum { WIDTH = S::WIDTH, VALUES = S::VALUES, M = S::M };
+  enum { KEYS = S::KEYS, QUERIES = S::QUERIES };
   int tiles = (int)((p.queries + QUERIES - 1) / QUERIES), index = blockIdx.x;
   int first = (tiles - 1 - index % tiles) * QUERIES;
   int head = index / tiles % (int)p.heads, b = index / tiles / (int)p.heads;
@@ -84,83 +91,65 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
   int low = max(first + s.shift - s.left, 0) / KEYS;
   int high = (max(min(s.keys, last + s.shift + s.right + 1), 0) + KEYS - 1) / KEYS;
   int all_from = last + s.shift - s.left, all_to = min(s.keys, first + s.shift + s.right + 1);
-  /* Tile 2 i of the ring has keys, tile 2 i + 1 the values of the same places. */
-  int count = 2 * max(high - low, 0), requested = 0, slot_requested = 0, slot = 0;
-  auto request = [&]() {
-    if (requested < count) {
-      unsigned to = ring + slot_requested * S::TILE;
-      int row = (low + requested / 2) * KEYS;
-      bool odd = requested % 2;
-      int64_t token = odd ? p.v.token : p.k.token;
-      const T *from = odd ? v : k;
-      int width = (int)(odd ? p.value_dim : p.dim);
-      if (pages)
-        request_paged<T, S>(p, to, from, token, odd ? p.page_v : p.page_k, pages, row, s.keys - row,
-                            width);
-      else
-        request_rows<T, WIDTH, KEYS, S::THREADS>(to, from + row * token, token, s.keys - row,
-                                                 width);
-    }
-    commit_copies();
-    ++requested, slot_requested = slot_requested + 1 == SLOTS ? 0 : slot_requested + 1;
+  /* Tiles of keys and of values take turns in the ring: while one is worked on, the next one and,
+   * where the one before it was, the one after that are on their way. */
+  unsigned tile = ring, free = ring + 2 * S::TILE;
+  auto turn = [&](unsigned &place) {
+    place = place == ring + (RING - 1) * S::TILE ? ring : place + S::TILE;
   };
-  auto next = [&]() { /* the next tile is there and the one before it is free */
-                      wait_copies<SLOTS - 2>();
+  auto request_keys = [&](unsigned to, int key) {
+    int there = s.keys - key, width = (int)p.dim;
+    if (key < high * KEYS && pages)
+      request_paged<T, WIDTH, KEYS, S::THREADS>(p, to, k, p.k.token, p.page_k, pages, key, there,
+                                                width);
+    else if (key < high * KEYS)
+      request_rows<T, WIDTH, KEYS, S::THREADS>(to, k + key * p.k.token, p.k.token, there, width);
+    commit_copies();
+  };
+  auto request_values = [&](unsigned to, int key) {
+    int there = s.keys - key, width = (int)p.value_dim;
+    if (key < high * KEYS && pages)
+      request_paged<T, VALUES, KEYS, S::THREADS>(p, to, v, p.v.token, p.page_v, pages, key, there,
+                                                 width);
+    else if (key < high * KEYS)
+      request_rows<T, VALUES, KEYS, S::THREADS>(to, v + key * p.v.token, p.v.token, there, width);
+    commit_copies();
+  };
+  auto wait = [&]() { /* for the tile; every thread has left the one before it */
+                      wait_copies<RING - 2>();
                       __syncthreads();
-                      unsigned tile = ring + slot * S::TILE;
-                      slot = slot + 1 == SLOTS ? 0 : slot + 1;
-                      request();
-                      return tile;
   };
 
   /* The thread's rows are `row` + 8 half + 16 m of the tile. */
   int row = warp * 16 * M + lane / 4;
   float factor = S::EXTRAS ? 1 : p.scale;
   lane_row<WIDTH> left = left_rows<WIDTH>(warp * 16 * M), right = right_rows<WIDTH>();
-  lane_row<WIDTH> turned = turned_rows<WIDTH>();
-  float o[M][WIDTH / 8][4] = {}, base[M][2], sum[M][2] = {};
+  lane_row<VALUES> turned = turned_rows<VALUES>();
+  float o[M][VALUES / 8][4] = {}, base[M][2], sum[M][2] = {};
 #pragma unroll
   for (int m = 0; m < M; ++m) base[m][0] = base[m][1] = -INFINITY;
 
-#pragma unroll 1
-  for (int i = 0; i < SLOTS - 1; ++i) request();
+  score_terms terms;
+  float no_slopes[1][KEYS / 8][4];
+  if constexpr (S::EXTRAS)
+    terms = terms_of(
+        p, head, bias.data ? (const float *)bias.data + b * bias.sequence + head * bias.head : NULL,
+        bias.token, bias_key);
+
+  request_keys(ring, low * KEYS);
+  request_values(ring + S::TILE, low * KEYS);
 #pragma unroll 1
   for (int key = low * KEYS; key < high * KEYS; key += KEYS) {
     float score[M][KEYS / 8][4] = {};
-    unsigned tile = next();
+    wait();
+    request_keys(free, key + KEYS);
     multiply_rows<T, WIDTH, M, KEYS>(score, left, queries, right, tile);
 
-    if (S::EXTRAS) {
-      float slope = p.alibi_slopes ? p.alibi_slopes[head] * LOG2_E : 0;
-#pragma unroll
-      for (int m = 0; m < M; ++m)
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; ++n)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            int i = first + row + m * 16 + e / 2 * 8, j = key + n * 8 + quad * 2 + e % 2;
-            float x = score[m][n][e] * p.scale;
-            if (p.soft_cap != 0) x = p.soft_cap * tanhf(x / p.soft_cap) * LOG2_E;
-            if (bias.data && i < s.queries && j < s.keys)
-              x += LOG2_E * ((const float *)bias.data)[b * bias.sequence + head * bias.head +
-                                                       i * bias.token + j * bias_key];
-            score[m][n][e] = x - slope * fabsf((float)(i + s.shift - j));
-          }
-    }
-    if (key < all_from || key + KEYS > all_to) {
-#pragma unroll
-      for (int m = 0; m < M; ++m)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          int at = first + row + m * 16 + half * 8 + s.shift - key - quad * 2;
-          int from = at - s.left, to = min(s.keys - key - quad * 2, at + s.right + 1);
-#pragma unroll
-          for (int n = 0; n < KEYS / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 2; ++e)
-              if (n * 8 + e < from || n * 8 + e >= to) score[m][n][half * 2 + e] = -INFINITY;
-        }
-    }
+    if constexpr (S::EXTRAS)
+      finish_scores<false, M, KEYS>(score, no_slopes, terms, first + row, s.queries, key + quad * 2,
+                                    s.keys, s.shift);
+    if (key < all_from || key + KEYS > all_to)
+      hide<M, KEYS>(score, first + row, key + quad * 2, s.keys, s.shift, s.left, s.right);
 
     unsigned weight[M][KEYS / 16][4];
 #pragma unroll
@@ -183,7 +172,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
           float rescale = exponential(base[m][half] - top[half]);
           base[m][half] = top[half], sum[m][half] *= rescale;
 #pragma unroll
-          for (int n = 0; n < WIDTH / 8; ++n)
+          for (int n = 0; n < VALUES / 8; ++n)
             o[m][n][half * 2] *= rescale, o[m][n][half * 2 + 1] *= rescale;
         }
       }
@@ -200,8 +189,12 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
       }
     }
     pack_operands<T, M, KEYS>(weight, score);
-    tile = next();
-    multiply_turned<T, WIDTH, M, KEYS>(o, weight, turned, tile);
+    turn(tile), turn(free);
+
+    wait();
+    request_values(free, key + KEYS);
+    multiply_turned<T, VALUES, M, KEYS>(o, weight, turned, tile);
+    turn(tile), turn(free);
   }
   wait_copies<0>();
 
@@ -223,7 +216,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
       int64_t token = s.query_start + i;
       T *to = (T *)p.o.data + b * p.o.sequence + token * p.o.token + head * p.o.head + quad * 2;
 #pragma unroll
-      for (int n = 0; n < WIDTH / 8; ++n)
+      for (int n = 0; n < VALUES / 8; ++n)
         if (n * 8 < p.value_dim)
           *(unsigned *)(to + n * 8) =
               pack<T>(o[m][n][half * 2] * weight, o[m][n][half * 2 + 1] * weight);
@@ -233,23 +226,15 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     }
 }
 
-template <int WIDTH> struct shapes {
-  typedef forward_shape<false, WIDTH, 2, 4, 64, 3, 2> plain;
-  typedef forward_shape<true, WIDTH, 1, 4, 32, 3, 2> extras;
+template <bool EXTRAS, int WIDTH, int VALUES> struct shapes {
+  typedef forward_shape<EXTRAS, WIDTH, VALUES, EXTRAS ? 1 : 2, 4, EXTRAS ? 32 : 64, 2> shape;
 };
-template <> struct shapes<256> {
-  typedef forward_shape<false, 256, 1, 4, 32, 3, 2> plain;
-  typedef forward_shape<true, 256, 1, 4, 32, 3, 2> extras;
+template <bool EXTRAS> struct shapes<EXTRAS, 192, 128> {
+  typedef forward_shape<EXTRAS, 192, 128, EXTRAS ? 1 : 2, 4, 32, 2> shape;
 };
-
-int width_of(const attn_softmax_problem *problem) {
-  int64_t width = problem->dim > problem->value_dim ? problem->dim : problem->value_dim;
-  return width <= 64 ? 64 : width <= 96 ? 96 : width <= 128 ? 128 : 256;
-}
-bool extras_of(const attn_softmax_problem *problem) {
-  return problem->soft_cap != 0 || problem->alibi || problem->bias || problem->paged ||
-         !(problem->scale > 0);
-}
+template <bool EXTRAS> struct shapes<EXTRAS, 256, 256> {
+  typedef forward_shape<EXTRAS, 256, 256, 1, 4, 32, 2> shape;
+};
 
 template <typename T, typename S>
 attn_status launch(const parameters &p, const token_rows &bias, int64_t bias_key,
@@ -265,12 +250,12 @@ attn_status launch(const parameters &p, const token_rows &bias, int64_t bias_key
 
 bool plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
           attn_cuda_choice *choice) {
-  const int bytes = (int)shapes<128>::plain::BYTES; /* none needs more */
+  const int bytes = (int)shapes<false, 192, 128>::shape::BYTES; /* no shape needs more */
   if (!offered(problem) || (size_t)bytes > device->shared_bytes) return false;
-  int width = width_of(problem);
+  widths w = widths_of(problem);
   snprintf(choice->description, sizeof choice->description,
-           "mma.sync: tiles of %d queries, dimensions filled up to %d",
-           width == 256 || extras_of(problem) ? 64 : 128, width);
+           "mma.sync: tiles of %d queries, dimensions filled up to %d and %d",
+           w.keys == 256 || extras_of(problem) ? 64 : 128, w.keys, w.values);
   return true;
 }
 
@@ -278,24 +263,27 @@ bool suits(const attn_softmax_problem *, const attn_softmax_args *args) {
   return aligned(args->q, 8) && aligned(args->k, 8) && aligned(args->v, 8) && aligned(args->o, 2);
 }
 
-template <typename T, int WIDTH>
-attn_status run_width(const attn_softmax_problem *problem, const attn_softmax_args *args,
-                      cudaStream_t stream) {
+template <typename T, int WIDTH, int VALUES>
+attn_status run_widths(const attn_softmax_problem *problem, const attn_softmax_args *args,
+                       cudaStream_t stream) {
   parameters p = parameters_of(problem, args, 1, 0, 0, NULL);
   token_rows bias = problem->bias ? over_heads(args->bias, false) : token_rows{};
   int64_t bias_key = problem->bias ? args->bias.stride[3] : 0;
-  return extras_of(problem) ? launch<T, typename shapes<WIDTH>::extras>(p, bias, bias_key, stream)
-                            : launch<T, typename shapes<WIDTH>::plain>(p, bias, bias_key, stream);
+  return extras_of(problem)
+             ? launch<T, typename shapes<true, WIDTH, VALUES>::shape>(p, bias, bias_key, stream)
+             : launch<T, typename shapes<false, WIDTH, VALUES>::shape>(p, bias, bias_key, stream);
 }
 
 template <typename T>
 attn_status run_dtype(const attn_softmax_problem *problem, const attn_softmax_args *args,
                       cudaStream_t stream) {
-  switch (width_of(problem)) {
-  case 64: return run_width<T, 64>(problem, args, stream);
-  case 96: return run_width<T, 96>(problem, args, stream);
-  case 128: return run_width<T, 128>(problem, args, stream);
-  default: return run_width<T, 256>(problem, args, stream);
+  switch (widths_of(problem).keys) {
+  case 32: return run_widths<T, 32, 32>(problem, args, stream);
+  case 64: return run_widths<T, 64, 64>(problem, args, stream);
+  case 96: return run_widths<T, 96, 96>(problem, args, stream);
+  case 128: return run_widths<T, 128, 128>(problem, args, stream);
+  case 192: return run_widths<T, 192, 128>(problem, args, stream);
+  default: return run_widths<T, 256, 256>(problem, args, stream);
   }
 }
 

@@ -47,7 +47,7 @@ __device__ __forceinline__ void load_turned_matrices(unsigned (&x)[4], unsigned 
 /* Rows of WIDTH elements in shared memory, PITCH bytes apart. The chunk of 16 bytes c of row r lies
  * at chunk c ^ r % 8 of the row: 8 rows of one chunk meet 8 different groups of banks. */
 template <int WIDTH> struct rows_layout {
-  enum { PITCH = WIDTH <= 64 ? 128 : WIDTH <= 128 ? 256 : 512 };
+  enum { PITCH = (WIDTH + 63) / 64 * 128 };
 };
 
 /* What a lane reads for ldmatrix: row `row` of a tile, from chunk `chunk` on. */
@@ -84,19 +84,22 @@ __device__ __forceinline__ void copy_chunk(unsigned to, const void *from, bool t
 }
 
 /* Queues the copies of ROWS rows, `from` being the first; zeros for those that are not among the
- * first `count`, and for columns from `width` on. */
+ * first `count`, and for columns from `width` on. Eight threads share 128 bytes of a row. */
 template <typename T, int WIDTH, int ROWS, int THREADS>
 __device__ __forceinline__ void request_rows(unsigned to, const T *from, int64_t token, int count,
                                              int width) {
-  enum { PITCH = rows_layout<WIDTH>::PITCH, CHUNKS = PITCH / 16, STEP = THREADS / CHUNKS };
-  static_assert(THREADS % CHUNKS == 0 && ROWS % STEP == 0, "every thread has the same share");
-  int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
-  if (WIDTH < CHUNKS * 8 && chunk >= WIDTH / 8) return;
-  if (chunk * 8 >= width) count = 0;
-  from += row * token + chunk * 8;
+  enum { PITCH = rows_layout<WIDTH>::PITCH, STEP = THREADS / 8 };
+  static_assert(ROWS % STEP == 0, "every thread has the same share");
+  int row = threadIdx.x / 8, chunk = threadIdx.x % 8;
+  if (WIDTH < 64 && chunk >= WIDTH / 8) return;
+  to += row * PITCH + (chunk ^ row % 8) * 16, from += row * token + chunk * 8;
 #pragma unroll
-  for (int i = 0; i < ROWS / STEP; ++i, row += STEP, from += STEP * token)
-    copy_chunk(to + row * PITCH + (chunk ^ row % 8) * 16, from, row < count);
+  for (int i = 0; i < ROWS / STEP; ++i, from += STEP * token)
+#pragma unroll
+    for (int c = 0; c < (WIDTH + 63) / 64; ++c)
+      if (c * 64 + 64 <= WIDTH || c * 64 + chunk * 8 < WIDTH)
+        copy_chunk(to + i * STEP * PITCH + c * 128, from + c * 64,
+                   i * STEP + row < count && c * 64 + chunk * 8 < width);
 }
 
 /* c += X Y^T for M times 16 rows of X and N rows of Y. */
@@ -157,6 +160,96 @@ __device__ __forceinline__ void pack_operands(unsigned (&a)[M][N / 16][4],
         a[m][i / 2][i % 2 * 2 + half] = pack<T>(c[m][i][half * 2], c[m][i][half * 2 + 1]);
 }
 
+/* What happens to scores beside their scale, for one head; `own` are the rows of a kernel's tile
+ * (queries or keys), `other` the columns. */
+struct score_terms {
+  float scale; /* with log2(e) */
+  float inside,
+      around;  /* 2 scale log2(e) / cap, cap log2(e); `around` is 0 where there is no cap */
+  float slope; /* ALiBi's, with log2(e) */
+  const float *bias;
+  int64_t bias_own, bias_other;
+};
+
+inline __device__ score_terms terms_of(const parameters &p, int64_t head, const float *bias,
+                                       int64_t bias_own, int64_t bias_other) {
+  score_terms t = {p.scale, 0, p.soft_cap * LOG2_E, 0, bias, bias_own, bias_other};
+  if (p.soft_cap != 0) t.inside = 2 * p.scale * LOG2_E / p.soft_cap;
+  if (p.alibi_slopes) t.slope = p.alibi_slopes[head] * LOG2_E;
+  return t;
+}
+
+/* Scores from products, with log2(e), of the tile whose corner is (own, other) for this thread: its
+ * rows are own + 8 half + 16 m, its columns other + 8 n + e % 2. `slope` becomes the derivative of
+ * the cap, 1 - tanh^2; tanh(x) = 1 - 2 / (1 + exp(2 x)), exact enough next to the cap. */
+template <bool SLOPES, int M, int N>
+__device__ __forceinline__ void
+finish_scores(float (&score)[M][N / 8][4], float (&slope)[SLOPES ? M : 1][N / 8][4],
+              const score_terms &t, int own, int owns, int other, int others, int shift) {
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float x = score[m][n][e], ratio = 0;
+        if (t.around != 0) {
+          ratio = 1 - __fdividef(2, 1 + exponential(x * t.inside));
+          score[m][n][e] = ratio * t.around;
+        } else {
+          score[m][n][e] = x * t.scale;
+        }
+        if constexpr (SLOPES) slope[m][n][e] = 1 - ratio * ratio;
+      }
+  if (t.slope != 0) {
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float distance = (float)(own + m * 16 + half * 8 + shift - other);
+#pragma unroll
+        for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            score[m][n][half * 2 + e] -= t.slope * fabsf(distance - (float)(n * 8 + e));
+      }
+  }
+  if (t.bias) {
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int row = own + m * 16 + half * 8;
+        const float *bias = t.bias + row * t.bias_own + other * t.bias_other;
+#pragma unroll
+        for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            if (row < owns && other + n * 8 + e < others)
+              score[m][n][half * 2 + e] += LOG2_E * bias[(n * 8 + e) * t.bias_other];
+      }
+  }
+}
+
+/* -inf for pairs of such a tile that do not see each other: row r sees the columns r + shift - left
+ * .. r + shift + right. */
+template <int M, int N>
+__device__ __forceinline__ void hide(float (&score)[M][N / 8][4], int own, int other, int others,
+                                     int shift, int left, int right) {
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int at = own + m * 16 + half * 8 + shift - other;
+      int from = at - left, to = min(others - other, at + right + 1);
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+          if (n * 8 + e < from || n * 8 + e >= to) score[m][n][half * 2 + e] = -INFINITY;
+    }
+}
+
 /* Over the four lanes that share a row. */
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
@@ -174,6 +267,23 @@ inline bool offered(const attn_softmax_problem *problem) {
   return (problem->dtype == ATTN_BF16 || problem->dtype == ATTN_F16) && problem->dim <= 256 &&
          problem->value_dim <= 256 && problem->dim % 8 == 0 && problem->value_dim % 8 == 0 &&
          problem->query_length < FAR && problem->key_length < FAR;
+}
+inline bool extras_of(const attn_softmax_problem *problem) {
+  return problem->soft_cap != 0 || problem->alibi || problem->bias || problem->paged ||
+         !(problem->scale > 0);
+}
+
+/* The widths that there are kernels for, of keys and of values. */
+struct widths {
+  int keys, values;
+};
+const widths WIDTHS[] = {{32, 32}, {64, 64}, {96, 96}, {128, 128}, {192, 128}, {256, 256}};
+
+/* Calls f<T, KEYS, VALUES>() with the first widths that hold the problem's. */
+inline widths widths_of(const attn_softmax_problem *problem) {
+  for (const widths &w : WIDTHS)
+    if (problem->dim <= w.keys && problem->value_dim <= w.values) return w;
+  return {};
 }
 
 } // namespace

@@ -18,7 +18,9 @@
 
 namespace {
 
-enum backward_kind { KEYS_AND_VALUES, KEYS, VALUES, QUERIES };
+enum backward_kind { KEYS_AND_VALUES, KEYS_ALONE, VALUES_ALONE, QUERIES };
+
+enum { STAGES = 2 }; /* of Y in shared memory: one is worked on while the other is filled */
 
 struct backward_parameters {
   parameters p; /* o and lse are read by the preparation alone */
@@ -90,46 +92,45 @@ __global__ void __launch_bounds__(PREPARE_THREADS)
   if (threadIdx.x == 0) d_sinks[head] = (float)parts[0];
 }
 
-/* EXTRAS: a cap, a bias or ALiBi. */
-template <backward_kind KIND_, bool EXTRAS_, int WIDTH_, int M_, int WARPS_, int N_, int STAGES_,
-          int BLOCKS_>
+/* EXTRAS: a cap, a bias or ALiBi. LARGE: for GPUs with the shared memory of Hopper. */
+template <backward_kind KIND_, bool EXTRAS_, bool LARGE_, int WIDTH_, int VALUES_, int M_,
+          int WARPS_, int N_, int BLOCKS_>
 struct backward_shape {
+  static constexpr bool EXTRAS = EXTRAS_, LARGE = LARGE_, BY_KEYS = KIND_ != QUERIES,
+                        SLOPES = KIND_ != VALUES_ALONE,               /* dP and dS are made */
+      VALUE_SUMS = KIND_ == VALUES_ALONE || KIND_ == KEYS_AND_VALUES; /* += P Y2 */
   enum {
-    KIND = KIND_,
-    EXTRAS = EXTRAS_,
-    WIDTH = WIDTH_,
-    M = M_, /* times 16 rows a warp */
-    N = N_, /* rows of a tile of Y */
-    STAGES = STAGES_,
+    WIDTH = WIDTH_,   /* of queries and keys */
+    VALUES = VALUES_, /* width of values, not above WIDTH */
+    M = M_,           /* times 16 rows a warp */
+    N = N_,           /* rows of a tile of Y */
     BLOCKS = BLOCKS_, /* of a multiprocessor, at least */
     THREADS = WARPS_ * 32,
     ROWS = WARPS_ * M_ * 16,
-    BY_KEYS = KIND_ != QUERIES,
-    SLOPES = KIND_ != VALUES,                                 /* dP and dS are made */
-    VALUE_SUMS = KIND_ == VALUES || KIND_ == KEYS_AND_VALUES, /* += P Y2 */
-    PITCH = rows_layout<WIDTH_>::PITCH,
-    X = ROWS * PITCH,
-    Y = N_ * PITCH,
+    X1 = ROWS * rows_layout<WIDTH_>::PITCH, /* bytes */
+    X2 = SLOPES ? ROWS * rows_layout<VALUES_>::PITCH : 0,
+    Y1 = N_ * rows_layout<WIDTH_>::PITCH,
+    Y2 = N_ * rows_layout<VALUES_>::PITCH,
     STATISTICS = BY_KEYS ? 2 * N_ * 4 : 0, /* lse and delta of the tile's queries */
-    STAGE = 2 * Y + STATISTICS,
-    BYTES = (SLOPES ? 2 : 1) * X + STAGES_ * STAGE,
+    STAGE = Y1 + Y2 + STATISTICS,
+    BYTES = X1 + X2 + STAGES * STAGE,
   };
 };
 
 /* 16 M rows a warp of one gradient; zeros from row `used` of the block on, nothing from `count`. */
-template <typename T, typename S>
+template <typename T, int M, int WIDTH>
 __device__ __forceinline__ void store_rows(T *to, int64_t token, int used, int count, int width,
-                                           float scale, const float (&c)[S::M][S::WIDTH / 8][4]) {
+                                           float scale, const float (&c)[M][WIDTH / 8][4]) {
   int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int m = 0; m < S::M; ++m)
+  for (int m = 0; m < M; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      int row = (threadIdx.x / 32 * S::M + m) * 16 + half * 8 + lane / 4;
+      int row = (threadIdx.x / 32 * M + m) * 16 + half * 8 + lane / 4;
       if (row >= count) continue;
       T *at = to + row * token + lane % 4 * 2;
 #pragma unroll
-      for (int n = 0; n < S::WIDTH / 8; ++n)
+      for (int n = 0; n < WIDTH / 8; ++n)
         if (n * 8 < width)
           *(unsigned *)(at + n * 8) =
               row < used ? pack<T>(c[m][n][half * 2] * scale, c[m][n][half * 2 + 1] * scale) : 0;
@@ -140,9 +141,11 @@ __device__ __forceinline__ void store_rows(T *to, int64_t token, int used, int c
  */
 template <typename T, typename S>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) gradient_kernel(backward_parameters a) {
-  enum { WIDTH = S::WIDTH, M = S::M, N = S::N, ROWS = S::ROWS, STAGES = S::STAGES };
-  enum { PITCH = S::PITCH };
-  const bool BY_KEYS = S::BY_KEYS;
+#ifdef __CUDA_ARCH__
+  if constexpr (S::LARGE && __CUDA_ARCH__ < 900) return; /* it is not launched there */
+#endif
+  enum { WIDTH = S::WIDTH, VALUES = S::VALUES, M = S::M, N = S::N, ROWS = S::ROWS };
+  constexpr bool BY_KEYS = S::BY_KEYS;
   const parameters &p = a.p;
   int tiles = (int)(((BY_KEYS ? p.keys : p.queries) + ROWS - 1) / ROWS), index = blockIdx.x;
   int heads = (int)(BY_KEYS ? p.kv_heads : p.heads), row_head = index / tiles % heads;
@@ -155,7 +158,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) gradient_kernel(backwar
   int head = BY_KEYS ? row_head * group : row_head; /* BY_KEYS: the first of the group */
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, quad = lane % 4;
   unsigned x1 = (unsigned)__cvta_generic_to_shared(shared_memory);
-  unsigned x2 = S::SLOPES ? x1 + S::X : x1, ring = x2 + S::X;
+  unsigned x2 = x1 + S::X1, ring = x2 + S::X2;
 
   auto rows_of = [&](const token_rows &t, int64_t start, int64_t h) {
     return (T *)t.data + b * t.sequence + start * t.token + h * t.head;
@@ -168,8 +171,8 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) gradient_kernel(backwar
     request_rows<T, WIDTH, ROWS, S::THREADS>(x1, (BY_KEYS ? k : q) + first * t1.token, t1.token,
                                              there, (int)p.dim);
     if (S::SLOPES)
-      request_rows<T, WIDTH, ROWS, S::THREADS>(x2, (BY_KEYS ? v : d_o) + first * t2.token, t2.token,
-                                               there, (int)p.value_dim);
+      request_rows<T, VALUES, ROWS, S::THREADS>(x2, (BY_KEYS ? v : d_o) + first * t2.token,
+                                                t2.token, there, (int)p.value_dim);
   }
 
   /* Row r sees r + shift - left .. r + shift + right of the other kind; tiles of Y that any of the
@@ -184,37 +187,32 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) gradient_kernel(backwar
   if (first >= used) high = low;
   if (S::EXTRAS && !BY_KEYS && a.d_bias.data) /* every pair has its gradient */
     low = 0, high = (int)((p.keys + N - 1) / N);
-  int steps = max(high - low, 0) * (BY_KEYS ? group : 1);
 
-  int requested = 0, tile_requested = low, head_requested = head, stage_requested = 0;
-  auto request = [&]() {
-    if (requested < steps) {
-      unsigned to = ring + stage_requested * S::STAGE;
-      int row = tile_requested * N;
-      const token_rows &t1 = BY_KEYS ? p.q : p.k, &t2 = BY_KEYS ? a.d_o : p.v;
-      const T *y1 = BY_KEYS ? q + (head_requested - head) * p.q.head : k;
-      const T *y2 = BY_KEYS ? d_o + (head_requested - head) * a.d_o.head : v;
-      request_rows<T, WIDTH, N, S::THREADS>(to, y1 + row * t1.token, t1.token, others - row,
-                                            (int)p.dim);
-      request_rows<T, WIDTH, N, S::THREADS>(to + S::Y, y2 + row * t2.token, t2.token, others - row,
-                                            (int)p.value_dim);
-      if (BY_KEYS && threadIdx.x < N / 2) {
-        int part = threadIdx.x % (N / 4) * 4;
-        const float *from = (threadIdx.x < N / 4 ? a.lse : a.delta) +
-                            ((int64_t)b * p.heads + head_requested) * a.padded + row + part;
-        copy_chunk(to + 2 * S::Y + threadIdx.x * 16, from, true);
-      }
-      if (++tile_requested == high) tile_requested = low, ++head_requested;
-      stage_requested = stage_requested + 1 == STAGES ? 0 : stage_requested + 1;
+  /* Tile `tile` of Y; of the queries of head `h` where the rows are keys. */
+  auto request = [&](unsigned to, int h, int tile) {
+    int start = tile * N;
+    const token_rows &t1 = BY_KEYS ? p.q : p.k, &t2 = BY_KEYS ? a.d_o : p.v;
+    const T *y1 = BY_KEYS ? q + (h - head) * p.q.head : k;
+    const T *y2 = BY_KEYS ? d_o + (h - head) * a.d_o.head : v;
+    request_rows<T, WIDTH, N, S::THREADS>(to, y1 + start * t1.token, t1.token, others - start,
+                                          (int)p.dim);
+    request_rows<T, VALUES, N, S::THREADS>(to + S::Y1, y2 + start * t2.token, t2.token,
+                                           others - start, (int)p.value_dim);
+    if (BY_KEYS && threadIdx.x < N / 2) {
+      int part = threadIdx.x % (N / 4) * 4;
+      const float *from = (threadIdx.x < N / 4 ? a.lse : a.delta) +
+                          ((int64_t)b * p.heads + h) * a.padded + start + part;
+      copy_chunk(to + S::Y1 + S::Y2 + threadIdx.x * 16, from, true);
     }
-    commit_copies();
-    ++requested;
   };
 
   /* The thread's rows are `row` + 8 half + 16 m of the block. */
   int row = warp * 16 * M + lane / 4;
   lane_row<WIDTH> left_row = left_rows<WIDTH>(warp * 16 * M), right_row = right_rows<WIDTH>();
+  lane_row<VALUES> left_value = left_rows<VALUES>(warp * 16 * M),
+                   right_value = right_rows<VALUES>();
   lane_row<WIDTH> turned = turned_rows<WIDTH>();
+  lane_row<VALUES> turned_value = turned_rows<VALUES>();
   float row_lse[M][2], row_delta[M][2];
   if (!BY_KEYS) {
 #pragma unroll
@@ -226,18 +224,25 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) gradient_kernel(backwar
       }
   }
   float sum1[S::SLOPES ? M : 1][WIDTH / 8][4] = {}; /* += dS Y1 */
-  float sum2[S::VALUE_SUMS ? M : 1][WIDTH / 8][4] = {};
+  float sum2[S::VALUE_SUMS ? M : 1][VALUES / 8][4] = {};
 
-  for (int i = 0; i < STAGES - 1; ++i) request();
-  int stage = 0, tile = low;
+  int h = head, last_head = BY_KEYS ? head + group - 1 : head, tile = low;
+  unsigned y1 = ring; /* the stage that is worked on; the other one is filled meanwhile */
+  bool more = low < high;
+  if (more) request(y1, h, tile);
+  commit_copies();
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    wait_copies<STAGES - 2>();
+  while (more) {
+    wait_copies<0>();
     __syncthreads();
-    request();
-    unsigned y1 = ring + stage * S::STAGE, y2 = y1 + S::Y;
-    const float *statistics = (const float *)(shared_memory + (y2 + S::Y - x1));
     int start = tile * N;
+    [[maybe_unused]] int this_head = h;
+    if (++tile == high) tile = low, ++h;
+    more = h <= last_head;
+    unsigned other = 2 * ring + S::STAGE - y1, y2 = y1 + S::Y1;
+    if (more) request(other, h, tile);
+    commit_copies();
+    const float *statistics = (const float *)(shared_memory + (y2 + S::Y2 - x1));
 
     float score[M][N / 8][4] = {}, slope[S::SLOPES ? M : 1][N / 8][4]; /* then P and dS */
     multiply_rows<T, WIDTH, M, N>(score, left_row, x1, right_row, y1);
@@ -252,47 +257,20 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) gradient_kernel(backwar
           for (int e = 0; e < 4; ++e)
             slope[m][n][e] = -(!BY_KEYS ? row_delta[m][e / 2] : e % 2 ? delta.y : delta.x);
         }
-      multiply_rows<T, WIDTH, M, N>(slope, left_row, x2, right_row, y2);
+      multiply_rows<T, VALUES, M, N>(slope, left_value, x2, right_value, y2);
     }
 
-    float cap_slope[S::EXTRAS ? M : 1][N / 8][4];
+    float cap_slope[S::EXTRAS && S::SLOPES ? M : 1][N / 8][4];
     if constexpr (S::EXTRAS) {
-      int64_t h = BY_KEYS ? head + step / (high - low) : head;
-      float alibi = p.alibi_slopes ? p.alibi_slopes[h] * LOG2_E : 0;
-#pragma unroll
-      for (int m = 0; m < M; ++m)
-#pragma unroll
-        for (int n = 0; n < N / 8; ++n)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            int own = first + row + m * 16 + e / 2 * 8, other = start + n * 8 + quad * 2 + e % 2;
-            int i = BY_KEYS ? other : own, j = BY_KEYS ? own : other;
-            float x = score[m][n][e] * p.scale;
-            cap_slope[m][n][e] = 1;
-            if (p.soft_cap != 0) {
-              float ratio = tanhf(x / p.soft_cap);
-              x = p.soft_cap * ratio * LOG2_E, cap_slope[m][n][e] = 1 - ratio * ratio;
-            }
-            if (a.bias.data && i < s.queries && j < s.keys)
-              x += LOG2_E * ((const float *)a.bias.data)[b * a.bias.sequence + h * a.bias.head +
-                                                         i * a.bias.token + j * a.bias_key];
-            score[m][n][e] = x - alibi * fabsf((float)(i + s.shift - j));
-          }
+      const float *bias = (const float *)a.bias.data;
+      score_terms terms =
+          terms_of(p, this_head, bias ? bias + b * a.bias.sequence + this_head * a.bias.head : NULL,
+                   BY_KEYS ? a.bias_key : a.bias.token, BY_KEYS ? a.bias.token : a.bias_key);
+      finish_scores<S::SLOPES, M, N>(score, cap_slope, terms, first + row, used, start + quad * 2,
+                                     others, shift);
     }
-    if (start < all_from || start + N > all_to) {
-#pragma unroll
-      for (int m = 0; m < M; ++m)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          int at = first + row + m * 16 + half * 8 + shift - start - quad * 2;
-          int from = at - left, to = min(others - start - quad * 2, at + right + 1);
-#pragma unroll
-          for (int n = 0; n < N / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 2; ++e)
-              if (n * 8 + e < from || n * 8 + e >= to) score[m][n][half * 2 + e] = -INFINITY;
-        }
-    }
+    if (start < all_from || start + N > all_to)
+      hide<M, N>(score, first + row, start + quad * 2, others, shift, left, right);
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -324,53 +302,58 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) gradient_kernel(backwar
     if constexpr (S::VALUE_SUMS) {
       unsigned operands[M][N / 16][4];
       pack_operands<T, M, N>(operands, score);
-      multiply_turned<T, WIDTH, M, N>(sum2, operands, turned, y2);
+      multiply_turned<T, VALUES, M, N>(sum2, operands, turned_value, y2);
     }
     if constexpr (S::SLOPES) {
       unsigned operands[M][N / 16][4];
       pack_operands<T, M, N>(operands, slope);
       multiply_turned<T, WIDTH, M, N>(sum1, operands, turned, y1);
     }
-    stage = stage + 1 == STAGES ? 0 : stage + 1;
-    if (++tile == high) tile = low;
+    y1 = other;
   }
   wait_copies<0>();
 
   if constexpr (S::SLOPES) {
     const token_rows &t = BY_KEYS ? a.d_k : a.d_q;
     if (t.data)
-      store_rows<T, S>(rows_of(t, (BY_KEYS ? s.key_start : s.query_start) + first, row_head),
-                       t.token, used - first, count, (int)p.dim, a.gradient_scale, sum1);
+      store_rows<T, M, WIDTH>(rows_of(t, (BY_KEYS ? s.key_start : s.query_start) + first, row_head),
+                              t.token, used - first, count, (int)p.dim, a.gradient_scale, sum1);
   }
   if constexpr (S::VALUE_SUMS)
     if (a.d_v.data)
-      store_rows<T, S>(rows_of(a.d_v, s.key_start + first, row_head), a.d_v.token, used - first,
-                       count, (int)p.value_dim, 1, sum2);
+      store_rows<T, M, VALUES>(rows_of(a.d_v, s.key_start + first, row_head), a.d_v.token,
+                               used - first, count, (int)p.value_dim, 1, sum2);
 }
 
-/* Shapes by width. */
-template <int WIDTH, bool EXTRAS> struct shapes;
-template <bool EXTRAS> struct shapes<64, EXTRAS> {
-  typedef backward_shape<KEYS_AND_VALUES, EXTRAS, 64, 1, 4, 64, 2, 2> keys;
-  typedef backward_shape<QUERIES, EXTRAS, 64, 1, 4, 64, 2, 2> queries;
+/* Shapes by width. A warp has 32 rows where the sums leave the registers for them. */
+template <bool EXTRAS, bool LARGE, int WIDTH, int VALUES> struct shapes {
+  typedef backward_shape<KEYS_AND_VALUES, EXTRAS, false, WIDTH, VALUES, EXTRAS ? 1 : 2, 4, 32, 2>
+      keys;
+  typedef backward_shape<QUERIES, EXTRAS, false, WIDTH, VALUES, EXTRAS ? 1 : 2, 4, EXTRAS ? 32 : 64,
+                         2>
+      queries;
 };
-template <bool EXTRAS> struct shapes<96, EXTRAS> {
-  typedef backward_shape<KEYS_AND_VALUES, EXTRAS, 96, 1, 4, 32, 2, 2> keys;
-  typedef backward_shape<QUERIES, EXTRAS, 96, 1, 4, 32, 2, 2> queries;
+template <bool LARGE, int WIDTH, int VALUES> struct middle_shapes {
+  typedef backward_shape<KEYS_AND_VALUES, false, LARGE, WIDTH, VALUES, 1, 4, LARGE ? 64 : 32, 2>
+      keys;
+  typedef backward_shape<QUERIES, false, LARGE, WIDTH, VALUES, LARGE ? 2 : 1, 4, 32, 2> queries;
 };
-template <bool EXTRAS> struct shapes<128, EXTRAS> {
-  typedef backward_shape<KEYS_AND_VALUES, EXTRAS, 128, 1, 4, 32, 2, 2> keys;
-  typedef backward_shape<QUERIES, EXTRAS, 128, 1, 4, 32, 2, 2> queries;
+template <bool LARGE> struct shapes<false, LARGE, 96, 96> : middle_shapes<LARGE, 96, 96> {};
+template <bool LARGE> struct shapes<false, LARGE, 128, 128> : middle_shapes<LARGE, 128, 128> {};
+template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 192, 128> {
+  typedef backward_shape<KEYS_AND_VALUES, EXTRAS, false, 192, 128, 1, 4, 32, 2> keys;
+  typedef backward_shape<QUERIES, EXTRAS, false, 192, 128, 1, 4, 32, 2> queries;
 };
-template <bool EXTRAS> struct shapes<256, EXTRAS> {
-  typedef backward_shape<KEYS, EXTRAS, 256, 1, 4, 16, 2, 1> keys;
-  typedef backward_shape<VALUES, EXTRAS, 256, 1, 4, 16, 2, 1> values;
-  typedef backward_shape<QUERIES, EXTRAS, 256, 1, 4, 16, 2, 1> queries;
+template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 256, 256> {
+  enum { WARPS = LARGE ? 8 : 4, N = LARGE ? 32 : 16 };
+  typedef backward_shape<KEYS_ALONE, EXTRAS, LARGE, 256, 256, 1, WARPS, N, 1> keys;
+  typedef backward_shape<VALUES_ALONE, EXTRAS, LARGE, 256, 256, 1, 4, N, 2> values;
+  typedef backward_shape<QUERIES, EXTRAS, LARGE, 256, 256, 1, WARPS, N, 1> queries;
 };
 
-int width_of(const attn_softmax_problem *problem) {
-  int64_t width = problem->dim > problem->value_dim ? problem->dim : problem->value_dim;
-  return width <= 64 ? 64 : width <= 96 ? 96 : width <= 128 ? 128 : 256;
+bool large(const attn_cuda_device *device) {
+  return device->major >= 9 &&
+         device->shared_bytes >= (size_t)shapes<false, true, 256, 256>::keys::BYTES;
 }
 int64_t padded_of(const attn_softmax_problem *problem) {
   return ceil_divide(problem->query_length, PADDING) * PADDING;
@@ -378,13 +361,15 @@ int64_t padded_of(const attn_softmax_problem *problem) {
 
 bool plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
           attn_cuda_choice *choice) {
-  const int bytes = (int)shapes<256, false>::keys::BYTES; /* no shape needs more */
+  const int bytes = (int)shapes<false, false, 256, 256>::keys::BYTES; /* no shape needs more */
   if (!offered(problem) || problem->paged || (size_t)bytes > device->shared_bytes) return false;
+  widths w = widths_of(problem);
   choice->workspace_bytes =
       2 * sizeof(float) * (size_t)(problem->batch * problem->heads * padded_of(problem));
-  snprintf(choice->description, sizeof choice->description,
-           "mma.sync: dimensions filled up to %d, scores made for keys and again for queries",
-           width_of(problem));
+  snprintf(
+      choice->description, sizeof choice->description,
+      "mma.sync: dimensions filled up to %d and %d, scores made for keys and again for queries",
+      w.keys, w.values);
   return true;
 }
 
@@ -406,9 +391,9 @@ attn_status launch(const backward_parameters &a, cudaStream_t stream) {
   return ATTN_OK;
 }
 
-template <typename T, int WIDTH, bool EXTRAS>
+template <typename T, bool EXTRAS, bool LARGE, int WIDTH, int VALUES>
 attn_status run_shapes(const backward_parameters &a, cudaStream_t stream) {
-  typedef shapes<WIDTH, EXTRAS> all;
+  typedef shapes<EXTRAS, LARGE, WIDTH, VALUES> all;
   attn_status status = ATTN_OK;
   if constexpr (WIDTH == 256) {
     if (a.d_k.data) status = launch<T, typename all::keys>(a, stream);
@@ -421,14 +406,18 @@ attn_status run_shapes(const backward_parameters &a, cudaStream_t stream) {
   return status;
 }
 
-template <typename T, int WIDTH>
-attn_status run_width(const backward_parameters &a, cudaStream_t stream) {
-  bool extras = a.p.soft_cap != 0 || a.p.alibi_slopes || a.bias.data || !(a.p.scale > 0);
-  return extras ? run_shapes<T, WIDTH, true>(a, stream) : run_shapes<T, WIDTH, false>(a, stream);
+template <typename T, int WIDTH, int VALUES>
+attn_status run_widths(const backward_parameters &a, bool extras, bool large, cudaStream_t stream) {
+  if (large)
+    return extras ? run_shapes<T, true, true, WIDTH, VALUES>(a, stream)
+                  : run_shapes<T, false, true, WIDTH, VALUES>(a, stream);
+  return extras ? run_shapes<T, true, false, WIDTH, VALUES>(a, stream)
+                : run_shapes<T, false, false, WIDTH, VALUES>(a, stream);
 }
 
 template <typename T>
-attn_status run_dtype(const backward_parameters &a, int width, cudaStream_t stream) {
+attn_status run_dtype(const backward_parameters &a, int width, bool extras, bool large,
+                      cudaStream_t stream) {
   int64_t rows = a.p.batch * a.p.heads * a.padded;
   if (rows) {
     prepare_kernel<T>
@@ -436,14 +425,16 @@ attn_status run_dtype(const backward_parameters &a, int width, cudaStream_t stre
     ATTN_CUDA_TRY_LAUNCH("softmax_mma prepare");
   }
   switch (width) {
-  case 64: return run_width<T, 64>(a, stream);
-  case 96: return run_width<T, 96>(a, stream);
-  case 128: return run_width<T, 128>(a, stream);
-  default: return run_width<T, 256>(a, stream);
+  case 32: return run_widths<T, 32, 32>(a, extras, large, stream);
+  case 64: return run_widths<T, 64, 64>(a, extras, large, stream);
+  case 96: return run_widths<T, 96, 96>(a, extras, large, stream);
+  case 128: return run_widths<T, 128, 128>(a, extras, large, stream);
+  case 192: return run_widths<T, 192, 128>(a, extras, large, stream);
+  default: return run_widths<T, 256, 256>(a, extras, large, stream);
   }
 }
 
-attn_status run(const attn_cuda_device *, const attn_cuda_choice *,
+attn_status run(const attn_cuda_device *device, const attn_cuda_choice *,
                 const attn_softmax_problem *problem, const attn_softmax_args *args, void *workspace,
                 cudaStream_t stream) {
   bool packed = problem->ragged;
@@ -460,9 +451,9 @@ attn_status run(const attn_cuda_device *, const attn_cuda_choice *,
   a.padded = (int)padded_of(problem);
   a.lse = (float *)workspace;
   a.delta = a.lse + problem->batch * problem->heads * a.padded;
-  int width = width_of(problem);
-  attn_status status = problem->dtype == ATTN_F16 ? run_dtype<__half>(a, width, stream)
-                                                  : run_dtype<__nv_bfloat16>(a, width, stream);
+  auto run_type = problem->dtype == ATTN_F16 ? run_dtype<__half> : run_dtype<__nv_bfloat16>;
+  attn_status status =
+      run_type(a, widths_of(problem).keys, extras_of(problem), large(device), stream);
   if (status != ATTN_OK || !problem->sinks || !args->d_sinks.data) return status;
   sink_kernel<<<(unsigned)problem->heads, PREPARE_THREADS, 0, stream>>>(
       a, a.p.sinks, (float *)args->d_sinks.data);
