@@ -226,14 +226,17 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     }
 }
 
-template <bool EXTRAS, int WIDTH, int VALUES> struct shapes {
-  typedef forward_shape<EXTRAS, WIDTH, VALUES, EXTRAS ? 1 : 2, 4, EXTRAS ? 32 : 64, 2> shape;
+template <bool EXTRAS, bool LARGE, int WIDTH, int VALUES> struct shapes {
+  typedef forward_shape<EXTRAS, WIDTH, VALUES, 2, 4, 64, 2> shape;
 };
-template <bool EXTRAS> struct shapes<EXTRAS, 192, 128> {
-  typedef forward_shape<EXTRAS, 192, 128, EXTRAS ? 1 : 2, 4, 32, 2> shape;
+template <bool LARGE> struct shapes<false, LARGE, 64, 64> {
+  typedef forward_shape<false, 64, 64, 2, 4, 96, 2> shape;
 };
-template <bool EXTRAS> struct shapes<EXTRAS, 256, 256> {
-  typedef forward_shape<EXTRAS, 256, 256, 1, 4, 32, 2> shape;
+template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 192, 128> {
+  typedef forward_shape<EXTRAS, 192, 128, 2, 4, 32, 2> shape;
+};
+template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 256, 256> {
+  typedef forward_shape<EXTRAS, 256, 256, 1, 4, LARGE ? 48 : 32, 2> shape;
 };
 
 template <typename T, typename S>
@@ -250,12 +253,12 @@ attn_status launch(const parameters &p, const token_rows &bias, int64_t bias_key
 
 bool plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
           attn_cuda_choice *choice) {
-  const int bytes = (int)shapes<false, 192, 128>::shape::BYTES; /* no shape needs more */
+  const int bytes = (int)shapes<false, false, 192, 128>::shape::BYTES; /* no shape needs more */
   if (!offered(problem) || (size_t)bytes > device->shared_bytes) return false;
   widths w = widths_of(problem);
   snprintf(choice->description, sizeof choice->description,
            "mma.sync: tiles of %d queries, dimensions filled up to %d and %d",
-           w.keys == 256 || extras_of(problem) ? 64 : 128, w.keys, w.values);
+           w.keys == 256 ? 64 : 128, w.keys, w.values);
   return true;
 }
 
@@ -263,35 +266,36 @@ bool suits(const attn_softmax_problem *, const attn_softmax_args *args) {
   return aligned(args->q, 8) && aligned(args->k, 8) && aligned(args->v, 8) && aligned(args->o, 2);
 }
 
-template <typename T, int WIDTH, int VALUES>
+template <typename T, bool LARGE, int WIDTH, int VALUES>
 attn_status run_widths(const attn_softmax_problem *problem, const attn_softmax_args *args,
                        cudaStream_t stream) {
   parameters p = parameters_of(problem, args, 1, 0, 0, NULL);
   token_rows bias = problem->bias ? over_heads(args->bias, false) : token_rows{};
-  int64_t bias_key = problem->bias ? args->bias.stride[3] : 0;
+  int64_t key = problem->bias ? args->bias.stride[3] : 0;
   return extras_of(problem)
-             ? launch<T, typename shapes<true, WIDTH, VALUES>::shape>(p, bias, bias_key, stream)
-             : launch<T, typename shapes<false, WIDTH, VALUES>::shape>(p, bias, bias_key, stream);
+             ? launch<T, typename shapes<true, LARGE, WIDTH, VALUES>::shape>(p, bias, key, stream)
+             : launch<T, typename shapes<false, LARGE, WIDTH, VALUES>::shape>(p, bias, key, stream);
 }
 
 template <typename T>
 attn_status run_dtype(const attn_softmax_problem *problem, const attn_softmax_args *args,
-                      cudaStream_t stream) {
+                      bool large, cudaStream_t stream) {
   switch (widths_of(problem).keys) {
-  case 32: return run_widths<T, 32, 32>(problem, args, stream);
-  case 64: return run_widths<T, 64, 64>(problem, args, stream);
-  case 96: return run_widths<T, 96, 96>(problem, args, stream);
-  case 128: return run_widths<T, 128, 128>(problem, args, stream);
-  case 192: return run_widths<T, 192, 128>(problem, args, stream);
-  default: return run_widths<T, 256, 256>(problem, args, stream);
+  case 32: return run_widths<T, false, 32, 32>(problem, args, stream);
+  case 64: return run_widths<T, false, 64, 64>(problem, args, stream);
+  case 96: return run_widths<T, false, 96, 96>(problem, args, stream);
+  case 128: return run_widths<T, false, 128, 128>(problem, args, stream);
+  case 192: return run_widths<T, false, 192, 128>(problem, args, stream);
   }
+  return large ? run_widths<T, true, 256, 256>(problem, args, stream)
+               : run_widths<T, false, 256, 256>(problem, args, stream);
 }
 
-attn_status run(const attn_cuda_device *, const attn_cuda_choice *,
+attn_status run(const attn_cuda_device *device, const attn_cuda_choice *,
                 const attn_softmax_problem *problem, const attn_softmax_args *args, void *,
                 cudaStream_t stream) {
-  return problem->dtype == ATTN_F16 ? run_dtype<__half>(problem, args, stream)
-                                    : run_dtype<__nv_bfloat16>(problem, args, stream);
+  auto run_type = problem->dtype == ATTN_F16 ? run_dtype<__half> : run_dtype<__nv_bfloat16>;
+  return run_type(problem, args, large(device), stream);
 }
 
 } // namespace

@@ -126,9 +126,9 @@ __device__ __forceinline__ void multiply_rows(float (&c)[M][N / 8][4], const lan
   }
 }
 
-/* c += A Y for N rows of Y, A as operands. */
-template <typename T, int WIDTH, int M, int N>
-__device__ __forceinline__ void multiply_turned(float (&c)[M][WIDTH / 8][4],
+/* c += A Y for N rows of Y, A as operands; c may have more columns than Y. */
+template <typename T, int WIDTH, int M, int N, int TILES>
+__device__ __forceinline__ void multiply_turned(float (&c)[M][TILES][4],
                                                 const unsigned (&a)[M][N / 16][4],
                                                 const lane_row<WIDTH> &turned, unsigned y) {
   enum { PITCH = rows_layout<WIDTH>::PITCH };
@@ -186,21 +186,28 @@ template <bool SLOPES, int M, int N>
 __device__ __forceinline__ void
 finish_scores(float (&score)[M][N / 8][4], float (&slope)[SLOPES ? M : 1][N / 8][4],
               const score_terms &t, int own, int owns, int other, int others, int shift) {
+  if (t.around != 0) {
 #pragma unroll
-  for (int m = 0; m < M; ++m)
+    for (int m = 0; m < M; ++m)
 #pragma unroll
-    for (int n = 0; n < N / 8; ++n)
+      for (int n = 0; n < N / 8; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float x = score[m][n][e], ratio = 0;
-        if (t.around != 0) {
-          ratio = 1 - __fdividef(2, 1 + exponential(x * t.inside));
+        for (int e = 0; e < 4; ++e) {
+          float ratio = 1 - __fdividef(2, 1 + exponential(score[m][n][e] * t.inside));
           score[m][n][e] = ratio * t.around;
-        } else {
-          score[m][n][e] = x * t.scale;
+          if constexpr (SLOPES) slope[m][n][e] = 1 - ratio * ratio;
         }
-        if constexpr (SLOPES) slope[m][n][e] = 1 - ratio * ratio;
-      }
+  } else {
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          score[m][n][e] *= t.scale;
+          if constexpr (SLOPES) slope[m][n][e] = 1;
+        }
+  }
   if (t.slope != 0) {
 #pragma unroll
     for (int m = 0; m < M; ++m)
@@ -273,13 +280,18 @@ inline bool extras_of(const attn_softmax_problem *problem) {
          !(problem->scale > 0);
 }
 
+/* Whether the GPU has Hopper's shared memory: some shapes are only for it. */
+inline bool large(const attn_cuda_device *device) {
+  return device->major >= 9 && device->shared_bytes >= 200 * 1024;
+}
+
 /* The widths that there are kernels for, of keys and of values. */
 struct widths {
   int keys, values;
 };
 const widths WIDTHS[] = {{32, 32}, {64, 64}, {96, 96}, {128, 128}, {192, 128}, {256, 256}};
 
-/* Calls f<T, KEYS, VALUES>() with the first widths that hold the problem's. */
+/* The first ones that hold the problem's. */
 inline widths widths_of(const attn_softmax_problem *problem) {
   for (const widths &w : WIDTHS)
     if (problem->dim <= w.keys && problem->value_dim <= w.values) return w;

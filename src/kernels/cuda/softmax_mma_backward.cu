@@ -4,21 +4,19 @@
  *   P = exp(S - LSE),  dP = dO V^T,  dS = P (.) (dP - delta),  delta_i = do_i . o_i - dLSE_i
  *   dV = P^T dO,  dK = scale dS^T Q,  dQ = scale dS K        (dS times the cap's slope, if any)
  *
- * Kernels of one body: a warp has 16 M rows of X1 and X2, and tiles of Y1 and Y2 stream past:
+ * Two kernels; in both, warps have 16 M rows of one kind, and tiles of the other kind stream past:
  *
- *   S = X1 Y1^T, dP = X2 Y2^T, then accumulators += dS Y1 and, for values, += P Y2
+ *   keys_kernel     rows are keys: S^T = K Q^T, dP^T = V dO^T, dV += P^T dO, dK += dS^T Q
+ *   queries_kernel  rows are queries: S = Q K^T, dP = dO V^T, dQ += dS K
  *
- *   rows are keys:     X = K, V    Y = Q, dO    accumulators dK, dV   (S and dP are transposed)
- *   rows are queries:  X = Q, dO   Y = K, V     accumulator dQ
- *
- * So P and dS stay in registers, as operands A. S and dP are made twice (7 products for 5), and in
- * return no sum has an order that depends on timing. At a width of 256 the accumulators of dK and
- * dV do not fit together: each has a kernel of its own (8 products). */
+ * So P and dS stay in registers, as operands A. In the first one a pair of warps shares the rows:
+ * one makes S and dV, the other dP and dK, and the first hands P over through shared memory. A warp
+ * has one sum to keep then, and registers for twice the rows: what it reads of a tile serves twice
+ * as many products. S and dP are made twice (7 products for 5), and in return no sum has an order
+ * that depends on timing. */
 #include "kernels/cuda/softmax_mma.cuh"
 
 namespace {
-
-enum backward_kind { KEYS_AND_VALUES, KEYS_ALONE, VALUES_ALONE, QUERIES };
 
 enum { STAGES = 2 }; /* of Y in shared memory: one is worked on while the other is filled */
 
@@ -93,12 +91,10 @@ __global__ void __launch_bounds__(PREPARE_THREADS)
 }
 
 /* EXTRAS: a cap, a bias or ALiBi. LARGE: for GPUs with the shared memory of Hopper. */
-template <backward_kind KIND_, bool EXTRAS_, bool LARGE_, int WIDTH_, int VALUES_, int M_,
-          int WARPS_, int N_, int BLOCKS_>
+template <bool BY_KEYS_, bool EXTRAS_, bool LARGE_, int WIDTH_, int VALUES_, int M_, int WARPS_,
+          int N_, int BLOCKS_>
 struct backward_shape {
-  static constexpr bool EXTRAS = EXTRAS_, LARGE = LARGE_, BY_KEYS = KIND_ != QUERIES,
-                        SLOPES = KIND_ != VALUES_ALONE,               /* dP and dS are made */
-      VALUE_SUMS = KIND_ == VALUES_ALONE || KIND_ == KEYS_AND_VALUES; /* += P Y2 */
+  static constexpr bool BY_KEYS = BY_KEYS_, EXTRAS = EXTRAS_, LARGE = LARGE_;
   enum {
     WIDTH = WIDTH_,   /* of queries and keys */
     VALUES = VALUES_, /* width of values, not above WIDTH */
@@ -106,129 +102,120 @@ struct backward_shape {
     N = N_,           /* rows of a tile of Y */
     BLOCKS = BLOCKS_, /* of a multiprocessor, at least */
     THREADS = WARPS_ * 32,
-    ROWS = WARPS_ * M_ * 16,
+    ROWS = (BY_KEYS_ ? WARPS_ / 2 : WARPS_) * M_ * 16,
     X1 = ROWS * rows_layout<WIDTH_>::PITCH, /* bytes */
-    X2 = SLOPES ? ROWS * rows_layout<VALUES_>::PITCH : 0,
+    X2 = ROWS * rows_layout<VALUES_>::PITCH,
     Y1 = N_ * rows_layout<WIDTH_>::PITCH,
     Y2 = N_ * rows_layout<VALUES_>::PITCH,
-    STATISTICS = BY_KEYS ? 2 * N_ * 4 : 0, /* lse and delta of the tile's queries */
+    STATISTICS = BY_KEYS_ ? 2 * N_ * 4 : 0, /* lse and delta of the tile's queries */
     STAGE = Y1 + Y2 + STATISTICS,
-    BYTES = X1 + X2 + STAGES * STAGE,
+    WEIGHTS = BY_KEYS_ ? ROWS * N_ * 4 : 0, /* P, from warp to warp */
+    BYTES = X1 + X2 + STAGES * STAGE + WEIGHTS,
   };
 };
 
-/* 16 M rows a warp of one gradient; zeros from row `used` of the block on, nothing from `count`. */
-template <typename T, int M, int WIDTH>
-__device__ __forceinline__ void store_rows(T *to, int64_t token, int used, int count, int width,
-                                           float scale, const float (&c)[M][WIDTH / 8][4]) {
+/* 16 M rows of one gradient, from `first` of the block on; zeros from row `used` of the block on,
+ * nothing from `count`. */
+template <typename T, int M, int TILES>
+__device__ __forceinline__ void store_rows(T *to, int64_t token, int first, int used, int count,
+                                           int width, float scale, const float (&c)[M][TILES][4]) {
   int lane = threadIdx.x % 32;
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      int row = (threadIdx.x / 32 * M + m) * 16 + half * 8 + lane / 4;
+      int row = first + m * 16 + half * 8 + lane / 4;
       if (row >= count) continue;
       T *at = to + row * token + lane % 4 * 2;
 #pragma unroll
-      for (int n = 0; n < WIDTH / 8; ++n)
+      for (int n = 0; n < TILES; ++n)
         if (n * 8 < width)
           *(unsigned *)(at + n * 8) =
               row < used ? pack<T>(c[m][n][half * 2] * scale, c[m][n][half * 2 + 1] * scale) : 0;
     }
 }
 
-/* Block: [sequence][head of the rows' kind][tile of rows, the longest under a causal mask first].
- */
+/* Where the rows of a block and of the other kind are: row r sees r + shift - left .. r + shift +
+ * right of the `others`. */
+struct extent {
+  int first, used, others, shift, left, right;
+  int low, high;        /* tiles of N others that any of the rows sees */
+  int all_from, all_to; /* others that all rows see */
+};
+template <int ROWS, int N>
+__device__ __forceinline__ extent extent_of(int first, int used, int others, int shift, int left,
+                                            int right) {
+  int last = min(first + ROWS, used) - 1;
+  extent x = {first, used, others, shift, left, right, 0, 0, 0, 0};
+  x.all_from = last + shift - left, x.all_to = min(others, first + shift + right + 1);
+  x.low = max(first + shift - left, 0) / N;
+  x.high = (max(min(others, last + shift + right + 1), 0) + N - 1) / N;
+  if (first >= used) x.high = x.low;
+  return x;
+}
+
+__device__ __forceinline__ score_terms terms_of(const backward_parameters &a, int64_t b,
+                                                int64_t head, int64_t own, int64_t other) {
+  const float *bias = (const float *)a.bias.data;
+  if (bias) bias += b * a.bias.sequence + head * a.bias.head;
+  return terms_of(a.p, head, bias, own, other);
+}
+
+/* Block: [sequence][key head][tile of keys: under a causal mask the first is the longest]. */
 template <typename T, typename S>
-__global__ void __launch_bounds__(S::THREADS, S::BLOCKS) gradient_kernel(backward_parameters a) {
+__global__ void __launch_bounds__(S::THREADS, S::BLOCKS) keys_kernel(backward_parameters a) {
 #ifdef __CUDA_ARCH__
   if constexpr (S::LARGE && __CUDA_ARCH__ < 900) return; /* it is not launched there */
 #endif
   enum { WIDTH = S::WIDTH, VALUES = S::VALUES, M = S::M, N = S::N, ROWS = S::ROWS };
-  constexpr bool BY_KEYS = S::BY_KEYS;
   const parameters &p = a.p;
-  int tiles = (int)(((BY_KEYS ? p.keys : p.queries) + ROWS - 1) / ROWS), index = blockIdx.x;
-  int heads = (int)(BY_KEYS ? p.kv_heads : p.heads), row_head = index / tiles % heads;
-  int first = (BY_KEYS ? index % tiles : tiles - 1 - index % tiles) * ROWS;
-  int b = index / tiles / heads;
+  int tiles = (int)((p.keys + ROWS - 1) / ROWS), index = blockIdx.x;
+  int kv_head = index / tiles % (int)p.kv_heads, first = index % tiles * ROWS;
+  int b = index / tiles / (int)p.kv_heads, head = kv_head * (int)p.group;
   span s = find_span(p, b);
-  int count = (BY_KEYS ? s.stored : s.queries) - first; /* rows from the first one on */
-  if (count <= 0) return;
-  int group = (int)p.group, kv_head = BY_KEYS ? row_head : row_head / group;
-  int head = BY_KEYS ? row_head * group : row_head; /* BY_KEYS: the first of the group */
+  if (first >= s.stored) return;
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, quad = lane % 4;
-  unsigned x1 = (unsigned)__cvta_generic_to_shared(shared_memory);
-  unsigned x2 = x1 + S::X1, ring = x2 + S::X2;
+  int pair = warp / 2, own = pair * 16 * M; /* the pair's first row in the block */
+  bool slopes = warp % 2;                   /* this warp makes dP and dK */
+  unsigned x1 = (unsigned)__cvta_generic_to_shared(shared_memory), x2 = x1 + S::X1;
+  unsigned ring = x2 + S::X2;
+  float4 *weights = (float4 *)(shared_memory + S::X1 + S::X2 + STAGES * S::STAGE) +
+                    pair * (M * N / 8) * 32 + lane;
 
   auto rows_of = [&](const token_rows &t, int64_t start, int64_t h) {
     return (T *)t.data + b * t.sequence + start * t.token + h * t.head;
   };
+  request_rows<T, WIDTH, ROWS, S::THREADS>(x1, rows_of(p.k, s.key_start + first, kv_head),
+                                           p.k.token, s.keys - first, (int)p.dim);
+  request_rows<T, VALUES, ROWS, S::THREADS>(x2, rows_of(p.v, s.key_start + first, kv_head),
+                                            p.v.token, s.keys - first, (int)p.value_dim);
   const T *q = rows_of(p.q, s.query_start, head), *d_o = rows_of(a.d_o, s.query_start, head);
-  const T *k = rows_of(p.k, s.key_start, kv_head), *v = rows_of(p.v, s.key_start, kv_head);
-  {
-    int there = (BY_KEYS ? s.keys : s.queries) - first;
-    const token_rows &t1 = BY_KEYS ? p.k : p.q, &t2 = BY_KEYS ? p.v : a.d_o;
-    request_rows<T, WIDTH, ROWS, S::THREADS>(x1, (BY_KEYS ? k : q) + first * t1.token, t1.token,
-                                             there, (int)p.dim);
-    if (S::SLOPES)
-      request_rows<T, VALUES, ROWS, S::THREADS>(x2, (BY_KEYS ? v : d_o) + first * t2.token,
-                                                t2.token, there, (int)p.value_dim);
-  }
+  extent e = extent_of<ROWS, N>(first, s.keys, s.queries, -s.shift, s.right, s.left);
 
-  /* Row r sees r + shift - left .. r + shift + right of the other kind; tiles of Y that any of the
-   * rows sees, and what all see. */
-  int used = BY_KEYS ? s.keys : s.queries, others = BY_KEYS ? s.queries : s.keys;
-  int shift = BY_KEYS ? -s.shift : s.shift;
-  int left = BY_KEYS ? s.right : s.left, right = BY_KEYS ? s.left : s.right;
-  int last = min(first + ROWS, used) - 1;
-  int all_from = last + shift - left, all_to = min(others, first + shift + right + 1);
-  int low = max(first + shift - left, 0) / N;
-  int high = (max(min(others, last + shift + right + 1), 0) + N - 1) / N;
-  if (first >= used) high = low;
-  if (S::EXTRAS && !BY_KEYS && a.d_bias.data) /* every pair has its gradient */
-    low = 0, high = (int)((p.keys + N - 1) / N);
+  auto request =
+      [&](unsigned to, int h,
+          int tile) { /* h: of the heads that read these keys */
+                      int start = tile * N, there = s.queries - start;
+                      request_rows<T, WIDTH, N, S::THREADS>(
+                          to, q + h * p.q.head + start * p.q.token, p.q.token, there, (int)p.dim);
+                      request_rows<T, VALUES, N, S::THREADS>(
+                          to + S::Y1, d_o + h * a.d_o.head + start * a.d_o.token, a.d_o.token,
+                          there, (int)p.value_dim);
+                      if (threadIdx.x < N / 2) {
+                        const float *from = (threadIdx.x < N / 4 ? a.lse : a.delta) +
+                                            ((int64_t)b * p.heads + head + h) * a.padded + start;
+                        copy_chunk(to + S::Y1 + S::Y2 + threadIdx.x * 16,
+                                   from + threadIdx.x % (N / 4) * 4, true);
+                      }
+      };
 
-  /* Tile `tile` of Y; of the queries of head `h` where the rows are keys. */
-  auto request = [&](unsigned to, int h, int tile) {
-    int start = tile * N;
-    const token_rows &t1 = BY_KEYS ? p.q : p.k, &t2 = BY_KEYS ? a.d_o : p.v;
-    const T *y1 = BY_KEYS ? q + (h - head) * p.q.head : k;
-    const T *y2 = BY_KEYS ? d_o + (h - head) * a.d_o.head : v;
-    request_rows<T, WIDTH, N, S::THREADS>(to, y1 + start * t1.token, t1.token, others - start,
-                                          (int)p.dim);
-    request_rows<T, VALUES, N, S::THREADS>(to + S::Y1, y2 + start * t2.token, t2.token,
-                                           others - start, (int)p.value_dim);
-    if (BY_KEYS && threadIdx.x < N / 2) {
-      int part = threadIdx.x % (N / 4) * 4;
-      const float *from = (threadIdx.x < N / 4 ? a.lse : a.delta) +
-                          ((int64_t)b * p.heads + h) * a.padded + start + part;
-      copy_chunk(to + S::Y1 + S::Y2 + threadIdx.x * 16, from, true);
-    }
-  };
-
-  /* The thread's rows are `row` + 8 half + 16 m of the block. */
-  int row = warp * 16 * M + lane / 4;
-  lane_row<WIDTH> left_row = left_rows<WIDTH>(warp * 16 * M), right_row = right_rows<WIDTH>();
-  lane_row<VALUES> left_value = left_rows<VALUES>(warp * 16 * M),
-                   right_value = right_rows<VALUES>();
+  lane_row<WIDTH> left = left_rows<WIDTH>(own), right = right_rows<WIDTH>();
   lane_row<WIDTH> turned = turned_rows<WIDTH>();
-  lane_row<VALUES> turned_value = turned_rows<VALUES>();
-  float row_lse[M][2], row_delta[M][2];
-  if (!BY_KEYS) {
-#pragma unroll
-    for (int m = 0; m < M; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        int64_t at = ((int64_t)b * p.heads + head) * a.padded + first + row + m * 16 + half * 8;
-        row_lse[m][half] = a.lse[at], row_delta[m][half] = a.delta[at];
-      }
-  }
-  float sum1[S::SLOPES ? M : 1][WIDTH / 8][4] = {}; /* += dS Y1 */
-  float sum2[S::VALUE_SUMS ? M : 1][VALUES / 8][4] = {};
+  float sum[M][WIDTH / 8][4] = {}; /* dV or dK */
 
-  int h = head, last_head = BY_KEYS ? head + group - 1 : head, tile = low;
+  int h = 0, tile = e.low;
   unsigned y1 = ring; /* the stage that is worked on; the other one is filled meanwhile */
-  bool more = low < high;
+  bool more = e.low < e.high;
   if (more) request(y1, h, tile);
   commit_copies();
 #pragma unroll 1
@@ -236,132 +223,233 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) gradient_kernel(backwar
     wait_copies<0>();
     __syncthreads();
     int start = tile * N;
-    [[maybe_unused]] int this_head = h;
-    if (++tile == high) tile = low, ++h;
-    more = h <= last_head;
+    [[maybe_unused]] int this_head = head + h;
+    if (++tile == e.high) tile = e.low, ++h;
+    more = h < (int)p.group;
     unsigned other = 2 * ring + S::STAGE - y1, y2 = y1 + S::Y1;
     if (more) request(other, h, tile);
     commit_copies();
-    const float *statistics = (const float *)(shared_memory + (y2 + S::Y2 - x1));
+    const float *lse = (const float *)(shared_memory + (y2 + S::Y2 - x1)) + quad * 2;
 
-    float score[M][N / 8][4] = {}, slope[S::SLOPES ? M : 1][N / 8][4]; /* then P and dS */
-    multiply_rows<T, WIDTH, M, N>(score, left_row, x1, right_row, y1);
-    if constexpr (S::SLOPES) {
+    /* S, or dP - delta: delta is what its sum starts from. */
+    float score[M][N / 8][4];
+#pragma unroll
+    for (int n = 0; n < N / 8; ++n) {
+      float2 delta = *(const float2 *)(lse + N + n * 8);
+      if (!slopes) delta = make_float2(0, 0);
 #pragma unroll
       for (int m = 0; m < M; ++m)
+        score[m][n][0] = score[m][n][2] = -delta.x, score[m][n][1] = score[m][n][3] = -delta.y;
+    }
+    if constexpr (WIDTH == VALUES) {
+      multiply_rows<T, WIDTH, M, N>(score, left, slopes ? x2 : x1, right, slopes ? y2 : y1);
+    } else if (slopes) {
+      multiply_rows<T, VALUES, M, N>(score, left_rows<VALUES>(own), x2, right_rows<VALUES>(), y2);
+    } else {
+      multiply_rows<T, WIDTH, M, N>(score, left, x1, right, y1);
+    }
+    if (!slopes) {
+      float cap_slope[S::EXTRAS ? M : 1][N / 8][4];
+      if constexpr (S::EXTRAS)
+        finish_scores<true, M, N>(
+            score, cap_slope, terms_of(a, b, this_head, a.bias_key, a.bias.token),
+            first + own + lane / 4, s.keys, start + quad * 2, s.queries, e.shift);
+      if (start < e.all_from || start + N > e.all_to)
+        hide<M, N>(score, first + own + lane / 4, start + quad * 2, s.queries, e.shift, e.left,
+                   e.right);
 #pragma unroll
-        for (int n = 0; n < N / 8; ++n) {
-          float2 delta;
-          if (BY_KEYS) delta = *(const float2 *)(statistics + N + n * 8 + quad * 2);
+      for (int n = 0; n < N / 8; ++n) {
+        float2 base = *(const float2 *)(lse + n * 8);
+        float scale = S::EXTRAS ? 1 : p.scale;
 #pragma unroll
-          for (int e = 0; e < 4; ++e)
-            slope[m][n][e] = -(!BY_KEYS ? row_delta[m][e / 2] : e % 2 ? delta.y : delta.x);
+        for (int m = 0; m < M; ++m) {
+          float(&x)[4] = score[m][n];
+          x[0] = exponential(fmaf(x[0], scale, -base.x));
+          x[1] = exponential(fmaf(x[1], scale, -base.y));
+          x[2] = exponential(fmaf(x[2], scale, -base.x));
+          x[3] = exponential(fmaf(x[3], scale, -base.y));
+          float4 weight = make_float4(x[0], x[1], x[2], x[3]);
+          if constexpr (S::EXTRAS) { /* the cap's derivative goes with it */
+            const float(&y)[4] = cap_slope[m][n];
+            weight.x *= y[0], weight.y *= y[1], weight.z *= y[2], weight.w *= y[3];
+          }
+          weights[(m * (N / 8) + n) * 32] = weight;
         }
-      multiply_rows<T, VALUES, M, N>(slope, left_value, x2, right_value, y2);
+      }
+      asm volatile("bar.arrive %0, 64;" ::"r"(pair + 1) : "memory");
+    } else {
+      asm volatile("bar.sync %0, 64;" ::"r"(pair + 1) : "memory");
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+          float4 weight = weights[(m * (N / 8) + n) * 32];
+          float(&x)[4] = score[m][n];
+          x[0] *= weight.x, x[1] *= weight.y, x[2] *= weight.z, x[3] *= weight.w;
+        }
     }
+    unsigned operands[M][N / 16][4];
+    pack_operands<T, M, N>(operands, score);
+    if constexpr (WIDTH == VALUES)
+      multiply_turned<T, WIDTH, M, N>(sum, operands, turned, slopes ? y1 : y2);
+    else if (slopes)
+      multiply_turned<T, WIDTH, M, N>(sum, operands, turned, y1);
+    else
+      multiply_turned<T, VALUES, M, N>(sum, operands, turned_rows<VALUES>(), y2);
+    y1 = other;
+  }
+  wait_copies<0>();
 
-    float cap_slope[S::EXTRAS && S::SLOPES ? M : 1][N / 8][4];
-    if constexpr (S::EXTRAS) {
-      const float *bias = (const float *)a.bias.data;
-      score_terms terms =
-          terms_of(p, this_head, bias ? bias + b * a.bias.sequence + this_head * a.bias.head : NULL,
-                   BY_KEYS ? a.bias_key : a.bias.token, BY_KEYS ? a.bias.token : a.bias_key);
-      finish_scores<S::SLOPES, M, N>(score, cap_slope, terms, first + row, used, start + quad * 2,
-                                     others, shift);
+  const token_rows &t = slopes ? a.d_k : a.d_v;
+  if (t.data)
+    store_rows<T>(rows_of(t, s.key_start + first, kv_head), t.token, own, s.keys - first,
+                  s.stored - first, (int)(slopes ? p.dim : p.value_dim),
+                  slopes ? a.gradient_scale : 1, sum);
+}
+
+/* Block: [sequence][head][tile of queries, last first: under a causal mask it is the longest]. */
+template <typename T, typename S>
+__global__ void __launch_bounds__(S::THREADS, S::BLOCKS) queries_kernel(backward_parameters a) {
+#ifdef __CUDA_ARCH__
+  if constexpr (S::LARGE && __CUDA_ARCH__ < 900) return; /* it is not launched there */
+#endif
+  enum { WIDTH = S::WIDTH, VALUES = S::VALUES, M = S::M, N = S::N, ROWS = S::ROWS };
+  const parameters &p = a.p;
+  int tiles = (int)((p.queries + ROWS - 1) / ROWS), index = blockIdx.x;
+  int head = index / tiles % (int)p.heads, first = (tiles - 1 - index % tiles) * ROWS;
+  int b = index / tiles / (int)p.heads, kv_head = head / (int)p.group;
+  span s = find_span(p, b);
+  if (first >= s.queries) return;
+  int lane = threadIdx.x % 32, quad = lane % 4;
+  int own = threadIdx.x / 32 * 16 * M; /* the warp's first row in the block */
+  unsigned x1 = (unsigned)__cvta_generic_to_shared(shared_memory), x2 = x1 + S::X1;
+  unsigned ring = x2 + S::X2;
+
+  auto rows_of = [&](const token_rows &t, int64_t start, int64_t h) {
+    return (T *)t.data + b * t.sequence + start * t.token + h * t.head;
+  };
+  request_rows<T, WIDTH, ROWS, S::THREADS>(x1, rows_of(p.q, s.query_start + first, head), p.q.token,
+                                           s.queries - first, (int)p.dim);
+  request_rows<T, VALUES, ROWS, S::THREADS>(x2, rows_of(a.d_o, s.query_start + first, head),
+                                            a.d_o.token, s.queries - first, (int)p.value_dim);
+  const T *k = rows_of(p.k, s.key_start, kv_head), *v = rows_of(p.v, s.key_start, kv_head);
+  extent e = extent_of<ROWS, N>(first, s.queries, s.keys, s.shift, s.left, s.right);
+  if (S::EXTRAS && a.d_bias.data) /* every pair has its gradient */
+    e.low = 0, e.high = (int)((p.keys + N - 1) / N);
+
+  auto request = [&](unsigned to, int key) {
+    request_rows<T, WIDTH, N, S::THREADS>(to, k + key * p.k.token, p.k.token, s.keys - key,
+                                          (int)p.dim);
+    request_rows<T, VALUES, N, S::THREADS>(to + S::Y1, v + key * p.v.token, p.v.token, s.keys - key,
+                                           (int)p.value_dim);
+  };
+
+  lane_row<WIDTH> left = left_rows<WIDTH>(own), right = right_rows<WIDTH>();
+  lane_row<WIDTH> turned = turned_rows<WIDTH>();
+  lane_row<VALUES> left_value = left_rows<VALUES>(own), right_value = right_rows<VALUES>();
+  float lse[M][2], delta[M][2];
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int i = first + own + lane / 4 + m * 16 + half * 8;
+      int64_t at = ((int64_t)b * p.heads + head) * a.padded + i;
+      lse[m][half] = a.lse[at], delta[m][half] = a.delta[at];
     }
-    if (start < all_from || start + N > all_to)
-      hide<M, N>(score, first + row, start + quad * 2, others, shift, left, right);
+  float sum[M][WIDTH / 8][4] = {}; /* dQ */
+
+  unsigned y1 = ring; /* the stage that is worked on; the other one is filled meanwhile */
+  if (e.low < e.high) request(y1, e.low * N);
+  commit_copies();
+#pragma unroll 1
+  for (int start = e.low * N; start < e.high * N; start += N) {
+    wait_copies<0>();
+    __syncthreads();
+    unsigned other = 2 * ring + S::STAGE - y1, y2 = y1 + S::Y1;
+    if (start + N < e.high * N) request(other, start + N);
+    commit_copies();
+
+    float score[M][N / 8][4] = {}, slope[M][N / 8][4]; /* S then P; dP - delta then dS */
+    multiply_rows<T, WIDTH, M, N>(score, left, x1, right, y1);
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
-      for (int n = 0; n < N / 8; ++n) {
-        float2 lse;
-        if (BY_KEYS) lse = *(const float2 *)(statistics + n * 8 + quad * 2);
+      for (int n = 0; n < N / 8; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          float base = !BY_KEYS ? row_lse[m][e / 2] : e % 2 ? lse.y : lse.x;
-          score[m][n][e] = exponential(fmaf(score[m][n][e], S::EXTRAS ? 1 : p.scale, -base));
-          if constexpr (S::SLOPES) slope[m][n][e] *= score[m][n][e];
-        }
-      }
-    if constexpr (S::EXTRAS && S::SLOPES) {
+        for (int e = 0; e < 4; ++e) slope[m][n][e] = -delta[m][e / 2];
+    multiply_rows<T, VALUES, M, N>(slope, left_value, x2, right_value, y2);
+
+    float cap_slope[S::EXTRAS ? M : 1][N / 8][4];
+    if constexpr (S::EXTRAS)
+      finish_scores<true, M, N>(score, cap_slope, terms_of(a, b, head, a.bias.token, a.bias_key),
+                                first + own + lane / 4, s.queries, start + quad * 2, s.keys,
+                                s.shift);
+    if (start < e.all_from || start + N > e.all_to)
+      hide<M, N>(score, first + own + lane / 4, start + quad * 2, s.keys, s.shift, s.left, s.right);
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          slope[m][n][e] *=
+              exponential(fmaf(score[m][n][e], S::EXTRAS ? 1 : p.scale, -lse[m][e / 2]));
+    if constexpr (S::EXTRAS) {
+      float *d_bias = (float *)a.d_bias.data + b * a.d_bias.sequence + head * a.d_bias.head;
 #pragma unroll
       for (int m = 0; m < M; ++m)
 #pragma unroll
         for (int n = 0; n < N / 8; ++n)
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            int i = first + row + m * 16 + e / 2 * 8, j = start + n * 8 + quad * 2 + e % 2;
-            if (!BY_KEYS && a.d_bias.data && i < s.queries && j < p.keys)
-              ((float *)a.d_bias.data)[b * a.d_bias.sequence + head * a.d_bias.head +
-                                       i * a.d_bias.token + j * a.d_bias_key] = slope[m][n][e];
+            int i = first + own + lane / 4 + m * 16 + e / 2 * 8,
+                j = start + n * 8 + quad * 2 + e % 2;
+            if (a.d_bias.data && i < s.queries && j < p.keys)
+              d_bias[i * a.d_bias.token + j * a.d_bias_key] = slope[m][n][e];
             slope[m][n][e] *= cap_slope[m][n][e];
           }
     }
-
-    if constexpr (S::VALUE_SUMS) {
-      unsigned operands[M][N / 16][4];
-      pack_operands<T, M, N>(operands, score);
-      multiply_turned<T, VALUES, M, N>(sum2, operands, turned_value, y2);
-    }
-    if constexpr (S::SLOPES) {
-      unsigned operands[M][N / 16][4];
-      pack_operands<T, M, N>(operands, slope);
-      multiply_turned<T, WIDTH, M, N>(sum1, operands, turned, y1);
-    }
+    unsigned operands[M][N / 16][4];
+    pack_operands<T, M, N>(operands, slope);
+    multiply_turned<T, WIDTH, M, N>(sum, operands, turned, y1);
     y1 = other;
   }
   wait_copies<0>();
-
-  if constexpr (S::SLOPES) {
-    const token_rows &t = BY_KEYS ? a.d_k : a.d_q;
-    if (t.data)
-      store_rows<T, M, WIDTH>(rows_of(t, (BY_KEYS ? s.key_start : s.query_start) + first, row_head),
-                              t.token, used - first, count, (int)p.dim, a.gradient_scale, sum1);
-  }
-  if constexpr (S::VALUE_SUMS)
-    if (a.d_v.data)
-      store_rows<T, M, VALUES>(rows_of(a.d_v, s.key_start + first, row_head), a.d_v.token,
-                               used - first, count, (int)p.value_dim, 1, sum2);
+  if (a.d_q.data)
+    store_rows<T>(rows_of(a.d_q, s.query_start + first, head), a.d_q.token, own, s.queries - first,
+                  s.queries - first, (int)p.dim, a.gradient_scale, sum);
 }
 
-/* Shapes by width. A warp has 32 rows where the sums leave the registers for them. */
+/* Shapes by width. A warp has 32 rows where its sum leaves the registers for them. */
 template <bool EXTRAS, bool LARGE, int WIDTH, int VALUES> struct shapes {
-  typedef backward_shape<KEYS_AND_VALUES, EXTRAS, false, WIDTH, VALUES, EXTRAS ? 1 : 2, 4, 32, 2>
-      keys;
-  typedef backward_shape<QUERIES, EXTRAS, false, WIDTH, VALUES, EXTRAS ? 1 : 2, 4, EXTRAS ? 32 : 64,
+  typedef backward_shape<true, EXTRAS, false, WIDTH, VALUES, 2, 4, 32, 2> keys;
+  typedef backward_shape<false, EXTRAS, false, WIDTH, VALUES, EXTRAS ? 1 : 2, 4, EXTRAS ? 32 : 64,
                          2>
       queries;
 };
-template <bool LARGE, int WIDTH, int VALUES> struct middle_shapes {
-  typedef backward_shape<KEYS_AND_VALUES, false, LARGE, WIDTH, VALUES, 1, 4, LARGE ? 64 : 32, 2>
-      keys;
-  typedef backward_shape<QUERIES, false, LARGE, WIDTH, VALUES, LARGE ? 2 : 1, 4, 32, 2> queries;
+template <bool LARGE, int WIDTH> struct middle_shapes {
+  typedef backward_shape<true, false, LARGE, WIDTH, WIDTH, 2, 4, LARGE ? 64 : 32, 2> keys;
+  typedef backward_shape<false, false, LARGE, WIDTH, WIDTH, LARGE ? 2 : 1, 4, 32, 2> queries;
 };
-template <bool LARGE> struct shapes<false, LARGE, 96, 96> : middle_shapes<LARGE, 96, 96> {};
-template <bool LARGE> struct shapes<false, LARGE, 128, 128> : middle_shapes<LARGE, 128, 128> {};
+template <bool LARGE> struct shapes<false, LARGE, 96, 96> : middle_shapes<LARGE, 96> {};
+template <bool LARGE> struct shapes<false, LARGE, 128, 128> : middle_shapes<LARGE, 128> {};
 template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 192, 128> {
-  typedef backward_shape<KEYS_AND_VALUES, EXTRAS, false, 192, 128, 1, 4, 32, 2> keys;
-  typedef backward_shape<QUERIES, EXTRAS, false, 192, 128, 1, 4, 32, 2> queries;
+  typedef backward_shape<true, EXTRAS, false, 192, 128, 1, 4, 32, 2> keys;
+  typedef backward_shape<false, EXTRAS, false, 192, 128, 1, 4, 32, 2> queries;
 };
 template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 256, 256> {
   enum { WARPS = LARGE ? 8 : 4, N = LARGE ? 32 : 16 };
-  typedef backward_shape<KEYS_ALONE, EXTRAS, LARGE, 256, 256, 1, WARPS, N, 1> keys;
-  typedef backward_shape<VALUES_ALONE, EXTRAS, LARGE, 256, 256, 1, 4, N, 2> values;
-  typedef backward_shape<QUERIES, EXTRAS, LARGE, 256, 256, 1, WARPS, N, 1> queries;
+  typedef backward_shape<true, EXTRAS, LARGE, 256, 256, 1, WARPS, N, LARGE ? 1 : 2> keys;
+  typedef backward_shape<false, EXTRAS, LARGE, 256, 256, 1, WARPS, N, 1> queries;
 };
 
-bool large(const attn_cuda_device *device) {
-  return device->major >= 9 &&
-         device->shared_bytes >= (size_t)shapes<false, true, 256, 256>::keys::BYTES;
-}
 int64_t padded_of(const attn_softmax_problem *problem) {
   return ceil_divide(problem->query_length, PADDING) * PADDING;
 }
 
 bool plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
           attn_cuda_choice *choice) {
-  const int bytes = (int)shapes<false, false, 256, 256>::keys::BYTES; /* no shape needs more */
+  const int bytes = (int)shapes<false, false, 256, 256>::queries::BYTES; /* no shape needs more */
   if (!offered(problem) || problem->paged || (size_t)bytes > device->shared_bytes) return false;
   widths w = widths_of(problem);
   choice->workspace_bytes =
@@ -381,12 +469,17 @@ bool suits(const attn_softmax_problem *, const attn_softmax_args *args) {
 
 template <typename T, typename S>
 attn_status launch(const backward_parameters &a, cudaStream_t stream) {
-  int64_t heads = S::BY_KEYS ? a.p.kv_heads : a.p.heads;
-  int64_t blocks = a.p.batch * heads * ceil_divide(S::BY_KEYS ? a.p.keys : a.p.queries, S::ROWS);
+  int64_t blocks = a.p.batch * (S::BY_KEYS ? a.p.kv_heads : a.p.heads) *
+                   ceil_divide(S::BY_KEYS ? a.p.keys : a.p.queries, S::ROWS);
   if (blocks == 0) return ATTN_OK;
-  ATTN_CUDA_TRY(cudaFuncSetAttribute(gradient_kernel<T, S>,
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, (int)S::BYTES));
-  gradient_kernel<T, S><<<(unsigned)blocks, S::THREADS, S::BYTES, stream>>>(a);
+  void (*kernel)(backward_parameters);
+  if constexpr (S::BY_KEYS)
+    kernel = keys_kernel<T, S>;
+  else
+    kernel = queries_kernel<T, S>;
+  ATTN_CUDA_TRY(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)S::BYTES));
+  kernel<<<(unsigned)blocks, S::THREADS, S::BYTES, stream>>>(a);
   ATTN_CUDA_TRY_LAUNCH("softmax_mma backward");
   return ATTN_OK;
 }
@@ -395,12 +488,7 @@ template <typename T, bool EXTRAS, bool LARGE, int WIDTH, int VALUES>
 attn_status run_shapes(const backward_parameters &a, cudaStream_t stream) {
   typedef shapes<EXTRAS, LARGE, WIDTH, VALUES> all;
   attn_status status = ATTN_OK;
-  if constexpr (WIDTH == 256) {
-    if (a.d_k.data) status = launch<T, typename all::keys>(a, stream);
-    if (status == ATTN_OK && a.d_v.data) status = launch<T, typename all::values>(a, stream);
-  } else if (a.d_k.data || a.d_v.data) {
-    status = launch<T, typename all::keys>(a, stream);
-  }
+  if (a.d_k.data || a.d_v.data) status = launch<T, typename all::keys>(a, stream);
   if (status == ATTN_OK && (a.d_q.data || a.d_bias.data))
     status = launch<T, typename all::queries>(a, stream);
   return status;
