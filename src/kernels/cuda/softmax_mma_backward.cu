@@ -29,18 +29,22 @@ struct backward_parameters {
   int padded;
 };
 
-enum { PADDING = 128, PREPARE_THREADS = 256, LANES = 8 };
+enum { PADDING = 128, PREPARE_THREADS = 256, LANES = 8, PREPARE_HEADS = 4 };
+enum { PREPARE_QUERIES = PREPARE_THREADS / LANES / PREPARE_HEADS };
 
-/* lse and delta; LANES lanes a row, zeros of weight for rows behind the last query. */
+/* lse and delta; LANES lanes a row, no weight for rows behind the last query. Block: [sequence]
+ * [queries][heads], a few of both: what is read lies together, and so does what is written. */
 template <typename T>
 __global__ void __launch_bounds__(PREPARE_THREADS) prepare_kernel(backward_parameters a) {
   const parameters &p = a.p;
-  int64_t index = (blockIdx.x * (int64_t)PREPARE_THREADS + threadIdx.x) / LANES;
-  int lane = threadIdx.x % LANES, i = (int)(index % a.padded);
-  int64_t head = index / a.padded % p.heads, b = index / a.padded / p.heads;
-  if (b >= p.batch) return;
+  int head_tiles = (int)((p.heads + PREPARE_HEADS - 1) / PREPARE_HEADS);
+  int tiles = a.padded / PREPARE_QUERIES, index = blockIdx.x;
+  int lane = threadIdx.x % LANES, row = threadIdx.x / LANES;
+  int head = index % head_tiles * PREPARE_HEADS + row % PREPARE_HEADS;
+  int i = index / head_tiles % tiles * PREPARE_QUERIES + row / PREPARE_HEADS;
+  int b = index / head_tiles / tiles;
   span s = find_span(p, b);
-  bool there = i < s.queries;
+  bool there = i < s.queries && head < p.heads;
   int64_t token = s.query_start + i;
   float sum = 0;
   if (there) {
@@ -56,18 +60,18 @@ __global__ void __launch_bounds__(PREPARE_THREADS) prepare_kernel(backward_param
   }
 #pragma unroll
   for (int mask = LANES / 2; mask; mask /= 2) sum += __shfl_xor_sync(~0u, sum, mask);
-  if (lane) return;
+  if (lane || head >= p.heads) return;
   float lse = INFINITY;
   if (there) {
-    lse =
-        ((const float *)p.lse.data)[b * p.lse.sequence + token * p.lse.token + head * p.lse.head] *
-        LOG2_E;
+    lse = LOG2_E *
+          ((const float *)p.lse.data)[b * p.lse.sequence + token * p.lse.token + head * p.lse.head];
     if (lse == -INFINITY) lse = INFINITY; /* it sees no key */
     if (a.d_lse.data)
       sum -= ((const float *)
                   a.d_lse.data)[b * a.d_lse.sequence + token * a.d_lse.token + head * a.d_lse.head];
   }
-  a.lse[index] = lse, a.delta[index] = sum;
+  int64_t at = ((int64_t)b * p.heads + head) * a.padded + i;
+  a.lse[at] = lse, a.delta[at] = sum;
 }
 
 /* d_sink = -sum exp(sink - LSE) delta over all rows of a head that see a key; a block a head. */
@@ -190,7 +194,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) keys_kernel(backward_pa
   request_rows<T, VALUES, ROWS, S::THREADS>(x2, rows_of(p.v, s.key_start + first, kv_head),
                                             p.v.token, s.keys - first, (int)p.value_dim);
   const T *q = rows_of(p.q, s.query_start, head), *d_o = rows_of(a.d_o, s.query_start, head);
-  extent e = extent_of<ROWS, N>(first, s.keys, s.queries, -s.shift, s.right, s.left);
+  extent seen = extent_of<ROWS, N>(first, s.keys, s.queries, -s.shift, s.right, s.left);
 
   auto request =
       [&](unsigned to, int h,
@@ -213,9 +217,9 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) keys_kernel(backward_pa
   lane_row<WIDTH> turned = turned_rows<WIDTH>();
   float sum[M][WIDTH / 8][4] = {}; /* dV or dK */
 
-  int h = 0, tile = e.low;
+  int h = 0, tile = seen.low;
   unsigned y1 = ring; /* the stage that is worked on; the other one is filled meanwhile */
-  bool more = e.low < e.high;
+  bool more = seen.low < seen.high;
   if (more) request(y1, h, tile);
   commit_copies();
 #pragma unroll 1
@@ -224,7 +228,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) keys_kernel(backward_pa
     __syncthreads();
     int start = tile * N;
     [[maybe_unused]] int this_head = head + h;
-    if (++tile == e.high) tile = e.low, ++h;
+    if (++tile == seen.high) tile = seen.low, ++h;
     more = h < (int)p.group;
     unsigned other = 2 * ring + S::STAGE - y1, y2 = y1 + S::Y1;
     if (more) request(other, h, tile);
@@ -253,10 +257,10 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) keys_kernel(backward_pa
       if constexpr (S::EXTRAS)
         finish_scores<true, M, N>(
             score, cap_slope, terms_of(a, b, this_head, a.bias_key, a.bias.token),
-            first + own + lane / 4, s.keys, start + quad * 2, s.queries, e.shift);
-      if (start < e.all_from || start + N > e.all_to)
-        hide<M, N>(score, first + own + lane / 4, start + quad * 2, s.queries, e.shift, e.left,
-                   e.right);
+            first + own + lane / 4, s.keys, start + quad * 2, s.queries, seen.shift);
+      if (start < seen.all_from || start + N > seen.all_to)
+        hide<M, N>(score, first + own + lane / 4, start + quad * 2, s.queries, seen.shift,
+                   seen.left, seen.right);
 #pragma unroll
       for (int n = 0; n < N / 8; ++n) {
         float2 base = *(const float2 *)(lse + n * 8);
@@ -333,9 +337,9 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) queries_kernel(backward
   request_rows<T, VALUES, ROWS, S::THREADS>(x2, rows_of(a.d_o, s.query_start + first, head),
                                             a.d_o.token, s.queries - first, (int)p.value_dim);
   const T *k = rows_of(p.k, s.key_start, kv_head), *v = rows_of(p.v, s.key_start, kv_head);
-  extent e = extent_of<ROWS, N>(first, s.queries, s.keys, s.shift, s.left, s.right);
+  extent seen = extent_of<ROWS, N>(first, s.queries, s.keys, s.shift, s.left, s.right);
   if (S::EXTRAS && a.d_bias.data) /* every pair has its gradient */
-    e.low = 0, e.high = (int)((p.keys + N - 1) / N);
+    seen.low = 0, seen.high = (int)((p.keys + N - 1) / N);
 
   auto request = [&](unsigned to, int key) {
     request_rows<T, WIDTH, N, S::THREADS>(to, k + key * p.k.token, p.k.token, s.keys - key,
@@ -359,14 +363,14 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) queries_kernel(backward
   float sum[M][WIDTH / 8][4] = {}; /* dQ */
 
   unsigned y1 = ring; /* the stage that is worked on; the other one is filled meanwhile */
-  if (e.low < e.high) request(y1, e.low * N);
+  if (seen.low < seen.high) request(y1, seen.low * N);
   commit_copies();
 #pragma unroll 1
-  for (int start = e.low * N; start < e.high * N; start += N) {
+  for (int start = seen.low * N; start < seen.high * N; start += N) {
     wait_copies<0>();
     __syncthreads();
     unsigned other = 2 * ring + S::STAGE - y1, y2 = y1 + S::Y1;
-    if (start + N < e.high * N) request(other, start + N);
+    if (start + N < seen.high * N) request(other, start + N);
     commit_copies();
 
     float score[M][N / 8][4] = {}, slope[M][N / 8][4]; /* S then P; dP - delta then dS */
@@ -384,7 +388,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) queries_kernel(backward
       finish_scores<true, M, N>(score, cap_slope, terms_of(a, b, head, a.bias.token, a.bias_key),
                                 first + own + lane / 4, s.queries, start + quad * 2, s.keys,
                                 s.shift);
-    if (start < e.all_from || start + N > e.all_to)
+    if (start < seen.all_from || start + N > seen.all_to)
       hide<M, N>(score, first + own + lane / 4, start + quad * 2, s.keys, s.shift, s.left, s.right);
 #pragma unroll
     for (int m = 0; m < M; ++m)
@@ -506,10 +510,9 @@ attn_status run_widths(const backward_parameters &a, bool extras, bool large, cu
 template <typename T>
 attn_status run_dtype(const backward_parameters &a, int width, bool extras, bool large,
                       cudaStream_t stream) {
-  int64_t rows = a.p.batch * a.p.heads * a.padded;
-  if (rows) {
-    prepare_kernel<T>
-        <<<(unsigned)ceil_divide(rows * LANES, PREPARE_THREADS), PREPARE_THREADS, 0, stream>>>(a);
+  int64_t blocks = a.p.batch * (a.padded / PREPARE_QUERIES) * ceil_divide(a.p.heads, PREPARE_HEADS);
+  if (blocks) {
+    prepare_kernel<T><<<(unsigned)blocks, PREPARE_THREADS, 0, stream>>>(a);
     ATTN_CUDA_TRY_LAUNCH("softmax_mma prepare");
   }
   switch (width) {
