@@ -1,6 +1,6 @@
 /* Checks the generic softmax algorithms on the GPU, and the faster ones beside them where they
- * accept, against straight loops in float64, for every feature of attn/softmax.h; with `bench` it
- * times them. */
+ * accept, against straight loops in float64, for every feature of attn/softmax.h; `tiles [dtype]`
+ * checks just those of mma.sync; `bench` and `bench_tiles` time them. */
 #include "harness.cuh"
 
 extern const softmax_algorithm softmax_generic_forward, softmax_generic_backward;
@@ -299,8 +299,8 @@ void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
   printf("%-40s worst error %.2g\n", what, worst);
 }
 
-/* What the tiles of mma.sync meet, in the dtypes that they take. */
-void check_tiles(const attn_cuda_device &device) {
+/* What the tiles of mma.sync meet, in the dtypes that they take, or in the one that is named. */
+void check_tiles(const attn_cuda_device &device, const char *name) {
   std::vector<scenario> all;
   auto add = [&](const char *name, attn_softmax_problem p) -> scenario & {
     all.push_back({name, p});
@@ -335,7 +335,8 @@ void check_tiles(const attn_cuda_device &device) {
     c->problem.scale = -0.1, c->some = true;
   }
   for (const scenario &each : all)
-    for (attn_dtype dtype : {ATTN_BF16, ATTN_F16}) check(device, each, dtype);
+    for (attn_dtype dtype : {ATTN_BF16, ATTN_F16})
+      if (!name || !strcmp(name, name_of(dtype))) check(device, each, dtype);
 }
 
 void check_all(const attn_cuda_device &device) {
@@ -584,7 +585,7 @@ int main(int argc, char **argv) {
     return 0;
   }
   bool all = argc < 2 || strcmp(argv[1], "tiles");
-  check_tiles(device);
+  check_tiles(device, argc > 2 ? argv[2] : NULL);
   if (all) check_all(device);
   if ((all && (!decoded || !over_latents || !few)) || !tiled || !tiled_backward)
     printf("FAILED: a faster algorithm took part in nothing\n"), ++failures;

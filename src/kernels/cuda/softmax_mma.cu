@@ -229,6 +229,12 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
 template <bool EXTRAS, bool LARGE, int WIDTH, int VALUES> struct shapes {
   typedef forward_shape<EXTRAS, WIDTH, VALUES, 2, 4, 64, 2> shape;
 };
+template <bool LARGE> struct shapes<true, LARGE, 32, 32> {
+  typedef forward_shape<true, 32, 32, 1, 4, 64, 3> shape;
+};
+template <bool LARGE> struct shapes<true, LARGE, 64, 64> {
+  typedef forward_shape<true, 64, 64, 1, 4, 64, 3> shape;
+};
 template <bool LARGE> struct shapes<false, LARGE, 64, 64> {
   typedef forward_shape<false, 64, 64, 2, 4, 96, 2> shape;
 };
@@ -257,8 +263,7 @@ bool plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
   if (!offered(problem) || (size_t)bytes > device->shared_bytes) return false;
   widths w = widths_of(problem);
   snprintf(choice->description, sizeof choice->description,
-           "mma.sync: tiles of %d queries, dimensions filled up to %d and %d",
-           w.keys == 256 ? 64 : 128, w.keys, w.values);
+           "mma.sync: dimensions filled up to %d and %d", w.keys, w.values);
   return true;
 }
 

@@ -9,11 +9,12 @@
  *   keys_kernel     rows are keys: S^T = K Q^T, dP^T = V dO^T, dV += P^T dO, dK += dS^T Q
  *   queries_kernel  rows are queries: S = Q K^T, dP = dO V^T, dQ += dS K
  *
- * So P and dS stay in registers, as operands A. In the first one a pair of warps shares the rows:
- * one makes S and dV, the other dP and dK, and the first hands P over through shared memory. A warp
- * has one sum to keep then, and registers for twice the rows: what it reads of a tile serves twice
- * as many products. S and dP are made twice (7 products for 5), and in return no sum has an order
- * that depends on timing. */
+ * So P and dS stay in registers, as operands A. S and dP are made twice (7 products for 5), and in
+ * return no sum has an order that depends on timing.
+ *
+ * From a width of 128 on there are no registers for 32 keys and both of their sums in one warp. In
+ * pairs_kernel, which then takes the place of keys_kernel, two warps share their keys: one makes S
+ * and dV, the other dP and dK, and the first hands P over through shared memory. */
 #include "kernels/cuda/softmax_mma.cuh"
 
 namespace {
@@ -94,11 +95,14 @@ __global__ void __launch_bounds__(PREPARE_THREADS)
   if (threadIdx.x == 0) d_sinks[head] = (float)parts[0];
 }
 
+enum backward_kind { KEYS, PAIRS_OF_KEYS, QUERIES };
+
 /* EXTRAS: a cap, a bias or ALiBi. LARGE: for GPUs with the shared memory of Hopper. */
-template <bool BY_KEYS_, bool EXTRAS_, bool LARGE_, int WIDTH_, int VALUES_, int M_, int WARPS_,
-          int N_, int BLOCKS_>
+template <backward_kind KIND_, bool EXTRAS_, bool LARGE_, int WIDTH_, int VALUES_, int M_,
+          int WARPS_, int N_, int BLOCKS_>
 struct backward_shape {
-  static constexpr bool BY_KEYS = BY_KEYS_, EXTRAS = EXTRAS_, LARGE = LARGE_;
+  static constexpr bool BY_KEYS = KIND_ != QUERIES, PAIRS = KIND_ == PAIRS_OF_KEYS,
+                        EXTRAS = EXTRAS_, LARGE = LARGE_;
   enum {
     WIDTH = WIDTH_,   /* of queries and keys */
     VALUES = VALUES_, /* width of values, not above WIDTH */
@@ -106,14 +110,14 @@ struct backward_shape {
     N = N_,           /* rows of a tile of Y */
     BLOCKS = BLOCKS_, /* of a multiprocessor, at least */
     THREADS = WARPS_ * 32,
-    ROWS = (BY_KEYS_ ? WARPS_ / 2 : WARPS_) * M_ * 16,
+    ROWS = (PAIRS ? WARPS_ / 2 : WARPS_) * M_ * 16,
     X1 = ROWS * rows_layout<WIDTH_>::PITCH, /* bytes */
     X2 = ROWS * rows_layout<VALUES_>::PITCH,
     Y1 = N_ * rows_layout<WIDTH_>::PITCH,
     Y2 = N_ * rows_layout<VALUES_>::PITCH,
-    STATISTICS = BY_KEYS_ ? 2 * N_ * 4 : 0, /* lse and delta of the tile's queries */
+    STATISTICS = BY_KEYS ? 2 * N_ * 4 : 0, /* lse and delta of the tile's queries */
     STAGE = Y1 + Y2 + STATISTICS,
-    WEIGHTS = BY_KEYS_ ? ROWS * N_ * 4 : 0, /* P, from warp to warp */
+    WEIGHTS = PAIRS ? ROWS * N_ * 4 : 0, /* P, from warp to warp */
     BYTES = X1 + X2 + STAGES * STAGE + WEIGHTS,
   };
 };
@@ -165,149 +169,235 @@ __device__ __forceinline__ score_terms terms_of(const backward_parameters &a, in
   return terms_of(a.p, head, bias, own, other);
 }
 
-/* Block: [sequence][key head][tile of keys: under a causal mask the first is the longest]. */
+/* What a block of keys works on, and the tiles of queries that stream past: of each head that reads
+ * the keys, those that see any of them. Block: [sequence][key head][tile of keys: under a causal
+ * mask the first is the longest]. */
+template <typename T, typename S> struct key_block {
+  enum { WIDTH = S::WIDTH, VALUES = S::VALUES, N = S::N, ROWS = S::ROWS };
+  const backward_parameters &a;
+  int b, kv_head, first; /* first: key of the block */
+  span s;
+  extent seen;
+  unsigned x1, x2, ring; /* K, V and the stages in shared memory */
+  int head, tile;        /* whose copies are on their way or there */
+  unsigned stage;
+
+  /* One tile in shared memory. */
+  struct step {
+    unsigned y1, y2;  /* Q, dO */
+    const float *lse; /* of the queries; delta follows N later */
+    int start, head;
+  };
+
+  __device__ __forceinline__ explicit key_block(const backward_parameters &all) : a(all) {
+    int tiles = (int)((a.p.keys + ROWS - 1) / ROWS), index = blockIdx.x;
+    kv_head = index / tiles % (int)a.p.kv_heads, first = index % tiles * ROWS;
+    b = index / tiles / (int)a.p.kv_heads;
+    s = find_span(a.p, b);
+    seen = extent_of<ROWS, N>(first, s.keys, s.queries, -s.shift, s.right, s.left);
+    x1 = (unsigned)__cvta_generic_to_shared(shared_memory), x2 = x1 + S::X1, ring = x2 + S::X2;
+  }
+  __device__ __forceinline__ T *rows(const token_rows &t, int64_t start, int64_t h) const {
+    return (T *)t.data + b * t.sequence + start * t.token + h * t.head;
+  }
+  __device__ __forceinline__ bool more() const {
+    return head < (kv_head + 1) * (int)a.p.group;
+  }
+  __device__ __forceinline__ void request() {
+    const token_rows &q = a.p.q, &d_o = a.d_o;
+    int start = tile * N, there = s.queries - start;
+    request_rows<T, WIDTH, N, S::THREADS>(stage, rows(q, s.query_start + start, head), q.token,
+                                          there, (int)a.p.dim);
+    request_rows<T, VALUES, N, S::THREADS>(stage + S::Y1, rows(d_o, s.query_start + start, head),
+                                           d_o.token, there, (int)a.p.value_dim);
+    if (threadIdx.x < N / 2) {
+      const float *from = (threadIdx.x < N / 4 ? a.lse : a.delta) +
+                          ((int64_t)b * a.p.heads + head) * a.padded + start;
+      copy_chunk(stage + S::Y1 + S::Y2 + threadIdx.x * 16, from + threadIdx.x % (N / 4) * 4, true);
+    }
+  }
+  /* Queues K, V and the first tile. */
+  __device__ __forceinline__ void begin() {
+    const token_rows &k = a.p.k, &v = a.p.v;
+    request_rows<T, WIDTH, ROWS, S::THREADS>(x1, rows(k, s.key_start + first, kv_head), k.token,
+                                             s.keys - first, (int)a.p.dim);
+    request_rows<T, VALUES, ROWS, S::THREADS>(x2, rows(v, s.key_start + first, kv_head), v.token,
+                                              s.keys - first, (int)a.p.value_dim);
+    tile = seen.low, stage = ring;
+    head = (kv_head + (seen.low < seen.high ? 0 : 1)) * (int)a.p.group;
+    if (more()) request();
+    commit_copies();
+  }
+  /* Waits for the tile, and queues the one after it into the stage that all have left. */
+  __device__ __forceinline__ step next() {
+    wait_copies<0>();
+    __syncthreads();
+    const char *statistics = shared_memory + (stage + S::Y1 + S::Y2 - x1);
+    step now = {stage, stage + S::Y1, (const float *)statistics, tile * N, head};
+    if (++tile == seen.high) tile = seen.low, ++head;
+    stage = 2 * ring + S::STAGE - stage;
+    if (more()) request();
+    commit_copies();
+    return now;
+  }
+};
+
+/* c = -delta, which dP starts from; the columns are queries. */
+template <int M, int N>
+__device__ __forceinline__ void start_slopes(float (&c)[M][N / 8][4], const float *delta) {
+#pragma unroll
+  for (int n = 0; n < N / 8; ++n) {
+    float2 x = *(const float2 *)(delta + n * 8 + threadIdx.x % 4 * 2);
+#pragma unroll
+    for (int m = 0; m < M; ++m) c[m][n][0] = c[m][n][2] = -x.x, c[m][n][1] = c[m][n][3] = -x.y;
+  }
+}
+
+/* P from S; `cap_slope` is set where there are EXTRAS. `row` is the thread's first key. */
+template <typename T, typename S>
+__device__ __forceinline__ void
+weigh(float (&score)[S::M][S::N / 8][4], float (&cap_slope)[S::EXTRAS ? S::M : 1][S::N / 8][4],
+      const key_block<T, S> &k, const typename key_block<T, S>::step &now, int row) {
+  enum { M = S::M, N = S::N };
+  int column = threadIdx.x % 4 * 2;
+  if constexpr (S::EXTRAS)
+    finish_scores<true, M, N>(score, cap_slope,
+                              terms_of(k.a, k.b, now.head, k.a.bias_key, k.a.bias.token), row,
+                              k.s.keys, now.start + column, k.s.queries, k.seen.shift);
+  if (now.start < k.seen.all_from || now.start + N > k.seen.all_to)
+    hide<M, N>(score, row, now.start + column, k.s.queries, k.seen.shift, k.seen.left,
+               k.seen.right);
+  float scale = S::EXTRAS ? 1 : k.a.p.scale;
+#pragma unroll
+  for (int n = 0; n < N / 8; ++n) {
+    float2 base = *(const float2 *)(now.lse + n * 8 + column);
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        score[m][n][e] = exponential(fmaf(score[m][n][e], scale, e % 2 ? -base.y : -base.x));
+  }
+}
+
+/* dK and dV of 16 M keys a warp. */
 template <typename T, typename S>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) keys_kernel(backward_parameters a) {
 #ifdef __CUDA_ARCH__
   if constexpr (S::LARGE && __CUDA_ARCH__ < 900) return; /* it is not launched there */
 #endif
-  enum { WIDTH = S::WIDTH, VALUES = S::VALUES, M = S::M, N = S::N, ROWS = S::ROWS };
-  const parameters &p = a.p;
-  int tiles = (int)((p.keys + ROWS - 1) / ROWS), index = blockIdx.x;
-  int kv_head = index / tiles % (int)p.kv_heads, first = index % tiles * ROWS;
-  int b = index / tiles / (int)p.kv_heads, head = kv_head * (int)p.group;
-  span s = find_span(p, b);
-  if (first >= s.stored) return;
-  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, quad = lane % 4;
-  int pair = warp / 2, own = pair * 16 * M; /* the pair's first row in the block */
-  bool slopes = warp % 2;                   /* this warp makes dP and dK */
-  unsigned x1 = (unsigned)__cvta_generic_to_shared(shared_memory), x2 = x1 + S::X1;
-  unsigned ring = x2 + S::X2;
-  float4 *weights = (float4 *)(shared_memory + S::X1 + S::X2 + STAGES * S::STAGE) +
-                    pair * (M * N / 8) * 32 + lane;
-
-  auto rows_of = [&](const token_rows &t, int64_t start, int64_t h) {
-    return (T *)t.data + b * t.sequence + start * t.token + h * t.head;
-  };
-  request_rows<T, WIDTH, ROWS, S::THREADS>(x1, rows_of(p.k, s.key_start + first, kv_head),
-                                           p.k.token, s.keys - first, (int)p.dim);
-  request_rows<T, VALUES, ROWS, S::THREADS>(x2, rows_of(p.v, s.key_start + first, kv_head),
-                                            p.v.token, s.keys - first, (int)p.value_dim);
-  const T *q = rows_of(p.q, s.query_start, head), *d_o = rows_of(a.d_o, s.query_start, head);
-  extent seen = extent_of<ROWS, N>(first, s.keys, s.queries, -s.shift, s.right, s.left);
-
-  auto request =
-      [&](unsigned to, int h,
-          int tile) { /* h: of the heads that read these keys */
-                      int start = tile * N, there = s.queries - start;
-                      request_rows<T, WIDTH, N, S::THREADS>(
-                          to, q + h * p.q.head + start * p.q.token, p.q.token, there, (int)p.dim);
-                      request_rows<T, VALUES, N, S::THREADS>(
-                          to + S::Y1, d_o + h * a.d_o.head + start * a.d_o.token, a.d_o.token,
-                          there, (int)p.value_dim);
-                      if (threadIdx.x < N / 2) {
-                        const float *from = (threadIdx.x < N / 4 ? a.lse : a.delta) +
-                                            ((int64_t)b * p.heads + head + h) * a.padded + start;
-                        copy_chunk(to + S::Y1 + S::Y2 + threadIdx.x * 16,
-                                   from + threadIdx.x % (N / 4) * 4, true);
-                      }
-      };
-
+  enum { WIDTH = S::WIDTH, M = S::M, N = S::N };
+  static_assert(S::WIDTH == S::VALUES, "");
+  key_block<T, S> k(a);
+  if (k.first >= k.s.stored) return;
+  int own = threadIdx.x / 32 * 16 * M; /* the warp's first row in the block */
   lane_row<WIDTH> left = left_rows<WIDTH>(own), right = right_rows<WIDTH>();
   lane_row<WIDTH> turned = turned_rows<WIDTH>();
-  float sum[M][WIDTH / 8][4] = {}; /* dV or dK */
-
-  int h = 0, tile = seen.low;
-  unsigned y1 = ring; /* the stage that is worked on; the other one is filled meanwhile */
-  bool more = seen.low < seen.high;
-  if (more) request(y1, h, tile);
-  commit_copies();
+  float d_k[M][WIDTH / 8][4] = {}, d_v[M][WIDTH / 8][4] = {};
+  k.begin();
 #pragma unroll 1
-  while (more) {
-    wait_copies<0>();
-    __syncthreads();
-    int start = tile * N;
-    [[maybe_unused]] int this_head = head + h;
-    if (++tile == seen.high) tile = seen.low, ++h;
-    more = h < (int)p.group;
-    unsigned other = 2 * ring + S::STAGE - y1, y2 = y1 + S::Y1;
-    if (more) request(other, h, tile);
-    commit_copies();
-    const float *lse = (const float *)(shared_memory + (y2 + S::Y2 - x1)) + quad * 2;
-
-    /* S, or dP - delta: delta is what its sum starts from. */
-    float score[M][N / 8][4];
+  while (k.more()) {
+    typename key_block<T, S>::step now = k.next();
+    float score[M][N / 8][4] = {}, slope[M][N / 8][4]; /* S then P; dP - delta then dS */
+    float cap_slope[S::EXTRAS ? M : 1][N / 8][4];
+    multiply_rows<T, WIDTH, M, N>(score, left, k.x1, right, now.y1);
+    start_slopes<M, N>(slope, now.lse + N);
+    multiply_rows<T, WIDTH, M, N>(slope, left, k.x2, right, now.y2);
+    weigh<T, S>(score, cap_slope, k, now, k.first + own + threadIdx.x % 32 / 4);
 #pragma unroll
-    for (int n = 0; n < N / 8; ++n) {
-      float2 delta = *(const float2 *)(lse + N + n * 8);
-      if (!slopes) delta = make_float2(0, 0);
-#pragma unroll
-      for (int m = 0; m < M; ++m)
-        score[m][n][0] = score[m][n][2] = -delta.x, score[m][n][1] = score[m][n][3] = -delta.y;
-    }
-    if constexpr (WIDTH == VALUES) {
-      multiply_rows<T, WIDTH, M, N>(score, left, slopes ? x2 : x1, right, slopes ? y2 : y1);
-    } else if (slopes) {
-      multiply_rows<T, VALUES, M, N>(score, left_rows<VALUES>(own), x2, right_rows<VALUES>(), y2);
-    } else {
-      multiply_rows<T, WIDTH, M, N>(score, left, x1, right, y1);
-    }
-    if (!slopes) {
-      float cap_slope[S::EXTRAS ? M : 1][N / 8][4];
-      if constexpr (S::EXTRAS)
-        finish_scores<true, M, N>(
-            score, cap_slope, terms_of(a, b, this_head, a.bias_key, a.bias.token),
-            first + own + lane / 4, s.keys, start + quad * 2, s.queries, seen.shift);
-      if (start < seen.all_from || start + N > seen.all_to)
-        hide<M, N>(score, first + own + lane / 4, start + quad * 2, s.queries, seen.shift,
-                   seen.left, seen.right);
-#pragma unroll
-      for (int n = 0; n < N / 8; ++n) {
-        float2 base = *(const float2 *)(lse + n * 8);
-        float scale = S::EXTRAS ? 1 : p.scale;
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-          float(&x)[4] = score[m][n];
-          x[0] = exponential(fmaf(x[0], scale, -base.x));
-          x[1] = exponential(fmaf(x[1], scale, -base.y));
-          x[2] = exponential(fmaf(x[2], scale, -base.x));
-          x[3] = exponential(fmaf(x[3], scale, -base.y));
-          float4 weight = make_float4(x[0], x[1], x[2], x[3]);
-          if constexpr (S::EXTRAS) { /* the cap's derivative goes with it */
-            const float(&y)[4] = cap_slope[m][n];
-            weight.x *= y[0], weight.y *= y[1], weight.z *= y[2], weight.w *= y[3];
-          }
-          weights[(m * (N / 8) + n) * 32] = weight;
-        }
-      }
-      asm volatile("bar.arrive %0, 64;" ::"r"(pair + 1) : "memory");
-    } else {
-      asm volatile("bar.sync %0, 64;" ::"r"(pair + 1) : "memory");
+    for (int m = 0; m < M; ++m)
 #pragma unroll
       for (int n = 0; n < N / 8; ++n)
 #pragma unroll
-        for (int m = 0; m < M; ++m) {
+        for (int e = 0; e < 4; ++e)
+          slope[m][n][e] *=
+              S::EXTRAS ? score[m][n][e] * cap_slope[S::EXTRAS ? m : 0][n][e] : score[m][n][e];
+    unsigned operands[M][N / 16][4];
+    pack_operands<T, M, N>(operands, score);
+    multiply_turned<T, WIDTH, M, N>(d_v, operands, turned, now.y2);
+    pack_operands<T, M, N>(operands, slope);
+    multiply_turned<T, WIDTH, M, N>(d_k, operands, turned, now.y1);
+  }
+  wait_copies<0>();
+  int used = k.s.keys - k.first, count = k.s.stored - k.first;
+  int64_t token = k.s.key_start + k.first;
+  if (a.d_k.data)
+    store_rows<T>(k.rows(a.d_k, token, k.kv_head), a.d_k.token, own, used, count, (int)a.p.dim,
+                  a.gradient_scale, d_k);
+  if (a.d_v.data)
+    store_rows<T>(k.rows(a.d_v, token, k.kv_head), a.d_v.token, own, used, count,
+                  (int)a.p.value_dim, 1, d_v);
+}
+
+/* dK and dV of 16 M keys a pair of warps. */
+template <typename T, typename S>
+__global__ void __launch_bounds__(S::THREADS, S::BLOCKS) pairs_kernel(backward_parameters a) {
+#ifdef __CUDA_ARCH__
+  if constexpr (S::LARGE && __CUDA_ARCH__ < 900) return; /* it is not launched there */
+#endif
+  enum { WIDTH = S::WIDTH, VALUES = S::VALUES, M = S::M, N = S::N };
+  key_block<T, S> k(a);
+  if (k.first >= k.s.stored) return;
+  int lane = threadIdx.x % 32, pair = threadIdx.x / 64;
+  int own = pair * 16 * M;            /* the pair's first row in the block */
+  bool slopes = threadIdx.x / 32 % 2; /* this warp makes dP and dK */
+  float4 *weights = (float4 *)(shared_memory + S::X1 + S::X2 + STAGES * S::STAGE) +
+                    pair * (M * N / 8) * 32 + lane;
+  lane_row<WIDTH> left = left_rows<WIDTH>(own), right = right_rows<WIDTH>();
+  lane_row<WIDTH> turned = turned_rows<WIDTH>();
+  float sum[M][WIDTH / 8][4] = {}; /* dV or dK */
+  k.begin();
+#pragma unroll 1
+  while (k.more()) {
+    typename key_block<T, S>::step now = k.next();
+    float score[M][N / 8][4] = {}; /* S then P, or dP - delta then dS */
+    if (slopes) start_slopes<M, N>(score, now.lse + N);
+    if constexpr (WIDTH == VALUES) {
+      multiply_rows<T, WIDTH, M, N>(score, left, slopes ? k.x2 : k.x1, right,
+                                    slopes ? now.y2 : now.y1);
+    } else if (slopes) {
+      multiply_rows<T, VALUES, M, N>(score, left_rows<VALUES>(own), k.x2, right_rows<VALUES>(),
+                                     now.y2);
+    } else {
+      multiply_rows<T, WIDTH, M, N>(score, left, k.x1, right, now.y1);
+    }
+    if (slopes) {
+      asm volatile("bar.sync %0, 64;" ::"r"(pair + 1) : "memory");
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int n = 0; n < N / 8; ++n) {
           float4 weight = weights[(m * (N / 8) + n) * 32];
           float(&x)[4] = score[m][n];
           x[0] *= weight.x, x[1] *= weight.y, x[2] *= weight.z, x[3] *= weight.w;
         }
+    } else {
+      float cap_slope[S::EXTRAS ? M : 1][N / 8][4];
+      weigh<T, S>(score, cap_slope, k, now, k.first + own + lane / 4);
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int n = 0; n < N / 8; ++n) {
+          const float(&x)[4] = score[m][n], (&y)[4] = cap_slope[S::EXTRAS ? m : 0][n];
+          weights[(m * (N / 8) + n) * 32] =
+              S::EXTRAS ? make_float4(x[0] * y[0], x[1] * y[1], x[2] * y[2], x[3] * y[3])
+                        : make_float4(x[0], x[1], x[2], x[3]);
+        }
+      asm volatile("bar.arrive %0, 64;" ::"r"(pair + 1) : "memory");
     }
     unsigned operands[M][N / 16][4];
     pack_operands<T, M, N>(operands, score);
     if constexpr (WIDTH == VALUES)
-      multiply_turned<T, WIDTH, M, N>(sum, operands, turned, slopes ? y1 : y2);
+      multiply_turned<T, WIDTH, M, N>(sum, operands, turned, slopes ? now.y1 : now.y2);
     else if (slopes)
-      multiply_turned<T, WIDTH, M, N>(sum, operands, turned, y1);
+      multiply_turned<T, WIDTH, M, N>(sum, operands, turned, now.y1);
     else
-      multiply_turned<T, VALUES, M, N>(sum, operands, turned_rows<VALUES>(), y2);
-    y1 = other;
+      multiply_turned<T, VALUES, M, N>(sum, operands, turned_rows<VALUES>(), now.y2);
   }
   wait_copies<0>();
-
   const token_rows &t = slopes ? a.d_k : a.d_v;
   if (t.data)
-    store_rows<T>(rows_of(t, s.key_start + first, kv_head), t.token, own, s.keys - first,
-                  s.stored - first, (int)(slopes ? p.dim : p.value_dim),
+    store_rows<T>(k.rows(t, k.s.key_start + k.first, k.kv_head), t.token, own, k.s.keys - k.first,
+                  k.s.stored - k.first, (int)(slopes ? a.p.dim : a.p.value_dim),
                   slopes ? a.gradient_scale : 1, sum);
 }
 
@@ -424,27 +514,44 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) queries_kernel(backward
                   s.queries - first, (int)p.dim, a.gradient_scale, sum);
 }
 
-/* Shapes by width. A warp has 32 rows where its sum leaves the registers for them. */
-template <bool EXTRAS, bool LARGE, int WIDTH, int VALUES> struct shapes {
-  typedef backward_shape<true, EXTRAS, false, WIDTH, VALUES, 2, 4, 32, 2> keys;
-  typedef backward_shape<false, EXTRAS, false, WIDTH, VALUES, EXTRAS ? 1 : 2, 4, EXTRAS ? 32 : 64,
-                         2>
+/* Shapes by width. A warp has 32 rows where its sums leave the registers for them. */
+template <bool EXTRAS, bool LARGE, int WIDTH, int VALUES> struct shapes;
+template <bool LARGE> struct shapes<false, LARGE, 32, 32> {
+  typedef backward_shape<KEYS, false, false, 32, 32, 2, 4, 32, 2> keys;
+  typedef backward_shape<QUERIES, false, false, 32, 32, 2, 4, 64, 2> queries;
+};
+template <bool LARGE> struct shapes<false, LARGE, 64, 64> {
+  typedef backward_shape<KEYS, false, false, 64, 64, 2, 4, 32, 2> keys;
+  typedef backward_shape<QUERIES, false, false, 64, 64, 2, 4, 64, 2> queries;
+};
+template <bool LARGE, int WIDTH> struct narrow_shapes {
+  typedef backward_shape<KEYS, true, false, WIDTH, WIDTH, 1, 4, 32, 3> keys;
+  typedef backward_shape<QUERIES, true, false, WIDTH, WIDTH, 1, 4, 32, 3> queries;
+};
+template <bool LARGE> struct shapes<true, LARGE, 32, 32> : narrow_shapes<LARGE, 32> {};
+template <bool LARGE> struct shapes<true, LARGE, 64, 64> : narrow_shapes<LARGE, 64> {};
+template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 96, 96> {
+  typedef backward_shape<KEYS, EXTRAS, LARGE, 96, 96, 1, 4, LARGE ? 64 : 32, 2> keys;
+  typedef backward_shape<QUERIES, EXTRAS, LARGE, 96, 96, LARGE && !EXTRAS ? 2 : 1, 4,
+                         LARGE && EXTRAS ? 64 : 32, 2>
       queries;
 };
-template <bool LARGE, int WIDTH> struct middle_shapes {
-  typedef backward_shape<true, false, LARGE, WIDTH, WIDTH, 2, 4, LARGE ? 64 : 32, 2> keys;
-  typedef backward_shape<false, false, LARGE, WIDTH, WIDTH, LARGE ? 2 : 1, 4, 32, 2> queries;
+template <bool LARGE> struct shapes<false, LARGE, 128, 128> {
+  typedef backward_shape<PAIRS_OF_KEYS, false, LARGE, 128, 128, 2, 4, LARGE ? 64 : 32, 2> keys;
+  typedef backward_shape<QUERIES, false, LARGE, 128, 128, LARGE ? 2 : 1, 4, 32, 2> queries;
 };
-template <bool LARGE> struct shapes<false, LARGE, 96, 96> : middle_shapes<LARGE, 96> {};
-template <bool LARGE> struct shapes<false, LARGE, 128, 128> : middle_shapes<LARGE, 128> {};
+template <bool LARGE> struct shapes<true, LARGE, 128, 128> {
+  typedef backward_shape<KEYS, true, LARGE, 128, 128, 1, 4, LARGE ? 64 : 32, 2> keys;
+  typedef backward_shape<QUERIES, true, LARGE, 128, 128, 1, 4, LARGE ? 64 : 32, 2> queries;
+};
 template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 192, 128> {
-  typedef backward_shape<true, EXTRAS, false, 192, 128, 1, 4, 32, 2> keys;
-  typedef backward_shape<false, EXTRAS, false, 192, 128, 1, 4, 32, 2> queries;
+  typedef backward_shape<PAIRS_OF_KEYS, EXTRAS, false, 192, 128, 1, 4, 32, 2> keys;
+  typedef backward_shape<QUERIES, EXTRAS, false, 192, 128, 1, 4, 32, 2> queries;
 };
 template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 256, 256> {
-  enum { WARPS = LARGE ? 8 : 4, N = LARGE ? 32 : 16 };
-  typedef backward_shape<true, EXTRAS, LARGE, 256, 256, 1, WARPS, N, LARGE ? 1 : 2> keys;
-  typedef backward_shape<false, EXTRAS, LARGE, 256, 256, 1, WARPS, N, 1> queries;
+  enum { N = LARGE ? 32 : 16 };
+  typedef backward_shape<PAIRS_OF_KEYS, EXTRAS, LARGE, 256, 256, 1, 4, N, 2> keys;
+  typedef backward_shape<QUERIES, EXTRAS, LARGE, 256, 256, 1, LARGE ? 8 : 4, N, 1> queries;
 };
 
 int64_t padded_of(const attn_softmax_problem *problem) {
@@ -477,7 +584,9 @@ attn_status launch(const backward_parameters &a, cudaStream_t stream) {
                    ceil_divide(S::BY_KEYS ? a.p.keys : a.p.queries, S::ROWS);
   if (blocks == 0) return ATTN_OK;
   void (*kernel)(backward_parameters);
-  if constexpr (S::BY_KEYS)
+  if constexpr (S::PAIRS)
+    kernel = pairs_kernel<T, S>;
+  else if constexpr (S::BY_KEYS)
     kernel = keys_kernel<T, S>;
   else
     kernel = queries_kernel<T, S>;
