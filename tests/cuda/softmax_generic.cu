@@ -1,6 +1,6 @@
 /* Checks the generic softmax algorithms on the GPU, and the faster ones beside them where they
  * accept, against straight loops in float64, for every feature of attn/softmax.h; `tiles [dtype]`
- * checks just those of mma.sync; `bench` and `bench_tiles` time them. */
+ * checks just those of mma.sync, `others` the rest; `bench` and `bench_tiles` time them. */
 #include "harness.cuh"
 
 extern const softmax_algorithm softmax_generic_forward, softmax_generic_backward;
@@ -584,10 +584,10 @@ int main(int argc, char **argv) {
     bench_tiles(device);
     return 0;
   }
-  bool all = argc < 2 || strcmp(argv[1], "tiles");
-  check_tiles(device, argc > 2 ? argv[2] : NULL);
-  if (all) check_all(device);
-  if ((all && (!decoded || !over_latents || !few)) || !tiled || !tiled_backward)
+  bool tiles = argc < 2 || !strcmp(argv[1], "tiles"), others = argc < 2 || !tiles;
+  if (tiles) check_tiles(device, argc > 2 ? argv[2] : NULL);
+  if (others) check_all(device);
+  if ((others && (!decoded || !over_latents || !few)) || !tiled || !tiled_backward)
     printf("FAILED: a faster algorithm took part in nothing\n"), ++failures;
   printf("%s\n", failures ? "FAILED" : "passed");
   return failures != 0;
