@@ -546,12 +546,12 @@ template <bool LARGE> struct shapes<false, LARGE, 64, 64> {
   typedef backward_shape<KEYS, false, false, 64, 64, 2, 4, 32, 2> keys;
   typedef backward_shape<QUERIES, false, false, 64, 64, 2, 4, 64, 2> queries;
 };
-template <bool LARGE, int WIDTH> struct narrow_shapes {
+template <int WIDTH> struct narrow_shapes {
   typedef backward_shape<KEYS, true, false, WIDTH, WIDTH, 1, 4, 32, 3> keys;
   typedef backward_shape<QUERIES, true, false, WIDTH, WIDTH, 1, 4, 32, 3> queries;
 };
-template <bool LARGE> struct shapes<true, LARGE, 32, 32> : narrow_shapes<LARGE, 32> {};
-template <bool LARGE> struct shapes<true, LARGE, 64, 64> : narrow_shapes<LARGE, 64> {};
+template <bool LARGE> struct shapes<true, LARGE, 32, 32> : narrow_shapes<32> {};
+template <bool LARGE> struct shapes<true, LARGE, 64, 64> : narrow_shapes<64> {};
 template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 96, 96> {
   typedef backward_shape<KEYS, EXTRAS, LARGE, 96, 96, 1, 4, LARGE ? 64 : 32, 2> keys;
   typedef backward_shape<QUERIES, EXTRAS, LARGE, 96, 96, LARGE && !EXTRAS ? 2 : 1, 4,
