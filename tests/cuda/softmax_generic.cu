@@ -331,10 +331,6 @@ void check_tiles(const attn_cuda_device &device, const char *name) {
     c->problem.causal = true, c->lengths = true;
     c = &add("tiles, ragged, cap, alibi", shape(3, 140, 150, 2, 1, dim, value_dim));
     c->problem.soft_cap = 3, c->problem.alibi = c->problem.ragged = true;
-    c = &add("tiles, few queries", shape(2, 61, 330, 4, 2, dim, value_dim));
-    c->problem.causal = true, c->problem.window_left = 290;
-    c = &add("tiles, few queries, cap", shape(2, 37, 200, 4, 2, dim, value_dim));
-    c->problem.causal = true, c->problem.soft_cap = 2;
     c = &add("tiles, negative scale", shape(1, 70, 90, 2, 2, dim, value_dim));
     c->problem.scale = -0.1, c->some = true;
   }

@@ -226,28 +226,23 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     }
 }
 
-/* Shapes by width. `brief` is for problems whose queries all fit in 64: 32 a warp would leave half
- * of the warps idle. */
-enum { BRIEF = 64 };
 template <bool EXTRAS, bool LARGE, int WIDTH, int VALUES> struct shapes {
   typedef forward_shape<EXTRAS, WIDTH, VALUES, 2, 4, 64, 2> shape;
-  typedef forward_shape<EXTRAS, WIDTH, VALUES, 1, 4, 64, 2> brief;
 };
-template <int WIDTH> struct narrow_shapes {
-  typedef forward_shape<true, WIDTH, WIDTH, 1, 4, 64, 3> shape, brief;
+template <bool LARGE> struct shapes<true, LARGE, 32, 32> {
+  typedef forward_shape<true, 32, 32, 1, 4, 64, 3> shape;
 };
-template <bool LARGE> struct shapes<true, LARGE, 32, 32> : narrow_shapes<32> {};
-template <bool LARGE> struct shapes<true, LARGE, 64, 64> : narrow_shapes<64> {};
+template <bool LARGE> struct shapes<true, LARGE, 64, 64> {
+  typedef forward_shape<true, 64, 64, 1, 4, 64, 3> shape;
+};
 template <bool LARGE> struct shapes<false, LARGE, 64, 64> {
   typedef forward_shape<false, 64, 64, 2, 4, 96, 2> shape;
-  typedef forward_shape<false, 64, 64, 1, 4, 64, 2> brief;
 };
 template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 192, 128> {
   typedef forward_shape<EXTRAS, 192, 128, 2, 4, 32, 2> shape;
-  typedef forward_shape<EXTRAS, 192, 128, 1, 4, 32, 2> brief;
 };
 template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 256, 256> {
-  typedef forward_shape<EXTRAS, 256, 256, 1, 4, LARGE ? 48 : 32, 2> shape, brief;
+  typedef forward_shape<EXTRAS, 256, 256, 1, 4, LARGE ? 48 : 32, 2> shape;
 };
 
 template <typename T, typename S>
@@ -276,22 +271,15 @@ bool suits(const attn_softmax_problem *, const attn_softmax_args *args) {
   return aligned(args->q, 8) && aligned(args->k, 8) && aligned(args->v, 8) && aligned(args->o, 2);
 }
 
-template <typename T, bool EXTRAS, bool LARGE, int WIDTH, int VALUES>
-attn_status run_shapes(const attn_softmax_problem *problem, const attn_softmax_args *args,
-                       cudaStream_t stream) {
-  typedef shapes<EXTRAS, LARGE, WIDTH, VALUES> all;
-  parameters p = parameters_of(problem, args, 1, 0, 0, NULL);
-  token_rows bias = problem->bias ? over_heads(args->bias, false) : token_rows{};
-  int64_t bias_key = problem->bias ? args->bias.stride[3] : 0;
-  return problem->query_length <= BRIEF ? launch<T, typename all::brief>(p, bias, bias_key, stream)
-                                        : launch<T, typename all::shape>(p, bias, bias_key, stream);
-}
-
 template <typename T, bool LARGE, int WIDTH, int VALUES>
 attn_status run_widths(const attn_softmax_problem *problem, const attn_softmax_args *args,
                        cudaStream_t stream) {
-  return extras_of(problem) ? run_shapes<T, true, LARGE, WIDTH, VALUES>(problem, args, stream)
-                            : run_shapes<T, false, LARGE, WIDTH, VALUES>(problem, args, stream);
+  parameters p = parameters_of(problem, args, 1, 0, 0, NULL);
+  token_rows bias = problem->bias ? over_heads(args->bias, false) : token_rows{};
+  int64_t key = problem->bias ? args->bias.stride[3] : 0;
+  return extras_of(problem)
+             ? launch<T, typename shapes<true, LARGE, WIDTH, VALUES>::shape>(p, bias, key, stream)
+             : launch<T, typename shapes<false, LARGE, WIDTH, VALUES>::shape>(p, bias, key, stream);
 }
 
 template <typename T>

@@ -147,18 +147,17 @@ __device__ __forceinline__ void multiply_turned(float (&c)[M][TILES][4],
     }
 }
 
-/* Accumulators [16 M x N], from tile `from` of 8 columns on, as operands A of the next product. */
-template <typename T, int M, int N, int TILES>
+/* Accumulators [16 M x N] as operands A of the next product. */
+template <typename T, int M, int N>
 __device__ __forceinline__ void pack_operands(unsigned (&a)[M][N / 16][4],
-                                              const float (&c)[M][TILES][4], int from = 0) {
+                                              const float (&c)[M][N / 8][4]) {
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
     for (int i = 0; i < N / 8; ++i)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        a[m][i / 2][i % 2 * 2 + half] =
-            pack<T>(c[m][from + i][half * 2], c[m][from + i][half * 2 + 1]);
+        a[m][i / 2][i % 2 * 2 + half] = pack<T>(c[m][i][half * 2], c[m][i][half * 2 + 1]);
 }
 
 /* What happens to scores beside their scale, for one head; `own` are the rows of a kernel's tile

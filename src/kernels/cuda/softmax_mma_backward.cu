@@ -12,9 +12,9 @@
  * So P and dS stay in registers, as operands A. S and dP are made twice (7 products for 5), and in
  * return no sum has an order that depends on timing.
  *
- * From a width of 128 on there are no registers for 32 keys and both of their sums in one warp. In
- * pairs_kernel, which then takes the place of keys_kernel, two warps share their keys: one makes S
- * and dV, the other dP and dK, and the first hands P over through shared memory. */
+ * From a width of 128 on there are no registers for 32 keys (16 at 256) and both of their sums in
+ * one warp. In pairs_kernel, which then takes the place of keys_kernel, two warps share their keys:
+ * one makes S and dV, the other dP and dK, and the first hands P over through shared memory. */
 #include "kernels/cuda/softmax_mma.cuh"
 
 namespace {
@@ -253,30 +253,24 @@ __device__ __forceinline__ void start_slopes(float (&c)[M][N / 8][4], const floa
   }
 }
 
-/* All but the exponential of P from S; `cap_slope` is set where there are EXTRAS. `row` is the
- * thread's first key. */
+/* P from S; `cap_slope` is set where there are EXTRAS. `row` is the thread's first key. */
 template <typename T, typename S>
-__device__ __forceinline__ void finish_scores(float (&score)[S::M][S::N / 8][4],
-                                              float (&cap_slope)[S::EXTRAS ? S::M : 1][S::N / 8][4],
-                                              const key_block<T, S> &k,
-                                              const typename key_block<T, S>::step &now, int row) {
+__device__ __forceinline__ void
+weigh(float (&score)[S::M][S::N / 8][4], float (&cap_slope)[S::EXTRAS ? S::M : 1][S::N / 8][4],
+      const key_block<T, S> &k, const typename key_block<T, S>::step &now, int row) {
   enum { M = S::M, N = S::N };
-  int column = now.start + threadIdx.x % 4 * 2;
+  int column = threadIdx.x % 4 * 2;
   if constexpr (S::EXTRAS)
     finish_scores<true, M, N>(score, cap_slope,
                               terms_of(k.a, k.b, now.head, k.a.bias_key, k.a.bias.token), row,
-                              k.s.keys, column, k.s.queries, k.seen.shift);
+                              k.s.keys, now.start + column, k.s.queries, k.seen.shift);
   if (now.start < k.seen.all_from || now.start + N > k.seen.all_to)
-    hide<M, N>(score, row, column, k.s.queries, k.seen.shift, k.seen.left, k.seen.right);
-}
-
-/* P = exp(S - LSE) for `count` tiles of 8 queries. */
-template <int M, int TILES>
-__device__ __forceinline__ void weigh(float (&score)[M][TILES][4], const float *lse, float scale,
-                                      int from, int count) {
+    hide<M, N>(score, row, now.start + column, k.s.queries, k.seen.shift, k.seen.left,
+               k.seen.right);
+  float scale = S::EXTRAS ? 1 : k.a.p.scale;
 #pragma unroll
-  for (int n = from; n < from + count; ++n) {
-    float2 base = *(const float2 *)(lse + n * 8 + threadIdx.x % 4 * 2);
+  for (int n = 0; n < N / 8; ++n) {
+    float2 base = *(const float2 *)(now.lse + n * 8 + column);
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -308,8 +302,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) keys_kernel(backward_pa
     multiply_rows<T, WIDTH, M, N>(score, left, k.x1, right, now.y1);
     start_slopes<M, N>(slope, now.lse + N);
     multiply_rows<T, WIDTH, M, N>(slope, left, k.x2, right, now.y2);
-    finish_scores<T, S>(score, cap_slope, k, now, k.first + own + threadIdx.x % 32 / 4);
-    weigh(score, now.lse, S::EXTRAS ? 1 : a.p.scale, 0, N / 8);
+    weigh<T, S>(score, cap_slope, k, now, k.first + own + threadIdx.x % 32 / 4);
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -342,18 +335,13 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) pairs_kernel(backward_p
   if constexpr (S::LARGE && __CUDA_ARCH__ < 900) return; /* it is not launched there */
 #endif
   enum { WIDTH = S::WIDTH, VALUES = S::VALUES, M = S::M, N = S::N };
-  enum { PARTS = N / 32 ? 2 : 1, PART = N / PARTS, TILES = PART / 8 }; /* of a tile's queries */
   key_block<T, S> k(a);
   if (k.first >= k.s.stored) return;
   int lane = threadIdx.x % 32, pair = threadIdx.x / 64;
-  int own = pair * 16 * M; /* the pair's first row in the block */
-  float4 *all_weights = (float4 *)(shared_memory + S::X1 + S::X2 + STAGES * S::STAGE);
-  float4 *weights = all_weights + pair * (M * N / 8) * 32 + lane;
-  /* A warp's scheduler follows from its place on the multiprocessor, four by turns: blocks there
-   * take opposite turns, so that no scheduler has just the warps that make exponentials. */
-  if (threadIdx.x == 0) asm volatile("mov.u32 %0, %%warpid;" : "=r"(*(unsigned *)all_weights));
-  __syncthreads();
-  bool slopes = (threadIdx.x / 32 + *(unsigned *)all_weights / 4) % 2; /* it makes dP and dK */
+  int own = pair * 16 * M;            /* the pair's first row in the block */
+  bool slopes = threadIdx.x / 32 % 2; /* this warp makes dP and dK */
+  float4 *weights = (float4 *)(shared_memory + S::X1 + S::X2 + STAGES * S::STAGE) +
+                    pair * (M * N / 8) * 32 + lane;
   lane_row<WIDTH> left = left_rows<WIDTH>(own), right = right_rows<WIDTH>();
   lane_row<WIDTH> turned = turned_rows<WIDTH>();
   float sum[M][WIDTH / 8][4] = {}; /* dV or dK */
@@ -372,48 +360,38 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) pairs_kernel(backward_p
     } else {
       multiply_rows<T, WIDTH, M, N>(score, left, k.x1, right, now.y1);
     }
-    float cap_slope[S::EXTRAS ? M : 1][N / 8][4];
-    if (!slopes) finish_scores<T, S>(score, cap_slope, k, now, k.first + own + lane / 4);
-      /* In two parts, so that the products of one run beside the exponentials of the other. */
+    if (slopes) {
+      asm volatile("bar.sync %0, 64;" ::"r"(pair + 1) : "memory");
 #pragma unroll
-    for (int part = 0; part < PARTS; ++part) {
-      float4 *from = weights + part * M * TILES * 32;
-      int barrier = 1 + pair * 2 + part;
-      if (slopes) {
-        asm volatile("bar.sync %0, 64;" ::"r"(barrier) : "memory");
+      for (int m = 0; m < M; ++m)
 #pragma unroll
-        for (int i = 0; i < M * TILES; ++i) {
-          float4 weight = from[i * 32];
-          float(&x)[4] = score[i % M][part * TILES + i / M];
+        for (int n = 0; n < N / 8; ++n) {
+          float4 weight = weights[(m * (N / 8) + n) * 32];
+          float(&x)[4] = score[m][n];
           x[0] *= weight.x, x[1] *= weight.y, x[2] *= weight.z, x[3] *= weight.w;
         }
-      } else {
-        weigh(score, now.lse, S::EXTRAS ? 1 : a.p.scale, part * TILES, TILES);
+    } else {
+      float cap_slope[S::EXTRAS ? M : 1][N / 8][4];
+      weigh<T, S>(score, cap_slope, k, now, k.first + own + lane / 4);
 #pragma unroll
-        for (int i = 0; i < M * TILES; ++i) {
-          int m = i % M, n = part * TILES + i / M;
-          const float(&x)[4] = score[m][n];
-          float4 weight = make_float4(x[0], x[1], x[2], x[3]);
-          if constexpr (S::EXTRAS) { /* the cap's derivative goes with P */
-            const float(&y)[4] = cap_slope[m][n];
-            weight.x *= y[0], weight.y *= y[1], weight.z *= y[2], weight.w *= y[3];
-          }
-          from[i * 32] = weight;
+      for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int n = 0; n < N / 8; ++n) {
+          const float(&x)[4] = score[m][n], (&y)[4] = cap_slope[S::EXTRAS ? m : 0][n];
+          weights[(m * (N / 8) + n) * 32] =
+              S::EXTRAS ? make_float4(x[0] * y[0], x[1] * y[1], x[2] * y[2], x[3] * y[3])
+                        : make_float4(x[0], x[1], x[2], x[3]);
         }
-        asm volatile("bar.arrive %0, 64;" ::"r"(barrier) : "memory");
-      }
-      unsigned operands[M][PART / 16][4];
-      pack_operands<T, M, PART>(operands, score, part * TILES);
-      unsigned rows = part * PART * rows_layout<WIDTH>::PITCH;
-      if constexpr (WIDTH == VALUES)
-        multiply_turned<T, WIDTH, M, PART>(sum, operands, turned,
-                                           (slopes ? now.y1 : now.y2) + rows);
-      else if (slopes)
-        multiply_turned<T, WIDTH, M, PART>(sum, operands, turned, now.y1 + rows);
-      else
-        multiply_turned<T, VALUES, M, PART>(sum, operands, turned_rows<VALUES>(),
-                                            now.y2 + part * PART * rows_layout<VALUES>::PITCH);
+      asm volatile("bar.arrive %0, 64;" ::"r"(pair + 1) : "memory");
     }
+    unsigned operands[M][N / 16][4];
+    pack_operands<T, M, N>(operands, score);
+    if constexpr (WIDTH == VALUES)
+      multiply_turned<T, WIDTH, M, N>(sum, operands, turned, slopes ? now.y1 : now.y2);
+    else if (slopes)
+      multiply_turned<T, WIDTH, M, N>(sum, operands, turned, now.y1);
+    else
+      multiply_turned<T, VALUES, M, N>(sum, operands, turned_rows<VALUES>(), now.y2);
   }
   wait_copies<0>();
   const token_rows &t = slopes ? a.d_k : a.d_v;
