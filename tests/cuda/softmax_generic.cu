@@ -1,10 +1,11 @@
 /* Checks the generic softmax algorithms on the GPU, and the faster ones beside them where they
- * accept, against straight loops in float64, for every feature of attn/softmax.h; with `bench` it
- * times them. */
+ * accept, against straight loops in float64, for every feature of attn/softmax.h; `tiles [dtype]`
+ * checks just those of mma.sync, `others` the rest; `bench` and `bench_tiles` time them. */
 #include "harness.cuh"
 
 extern const softmax_algorithm softmax_generic_forward, softmax_generic_backward;
-extern const softmax_algorithm softmax_decode, softmax_latent, softmax_few, softmax_mma_forward;
+extern const softmax_algorithm softmax_decode, softmax_latent, softmax_few, softmax_mma_forward,
+    softmax_mma_backward;
 
 namespace {
 
@@ -239,7 +240,8 @@ void run(const attn_cuda_device &device, const softmax_algorithm &algorithm, con
   REQUIRE(cudaFree(workspace));
 }
 
-int decoded, over_latents, few, tiled; /* checks that each faster algorithm took part in */
+int decoded, over_latents, few, tiled,
+    tiled_backward; /* checks that each faster algorithm took part in */
 
 void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
   c.problem.dtype = dtype;
@@ -265,20 +267,76 @@ void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
     decoded += algorithm == &softmax_decode, over_latents += algorithm == &softmax_latent;
     few += algorithm == &softmax_few, tiled += algorithm == &softmax_mma_forward;
   }
-  if (!c.problem.paged) {
-    run(device, softmax_generic_backward, c, s);
+  for (const softmax_algorithm *algorithm : {&softmax_mma_backward, &softmax_generic_backward}) {
+    attn_cuda_choice choice = {};
+    if (c.problem.paged || !algorithm->plan(&device, &c.problem, &choice)) continue;
+    if (algorithm->suits && !algorithm->suits(&c.problem, &s.args)) continue;
+    snprintf(what, sizeof what, "%s %s %s", c.name, name_of(dtype), algorithm->name);
+    value *outputs[] = {&s.d_q, &s.d_k, &s.d_v, &s.d_bias, &s.d_sinks};
+    std::vector<double> bits[5];
+    for (int repeat = 0; repeat < 2; ++repeat) { /* the second time must give the same bits */
+      for (value *x : outputs) x->poison();
+      run(device, *algorithm, c, s);
+      for (int i = 0; i < 5; ++i) {
+        if (!outputs[i]->tensor.data) continue;
+        outputs[i]->download();
+        if (repeat && memcmp(bits[i].data(), outputs[i]->x.data(), bits[i].size() * 8))
+          printf("FAILED %s: output %d differs the second time\n", what, i), ++failures;
+        bits[i] = outputs[i]->x;
+      }
+    }
+    tiled_backward += algorithm == &softmax_mma_backward;
     /* delta comes from o as it was rounded: its gradients have that error, not float32's. */
     double through_o = dtype == ATTN_F64 || dtype == ATTN_F32 ? 3 * real : bound;
     worst = fmax(worst, judge(what, "d_k", s.d_k, r.d_k, fmax(bound, through_o)));
-    if (!c.some) {
-      worst = fmax(worst, judge(what, "d_q", s.d_q, r.d_q, fmax(bound, through_o)));
-      worst = fmax(worst, judge(what, "d_v", s.d_v, r.d_v, bound));
-      if (c.problem.bias) judge(what, "d_bias", s.d_bias, r.d_bias, through_o);
-      /* d_sinks is float32 and a sum of both signs */
-      if (c.problem.sinks) judge(what, "d_sinks", s.d_sinks, r.d_sinks, fmax(10 * through_o, 1e-6));
-    }
+    if (c.some) continue;
+    worst = fmax(worst, judge(what, "d_q", s.d_q, r.d_q, fmax(bound, through_o)));
+    worst = fmax(worst, judge(what, "d_v", s.d_v, r.d_v, bound));
+    if (c.problem.bias) judge(what, "d_bias", s.d_bias, r.d_bias, through_o);
+    /* d_sinks is float32 and a sum of both signs */
+    if (c.problem.sinks) judge(what, "d_sinks", s.d_sinks, r.d_sinks, fmax(10 * through_o, 1e-6));
   }
   printf("%-40s worst error %.2g\n", what, worst);
+}
+
+/* What the tiles of mma.sync meet, in the dtypes that they take, or in the one that is named. */
+void check_tiles(const attn_cuda_device &device, const char *name) {
+  std::vector<scenario> all;
+  auto add = [&](const char *name, attn_softmax_problem p) -> scenario & {
+    all.push_back({name, p});
+    return all.back();
+  };
+  scenario *c;
+  const int64_t dims[] = {8, 16, 32, 56, 64, 72, 96, 104, 128, 136, 192, 256};
+  static char names[12][32];
+  for (int i = 0; i < 12; ++i) {
+    snprintf(names[i], sizeof names[i], "tiles, dim %d", (int)dims[i]);
+    c = &add(names[i], shape(1, 133 + i, 141 + 2 * i, 4, 2, dims[i], dims[(i * 5 + 3) % 12]));
+    c->problem.causal = i % 3 != 0, c->gap = 8 * (i % 2);
+  }
+  const int64_t pairs[][2] = {{32, 32}, {64, 64}, {96, 96}, {128, 128}, {192, 128}, {256, 256}};
+  for (const int64_t(&pair)[2] : pairs) {
+    int64_t dim = pair[0], value_dim = pair[1];
+    c = &add("tiles, many", shape(1, 517, 517, 2, 1, dim, value_dim));
+    c->problem.causal = true;
+    c = &add("tiles, window", shape(2, 300, 270, 2, 1, dim, value_dim));
+    c->problem.window_left = 70, c->problem.window_right = 33, c->problem.sinks = true;
+    c = &add("tiles, ragged, window, lengths", shape(4, 200, 260, 4, 2, dim, value_dim));
+    c->problem.ragged = c->problem.causal = true, c->problem.window_left = 65, c->gap = 8;
+    c->lengths = true;
+    c = &add("tiles, more queries, some see nothing", shape(1, 300, 120, 2, 2, dim, value_dim));
+    c->problem.causal = true;
+    c = &add("tiles, cap, alibi, sinks, bias", shape(2, 150, 170, 4, 2, dim, value_dim));
+    c->problem.soft_cap = 2, c->problem.alibi = c->problem.sinks = c->problem.bias = true;
+    c->problem.causal = true, c->lengths = true;
+    c = &add("tiles, ragged, cap, alibi", shape(3, 140, 150, 2, 1, dim, value_dim));
+    c->problem.soft_cap = 3, c->problem.alibi = c->problem.ragged = true;
+    c = &add("tiles, negative scale", shape(1, 70, 90, 2, 2, dim, value_dim));
+    c->problem.scale = -0.1, c->some = true;
+  }
+  for (const scenario &each : all)
+    for (attn_dtype dtype : {ATTN_BF16, ATTN_F16})
+      if (!name || !strcmp(name, name_of(dtype))) check(device, each, dtype);
 }
 
 void check_all(const attn_cuda_device &device) {
@@ -361,30 +419,6 @@ void check_all(const attn_cuda_device &device) {
     for (attn_dtype dtype : {ATTN_F64, ATTN_F32, ATTN_BF16, ATTN_F16}) check(device, each, dtype);
 }
 
-void bench(const attn_cuda_device &device, int64_t length, attn_dtype dtype) {
-  scenario c = {"bench", shape(8192 / length, length, length, 16, 16, 128, 128)};
-  c.problem.dtype = dtype, c.problem.causal = true;
-  c.problem.passes = ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD;
-  setup s;
-  make(c, s);
-  for (const softmax_algorithm *algorithm :
-       {&softmax_mma_forward, &softmax_generic_forward, &softmax_generic_backward}) {
-    attn_cuda_choice choice = {};
-    if (!algorithm->plan(&device, &c.problem, &choice)) continue;
-    void *workspace;
-    REQUIRE(cudaMalloc(&workspace, choice.workspace_bytes + 1));
-    double time = median_time(5, 1, [&](int, cudaStream_t stream) {
-      algorithm->run(&device, &choice, &c.problem, &s.args, workspace, stream);
-    });
-    REQUIRE(cudaFree(workspace));
-    bool forward = algorithm->pass == ATTN_PASS_FORWARD;
-    double flops = (forward ? 4 : 10) * 8192.0 * 16 * 128 * (double)length / 2;
-    printf("%s %s %s causal, %lld x 8192/%lld tokens, 16 heads, dim 128: %.0f us, %.1f TFLOP/s\n",
-           algorithm->name, name_of(dtype), forward ? "forward" : "backward", (long long)length,
-           (long long)length, time, flops / time / 1e6);
-  }
-}
-
 /* Values in -1 .. 1. */
 template <typename T> __global__ void fill_kernel(T *to, int64_t count) {
   for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < count;
@@ -393,6 +427,50 @@ template <typename T> __global__ void fill_kernel(T *to, int64_t count) {
     x = (x ^ x >> 29) * 0xbf58476d1ce4e5b9ull;
     to[i] = (T)((float)(x >> 40) / 8388608.0f - 1);
   }
+}
+
+/* Long sequences, 65536 tokens in all, causal. */
+void bench(const attn_cuda_device &device, int64_t length, int64_t dim, int64_t value_dim,
+           attn_dtype dtype, double cap, std::vector<const softmax_algorithm *> algorithms) {
+  int64_t tokens = 65536, heads = 2048 / dim;
+  attn_softmax_problem p = shape(tokens / length, length, length, heads, heads, dim, value_dim);
+  p.dtype = dtype, p.causal = true, p.soft_cap = cap,
+  p.passes = ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD;
+  value all[8], lse;
+  for (int i = 0; i < 8; ++i) {
+    value &x = all[i];
+    bool values = i == 2 || i == 3 || i == 4 || i == 7; /* v, o, d_o and d_v */
+    x.shape(dtype, {tokens / length, length, heads, values ? value_dim : dim}, 0);
+    if (dtype == ATTN_F32)
+      fill_kernel<<<1024, 256>>>((float *)x.tensor.data, x.elements);
+    else
+      fill_kernel<<<1024, 256>>>((__nv_bfloat16 *)x.tensor.data, x.elements);
+  }
+  lse.shape(ATTN_F32, {tokens / length, heads, length}, 0);
+  attn_softmax_args args = {};
+  args.q = all[0].tensor, args.k = all[1].tensor, args.v = all[2].tensor, args.o = all[3].tensor;
+  args.d_o = all[4].tensor, args.d_q = all[5].tensor, args.d_k = all[6].tensor;
+  args.d_v = all[7].tensor, args.lse = lse.tensor;
+  for (const softmax_algorithm *algorithm : algorithms) {
+    attn_cuda_choice choice = {};
+    if (!algorithm->plan(&device, &p, &choice)) continue;
+    void *workspace;
+    REQUIRE(cudaMalloc(&workspace, choice.workspace_bytes + 1));
+    double time = median_time(7, 1, [&](int, cudaStream_t stream) {
+      algorithm->run(&device, &choice, &p, &args, workspace, stream);
+    });
+    REQUIRE(cudaFree(workspace));
+    bool forward = algorithm->pass == ATTN_PASS_FORWARD;
+    double products = (double)((forward ? 1 : 3) * dim + (forward ? 1 : 2) * value_dim);
+    double flops = 2 * products * (double)(tokens * heads) * (double)length / 2;
+    printf("%-7s %s %-8s causal, %lld x %5lld tokens, %2lld heads, dim %3lld/%3lld%s: %7.0f us, "
+           "%5.1f TFLOP/s\n",
+           algorithm->name, name_of(dtype), forward ? "forward" : "backward",
+           (long long)(tokens / length), (long long)length, (long long)heads, (long long)dim,
+           (long long)value_dim, cap ? ", cap" : "", time, flops / time / 1e6);
+  }
+  for (value &x : all) x.release();
+  lse.release();
 }
 
 void bench_decode(const attn_cuda_device &device, double rate, int64_t batch, int64_t keys,
@@ -459,6 +537,18 @@ void bench_decode(const attn_cuda_device &device, double rate, int64_t batch, in
   REQUIRE(cudaFree(workspace));
 }
 
+void bench_tiles(const attn_cuda_device &device) {
+  const softmax_algorithm *forward = &softmax_mma_forward, *backward = &softmax_mma_backward;
+  for (int64_t dim : {64, 96, 128, 256})
+    for (int64_t length : {1024, 4096, 16384})
+      bench(device, length, dim, dim, ATTN_BF16, 0, {forward, backward});
+  bench(device, 4096, 32, 32, ATTN_BF16, 0, {forward, backward});
+  bench(device, 4096, 192, 128, ATTN_BF16, 0, {forward, backward});
+  for (int64_t dim : {64, 128, 256})
+    bench(device, 4096, dim, dim, ATTN_BF16, 50, {forward, backward});
+  bench(device, 1024, 128, 128, ATTN_F32, 0, {&softmax_generic_forward, &softmax_generic_backward});
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
@@ -487,13 +577,17 @@ int main(int argc, char **argv) {
     bench_decode(device, rate, 64, 8192, 1, 32, 1, 576, 0);
     bench_decode(device, rate, 64, 8192, 1, 64, 1, 576, 0);
     bench_decode(device, rate, 64, 8192, 1, 128, 1, 576, 64);
-    bench(device, 8192, ATTN_BF16);
-    bench(device, 2048, ATTN_BF16);
-    bench(device, 2048, ATTN_F32);
+    bench_tiles(device);
     return 0;
   }
-  check_all(device);
-  if (!decoded || !over_latents || !few || !tiled)
+  if (argc > 1 && strcmp(argv[1], "bench_tiles") == 0) {
+    bench_tiles(device);
+    return 0;
+  }
+  bool tiles = argc < 2 || !strcmp(argv[1], "tiles"), others = argc < 2 || !tiles;
+  if (tiles) check_tiles(device, argc > 2 ? argv[2] : NULL);
+  if (others) check_all(device);
+  if ((others && (!decoded || !over_latents || !few)) || !tiled || !tiled_backward)
     printf("FAILED: a faster algorithm took part in nothing\n"), ++failures;
   printf("%s\n", failures ? "FAILED" : "passed");
   return failures != 0;

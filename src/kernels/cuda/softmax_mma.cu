@@ -2,238 +2,268 @@
  * 256 that are multiples of 8: what runs where there are no wgmma instructions, or where the
  * kernels made of them refuse (FlashAttention-2, arXiv 2307.08691, algorithm 1).
  *
- * A block has 64 queries of a head, a warp 16 of them. Keys and values go through two stages in
- * shared memory, filled by cp.async while the other is worked on; scores and weights stay in
- * registers. Dimensions are filled up to 64, 128 or 256 with zeros. */
-#include "kernels/cuda/decode.cuh"
+ * A warp has 16 M queries of a head, and every operand that it reads from shared memory serves all
+ * of them. Tiles of keys and of values alternate in a ring in shared memory, filled by cp.async
+ * ahead of their use; scores and weights stay in registers. Dimensions are filled up with zeros to
+ * the next width that there is a kernel for. */
+#include "kernels/cuda/softmax_mma.cuh"
 
 namespace {
 
-enum { QUERIES = 64, THREADS = 128, STAGES = 2 };
+enum { RING = 3 }; /* tiles in shared memory */
 
-template <int WIDTH> struct layout {
+/* EXTRAS: a cap, a bias, ALiBi or pages; the kernels without them have the registers to be faster.
+ */
+template <bool EXTRAS_, int WIDTH_, int VALUES_, int M_, int WARPS_, int KEYS_, int BLOCKS_>
+struct forward_shape {
   enum {
-    KEYS = WIDTH == 256 ? 32 : 64, /* of a stage */
-    CHUNKS = WIDTH / 8,            /* of 16 bytes in a row */
-    STAGE = 2 * KEYS * CHUNKS,     /* chunks of keys and values */
-    BYTES = (QUERIES * CHUNKS + STAGES * STAGE) * 16,
+    EXTRAS = EXTRAS_,
+    WIDTH = WIDTH_,   /* of keys */
+    VALUES = VALUES_, /* width of values, not above WIDTH */
+    M = M_,           /* times 16 queries a warp */
+    KEYS = KEYS_,     /* of a tile */
+    BLOCKS = BLOCKS_, /* of a multiprocessor, at least */
+    THREADS = WARPS_ * 32,
+    QUERIES = WARPS_ * M_ * 16,
+    PITCH = rows_layout<WIDTH_>::PITCH,
+    TILE = KEYS_ * PITCH,
+    BYTES = QUERIES * PITCH + RING * TILE,
   };
 };
 
-/* Where a chunk of a row lies: 8 rows of one chunk meet 8 different groups of banks. */
-template <int WIDTH> __device__ __forceinline__ int place(int row, int chunk) {
-  return row * (WIDTH / 8) + (chunk ^ row % 8);
-}
-
-/* Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8. */
-__device__ __forceinline__ void load_matrices(unsigned (&x)[4], const uint4 *row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"((unsigned)__cvta_generic_to_shared(row))
-               : "memory");
-}
-__device__ __forceinline__ void load_turned_matrices(unsigned (&x)[4], const uint4 *row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"((unsigned)__cvta_generic_to_shared(row))
-               : "memory");
-}
-
-extern __shared__ __align__(16) char shared_memory[];
-
-/* Rows first .. first + count - 1 of keys or values, zeros beyond `end` and `width`. */
-template <typename T, int WIDTH>
-__device__ __forceinline__ void request(const parameters &p, uint4 *to, const T *from,
-                                        int64_t token, int64_t page_stride, const int32_t *pages,
-                                        int64_t first, int64_t end, int width) {
-  const int chunks = layout<WIDTH>::CHUNKS;
+/* request_rows where rows lie in pages; `first` is the row's place in the sequence. */
+template <typename T, int WIDTH, int ROWS, int THREADS>
+__device__ __forceinline__ void
+request_paged(const parameters &p, unsigned to, const T *from, int64_t token, int64_t page_stride,
+              const int32_t *pages, int first, int count, int width) {
+  enum { PITCH = rows_layout<WIDTH>::PITCH, STEP = THREADS / 8 };
+  int row = threadIdx.x / 8, chunk = threadIdx.x % 8;
 #pragma unroll
-  for (int i = 0; i < layout<WIDTH>::KEYS * chunks / THREADS; ++i) {
-    int index = i * THREADS + threadIdx.x, r = index / chunks, chunk = index % chunks;
-    bool there = first + r < end && chunk * 8 < width;
-    int64_t at = 0;
-    if (there && pages) {
-      unsigned page = (unsigned)(first + r) / p.page_size;
-      at = pages[page] * page_stride + ((unsigned)(first + r) - page * p.page_size) * token;
-    } else if (there) {
-      at = (first + r) * token;
+  for (int i = 0; i < ROWS / STEP; ++i, row += STEP) {
+    const T *at = from;
+    if (row < count) {
+      unsigned page = (unsigned)(first + row) / p.page_size;
+      at += pages[page] * page_stride + ((unsigned)(first + row) - page * p.page_size) * token;
     }
-    copy_async(to + place<WIDTH>(r, chunk), there ? from + at + chunk * 8 : from, there);
+#pragma unroll
+    for (int c = 0; c < WIDTH; c += 64)
+      if (c + chunk * 8 < WIDTH) {
+        bool there = row < count && c + chunk * 8 < width;
+        copy_chunk(to + row * PITCH + c * 2 + (chunk ^ row % 8) * 16, at + c + chunk * 8, there);
+      }
   }
 }
 
-/* Block: [sequence][head][tile of queries, last first]. */
-template <typename T, int WIDTH>
-__global__ void __launch_bounds__(THREADS, 2)
-    mma_kernel(parameters p, token_rows bias, int64_t bias_key) {
-  typedef layout<WIDTH> l;
-  enum { KEYS = l::KEYS };
-  int64_t tiles = (p.queries + QUERIES - 1) / QUERIES, index = blockIdx.x;
-  int64_t first = (tiles - 1 - index % tiles) * QUERIES;
-  int64_t head = index / tiles % p.heads, b = index / tiles / p.heads;
-  sequence s = find_sequence(p, b);
-  if (first >= s.queries) return;
-  int64_t end = min(first + QUERIES, s.queries), kv_head = head / p.group;
-  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, quad = lane % 4;
-  uint4 *queries = (uint4 *)shared_memory, *ring = queries + QUERIES * l::CHUNKS;
+/* The weights' exponents are taken from a base that follows the maximum of the row only when it
+ * falls behind by more than this: rescaling is rare then, and 2^8 is far from any overflow. */
+const float SLACK = 8;
 
-  const T *q = (const T *)p.q.data + b * p.q.sequence + s.query_start * p.q.token + head * p.q.head;
+/* Block: [sequence][head][tile of queries, last first: under a causal mask it is the longest]. */
+template <typename T, typename S>
+__global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
+    mma_kernel(parameters p, token_rows bias, int64_t bias_key) {
+  enum { WIDTH = S::WIDTH, VALUES = S::VALUES, M = S::M };
+  enum { KEYS = S::KEYS, QUERIES = S::QUERIES };
+  int tiles = (int)((p.queries + QUERIES - 1) / QUERIES), index = blockIdx.x;
+  int first = (tiles - 1 - index % tiles) * QUERIES;
+  int head = index / tiles % (int)p.heads, b = index / tiles / (int)p.heads;
+  span s = find_span(p, b);
+  if (first >= s.queries) return;
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, quad = lane % 4;
+  int kv_head = head / (int)p.group, last = min(first + QUERIES, s.queries) - 1;
+  unsigned queries = (unsigned)__cvta_generic_to_shared(shared_memory);
+  unsigned ring = queries + QUERIES * S::PITCH;
+
   const T *k = (const T *)p.k.data + kv_head * p.k.head;
   const T *v = (const T *)p.v.data + kv_head * p.v.head;
-  const int32_t *pages = p.pages ? p.pages + b * p.pages_sequence : NULL;
+  const int32_t *pages = S::EXTRAS && p.pages ? p.pages + b * p.pages_sequence : NULL;
   if (!pages) {
     k += b * p.k.sequence + s.key_start * p.k.token;
     v += b * p.v.sequence + s.key_start * p.v.token;
   }
-  for (int i = threadIdx.x; i < QUERIES * l::CHUNKS; i += THREADS) {
-    int r = i / l::CHUNKS, chunk = i % l::CHUNKS;
-    bool there = first + r < end && chunk * 8 < p.dim;
-    copy_async(queries + place<WIDTH>(r, chunk),
-               there ? q + (first + r) * p.q.token + chunk * 8 : q, there);
-  }
+  request_rows<T, WIDTH, QUERIES, S::THREADS>(queries,
+                                              (const T *)p.q.data + b * p.q.sequence +
+                                                  (s.query_start + first) * p.q.token +
+                                                  head * p.q.head,
+                                              p.q.token, s.queries - first, (int)p.dim);
 
-  /* The thread's rows are `row` and `row` + 8 of the tile. */
-  int row = warp * 16 + lane / 4;
-  int from_key[2], to_key[2], position[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    int64_t i = first + row + half * 8;
-    key_range seen = i < end ? visible(p, s, i) : key_range{0, 0};
-    from_key[half] = (int)min(seen.first, s.keys), to_key[half] = (int)max(seen.end, (int64_t)0);
-    position[half] = (int)(i + s.keys - s.queries);
-  }
-  int all_from = (int)min(visible(p, s, end - 1).first, s.keys); /* what all queries see */
-  int all_to = (int)max(visible(p, s, first).end, (int64_t)0);
-  if (end < first + QUERIES) all_to = 0;
-  key_range range = {visible(p, s, first).first / KEYS * KEYS, visible(p, s, end - 1).end};
-  float slope = p.alibi_slopes ? p.alibi_slopes[head] * LOG2_E : 0;
-  bool plain = p.soft_cap == 0 && !p.alibi_slopes && !bias.data;
-
-  auto request_stage = [&](int stage, int64_t key) {
-    uint4 *keys = ring + stage * l::STAGE;
-    if (key < range.end) {
-      request<T, WIDTH>(p, keys, k, p.k.token, p.page_k, pages, key, s.keys, (int)p.dim);
-      request<T, WIDTH>(p, keys + KEYS * l::CHUNKS, v, p.v.token, p.page_v, pages, key, s.keys,
-                        (int)p.value_dim);
-    }
+  /* Tiles of keys that any of the queries sees, and those that all see. */
+  int low = max(first + s.shift - s.left, 0) / KEYS;
+  int high = (max(min(s.keys, last + s.shift + s.right + 1), 0) + KEYS - 1) / KEYS;
+  int all_from = last + s.shift - s.left, all_to = min(s.keys, first + s.shift + s.right + 1);
+  /* Tiles of keys and of values take turns in the ring: while one is worked on, the next one and,
+   * where the one before it was, the one after that are on their way. */
+  unsigned tile = ring, free = ring + 2 * S::TILE;
+  auto turn = [&](unsigned &place) {
+    place = place == ring + (RING - 1) * S::TILE ? ring : place + S::TILE;
+  };
+  auto request_keys = [&](unsigned to, int key) {
+    int there = s.keys - key, width = (int)p.dim;
+    if (key < high * KEYS && pages)
+      request_paged<T, WIDTH, KEYS, S::THREADS>(p, to, k, p.k.token, p.page_k, pages, key, there,
+                                                width);
+    else if (key < high * KEYS)
+      request_rows<T, WIDTH, KEYS, S::THREADS>(to, k + key * p.k.token, p.k.token, there, width);
     commit_copies();
   };
-  float o[WIDTH / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-  int stage = 0;
-  request_stage(0, range.first);
-  for (int64_t key = range.first; key < range.end; key += KEYS) {
-    wait_copies<0>();
-    __syncthreads();
-    request_stage(stage ^ 1, key + KEYS);
-    const uint4 *keys = ring + stage * l::STAGE, *values = keys + KEYS * l::CHUNKS;
+  auto request_values = [&](unsigned to, int key) {
+    int there = s.keys - key, width = (int)p.value_dim;
+    if (key < high * KEYS && pages)
+      request_paged<T, VALUES, KEYS, S::THREADS>(p, to, v, p.v.token, p.page_v, pages, key, there,
+                                                 width);
+    else if (key < high * KEYS)
+      request_rows<T, VALUES, KEYS, S::THREADS>(to, v + key * p.v.token, p.v.token, there, width);
+    commit_copies();
+  };
+  auto wait = [&]() { /* for the tile; every thread has left the one before it */
+                      wait_copies<RING - 2>();
+                      __syncthreads();
+  };
 
-    float score[KEYS / 8][4] = {};
+  /* The thread's rows are `row` + 8 half + 16 m of the tile. */
+  int row = warp * 16 * M + lane / 4;
+  float factor = S::EXTRAS ? 1 : p.scale;
+  lane_row<WIDTH> left = left_rows<WIDTH>(warp * 16 * M), right = right_rows<WIDTH>();
+  lane_row<VALUES> turned = turned_rows<VALUES>();
+  float o[M][VALUES / 8][4] = {}, base[M][2], sum[M][2] = {};
 #pragma unroll
-    for (int step = 0; step < WIDTH / 16; ++step) {
-      unsigned a[4];
-      load_matrices(a, queries + place<WIDTH>(warp * 16 + lane % 16, step * 2 + lane / 16));
+  for (int m = 0; m < M; ++m) base[m][0] = base[m][1] = -INFINITY;
+
+  score_terms terms;
+  float no_slopes[1][KEYS / 8][4];
+  if constexpr (S::EXTRAS)
+    terms = terms_of(
+        p, head, bias.data ? (const float *)bias.data + b * bias.sequence + head * bias.head : NULL,
+        bias.token, bias_key);
+
+  request_keys(ring, low * KEYS);
+  request_values(ring + S::TILE, low * KEYS);
+#pragma unroll 1
+  for (int key = low * KEYS; key < high * KEYS; key += KEYS) {
+    float score[M][KEYS / 8][4] = {};
+    wait();
+    request_keys(free, key + KEYS);
+    multiply_rows<T, WIDTH, M, KEYS>(score, left, queries, right, tile);
+
+    if constexpr (S::EXTRAS)
+      finish_scores<false, M, KEYS>(score, no_slopes, terms, first + row, s.queries, key + quad * 2,
+                                    s.keys, s.shift);
+    if (key < all_from || key + KEYS > all_to)
+      hide<M, KEYS>(score, first + row, key + quad * 2, s.keys, s.shift, s.left, s.right);
+
+    unsigned weight[M][KEYS / 16][4];
 #pragma unroll
-      for (int n = 0; n < KEYS / 16; ++n) {
-        unsigned x[4]; /* keys n 16 + 0 .. 7 and + 8 .. 15, each by two chunks */
-        load_matrices(
-            x, keys + place<WIDTH>(n * 16 + lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
-        multiply<T>(score[n * 2], a[0], a[1], a[2], a[3], x[0], x[1]);
-        multiply<T>(score[n * 2 + 1], a[0], a[1], a[2], a[3], x[2], x[3]);
+    for (int m = 0; m < M; ++m) {
+      float top[2];
+      bool behind = false;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        top[half] = fmaxf(score[m][0][half * 2], score[m][0][half * 2 + 1]);
+#pragma unroll
+        for (int n = 1; n < KEYS / 8; ++n)
+          top[half] = fmaxf(top[half], fmaxf(score[m][n][half * 2], score[m][n][half * 2 + 1]));
+        top[half] = quad_max(top[half]) * factor;
+        behind = behind || top[half] > base[m][half] + SLACK;
+      }
+      if (__any_sync(~0u, behind)) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          if (!(top[half] > base[m][half])) continue;
+          float rescale = exponential(base[m][half] - top[half]);
+          base[m][half] = top[half], sum[m][half] *= rescale;
+#pragma unroll
+          for (int n = 0; n < VALUES / 8; ++n)
+            o[m][n][half * 2] *= rescale, o[m][n][half * 2 + 1] *= rescale;
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float from = base[m][half] == -INFINITY ? 0 : base[m][half];
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+          for (int e = half * 2; e < half * 2 + 2; ++e) {
+            score[m][n][e] = exponential(fmaf(score[m][n][e], factor, -from));
+            sum[m][half] += score[m][n][e];
+          }
       }
     }
-    bool all = key >= all_from && key + KEYS <= all_to;
-    float top[2] = {maximum[0], maximum[1]};
+    pack_operands<T, M, KEYS>(weight, score);
+    turn(tile), turn(free);
+
+    wait();
+    request_values(free, key + KEYS);
+    multiply_turned<T, VALUES, M, KEYS>(o, weight, turned, tile);
+    turn(tile), turn(free);
+  }
+  wait_copies<0>();
+
+  float sink = p.sinks ? p.sinks[head] * LOG2_E : -INFINITY;
 #pragma unroll
-    for (int n = 0; n < KEYS / 8; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        int half = e / 2, j = (int)key + n * 8 + quad * 2 + e % 2;
-        float x = score[n][e] * p.scale;
-        bool seen = all || (j >= from_key[half] && j < to_key[half]);
-        if (!plain) {
-          if (p.soft_cap != 0) x = p.soft_cap * tanhf(x / p.soft_cap) * LOG2_E;
-          if (bias.data && seen)
-            x += LOG2_E *
-                 ((const float *)bias.data)[b * bias.sequence + head * bias.head +
-                                            (first + row + half * 8) * bias.token + j * bias_key];
-          x -= slope * fabsf((float)(position[half] - j));
-        }
-        score[n][e] = seen ? x : -INFINITY;
-        top[half] = fmaxf(top[half], score[n][e]);
-      }
-    float base[2];
+  for (int m = 0; m < M; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      top[half] = fmaxf(top[half], __shfl_xor_sync(~0u, top[half], 1));
-      top[half] = fmaxf(top[half], __shfl_xor_sync(~0u, top[half], 2));
-      base[half] = top[half] == -INFINITY ? 0 : top[half];
-      float factor = exponential(maximum[half] - base[half]);
-      sum[half] *= factor, maximum[half] = top[half];
-#pragma unroll
-      for (int n = 0; n < WIDTH / 8; ++n) o[n][half * 2] *= factor, o[n][half * 2 + 1] *= factor;
-    }
-#pragma unroll
-    for (int n = 0; n < KEYS / 8; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        score[n][e] = exponential(score[n][e] - base[e / 2]);
-        sum[e / 2] += score[n][e];
+      float total = quad_sum(sum[m][half]);
+      int i = first + row + m * 16 + half * 8;
+      if (i > last) continue;
+      float weight = 0, log_sum = -INFINITY;
+      if (base[m][half] != -INFINITY) {
+        float highest = fmaxf(base[m][half], sink), own = exponential(base[m][half] - highest);
+        total = total * own + exponential(sink - highest);
+        weight = own / total;
+        log_sum = (highest + log2f(total)) * LN_2;
       }
+      int64_t token = s.query_start + i;
+      T *to = (T *)p.o.data + b * p.o.sequence + token * p.o.token + head * p.o.head + quad * 2;
 #pragma unroll
-    for (int step = 0; step < KEYS / 16; ++step) {
-      const float(&low)[4] = score[step * 2], (&high)[4] = score[step * 2 + 1];
-      unsigned w[4] = {pack<T>(low[0], low[1]), pack<T>(low[2], low[3]), pack<T>(high[0], high[1]),
-                       pack<T>(high[2], high[3])};
-#pragma unroll
-      for (int n = 0; n < WIDTH / 16; ++n) {
-        unsigned x[4]; /* columns n 16 + 0 .. 7 and + 8 .. 15, each of 16 keys */
-        load_turned_matrices(x, values + place<WIDTH>(step * 16 + lane % 16, n * 2 + lane / 16));
-        multiply<T>(o[n * 2], w[0], w[1], w[2], w[3], x[0], x[1]);
-        multiply<T>(o[n * 2 + 1], w[0], w[1], w[2], w[3], x[2], x[3]);
-      }
+      for (int n = 0; n < VALUES / 8; ++n)
+        if (n * 8 < p.value_dim)
+          *(unsigned *)(to + n * 8) =
+              pack<T>(o[m][n][half * 2] * weight, o[m][n][half * 2 + 1] * weight);
+      if (p.lse.data && quad == 0)
+        ((float *)p.lse.data)[b * p.lse.sequence + token * p.lse.token + head * p.lse.head] =
+            log_sum;
     }
-    stage ^= 1;
-  }
+}
 
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    sum[half] += __shfl_xor_sync(~0u, sum[half], 1);
-    sum[half] += __shfl_xor_sync(~0u, sum[half], 2);
-    int64_t i = first + row + half * 8;
-    if (i >= end) continue;
-    float weight = 0, log_sum = -INFINITY;
-    if (maximum[half] != -INFINITY) {
-      float sink = p.sinks ? p.sinks[head] * LOG2_E : -INFINITY;
-      float highest = fmaxf(maximum[half], sink), own = exponential(maximum[half] - highest);
-      float total = sum[half] * own + exponential(sink - highest);
-      weight = own / total;
-      log_sum = (highest + log2f(total)) * LN_2;
-    }
-    T *to = (T *)p.o.data + b * p.o.sequence + (s.query_start + i) * p.o.token + head * p.o.head;
-#pragma unroll
-    for (int n = 0; n < WIDTH / 8; ++n)
-      if (n * 8 < p.value_dim)
-        *(unsigned *)(to + n * 8 + quad * 2) =
-            pack<T>(o[n][half * 2] * weight, o[n][half * 2 + 1] * weight);
-    if (p.lse.data && quad == 0)
-      ((float *)
-           p.lse.data)[b * p.lse.sequence + (s.query_start + i) * p.lse.token + head * p.lse.head] =
-          log_sum;
-  }
+template <bool EXTRAS, bool LARGE, int WIDTH, int VALUES> struct shapes {
+  typedef forward_shape<EXTRAS, WIDTH, VALUES, 2, 4, 64, 2> shape;
+};
+template <bool LARGE> struct shapes<true, LARGE, 32, 32> {
+  typedef forward_shape<true, 32, 32, 1, 4, 64, 3> shape;
+};
+template <bool LARGE> struct shapes<true, LARGE, 64, 64> {
+  typedef forward_shape<true, 64, 64, 1, 4, 64, 3> shape;
+};
+template <bool LARGE> struct shapes<false, LARGE, 64, 64> {
+  typedef forward_shape<false, 64, 64, 2, 4, 96, 2> shape;
+};
+template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 192, 128> {
+  typedef forward_shape<EXTRAS, 192, 128, 2, 4, 32, 2> shape;
+};
+template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 256, 256> {
+  typedef forward_shape<EXTRAS, 256, 256, 1, 4, LARGE ? 48 : 32, 2> shape;
+};
+
+template <typename T, typename S>
+attn_status launch(const parameters &p, const token_rows &bias, int64_t bias_key,
+                   cudaStream_t stream) {
+  int64_t blocks = p.batch * p.heads * ceil_divide(p.queries, S::QUERIES);
+  if (blocks == 0) return ATTN_OK;
+  ATTN_CUDA_TRY(cudaFuncSetAttribute(mma_kernel<T, S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     (int)S::BYTES));
+  mma_kernel<T, S><<<(unsigned)blocks, S::THREADS, S::BYTES, stream>>>(p, bias, bias_key);
+  ATTN_CUDA_TRY_LAUNCH("softmax_mma");
+  return ATTN_OK;
 }
 
 bool plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
           attn_cuda_choice *choice) {
-  int64_t width = problem->dim > problem->value_dim ? problem->dim : problem->value_dim;
-  if ((problem->dtype != ATTN_BF16 && problem->dtype != ATTN_F16) || width > 256 ||
-      problem->dim % 8 || problem->value_dim % 8 || problem->key_length > INT32_MAX ||
-      (size_t)layout<256>::BYTES > device->shared_bytes)
-    return false;
+  const int bytes = (int)shapes<false, false, 192, 128>::shape::BYTES; /* no shape needs more */
+  if (!offered(problem) || (size_t)bytes > device->shared_bytes) return false;
+  widths w = widths_of(problem);
   snprintf(choice->description, sizeof choice->description,
-           "mma.sync: tiles of %d queries, dimensions filled up to %d", QUERIES,
-           width <= 64    ? 64
-           : width <= 128 ? 128
-                          : 256);
+           "mma.sync: dimensions filled up to %d and %d", w.keys, w.values);
   return true;
 }
 
@@ -241,31 +271,36 @@ bool suits(const attn_softmax_problem *, const attn_softmax_args *args) {
   return aligned(args->q, 8) && aligned(args->k, 8) && aligned(args->v, 8) && aligned(args->o, 2);
 }
 
-template <typename T, int WIDTH>
-attn_status launch(const parameters &p, const token_rows &bias, int64_t bias_key,
-                   cudaStream_t stream) {
-  int64_t blocks = p.batch * p.heads * ceil_divide(p.queries, QUERIES);
-  if (blocks == 0) return ATTN_OK;
-  const int bytes = layout<WIDTH>::BYTES;
-  ATTN_CUDA_TRY(cudaFuncSetAttribute(mma_kernel<T, WIDTH>,
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  mma_kernel<T, WIDTH><<<(unsigned)blocks, THREADS, bytes, stream>>>(p, bias, bias_key);
-  ATTN_CUDA_TRY_LAUNCH("softmax_mma");
-  return ATTN_OK;
-}
-
-attn_status run(const attn_cuda_device *, const attn_cuda_choice *,
-                const attn_softmax_problem *problem, const attn_softmax_args *args, void *,
-                cudaStream_t stream) {
+template <typename T, bool LARGE, int WIDTH, int VALUES>
+attn_status run_widths(const attn_softmax_problem *problem, const attn_softmax_args *args,
+                       cudaStream_t stream) {
   parameters p = parameters_of(problem, args, 1, 0, 0, NULL);
   token_rows bias = problem->bias ? over_heads(args->bias, false) : token_rows{};
-  int64_t bias_key = problem->bias ? args->bias.stride[3] : 0;
-  int64_t width = p.dim > p.value_dim ? p.dim : p.value_dim;
-  bool half = problem->dtype == ATTN_F16;
-  auto each = width <= 64    ? (half ? launch<__half, 64> : launch<__nv_bfloat16, 64>)
-              : width <= 128 ? (half ? launch<__half, 128> : launch<__nv_bfloat16, 128>)
-                             : (half ? launch<__half, 256> : launch<__nv_bfloat16, 256>);
-  return each(p, bias, bias_key, stream);
+  int64_t key = problem->bias ? args->bias.stride[3] : 0;
+  return extras_of(problem)
+             ? launch<T, typename shapes<true, LARGE, WIDTH, VALUES>::shape>(p, bias, key, stream)
+             : launch<T, typename shapes<false, LARGE, WIDTH, VALUES>::shape>(p, bias, key, stream);
+}
+
+template <typename T>
+attn_status run_dtype(const attn_softmax_problem *problem, const attn_softmax_args *args,
+                      bool large, cudaStream_t stream) {
+  switch (widths_of(problem).keys) {
+  case 32: return run_widths<T, false, 32, 32>(problem, args, stream);
+  case 64: return run_widths<T, false, 64, 64>(problem, args, stream);
+  case 96: return run_widths<T, false, 96, 96>(problem, args, stream);
+  case 128: return run_widths<T, false, 128, 128>(problem, args, stream);
+  case 192: return run_widths<T, false, 192, 128>(problem, args, stream);
+  }
+  return large ? run_widths<T, true, 256, 256>(problem, args, stream)
+               : run_widths<T, false, 256, 256>(problem, args, stream);
+}
+
+attn_status run(const attn_cuda_device *device, const attn_cuda_choice *,
+                const attn_softmax_problem *problem, const attn_softmax_args *args, void *,
+                cudaStream_t stream) {
+  auto run_type = problem->dtype == ATTN_F16 ? run_dtype<__half> : run_dtype<__nv_bfloat16>;
+  return run_type(problem, args, large(device), stream);
 }
 
 } // namespace
