@@ -12,7 +12,8 @@
  *   w_i  = k_i dk_i (as written, by Kk)
  *   dg_t = sum_{i >= t} dG_i + exp(G_C) S . dS' + sum_{i < t} w_i
  * Chunks are prepared; a forward sweep keeps S and X; a backward sweep keeps dS' and dU; then every
- * chunk finds its gradients by itself. The additive rule keeps S and dS' alone. */
+ * chunk finds its gradients by itself. Of the additive rule only S and dS' are kept, and the
+ * backward sweep writes dV. */
 #include <cstdio>
 
 #include "kernels/cuda/recurrent_chunks_step.cuh"
