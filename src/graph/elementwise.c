@@ -70,6 +70,23 @@ static attn_status add_backward(attn_graph *g, attn_node *node) {
   return g->status;
 }
 
+attn_var *attn_op_added(attn_graph *graph, attn_tensor sum, attn_var *a, attn_var *b) {
+  return finish(graph, sum, a, b, ATTN_IDENTITY, 1, add_backward);
+}
+
+attn_tensor attn_op_take_addend(attn_graph *graph, attn_var *sum) {
+  attn_node *node = graph->last;
+  if (!node || node->output != sum || node->backward != add_backward) return (attn_tensor){0};
+  elementwise_node *self = (elementwise_node *)node;
+  attn_var *b = self->b;
+  bool plain = b && b != self->a && self->factor == 1 && b->needs_gradient && !b->root &&
+               !b->gradient.data;
+  if (!plain) return (attn_tensor){0};
+  bool accumulate;
+  self->b = NULL;
+  return attn_gradient_of(graph, b, &accumulate);
+}
+
 attn_var *attn_op_add(attn_graph *graph, attn_var *a, attn_var *b) {
   if (!check_shapes(graph, "add", a, b)) return NULL;
   attn_tensor value = attn_graph_tensor_like(graph, a->value.dtype, &a->value);

@@ -27,6 +27,7 @@ typedef struct attn_var {
   bool needs_gradient;
   struct attn_var *root; /* of a view: the variable whose memory it shows, gradient included */
   bool is_result;        /* of a recorded operation */
+  bool unread;           /* by the backward of the operation that made it */
   struct attn_columns *unwritten; /* of a root's gradient, as rows: what no view has written yet */
 } attn_var;
 
@@ -45,6 +46,8 @@ struct attn_graph {
   attn_dtype compute, wide;
   bool recording;
   bool used_up; /* by a backward: the tape is gone */
+  double expected;      /* see attn_graph_expect; 0: nothing is */
+  const attn_var *loss; /* that backward started from */
   attn_status status;
   attn_node *last;
   struct attn_free_buffer *free_buffers; /* gradients that have been used up */
@@ -69,6 +72,11 @@ void *attn_graph_error(attn_graph *graph, attn_status status);
 /* Runs the tape backwards from `loss` (one element) with d loss = scale. Gradients of parameters
  * are added to what they hold. Once after each reset. */
 attn_status attn_graph_backward(attn_graph *graph, attn_var *loss, double scale);
+
+/* After a reset: promises that this forward's loss is what attn_graph_backward will start from, with
+ * this scale. An operation that has its gradients in the forward pass may then leave them where they
+ * belong, the parameters' included, even if backward is never called. */
+void attn_graph_expect(attn_graph *graph, double scale);
 
 /* Memory since a mark may be given back before the reset: of both arenas. */
 typedef struct attn_graph_mark {
@@ -105,6 +113,13 @@ void attn_gradient_add(attn_graph *graph, attn_var *x, const attn_tensor *part);
 /* attn_gradient_of as rows (see attn_as_rows): where the strides of a view forbid that, fresh rows,
  * which attn_gradient_add then adds; it does nothing to rows that are in place already. */
 attn_tensor attn_gradient_rows(attn_graph *graph, attn_var *x, bool *accumulate);
+
+/* Nobody but the operation that made x will read its value: if that does not either, its memory
+ * serves later results of its size (attn_graph_reuse). */
+void attn_graph_forget(attn_graph *graph, attn_var *x);
+/* attn_graph_tensor, in memory that is not needed any more where there is some of this size. It must
+ * not be released to a mark. */
+attn_tensor attn_graph_reuse(attn_graph *graph, attn_dtype dtype, int rank, const int64_t *shape);
 
 /* For a backward that is done with the gradient of its output: gives it to x, as it is when x has
  * none yet, else added. */

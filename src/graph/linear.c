@@ -54,7 +54,7 @@ static attn_var *linear(attn_graph *g, attn_var *x, attn_parameter *w, attn_dtyp
   int64_t shape[ATTN_MAX_RANK];
   for (int i = 0; i < last; ++i) shape[i] = x->value.shape[i];
   shape[last] = w->value.shape[0];
-  attn_tensor value = attn_graph_tensor(g, dtype, x->value.rank, shape);
+  attn_tensor value = attn_graph_reuse(g, dtype, x->value.rank, shape);
   attn_tensor rows = compute_rows(g, &x->value);
   if (!value.data || !rows.data) return NULL;
   if (residual) {
@@ -75,6 +75,7 @@ static attn_var *linear(attn_graph *g, attn_var *x, attn_parameter *w, attn_dtyp
   if (node) {
     node->x = x;
     node->residual = residual;
+    y->unread = true;
     node->rows = rows;
     node->w = w;
   }

@@ -11,6 +11,12 @@
 /* elementwise.c ---------------------------------------------------------------------------------
  * Operands have equal shapes; the result has the dtype of the first. */
 attn_var *attn_op_add(attn_graph *graph, attn_var *a, attn_var *b);
+/* The same for a sum whose values some other pass makes. */
+attn_var *attn_op_added(attn_graph *graph, attn_tensor sum, attn_var *a, attn_var *b);
+/* For the backward of an operation that was recorded right after such a sum, and so is the last to
+ * add to its gradient: where b's gradient, a copy of the sum's, goes. The sum leaves b alone then.
+ * Data is NULL when b's cannot be a plain copy. */
+attn_tensor attn_op_take_addend(attn_graph *graph, attn_var *sum);
 attn_var *attn_op_scale(attn_graph *graph, attn_var *x, double factor);
 attn_var *attn_op_activate(attn_graph *graph, attn_activation f, attn_var *x);
 /* f with a result of the wide dtype: for decays and gates that the engines take in float32. */

@@ -55,10 +55,25 @@ typedef struct attn_pass_norm_options {
 } attn_pass_norm_options;
 void attn_pass_norm(attn_graph *graph, const attn_pass_norm_options *options, const attn_tensor *y,
                     const attn_tensor *x);
+/* copy, if present, gets what dx holds afterwards, in its own dtype. */
 void attn_pass_norm_backward(attn_graph *graph, const attn_pass_norm_options *options,
-                             const attn_tensor *dx, bool accumulate, const attn_tensor *d_weight,
-                             const attn_tensor *d_bias, const attn_tensor *x,
-                             const attn_tensor *dy);
+                             const attn_tensor *dx, bool accumulate, const attn_tensor *copy,
+                             const attn_tensor *d_weight, const attn_tensor *d_bias,
+                             const attn_tensor *x, const attn_tensor *dy);
+/* sum = a + b and y = the norm of sum: one pass over memory for RMS norms on a GPU. */
+void attn_pass_add_norm(attn_graph *graph, const attn_pass_norm_options *options,
+                        const attn_tensor *sum, const attn_tensor *y, const attn_tensor *a,
+                        const attn_tensor *b);
+/* Of RMS norms without a weight, where attn_pass_can_gate_norm: y = norm(x) (.) gate, and dx, d_gate
+ * (+)= .... */
+bool attn_pass_can_gate_norm(const attn_graph *graph, const attn_tensor *x,
+                             const attn_tensor *gate);
+void attn_pass_norm_gate(attn_graph *graph, const attn_pass_norm_options *options,
+                         const attn_tensor *y, const attn_tensor *x, const attn_tensor *gate);
+void attn_pass_norm_gate_backward(attn_graph *graph, const attn_pass_norm_options *options,
+                                  const attn_tensor *dx, bool accumulate, const attn_tensor *d_gate,
+                                  bool accumulate_gate, const attn_tensor *x,
+                                  const attn_tensor *gate, const attn_tensor *dy);
 
 /* losses [rows] (float64) of logits z [rows, n] (wide, contiguous): logsumexp(z) - z[target], and
  * dz, which may be z itself or of the compute dtype: scale (softmax(z) - onehot(target)). Both are

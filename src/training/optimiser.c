@@ -345,6 +345,10 @@ attn_status attn_optimiser_step(attn_optimiser *optimiser, double learning_rate,
   return optimiser->gpu ? ATTN_OK : renew_weights(optimiser);
 }
 
+bool attn_optimiser_zeroes(const attn_optimiser *optimiser) {
+  return optimiser->gpu != NULL;
+}
+
 void attn_optimiser_zero_gradients(attn_optimiser *optimiser) {
   for (int64_t i = 0; i < optimiser->count; ++i) {
     const attn_tensor *gradient = &optimiser->parameters[i]->gradient;

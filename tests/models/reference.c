@@ -97,7 +97,8 @@ static attn_var *loss_of(fixture *f, int64_t length, bool recording, bool checkp
     }
   attn_layout layout = attn_layout_equal(BATCH, length - 1);
   attn_graph_reset(f->graph, recording);
-  attn_var *loss = attn_decoder_loss(f->graph, f->model, &layout, inputs, targets, checkpoint);
+  int64_t checkpoints = checkpoint ? f->model->config.layer_count : 0;
+  attn_var *loss = attn_decoder_loss(f->graph, f->model, &layout, inputs, targets, checkpoints);
   assert_ok(attn_graph_status(f->graph));
   return loss;
 }
@@ -111,7 +112,7 @@ static void check_logits(fixture *f) {
   find(f, "logits", &expected);
   attn_layout layout = attn_layout_equal(1, LENGTH);
   attn_graph_reset(f->graph, false);
-  attn_var *hidden = attn_decoder_hidden(f->graph, f->model, &layout, f->tokens, NULL, false);
+  attn_var *hidden = attn_decoder_hidden(f->graph, f->model, &layout, f->tokens, NULL, 0);
   attn_var *logits = attn_decoder_logits(f->graph, f->model, hidden);
   assert_ok(attn_graph_status(f->graph));
   assert_tensors_near("logits", &logits->value, &expected, f->tolerance->logits);

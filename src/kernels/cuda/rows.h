@@ -56,13 +56,27 @@ enum { ATTN_CUDA_TERMS = 8 };
   K(attn_status, norm, (const attn_tensor *y, const attn_tensor *x, const attn_tensor *weight,     \
                         const attn_tensor *bias, double divisor, double epsilon, double *factor,   \
                         double *mean, attn_cuda_stream stream))                                    \
-  /* dx (+)= ..., each of dx, d_weight [n], d_bias [n] optional, the last two overwritten;         \
-   * workspace: 2 ATTN_CUDA_PARTS n float64 */                                                     \
-  K(attn_status, norm_backward, (const attn_tensor *dx, bool accumulate,                           \
+  /* dx (+)= ..., each of dx, d_weight [n], d_bias [n] optional, the last two overwritten; copy, if  \
+   * not NULL, gets dx in its own dtype; workspace: 2 ATTN_CUDA_PARTS n float64 */                 \
+  K(attn_status, norm_backward, (const attn_tensor *dx, bool accumulate, const attn_tensor *copy,  \
                                  const attn_tensor *d_weight, const attn_tensor *d_bias,           \
                                  const attn_tensor *x, const attn_tensor *weight,                  \
                                  const attn_tensor *dy, double divisor, const double *factor,      \
                                  const double *mean, void *workspace, attn_cuda_stream stream))    \
+  /* sum = a + b and y = RMS norm of sum, which is float32 or as the others' wide dtype */         \
+  K(attn_status, add_norm, (const attn_tensor *sum, const attn_tensor *y, const attn_tensor *a,    \
+                            const attn_tensor *b, const attn_tensor *weight, double divisor,       \
+                            double epsilon, double *factor, attn_cuda_stream stream))              \
+  /* y = RMS norm of x (.) gate; and dx, d_gate (+)= ..., of rows of at most 4096 elements that    \
+   * lie together, 8 k of them, at addresses and distances of 16 k bytes, and are not float64 */   \
+  K(attn_status, norm_gate, (const attn_tensor *y, const attn_tensor *x, const attn_tensor *gate,  \
+                             double divisor, double epsilon, double *factor,                       \
+                             attn_cuda_stream stream))                                             \
+  K(attn_status, norm_gate_backward, (const attn_tensor *dx, bool accumulate,                      \
+                                      const attn_tensor *d_gate, bool accumulate_gate,             \
+                                      const attn_tensor *x, const attn_tensor *gate,               \
+                                      const attn_tensor *dy, double divisor, const double *factor, \
+                                      attn_cuda_stream stream))                                    \
   /* Replaces logits z [rows, n] (float32 or float64) by scale (softmax(z) - onehot(target)), and  \
    * losses[r] = logsumexp(z) - z[target]; a row whose target is negative becomes 0, its loss too. \
    * dz, if not NULL, takes the result instead (any dtype, e.g. bfloat16), z is then only read.    \
