@@ -168,10 +168,18 @@ attn_tensor attn_graph_tensor(attn_graph *graph, attn_dtype dtype, int rank, con
   return tensor;
 }
 
+static attn_var *root_of(attn_var *x) {
+  return x->root ? x->root : x;
+}
+
 attn_var *attn_graph_result(attn_graph *graph, attn_tensor value, int inputs,
                             attn_var *const *input) {
   bool needs_gradient = false;
-  for (int i = 0; i < inputs; ++i) needs_gradient |= input[i] && input[i]->needs_gradient;
+  for (int i = 0; i < inputs; ++i) {
+    if (!input[i]) continue;
+    needs_gradient |= input[i]->needs_gradient;
+    ++root_of(input[i])->uses;
+  }
   return new_var(graph, value, graph->recording && needs_gradient);
 }
 
@@ -206,6 +214,7 @@ void *attn_graph_record(attn_graph *graph, size_t size, attn_var *output,
   node->previous = graph->last;
   graph->last = node;
   output->is_result = true;
+  output->node = node;
   return node;
 }
 
@@ -232,7 +241,36 @@ static void keep_buffer(attn_graph *g, void *memory, size_t size) {
 
 void attn_graph_forget(attn_graph *graph, attn_var *x) {
   if (!x || !graph->recording || !x->is_result || !x->unread) return;
+  x->forgotten = true;
   keep_buffer(graph, x->value.data, gradient_bytes(&x->value));
+}
+
+void attn_graph_restores(attn_var *x) {
+  if (x) ++root_of(x)->restoring;
+}
+
+void attn_graph_discard(attn_graph *graph, const attn_node *since) {
+  for (attn_node *node = graph->last; node && node != since; node = node->previous) {
+    attn_var *x = node->output;
+    if (!node->again || x->forgotten || x->discarded) continue;
+    if (x->uses == 0 || x->uses != x->restoring) continue;
+    x->discarded = true;
+    keep_buffer(graph, x->value.data, gradient_bytes(&x->value));
+  }
+}
+
+attn_tensor attn_graph_value(attn_graph *graph, attn_var *x) {
+  attn_var *root = root_of(x);
+  attn_tensor value = x->value;
+  if (!root->discarded) return value;
+  if (!root->restored) {
+    attn_tensor whole = root->value;
+    whole.data = root->restored = take_buffer(graph, gradient_bytes(&whole));
+    attn_status status = whole.data ? root->node->again(graph, root->node, &whole) : graph->status;
+    if (status != ATTN_OK) attn_graph_error(graph, status);
+  }
+  value.data = (char *)root->restored + ((char *)value.data - (char *)root->value.data);
+  return value;
 }
 
 attn_tensor attn_graph_reuse(attn_graph *graph, attn_dtype dtype, int rank, const int64_t *shape) {
@@ -436,6 +474,10 @@ static attn_status run_tape(attn_graph *g) {
     attn_status status = node->backward(g, node);
     if (status == ATTN_OK) status = g->status;
     if (status != ATTN_OK) return status;
+    if (output->restored) { /* nobody reads it any more */
+      keep_buffer(g, output->restored, gradient_bytes(&output->value));
+      output->restored = NULL;
+    }
     if (!output->gradient.data) continue; /* handed over */
     keep_buffer(g, output->gradient.data, gradient_bytes(&output->value));
     output->gradient.data = NULL;
@@ -518,6 +560,7 @@ attn_var *attn_graph_checkpoint(attn_graph *graph,
                                 void *context, attn_var *x) {
   if (!x) return NULL;
   if (!graph->recording) return block(graph, context, x);
+  ++root_of(x)->uses;
   attn_tensor value = attn_graph_tensor(graph, x->value.dtype, x->value.rank, x->value.shape);
   attn_var *output = attn_graph_result(graph, value, 0, NULL);
   if (!output) return NULL;

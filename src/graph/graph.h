@@ -28,12 +28,19 @@ typedef struct attn_var {
   struct attn_var *root; /* of a view: the variable whose memory it shows, gradient included */
   bool is_result;        /* of a recorded operation */
   bool unread;           /* by the backward of the operation that made it */
+  bool forgotten;        /* its memory serves others for good */
+  attn_node *node;       /* of the operation that made it, where one was recorded */
+  int uses, restoring;   /* operations that read its value; those of them that use attn_graph_value */
+  bool discarded;        /* its memory serves others until backward needs it, */
+  void *restored;        /* which is where it is then */
   struct attn_columns *unwritten; /* of a root's gradient, as rows: what no view has written yet */
 } attn_var;
 
 /* How to go back through one operation. Operations put their own data behind it. */
 struct attn_node {
   attn_status (*backward)(attn_graph *graph, attn_node *node);
+  /* Makes the output's value again, in `value`; NULL: it cannot. */
+  attn_status (*again)(attn_graph *graph, attn_node *node, const attn_tensor *value);
   attn_var *output;
   attn_node *previous;
 };
@@ -114,6 +121,13 @@ void attn_gradient_add(attn_graph *graph, attn_var *x, const attn_tensor *part);
  * which attn_gradient_add then adds; it does nothing to rows that are in place already. */
 attn_tensor attn_gradient_rows(attn_graph *graph, attn_var *x, bool *accumulate);
 
+/* Memory for time, value by value: forgets the values of the results recorded after `since` that can
+ * be made again and that are read by such operations only as ask for them by attn_graph_value (and
+ * say so when they are recorded, by attn_graph_restores). Others keep theirs. The bits are the same. */
+void attn_graph_discard(attn_graph *graph, const attn_node *since);
+void attn_graph_restores(attn_var *x); /* x may be NULL */
+/* In a backward: x's value, made again if it was discarded. Not between a mark and its release. */
+attn_tensor attn_graph_value(attn_graph *graph, attn_var *x);
 /* Nobody but the operation that made x will read its value: if that does not either, its memory
  * serves later results of its size (attn_graph_reuse). */
 void attn_graph_forget(attn_graph *graph, attn_var *x);

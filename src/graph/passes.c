@@ -152,13 +152,15 @@ void attn_pass_gate(attn_graph *g, attn_activation f, const attn_tensor *y, cons
 
 void attn_pass_gate_backward(attn_graph *g, attn_activation f, const attn_tensor *da,
                              bool accumulate_a, const attn_tensor *db, bool accumulate_b,
-                             const attn_tensor *a, const attn_tensor *b, const attn_tensor *dy) {
-  ON_GPU(g, gate_backward(f, da, accumulate_a, db, accumulate_b, a, b, dy, g->gpu->stream))
+                             const attn_tensor *y, const attn_tensor *a, const attn_tensor *b,
+                             const attn_tensor *dy) {
+  ON_GPU(g, gate_backward(f, da, accumulate_a, db, accumulate_b, y, a, b, dy, g->gpu->stream))
   row_walk to_a = walk(da), to_b = walk(db), from_a = walk(a), from_b = walk(b);
   row_walk upstream = walk(dy);
   FOR_ROWS(g, dy)
   g->kernels->row_gate_backward(f, at(to_a, r), accumulate_a, at(to_b, r), accumulate_b,
                                 at(from_a, r), at(from_b, r), at(upstream, r), width);
+  if (y) attn_pass_gate(g, f, y, a, b);
 }
 
 void attn_pass_cap(attn_graph *g, const attn_tensor *x, double cap) {

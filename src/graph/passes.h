@@ -29,12 +29,14 @@ void attn_pass_activate(attn_graph *graph, attn_activation f, const attn_tensor 
                         const attn_tensor *x);
 void attn_pass_activate_backward(attn_graph *graph, attn_activation f, const attn_tensor *dx,
                                  bool accumulate, const attn_tensor *x, const attn_tensor *dy);
-/* y = f(a) b; da (+)= f'(a) b dy, db (+)= f(a) dy, each optional. */
+/* y = f(a) b; da (+)= f'(a) b dy, db (+)= f(a) dy, and y once more, which may lie where dy does; each
+ * optional. */
 void attn_pass_gate(attn_graph *graph, attn_activation f, const attn_tensor *y,
                     const attn_tensor *a, const attn_tensor *b);
 void attn_pass_gate_backward(attn_graph *graph, attn_activation f, const attn_tensor *da,
                              bool accumulate_a, const attn_tensor *db, bool accumulate_b,
-                             const attn_tensor *a, const attn_tensor *b, const attn_tensor *dy);
+                             const attn_tensor *y, const attn_tensor *a, const attn_tensor *b,
+                             const attn_tensor *dy);
 /* x = cap tanh(x / cap), in place: contiguous, wide. */
 void attn_pass_cap(attn_graph *graph, const attn_tensor *x, double cap);
 /* y[r] = a[r] . b[r]: y has the leading axes of a and b. */

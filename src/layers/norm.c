@@ -10,7 +10,7 @@ typedef struct norm_node {
   attn_node node;
   attn_var *x, *weight, *bias;
   attn_var *gate; /* y is multiplied by it */
-  double divisor;
+  double divisor, epsilon;
   attn_tensor factor, mean; /* [rows] float64; mean only for LayerNorm */
 } norm_node;
 
@@ -18,12 +18,39 @@ static const attn_tensor *values_of(const attn_var *x) {
   return x ? &x->value : NULL;
 }
 
+static attn_tensor rows_of(attn_graph *g, attn_var *x) {
+  attn_tensor value = attn_graph_value(g, x);
+  return attn_as_rows(g, &value);
+}
+
+static attn_pass_norm_options options_of(norm_node *self) {
+  return (attn_pass_norm_options){.weight = values_of(self->weight),
+                                  .bias = values_of(self->bias),
+                                  .divisor = self->divisor,
+                                  .epsilon = self->epsilon,
+                                  .factor = &self->factor,
+                                  .mean = self->mean.data ? &self->mean : NULL};
+}
+
+static attn_status norm_again(attn_graph *g, attn_node *node, const attn_tensor *value) {
+  norm_node *self = (norm_node *)node;
+  attn_pass_norm_options options = options_of(self);
+  attn_tensor x = rows_of(g, self->x), y = attn_as_rows(g, value), gate = {0};
+  if (self->gate) gate = rows_of(g, self->gate);
+  if (g->status != ATTN_OK) return g->status;
+  if (self->gate)
+    attn_pass_norm_gate(g, &options, &y, &x, &gate);
+  else
+    attn_pass_norm(g, &options, &y, &x);
+  return g->status;
+}
+
 static attn_status norm_backward(attn_graph *g, attn_node *node) {
   norm_node *self = (norm_node *)node;
   attn_var *const affine[2] = {self->weight, self->bias};
   bool accumulate;
   attn_tensor dx = attn_gradient_rows(g, self->x, &accumulate);
-  attn_tensor x = attn_as_rows(g, &self->x->value);
+  attn_tensor x = rows_of(g, self->x);
   attn_tensor dy = attn_as_rows(g, &node->output->gradient), sums[2] = {{0}}, copy = {0};
   for (int i = 0; i < 2; ++i)
     if (affine[i] && affine[i]->needs_gradient)
@@ -32,10 +59,7 @@ static attn_status norm_backward(attn_graph *g, attn_node *node) {
   if (dx.data && dx.data == self->x->gradient.data) copy = attn_op_take_addend(g, self->x);
   if (copy.data) copy = attn_as_rows(g, &copy);
   if (g->status != ATTN_OK) return g->status;
-  attn_pass_norm_options options = {.weight = values_of(self->weight),
-                                    .divisor = self->divisor,
-                                    .factor = &self->factor,
-                                    .mean = self->mean.data ? &self->mean : NULL};
+  attn_pass_norm_options options = options_of(self);
   attn_pass_norm_backward(g, &options, dx.data ? &dx : NULL, accumulate, copy.data ? &copy : NULL,
                           sums[0].data ? &sums[0] : NULL, sums[1].data ? &sums[1] : NULL, &x, &dy);
   attn_gradient_add(g, self->x, &dx);
@@ -49,10 +73,10 @@ static attn_status gate_backward(attn_graph *g, attn_node *node) {
   bool add_x, add_gate;
   attn_tensor dx = attn_gradient_rows(g, self->x, &add_x);
   attn_tensor d_gate = attn_gradient_rows(g, self->gate, &add_gate);
-  attn_tensor x = attn_as_rows(g, &self->x->value), gate = attn_as_rows(g, &self->gate->value);
+  attn_tensor x = rows_of(g, self->x), gate = rows_of(g, self->gate);
   attn_tensor dy = attn_as_rows(g, &node->output->gradient);
   if (g->status != ATTN_OK) return g->status;
-  attn_pass_norm_options options = {.divisor = self->divisor, .factor = &self->factor};
+  attn_pass_norm_options options = options_of(self);
   attn_pass_norm_gate_backward(g, &options, &dx, add_x, &d_gate, add_gate, &x, &gate, &dy);
   attn_gradient_add(g, self->x, &dx);
   attn_gradient_add(g, self->gate, &d_gate);
@@ -86,7 +110,8 @@ static bool check(attn_graph *g, const norm_call *call, int64_t width) {
 
 static attn_var *norm(attn_graph *g, attn_var *x, const norm_call *call) {
   if (!x || (call->sum && !call->added)) return NULL;
-  attn_tensor value = attn_graph_tensor_like(g, g->compute, &x->value), sum = {0}, sum_rows;
+  attn_tensor value = attn_graph_reuse(g, g->compute, x->value.rank, x->value.shape);
+  attn_tensor sum = {0}, sum_rows;
   attn_tensor from = attn_as_rows(g, &x->value), to = attn_as_rows(g, &value);
   if (!from.data || !to.data || !check(g, call, from.shape[1])) return NULL;
   int64_t rows = from.shape[0];
@@ -121,10 +146,14 @@ static attn_var *norm(attn_graph *g, attn_var *x, const norm_call *call) {
     node->weight = call->weight;
     node->bias = call->bias;
     node->gate = call->gate;
+    node->node.again = norm_again;
     node->divisor = call->divisor;
+    node->epsilon = call->epsilon;
     node->factor = factor;
     node->mean = mean;
   }
+  attn_graph_restores(x);
+  attn_graph_restores(call->gate);
   return y;
 }
 

@@ -117,7 +117,8 @@ static attn_state *const *states_of_layer(attn_graph *g, attn_state *const *cons
 
 static attn_var *run_layers(attn_graph *graph, const attn_model *model, const attn_layout *layout,
                             const int32_t *tokens, attn_state *const *states,
-                            attn_state *const *const *sequences, int64_t checkpoints) {
+                            attn_state *const *const *sequences, int64_t checkpoints,
+                            int64_t lean) {
   const attn_model_config *config = &model->config;
   attn_var *x =
       attn_layer_embedding(graph, model->embedding, tokens, layout->rows, config->embedding_scale);
@@ -127,9 +128,11 @@ static attn_var *run_layers(attn_graph *graph, const attn_model *model, const at
     kept[i] = attn_graph_tensor_like(graph, x->value.dtype, &x->value);
   attn_graph_mark mark = attn_graph_get_mark(graph);
   attn_var *normed = NULL;
+  const attn_node *since = graph->last; /* what was recorded before this layer and the last one */
   for (int64_t l = 0; l < config->layer_count && x; ++l) {
     block_context *context = attn_arena_alloc(graph->arena, sizeof *context);
     if (!context) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
+    const attn_node *before = graph->last;
     *context = (block_context){
         .model = model, .layer = l, .layout = *layout, .state = states ? states[l] : NULL};
     /* A layer that runs again in backward makes its own norm and no other's; neither does one whose
@@ -144,6 +147,9 @@ static attn_var *run_layers(attn_graph *graph, const attn_model *model, const at
     x = l < checkpoints ? attn_graph_checkpoint(graph, block, context, x)
                         : block(graph, context, x);
     normed = context->next_normed;
+    /* The last layer's too: what it made for this one has been read now. */
+    if (l < checkpoints + lean) attn_graph_discard(graph, since);
+    since = before;
     if (!graph->recording) x = attn_keep_result(graph, mark, &kept[l % 2], x);
   }
   return normed ? normed : norm(graph, config, model->final_norm, x);
@@ -151,19 +157,20 @@ static attn_var *run_layers(attn_graph *graph, const attn_model *model, const at
 
 attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
                               const int32_t *tokens, attn_state *const *states,
-                              int64_t checkpoints) {
-  return run_layers(graph, model, layout, tokens, states, NULL, checkpoints);
+                              int64_t checkpoints, int64_t lean) {
+  return run_layers(graph, model, layout, tokens, states, NULL, checkpoints, lean);
 }
 
 attn_var *attn_decoder_step(attn_graph *graph, const attn_model *model, int64_t count,
                             const int32_t *tokens, attn_state *const *const *sequences) {
   attn_layout layout = attn_layout_equal(count, 1);
-  return run_layers(graph, model, &layout, tokens, NULL, sequences, 0);
+  return run_layers(graph, model, &layout, tokens, NULL, sequences, 0, 0);
 }
 
 attn_var *attn_decoder_loss(attn_graph *graph, const attn_model *model, const attn_layout *layout,
-                            const int32_t *tokens, const int32_t *targets, int64_t checkpoints) {
-  attn_var *hidden = attn_decoder_hidden(graph, model, layout, tokens, NULL, checkpoints);
+                            const int32_t *tokens, const int32_t *targets, int64_t checkpoints,
+                            int64_t lean) {
+  attn_var *hidden = attn_decoder_hidden(graph, model, layout, tokens, NULL, checkpoints, lean);
   return attn_op_linear_cross_entropy(graph, hidden, model->head, model->config.logit_cap, targets);
 }
 

@@ -37,13 +37,15 @@ enum {
   THREAD_TOKENS = 512, /* of each thread at a time: a layer's activations fit the L2 cache */
   /* At a time on a GPU: as many as gpu_activations hold, so that products are large and a model's own
    * memory is what counts; but at least ENOUGH of them, for fewer leave much of the GPU idle, and at
-   * least a window. What then does not fit runs again in backward: layers keep their inputs only.
-   * A layer keeps about ACTIVATION_BYTES for each token and unit of width (residuals in float32,
-   * projections, gates and a feed-forward of three widths), or INPUT_BYTES; backward needs
-   * BACKWARD_BYTES, and the activations of one layer that runs again. */
+   * least a window. What then does not fit is made again in backward: by lean layers first, then by
+   * layers that keep their inputs only. A layer keeps about ACTIVATION_BYTES for each token and unit
+   * of width (residuals in float32, projections, gates and a feed-forward of three widths), a lean
+   * one LEAN_BYTES (residuals, attention's result), else INPUT_BYTES; backward needs BACKWARD_BYTES,
+   * and the activations of one layer where there is any that makes them again. */
   MOST_GPU_TOKENS = 65536,
   ENOUGH_GPU_TOKENS = 8192,
-  ACTIVATION_BYTES = 45,
+  ACTIVATION_BYTES = 39,
+  LEAN_BYTES = 10,
   INPUT_BYTES = 4,
   BACKWARD_BYTES = 40,
 };
@@ -66,7 +68,8 @@ typedef struct run {
   char *checkpoint, *svg, *csv;
   uint64_t starting_weights;
   int64_t piece;       /* windows that go forward and backward at a time */
-  int64_t checkpoints; /* layers that keep their inputs only */
+  int64_t checkpoints; /* layers that keep their inputs only, */
+  int64_t lean;        /* and those after them that keep what is slow to make again */
   bool zeroed;         /* the gradients are zero */
   int64_t first_step, parameter_count;
   attn_progress speed; /* in tokens */
@@ -219,12 +222,13 @@ static attn_status open_model(run *r) {
   return attn_optimiser_create(&adamw, r->parameters, r->model->parameter_count, &r->optimiser);
 }
 
-static const double gpu_activations = 6.8e9;
+static const double gpu_activations = 6.4e9;
 
-/* Tokens whose activations fit when so many layers run again. */
-static int64_t gpu_tokens(const attn_model_config *config, int64_t checkpoints) {
-  int64_t whole = config->layer_count - checkpoints + (checkpoints > 0);
-  double bytes = (double)(whole * ACTIVATION_BYTES + checkpoints * INPUT_BYTES + BACKWARD_BYTES);
+/* Tokens whose activations fit. */
+static int64_t gpu_tokens(const attn_model_config *config, int64_t checkpoints, int64_t lean) {
+  int64_t whole = config->layer_count - checkpoints - lean, again = checkpoints + lean > 0;
+  double bytes = (double)((whole + again) * ACTIVATION_BYTES + lean * LEAN_BYTES +
+                          checkpoints * INPUT_BYTES + BACKWARD_BYTES);
   double tokens = gpu_activations / (bytes * (double)config->hidden);
   return tokens < MOST_GPU_TOKENS ? (int64_t)tokens : MOST_GPU_TOKENS;
 }
@@ -235,14 +239,18 @@ static void choose_piece(run *r) {
   bool gpu = attn_is_cuda(o->device);
   r->checkpoints = o->checkpoint_activations ? config->layer_count : 0;
   int64_t tokens = THREAD_TOKENS * (int64_t)attn_get_threads();
-  if (gpu) tokens = gpu_tokens(config, r->checkpoints);
+  if (gpu) tokens = gpu_tokens(config, r->checkpoints, 0);
   if (gpu && tokens < ENOUGH_GPU_TOKENS) tokens = ENOUGH_GPU_TOKENS;
   r->piece = tokens / o->length;
   if (r->piece < 1) r->piece = 1;
   if (r->piece > o->batch) r->piece = o->batch;
   while (gpu && r->checkpoints < config->layer_count &&
-         gpu_tokens(config, r->checkpoints) < r->piece * o->length)
-    ++r->checkpoints;
+         gpu_tokens(config, r->checkpoints, r->lean) < r->piece * o->length) {
+    if (r->lean + r->checkpoints < config->layer_count)
+      ++r->lean;
+    else
+      ++r->checkpoints, --r->lean;
+  }
 }
 
 static attn_status allocate(run *r) {
@@ -346,7 +354,7 @@ static attn_status forward(run *r, int64_t count, int64_t length, bool recording
   attn_graph_expect(r->graph, share);
   attn_layout layout = attn_layout_equal(count, length);
   *var = attn_decoder_loss(r->graph, r->model, &layout, r->inputs, r->targets,
-                           recording ? r->checkpoints : 0);
+                           recording ? r->checkpoints : 0, recording ? r->lean : 0);
   ATTN_TRY(attn_graph_status(r->graph));
   *loss = attn_tensor_get(&(*var)->value, (int64_t[]){0});
   return ATTN_OK;

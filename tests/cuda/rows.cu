@@ -126,6 +126,13 @@ static numbers plus(const array &old, bool accumulate, numbers sum) {
   return sum;
 }
 
+/* Whether dy's own memory may be written: nothing of it is repeated. */
+static bool dy_stays(const array &dy) {
+  for (int i = 0; i < dy.tensor.rank; ++i)
+    if (dy.tensor.shape[i] > 1 && dy.tensor.stride[i] == 0) return false;
+  return below(2);
+}
+
 static void test_elementwise() {
   for (int round = 0; round < 150; ++round) {
     extents shape = some_shape();
@@ -163,9 +170,13 @@ static void test_elementwise() {
     draw(da, shape, false, before(accumulate), some_dtype());
     draw(db, shape, false, before(accumulate_b), some_dtype());
     int which = below(3); /* both, da, db */
+    array again; /* y, or in the place of dy */
+    bool makes = below(2), over = makes && dy_stays(dy);
+    draw(again, shape, false, NULL, some_dtype());
+    attn_tensor made = over ? dy.tensor : again.tensor;
     OK(attn_cuda_gate_backward(f, which < 2 ? &da.tensor : NULL, accumulate,
-                               which != 1 ? &db.tensor : NULL, accumulate_b, &a.tensor, &b.tensor,
-                               &dy.tensor, NULL));
+                               which != 1 ? &db.tensor : NULL, accumulate_b, makes ? &made : NULL,
+                               &a.tensor, &b.tensor, &dy.tensor, NULL));
     for (size_t i = 0; i < n; ++i)
       expected[i] = slope_of(f, a.values[i]) * b.values[i] * dy.values[i];
     if (which < 2)
@@ -174,6 +185,9 @@ static void test_elementwise() {
     if (which != 1)
       compare(label("gate_backward b", db) + std::to_string(f), db,
               plus(db, accumulate_b, expected));
+
+    for (size_t i = 0; i < n; ++i) expected[i] = value_of(f, a.values[i]) * b.values[i];
+    if (makes) compare(label("gate_backward y", over ? dy : again), over ? dy : again, expected);
 
     double cap = 1 + 5 * uniform();
     draw(y, shape, false, argument, some_dtype());
@@ -715,7 +729,7 @@ static void bench() {
           [&](int i) { OK(attn_cuda_activate(ATTN_GELU, AT(a), AT(b), NULL)); });
     print("gate silu", 3, [&](int i) { OK(attn_cuda_gate(ATTN_SILU, AT(a), AT(b), AT(c), NULL)); });
     print("gate_backward silu", 5, [&](int i) {
-      OK(attn_cuda_gate_backward(ATTN_SILU, AT(a), false, AT(b), false, AT(c), AT(d), AT(e), NULL));
+      OK(attn_cuda_gate_backward(ATTN_SILU, AT(a), false, AT(b), false, NULL, AT(c), AT(d), AT(e), NULL));
     });
     print("multiply_sum of 2", 5, [&](int i) {
       attn_tensor left[2] = {*AT(b), *AT(c)}, right[2] = {*AT(d), *AT(e)};

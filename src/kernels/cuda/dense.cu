@@ -102,11 +102,11 @@ struct entry {
   cublasLtMatmulAlgo_t algorithm;
 };
 
-enum { BUCKETS = 1024 };
+enum { BUCKETS = 1024, RESULTS = 8 /* of a heuristic */ };
 static const size_t WORKSPACE_BYTES = (size_t)32 << 20;
 
 struct attn_cuda_dense {
-  int device;
+  int device, multiprocessors;
   cublasLtHandle_t handle;
   void *workspace;
   std::mutex mutex; /* of the buckets */
@@ -141,6 +141,22 @@ static attn_status make_layout(cublasLtMatrixLayoutOpaque_t *layout, int dtype, 
 }
 
 /* Fills in an entry for its key. In cuBLASLt's terms b is A and a is B. */
+/* The heuristic's first choice, unless its tiles are larger than 2^15 elements (192 x 192, 320 x 128)
+ * and there is another one: the accumulators of such tiles leave too little room for the operands'
+ * next pieces, and they were 6 to 30 % slower than the next of the list wherever the heuristic of
+ * cuBLASLt 13.0 put them first on Hopper. Which one is taken depends on the problem alone, not on a
+ * clock, so that bits repeat. The area of a tile follows from the number of waves. */
+static int best_of(const attn_cuda_dense *dense, const problem &key,
+                   const cublasLtMatmulHeuristicResult_t *result, int found) {
+  const double largest = 33000;
+  double outputs = (double)key.m * (double)key.n * (double)key.batch;
+  for (int i = 0; i < found; ++i) {
+    double tiles = (double)result[i].wavesCount * dense->multiprocessors;
+    if (result[i].state == CUBLAS_STATUS_SUCCESS && outputs <= tiles * largest) return i;
+  }
+  return 0;
+}
+
 static attn_status choose(attn_cuda_dense *dense, entry *chosen) {
   const problem &key = chosen->key;
   bool wide = key.dtype == ATTN_F64;
@@ -176,11 +192,12 @@ static attn_status choose(attn_cuda_dense *dense, entry *chosen) {
   for (int i = 0; i < 4; ++i)
     TRY_LT(cublasLtMatmulPreferenceSetAttribute(&preference, alignments[i], &aligned[i],
                                                 sizeof aligned[i]));
-  cublasLtMatmulHeuristicResult_t result;
+  cublasLtMatmulHeuristicResult_t result[RESULTS];
   int found = 0;
   cublasStatus_t status =
       lt.cublasLtMatmulAlgoGetHeuristic(dense->handle, &chosen->product, &chosen->a, &chosen->b,
-                                        &chosen->c, &chosen->c, &preference, 1, &result, &found);
+                                        &chosen->c, &chosen->c, &preference, RESULTS, result,
+                                        &found);
   if (status != CUBLAS_STATUS_SUCCESS || found == 0)
     return attn_cuda_fail(ATTN_UNSUPPORTED,
                           "dense: cuBLASLt has no way to multiply [%lld, %lld] by [%lld, %lld] "
@@ -189,7 +206,7 @@ static attn_status choose(attn_cuda_dense *dense, entry *chosen) {
                           (long long)key.ld_a, (long long)key.ld_b, (long long)key.ld_c,
                           (long long)key.batch, key.dtype, key.dtype_c,
                           lt.cublasLtGetStatusString(status));
-  chosen->algorithm = result.algo;
+  chosen->algorithm = result[best_of(dense, key, result, found)].algo;
   return ATTN_OK;
 }
 
@@ -224,6 +241,7 @@ attn_status attn_cuda_dense_create(const attn_cuda_device *device, attn_cuda_den
   attn_cuda_dense *fresh = new (std::nothrow) attn_cuda_dense();
   if (!fresh) return attn_cuda_fail(ATTN_OUT_OF_MEMORY, "dense: out of memory");
   fresh->device = device->index;
+  fresh->multiprocessors = device->multiprocessors;
   attn_status status = attn_cuda_check(cudaMalloc(&fresh->workspace, WORKSPACE_BYTES),
                                        "cudaMalloc of cuBLASLt's workspace");
   if (status == ATTN_OK) status = check(lt.cublasLtCreate(&fresh->handle), "cublasLtCreate");

@@ -22,11 +22,20 @@ struct rms_operands {
   double *factor;
 };
 
+/* What is known of dtypes when a kernel is compiled, which saves registers and so loads in flight:
+ * nothing; that all are bfloat16; that x (and dx, and the sum) are a residual stream of float32 and
+ * the others bfloat16. */
+enum mix { MIXED, HALVES, RESIDUAL };
+
+template <mix MIX> static __device__ constexpr int known(int dtype, bool stream) {
+  return MIX == MIXED ? dtype : MIX == RESIDUAL && stream ? (int)ATTN_F32 : (int)ATTN_BF16;
+}
+
 enum mode { PLAIN, ADDED /* of x + other */, GATED /* times other */ };
 
 /* Walk: y, x, other, sum. */
-template <int K, mode MODE>
-static __global__ void __launch_bounds__(THREADS, 2)
+template <int K, mode MODE, mix MIX>
+static __global__ void __launch_bounds__(THREADS, MIX == MIXED ? 2 : 3)
     rms_rows(const __grid_constant__ walk<4> rows, const __grid_constant__ rms_operands all,
              int width) {
   __shared__ float shared[WARP];
@@ -41,17 +50,17 @@ static __global__ void __launch_bounds__(THREADS, 2)
   for (int k = 0; k < K; ++k) {
     int at = (thread + k * width) * VECTOR;
     if (at >= n) continue;
-    raw[k] = load_raw(from + at * all.x.step, all.x.dtype);
-    if (MODE != PLAIN) other[k] = load_raw(beside + at * all.other.step, all.other.dtype);
+    raw[k] = load_raw(from + at * all.x.step, known<MIX>(all.x.dtype, true));
+    if (MODE != PLAIN) other[k] = load_raw(beside + at * all.other.step, known<MIX>(all.other.dtype, false));
   }
   float x[K][VECTOR], squares = 0;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     if ((thread + k * width) * VECTOR >= n) continue;
-    unpack(x[k], raw[k], all.x.dtype);
+    unpack(x[k], raw[k], known<MIX>(all.x.dtype, true));
     if (MODE == ADDED) {
       float added[VECTOR];
-      unpack(added, other[k], all.other.dtype);
+      unpack(added, other[k], known<MIX>(all.other.dtype, false));
 #pragma unroll
       for (int i = 0; i < VECTOR; ++i) x[k][i] += added[i];
     }
@@ -67,7 +76,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
   for (int k = 0; k < K; ++k) {
     int at = (thread + k * width) * VECTOR;
     if (at >= n) continue;
-    if (MODE == ADDED) store_vector(sum + at * all.sum.step, all.sum.dtype, x[k]);
+    if (MODE == ADDED) store_vector(sum + at * all.sum.step, known<MIX>(all.sum.dtype, true), x[k]);
     float by[VECTOR];
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) x[k][i] *= factor;
@@ -77,11 +86,11 @@ static __global__ void __launch_bounds__(THREADS, 2)
       for (int i = 0; i < VECTOR; ++i) x[k][i] *= by[i];
     }
     if (MODE == GATED) {
-      unpack(by, other[k], all.other.dtype);
+      unpack(by, other[k], known<MIX>(all.other.dtype, false));
 #pragma unroll
       for (int i = 0; i < VECTOR; ++i) x[k][i] *= by[i];
     }
-    store_vector(to + at * all.y.step, all.y.dtype, x[k]);
+    store_vector(to + at * all.y.step, known<MIX>(all.y.dtype, false), x[k]);
   }
 }
 
@@ -94,8 +103,8 @@ struct rms_gradients {
 };
 
 /* Walk: dx, x, dy, copy, gate, d_gate. */
-template <int K, bool GATE>
-static __global__ void __launch_bounds__(THREADS, 2)
+template <int K, bool GATE, mix MIX>
+static __global__ void __launch_bounds__(THREADS, MIX == HALVES ? 3 : 2)
     rms_backward(const __grid_constant__ walk<6> rows, const __grid_constant__ rms_gradients all,
                  int width) {
   __shared__ float shared[WARP];
@@ -113,17 +122,17 @@ static __global__ void __launch_bounds__(THREADS, 2)
   for (int k = 0; k < K; ++k) {
     int at = (thread + k * width) * VECTOR;
     if (at >= n) continue;
-    raw_x[k] = load_raw(x_row + at * all.x.step, all.x.dtype);
-    raw_dy[k] = load_raw(dy_row + at * all.dy.step, all.dy.dtype);
-    if (GATE) raw_gate[k] = load_raw(gate_row + at * all.gate.step, all.gate.dtype);
-    if (all.accumulate) old[k] = load_raw(dx_row + at * all.dx.step, all.dx.dtype);
+    raw_x[k] = load_raw(x_row + at * all.x.step, known<MIX>(all.x.dtype, true));
+    raw_dy[k] = load_raw(dy_row + at * all.dy.step, known<MIX>(all.dy.dtype, false));
+    if (GATE) raw_gate[k] = load_raw(gate_row + at * all.gate.step, known<MIX>(all.gate.dtype, false));
+    if (all.accumulate) old[k] = load_raw(dx_row + at * all.dx.step, known<MIX>(all.dx.dtype, true));
   }
   float r = (float)all.factor[inside ? row : 0], projection = 0;
   /* Vector k: x, and u without the gate. */
   auto take = [&](int k, float(&x)[VECTOR], float(&u)[VECTOR]) {
     int at = (thread + k * width) * VECTOR;
-    unpack(x, raw_x[k], all.x.dtype);
-    unpack(u, raw_dy[k], all.dy.dtype);
+    unpack(x, raw_x[k], known<MIX>(all.x.dtype, true));
+    unpack(u, raw_dy[k], known<MIX>(all.dy.dtype, false));
     if (!all.weight.data) return;
     float w[VECTOR];
     load_all<float, VECTOR>(w, all.weight.data + at * all.weight.step, all.weight.dtype);
@@ -135,7 +144,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
     if ((thread + k * width) * VECTOR >= n) continue;
     float x[VECTOR], u[VECTOR], gate[VECTOR];
     take(k, x, u);
-    if (GATE) unpack(gate, raw_gate[k], all.gate.dtype);
+    if (GATE) unpack(gate, raw_gate[k], known<MIX>(all.gate.dtype, false));
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) projection += x[i] * (GATE ? u[i] * gate[i] : u[i]);
   }
@@ -151,21 +160,21 @@ static __global__ void __launch_bounds__(THREADS, 2)
     if (GATE) {
       float gate[VECTOR], d_gate[VECTOR] = {};
       char *place = d_gate_row + at * all.d_gate.step;
-      unpack(gate, raw_gate[k], all.gate.dtype);
-      if (all.accumulate_gate) load_all<float, VECTOR>(d_gate, place, all.d_gate.dtype);
+      unpack(gate, raw_gate[k], known<MIX>(all.gate.dtype, false));
+      if (all.accumulate_gate) load_all<float, VECTOR>(d_gate, place, known<MIX>(all.d_gate.dtype, false));
 #pragma unroll
       for (int i = 0; i < VECTOR; ++i) {
         d_gate[i] += r * x[i] * u[i];
         u[i] *= gate[i];
       }
-      store_vector(place, all.d_gate.dtype, d_gate);
+      store_vector(place, known<MIX>(all.d_gate.dtype, false), d_gate);
     }
-    if (all.accumulate) unpack(dx, old[k], all.dx.dtype);
+    if (all.accumulate) unpack(dx, old[k], known<MIX>(all.dx.dtype, true));
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) dx[i] += r * u[i] - pull * x[i];
-    store_vector(dx_row + at * all.dx.step, all.dx.dtype, dx);
+    store_vector(dx_row + at * all.dx.step, known<MIX>(all.dx.dtype, true), dx);
     if (!GATE && all.copy.data)
-      store_vector(all.copy.data + offset_of(rows, c, 3) + at * all.copy.step, all.copy.dtype, dx);
+      store_vector(all.copy.data + offset_of(rows, c, 3) + at * all.copy.step, known<MIX>(all.copy.dtype, false), dx);
   }
 }
 
@@ -183,6 +192,37 @@ static sharing share_rows(int64_t rows, int64_t n) {
   int64_t each = THREADS / s.width;
   s.blocks = (unsigned)((rows + each - 1) / each);
   return s;
+}
+
+/* `streams` are x, dx and the sum, `others` the rest; weights may be of any dtype. */
+static mix mix_of(const attn_tensor *const (&streams)[2], const attn_tensor *const (&others)[4]) {
+  bool halves = true, residual = true;
+  for (const attn_tensor *t : streams) {
+    halves = halves && (!t || t->dtype == ATTN_BF16);
+    residual = residual && (!t || t->dtype == ATTN_F32);
+  }
+  for (const attn_tensor *t : others) {
+    bool half = !t || t->dtype == ATTN_BF16;
+    halves = halves && half, residual = residual && half;
+  }
+  return halves ? HALVES : residual ? RESIDUAL : MIXED;
+}
+
+template <mode MODE, mix MIX> static auto forward_kernel(int k) {
+  return k == 1 ? rms_rows<1, MODE, MIX> : rms_rows<2, MODE, MIX>;
+}
+template <mode MODE> static auto forward_kernel(int k, mix known) {
+  return known == HALVES     ? forward_kernel<MODE, HALVES>(k)
+         : known == RESIDUAL ? forward_kernel<MODE, RESIDUAL>(k)
+                             : forward_kernel<MODE, MIXED>(k);
+}
+template <bool GATE, mix MIX> static auto backward_kernel(int k) {
+  return k == 1 ? rms_backward<1, GATE, MIX> : rms_backward<2, GATE, MIX>;
+}
+template <bool GATE> static auto backward_kernel(int k, mix known) {
+  return known == HALVES     ? backward_kernel<GATE, HALVES>(k)
+         : known == RESIDUAL ? backward_kernel<GATE, RESIDUAL>(k)
+                             : backward_kernel<GATE, MIXED>(k);
 }
 
 static bool suit(int64_t rows, int64_t n, const attn_tensor *const *tensors, int count) {
@@ -204,9 +244,10 @@ static bool forward(mode what, const attn_tensor *sum, const attn_tensor *y, con
                       factor};
   walk<4> walk_all = walk_rows<4>(x, {y, x, other, sum});
   sharing s = share_rows(rows, n);
-  auto kernel = what == ADDED   ? (s.k == 1 ? rms_rows<1, ADDED> : rms_rows<2, ADDED>)
-                : what == GATED ? (s.k == 1 ? rms_rows<1, GATED> : rms_rows<2, GATED>)
-                                : (s.k == 1 ? rms_rows<1, PLAIN> : rms_rows<2, PLAIN>);
+  mix known = mix_of({x, sum}, {y, other, NULL, NULL});
+  auto kernel = what == ADDED   ? forward_kernel<ADDED>(s.k, known)
+                : what == GATED ? forward_kernel<GATED>(s.k, known)
+                                : forward_kernel<PLAIN>(s.k, known);
   kernel<<<s.blocks, THREADS, 0, stream>>>(walk_all, all, s.width);
   return true;
 }
@@ -276,8 +317,8 @@ static bool backward(const attn_tensor *dx, bool accumulate, const attn_tensor *
                        factor};
   walk<6> walk_all = walk_rows<6>(x, {dx, x, dy, copy, gate, d_gate});
   sharing s = share_rows(rows, n);
-  auto kernel = gate ? (s.k == 1 ? rms_backward<1, true> : rms_backward<2, true>)
-                     : (s.k == 1 ? rms_backward<1, false> : rms_backward<2, false>);
+  mix known = mix_of({x, dx}, {dy, copy, gate, d_gate});
+  auto kernel = gate ? backward_kernel<true>(s.k, known) : backward_kernel<false>(s.k, known);
   kernel<<<s.blocks, THREADS, 0, stream>>>(walk_all, all, s.width);
   return true;
 }

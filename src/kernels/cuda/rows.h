@@ -34,13 +34,14 @@ enum { ATTN_CUDA_TERMS = 8 };
   K(attn_status, activate_backward, (attn_activation f, const attn_tensor *dx, bool accumulate,    \
                                      const attn_tensor *x, const attn_tensor *dy,                  \
                                      attn_cuda_stream stream))                                     \
-  /* y = f(a) b; da (+)= f'(a) b dy, db (+)= f(a) dy, each optional */                             \
+  /* y = f(a) b; da (+)= f'(a) b dy, db (+)= f(a) dy, y once more, which may lie where dy does; each \
+   * optional */                                                                                   \
   K(attn_status, gate, (attn_activation f, const attn_tensor *y, const attn_tensor *a,             \
                         const attn_tensor *b, attn_cuda_stream stream))                            \
   K(attn_status, gate_backward, (attn_activation f, const attn_tensor *da, bool accumulate_a,      \
-                                 const attn_tensor *db, bool accumulate_b, const attn_tensor *a,   \
-                                 const attn_tensor *b, const attn_tensor *dy,                      \
-                                 attn_cuda_stream stream))                                         \
+                                 const attn_tensor *db, bool accumulate_b, const attn_tensor *y,   \
+                                 const attn_tensor *a, const attn_tensor *b,                       \
+                                 const attn_tensor *dy, attn_cuda_stream stream))                  \
   /* x = cap tanh(x / cap), in place */                                                            \
   K(attn_status, cap, (const attn_tensor *x, double cap, attn_cuda_stream stream))                 \
   /* y[r] = sum over c of a[r, c] b[r, c]: y has the leading axes of a and b */                    \
