@@ -5,9 +5,9 @@
  *
  * by chunks of rows: logits exist for one chunk only. When recording, the gradients are computed in
  * the forward pass, where the logits are at hand, and scaled by the upstream gradient in backward:
- * one product with w less than recomputing the logits. On a GPU, where passes over them count and the
- * upstream gradient is known beforehand (attn_graph_expect), they are final there: nothing is scaled
- * and dw is added up in its place. */
+ * one product with w less than recomputing the logits. On a GPU, where passes over them count and
+ * the upstream gradient is known beforehand (attn_graph_expect), they are final there: nothing is
+ * scaled and dw is added up in its place. */
 #include "base/status.h"
 #include "engines/dense/dense.h"
 #include "graph/operations.h"

@@ -88,8 +88,8 @@ attn_tensor attn_op_take_addend(attn_graph *graph, attn_var *sum) {
   if (!node || node->output != sum || node->backward != add_backward) return (attn_tensor){0};
   elementwise_node *self = (elementwise_node *)node;
   attn_var *b = self->b;
-  bool plain = b && b != self->a && self->factor == 1 && b->needs_gradient && !b->root &&
-               !b->gradient.data;
+  bool plain =
+      b && b != self->a && self->factor == 1 && b->needs_gradient && !b->root && !b->gradient.data;
   if (!plain) return (attn_tensor){0};
   bool accumulate;
   self->b = NULL;

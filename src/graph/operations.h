@@ -40,8 +40,8 @@ attn_var *attn_op_linear_wide(attn_graph *graph, attn_var *x, attn_parameter *w)
 /* residual + x w^T in the residual's dtype, without a pass over memory of its own. */
 attn_var *attn_op_linear_add(attn_graph *graph, attn_var *residual, attn_var *x, attn_parameter *w);
 
-/* (f(a) (.) b) w^T. While recording on a GPU the product of a and b is not kept but made again where
- * backward passes over a and b anyway. */
+/* (f(a) (.) b) w^T. While recording on a GPU the product of a and b is not kept but made again
+ * where backward passes over a and b anyway. */
 attn_var *attn_op_gated_linear(attn_graph *graph, attn_activation f, attn_var *a, attn_var *b,
                                attn_parameter *w);
 

@@ -309,9 +309,9 @@ static void norm_backward_on_gpu(attn_graph *g, const attn_pass_norm_options *o,
 enum { PARTS = 16 };
 
 void attn_pass_norm_backward(attn_graph *g, const attn_pass_norm_options *o, const attn_tensor *dx,
-                             bool accumulate, const attn_tensor *copy,
-                             const attn_tensor *d_weight, const attn_tensor *d_bias,
-                             const attn_tensor *x, const attn_tensor *dy) {
+                             bool accumulate, const attn_tensor *copy, const attn_tensor *d_weight,
+                             const attn_tensor *d_bias, const attn_tensor *x,
+                             const attn_tensor *dy) {
   if (g->gpu) {
     norm_backward_on_gpu(g, o, dx, accumulate, copy, d_weight, d_bias, x, dy);
     return;

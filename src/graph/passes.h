@@ -29,8 +29,8 @@ void attn_pass_activate(attn_graph *graph, attn_activation f, const attn_tensor 
                         const attn_tensor *x);
 void attn_pass_activate_backward(attn_graph *graph, attn_activation f, const attn_tensor *dx,
                                  bool accumulate, const attn_tensor *x, const attn_tensor *dy);
-/* y = f(a) b; da (+)= f'(a) b dy, db (+)= f(a) dy, and y once more, which may lie where dy does; each
- * optional. */
+/* y = f(a) b; da (+)= f'(a) b dy, db (+)= f(a) dy, and y once more, which may lie where dy does;
+ * each optional. */
 void attn_pass_gate(attn_graph *graph, attn_activation f, const attn_tensor *y,
                     const attn_tensor *a, const attn_tensor *b);
 void attn_pass_gate_backward(attn_graph *graph, attn_activation f, const attn_tensor *da,
@@ -66,7 +66,8 @@ void attn_pass_norm_backward(attn_graph *graph, const attn_pass_norm_options *op
 void attn_pass_add_norm(attn_graph *graph, const attn_pass_norm_options *options,
                         const attn_tensor *sum, const attn_tensor *y, const attn_tensor *a,
                         const attn_tensor *b);
-/* Of RMS norms without a weight, where attn_pass_can_gate_norm: y = norm(x) (.) gate, and dx, d_gate
+/* Of RMS norms without a weight, where attn_pass_can_gate_norm: y = norm(x) (.) gate, and dx,
+ * d_gate
  * (+)= .... */
 bool attn_pass_can_gate_norm(const attn_graph *graph, const attn_tensor *x,
                              const attn_tensor *gate);

@@ -12,8 +12,8 @@
 /* x / sqrt(mean(x^2) + epsilon) (.) weight: RMSNorm (arXiv 1910.07467); SRMSNorm when weight is
  * NULL (arXiv 2307.14995). */
 attn_var *attn_layer_rms_norm(attn_graph *graph, attn_var *x, attn_var *weight, double epsilon);
-/* *sum = x + y, in x's dtype, and the RMS norm of it: what a layer's end and the next one's beginning
- * are, in one pass over memory each way on a GPU. */
+/* *sum = x + y, in x's dtype, and the RMS norm of it: what a layer's end and the next one's
+ * beginning are, in one pass over memory each way on a GPU. */
 attn_var *attn_layer_add_rms_norm(attn_graph *graph, attn_var *x, attn_var *y, attn_var *weight,
                                   double epsilon, attn_var **sum);
 /* SRMSNorm of x (.) gate, likewise. */

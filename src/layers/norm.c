@@ -137,8 +137,8 @@ static attn_var *norm(attn_graph *g, attn_var *x, const norm_call *call) {
   } else {
     attn_pass_norm(g, &options, &to, &from);
   }
-  attn_var *y = attn_graph_result(g, value, 4,
-                                  (attn_var *[]){x, call->weight, call->bias, call->gate});
+  attn_var *y =
+      attn_graph_result(g, value, 4, (attn_var *[]){x, call->weight, call->bias, call->gate});
   norm_node *node =
       attn_graph_record(g, sizeof *node, y, call->gate ? gate_backward : norm_backward);
   if (node) {
@@ -186,11 +186,8 @@ attn_var *attn_layer_add_rms_norm(attn_graph *graph, attn_var *x, attn_var *y, a
     return attn_graph_fail(graph, ATTN_INVALID_SHAPE, "add_rms_norm: shapes %s and %s differ",
                            attn_shape_text(&x->value, (char[128]){0}),
                            attn_shape_text(&y->value, (char[128]){0}));
-  norm_call call = {.weight = weight,
-                    .divisor = width_of(x),
-                    .epsilon = epsilon,
-                    .added = y,
-                    .sum = sum};
+  norm_call call = {
+      .weight = weight, .divisor = width_of(x), .epsilon = epsilon, .added = y, .sum = sum};
   return norm(graph, x, &call);
 }
 

@@ -69,7 +69,7 @@ typedef struct block_context {
   int64_t layer;
   attn_layout layout;
   attn_state *state;
-  attn_state *const *states; /* of a step of several sequences */
+  attn_state *const *states;   /* of a step of several sequences */
   attn_var *normed;            /* its input's norm, where the layer before has made it, */
   attn_parameter *const *next; /* the next layer's norm, to be made of the result here, */
   attn_var *next_normed;       /* and what that gave */
@@ -156,8 +156,8 @@ static attn_var *run_layers(attn_graph *graph, const attn_model *model, const at
 }
 
 attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
-                              const int32_t *tokens, attn_state *const *states,
-                              int64_t checkpoints, int64_t lean) {
+                              const int32_t *tokens, attn_state *const *states, int64_t checkpoints,
+                              int64_t lean) {
   return run_layers(graph, model, layout, tokens, states, NULL, checkpoints, lean);
 }
 

@@ -211,9 +211,8 @@ static attn_status initialise(attn_model *model, uint64_t seed) {
     int64_t count = attn_tensor_count(value);
 #pragma omp parallel for num_threads(attn_get_threads()) schedule(static) if (count > 1 << 14)
     for (int64_t e = 0; e < count; ++e) {
-      attn_random random = {.seed = seed,
-                            .stream = (uint64_t)i,
-                            .index = (uint64_t)e * words_of(shape)};
+      attn_random random = {
+          .seed = seed, .stream = (uint64_t)i, .index = (uint64_t)e * words_of(shape)};
       double number = initial_value(shape, e, &random);
       if (dtype == ATTN_F64)
         ((double *)value->data)[e] = number;

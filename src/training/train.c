@@ -35,13 +35,14 @@ enum {
   LINE_SIZE = 320,
   MESSAGE_SIZE = 512,
   THREAD_TOKENS = 512, /* of each thread at a time: a layer's activations fit the L2 cache */
-  /* At a time on a GPU: as many as gpu_activations hold, so that products are large and a model's own
-   * memory is what counts; but at least ENOUGH of them, for fewer leave much of the GPU idle, and at
-   * least a window. What then does not fit is made again in backward: by lean layers first, then by
-   * layers that keep their inputs only. A layer keeps about ACTIVATION_BYTES for each token and unit
-   * of width (residuals in float32, projections, gates and a feed-forward of three widths), a lean
-   * one LEAN_BYTES (residuals, attention's result), else INPUT_BYTES; backward needs BACKWARD_BYTES,
-   * and the activations of one layer where there is any that makes them again. */
+  /* At a time on a GPU: as many as gpu_activations hold, so that products are large and a model's
+   * own memory is what counts; but at least ENOUGH of them, for fewer leave much of the GPU idle,
+   * and at least a window. What then does not fit is made again in backward: by lean layers first,
+   * then by layers that keep their inputs only. A layer keeps about ACTIVATION_BYTES for each token
+   * and unit of width (residuals in float32, projections, gates and a feed-forward of three
+   * widths), a lean one LEAN_BYTES (residuals, attention's result), else INPUT_BYTES; backward
+   * needs BACKWARD_BYTES, and the activations of one layer where there is any that makes them
+   * again. */
   MOST_GPU_TOKENS = 65536,
   ENOUGH_GPU_TOKENS = 8192,
   ACTIVATION_BYTES = 39,

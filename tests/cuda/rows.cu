@@ -170,7 +170,7 @@ static void test_elementwise() {
     draw(da, shape, false, before(accumulate), some_dtype());
     draw(db, shape, false, before(accumulate_b), some_dtype());
     int which = below(3); /* both, da, db */
-    array again; /* y, or in the place of dy */
+    array again;          /* y, or in the place of dy */
     bool makes = below(2), over = makes && dy_stays(dy);
     draw(again, shape, false, NULL, some_dtype());
     attn_tensor made = over ? dy.tensor : again.tensor;
@@ -357,10 +357,9 @@ static void test_norm(int64_t rows, int64_t n, bool layer, int round) {
   CUDA(cudaMemset(workspace, 0xff, bytes));
   OK(attn_cuda_norm_backward(
       wanted != 2 ? &dx.tensor : NULL, accumulate, copied ? &copy.tensor : NULL,
-      wanted != 1 ? &d_weight.tensor : NULL,
-      wanted != 1 && layer ? &d_bias.tensor : NULL, &x.tensor, has_weight ? &weight.tensor : NULL,
-      &dy.tensor, divisor, (double *)factor.tensor.data, layer ? (double *)mean.tensor.data : NULL,
-      workspace, NULL));
+      wanted != 1 ? &d_weight.tensor : NULL, wanted != 1 && layer ? &d_bias.tensor : NULL,
+      &x.tensor, has_weight ? &weight.tensor : NULL, &dy.tensor, divisor,
+      (double *)factor.tensor.data, layer ? (double *)mean.tensor.data : NULL, workspace, NULL));
   cudaFree(workspace);
   numbers dw((size_t)n, 0), dbias((size_t)n, 0);
   for (int64_t i = 0; i < rows; ++i) {
@@ -418,8 +417,8 @@ static void test_norm_beside(int64_t rows, int64_t n, int round) {
       }
       r[(size_t)i] = 1 / std::sqrt(squares / divisor + epsilon);
       for (int64_t c = 0; c < n; ++c)
-        normed[(size_t)(i * n + c)] = r[(size_t)i] * x[(size_t)(i * n + c)] *
-                                      (weighted ? weight.values[(size_t)c] : 1);
+        normed[(size_t)(i * n + c)] =
+            r[(size_t)i] * x[(size_t)(i * n + c)] * (weighted ? weight.values[(size_t)c] : 1);
     }
   };
   norm_of(total, has_weight);
@@ -474,7 +473,8 @@ static void test_norms() {
         test_norm(std::max<int64_t>(rows, 1), n, layer, round);
       }
   for (int64_t n : {8, 64, 72, 100, 256, 320, 1024, 2048, 2816, 4096, 5000})
-    for (int round = 0; round < 3; ++round) test_norm_beside(1 + below(n > 1000 ? 40 : 300), n, round);
+    for (int round = 0; round < 3; ++round)
+      test_norm_beside(1 + below(n > 1000 ? 40 : 300), n, round);
   test_norm(3000, 64, false, 0);
   test_norm(3000, 64, true, 1);
   report("norms");
@@ -729,7 +729,8 @@ static void bench() {
           [&](int i) { OK(attn_cuda_activate(ATTN_GELU, AT(a), AT(b), NULL)); });
     print("gate silu", 3, [&](int i) { OK(attn_cuda_gate(ATTN_SILU, AT(a), AT(b), AT(c), NULL)); });
     print("gate_backward silu", 5, [&](int i) {
-      OK(attn_cuda_gate_backward(ATTN_SILU, AT(a), false, AT(b), false, NULL, AT(c), AT(d), AT(e), NULL));
+      OK(attn_cuda_gate_backward(ATTN_SILU, AT(a), false, AT(b), false, NULL, AT(c), AT(d), AT(e),
+                                 NULL));
     });
     print("multiply_sum of 2", 5, [&](int i) {
       attn_tensor left[2] = {*AT(b), *AT(c)}, right[2] = {*AT(d), *AT(e)};
@@ -807,9 +808,9 @@ static void bench() {
       });
       if (width == 1024 || width == 4096)
         print(("layer norm backward " + w).c_str(), 3, [&](int i) {
-          OK(attn_cuda_norm_backward(&z[i % BUFFERS], false, NULL, &d_weight, &d_bias, &x[i % BUFFERS],
-                                     &weight, &g[i % BUFFERS], (double)width, factor, mean,
-                                     workspace, NULL));
+          OK(attn_cuda_norm_backward(&z[i % BUFFERS], false, NULL, &d_weight, &d_bias,
+                                     &x[i % BUFFERS], &weight, &g[i % BUFFERS], (double)width,
+                                     factor, mean, workspace, NULL));
         });
     }
     { /* head gates: [rows, heads, 128] dotted to [rows, heads] */

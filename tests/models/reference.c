@@ -205,8 +205,7 @@ static void equals_numpy(void *context) {
       check_logits(&f);
       check_session(&f);
       check_evaluate(&f);
-      assert_near("loss", number(loss_of(&f, LENGTH, false, way)), f.losses[0],
-                  tolerance->loss);
+      assert_near("loss", number(loss_of(&f, LENGTH, false, way)), f.losses[0], tolerance->loss);
       check_training(&f, way);
       close_fixture(&f);
     }

@@ -230,9 +230,8 @@ attn_status attn_cuda_cross_entropy(const attn_tensor *z, const int32_t *targets
     cudaGetLastError();
     kept = shared = 0;
   }
-  kernel<<<(unsigned)rows, THREADS, (size_t)shared, queue>>>(walk_all, operand_of(z),
-                                                             operand_of(dz), n, targets, scale,
-                                                             losses, (int)kept);
+  kernel<<<(unsigned)rows, THREADS, (size_t)shared, queue>>>(
+      walk_all, operand_of(z), operand_of(dz), n, targets, scale, losses, (int)kept);
   ATTN_CUDA_TRY_LAUNCH("cross_entropy");
   return ATTN_OK;
 }

@@ -141,11 +141,12 @@ static attn_status make_layout(cublasLtMatrixLayoutOpaque_t *layout, int dtype, 
 }
 
 /* Fills in an entry for its key. In cuBLASLt's terms b is A and a is B. */
-/* The heuristic's first choice, unless its tiles are larger than 2^15 elements (192 x 192, 320 x 128)
- * and there is another one: the accumulators of such tiles leave too little room for the operands'
- * next pieces, and they were 6 to 30 % slower than the next of the list wherever the heuristic of
- * cuBLASLt 13.0 put them first on Hopper. Which one is taken depends on the problem alone, not on a
- * clock, so that bits repeat. The area of a tile follows from the number of waves. */
+/* The heuristic's first choice, unless its tiles are larger than 2^15 elements (192 x 192, 320 x
+ * 128) and there is another one: the accumulators of such tiles leave too little room for the
+ * operands' next pieces, and they were 6 to 30 % slower than the next of the list wherever the
+ * heuristic of cuBLASLt 13.0 put them first on Hopper. Which one is taken depends on the problem
+ * alone, not on a clock, so that bits repeat. The area of a tile follows from the number of waves.
+ */
 static int best_of(const attn_cuda_dense *dense, const problem &key,
                    const cublasLtMatmulHeuristicResult_t *result, int found) {
   const double largest = 33000;
@@ -194,10 +195,9 @@ static attn_status choose(attn_cuda_dense *dense, entry *chosen) {
                                                 sizeof aligned[i]));
   cublasLtMatmulHeuristicResult_t result[RESULTS];
   int found = 0;
-  cublasStatus_t status =
-      lt.cublasLtMatmulAlgoGetHeuristic(dense->handle, &chosen->product, &chosen->a, &chosen->b,
-                                        &chosen->c, &chosen->c, &preference, RESULTS, result,
-                                        &found);
+  cublasStatus_t status = lt.cublasLtMatmulAlgoGetHeuristic(
+      dense->handle, &chosen->product, &chosen->a, &chosen->b, &chosen->c, &chosen->c, &preference,
+      RESULTS, result, &found);
   if (status != CUBLAS_STATUS_SUCCESS || found == 0)
     return attn_cuda_fail(ATTN_UNSUPPORTED,
                           "dense: cuBLASLt has no way to multiply [%lld, %lld] by [%lld, %lld] "

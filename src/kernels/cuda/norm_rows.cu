@@ -51,7 +51,8 @@ static __global__ void __launch_bounds__(THREADS, MIX == MIXED ? 2 : 3)
     int at = (thread + k * width) * VECTOR;
     if (at >= n) continue;
     raw[k] = load_raw(from + at * all.x.step, known<MIX>(all.x.dtype, true));
-    if (MODE != PLAIN) other[k] = load_raw(beside + at * all.other.step, known<MIX>(all.other.dtype, false));
+    if (MODE != PLAIN)
+      other[k] = load_raw(beside + at * all.other.step, known<MIX>(all.other.dtype, false));
   }
   float x[K][VECTOR], squares = 0;
 #pragma unroll
@@ -124,8 +125,10 @@ static __global__ void __launch_bounds__(THREADS, MIX == HALVES ? 3 : 2)
     if (at >= n) continue;
     raw_x[k] = load_raw(x_row + at * all.x.step, known<MIX>(all.x.dtype, true));
     raw_dy[k] = load_raw(dy_row + at * all.dy.step, known<MIX>(all.dy.dtype, false));
-    if (GATE) raw_gate[k] = load_raw(gate_row + at * all.gate.step, known<MIX>(all.gate.dtype, false));
-    if (all.accumulate) old[k] = load_raw(dx_row + at * all.dx.step, known<MIX>(all.dx.dtype, true));
+    if (GATE)
+      raw_gate[k] = load_raw(gate_row + at * all.gate.step, known<MIX>(all.gate.dtype, false));
+    if (all.accumulate)
+      old[k] = load_raw(dx_row + at * all.dx.step, known<MIX>(all.dx.dtype, true));
   }
   float r = (float)all.factor[inside ? row : 0], projection = 0;
   /* Vector k: x, and u without the gate. */
@@ -161,7 +164,8 @@ static __global__ void __launch_bounds__(THREADS, MIX == HALVES ? 3 : 2)
       float gate[VECTOR], d_gate[VECTOR] = {};
       char *place = d_gate_row + at * all.d_gate.step;
       unpack(gate, raw_gate[k], known<MIX>(all.gate.dtype, false));
-      if (all.accumulate_gate) load_all<float, VECTOR>(d_gate, place, known<MIX>(all.d_gate.dtype, false));
+      if (all.accumulate_gate)
+        load_all<float, VECTOR>(d_gate, place, known<MIX>(all.d_gate.dtype, false));
 #pragma unroll
       for (int i = 0; i < VECTOR; ++i) {
         d_gate[i] += r * x[i] * u[i];
@@ -174,7 +178,8 @@ static __global__ void __launch_bounds__(THREADS, MIX == HALVES ? 3 : 2)
     for (int i = 0; i < VECTOR; ++i) dx[i] += r * u[i] - pull * x[i];
     store_vector(dx_row + at * all.dx.step, known<MIX>(all.dx.dtype, true), dx);
     if (!GATE && all.copy.data)
-      store_vector(all.copy.data + offset_of(rows, c, 3) + at * all.copy.step, known<MIX>(all.copy.dtype, false), dx);
+      store_vector(all.copy.data + offset_of(rows, c, 3) + at * all.copy.step,
+                   known<MIX>(all.copy.dtype, false), dx);
   }
 }
 
@@ -239,9 +244,9 @@ static bool forward(mode what, const attn_tensor *sum, const attn_tensor *y, con
   const attn_tensor *all_tensors[] = {sum, y, x, other, weight};
   int64_t n = x->shape[x->rank - 1];
   if (!suit(rows, n, all_tensors, 5) || (sum && sum->dtype != ATTN_F32)) return false;
-  rms_operands all = {operand_of(y),   operand_of(x), operand_of(weight),   operand_of(other),
-                      operand_of(sum), n,             (float)(1 / divisor), (float)epsilon,
-                      factor};
+  rms_operands all = {operand_of(y),        operand_of(x),   operand_of(weight),
+                      operand_of(other),    operand_of(sum), n,
+                      (float)(1 / divisor), (float)epsilon,  factor};
   walk<4> walk_all = walk_rows<4>(x, {y, x, other, sum});
   sharing s = share_rows(rows, n);
   mix known = mix_of({x, sum}, {y, other, NULL, NULL});
@@ -286,7 +291,8 @@ attn_status attn_cuda_norm_gate(const attn_tensor *y, const attn_tensor *x, cons
   ATTN_CUDA_CHECK(attn_cuda_check_operand(function, "gate", gate, x));
   ATTN_CUDA_CHECK(attn_cuda_check_operand(function, "y", y, x));
   ATTN_CUDA_CHECK(attn_cuda_count_rows(function, x, &rows));
-  if (forward(GATED, NULL, y, x, gate, NULL, rows, divisor, epsilon, factor, (cudaStream_t)stream)) {
+  if (forward(GATED, NULL, y, x, gate, NULL, rows, divisor, epsilon, factor,
+              (cudaStream_t)stream)) {
     ATTN_CUDA_TRY_LAUNCH("norm_gate");
     return ATTN_OK;
   }
@@ -303,18 +309,12 @@ static bool backward(const attn_tensor *dx, bool accumulate, const attn_tensor *
   int64_t n = x->shape[x->rank - 1], rows = 1;
   for (int i = 0; i + 1 < x->rank; ++i) rows *= x->shape[i];
   if (!suit(rows, n, all_tensors, 7)) return false;
-  rms_gradients all = {operand_of(dx),
-                       operand_of(x),
-                       operand_of(dy),
-                       operand_of(weight),
-                       operand_of(copy),
-                       operand_of(gate),
-                       operand_of(d_gate),
-                       accumulate,
-                       accumulate_gate,
-                       n,
-                       (float)(1 / divisor),
-                       factor};
+  rms_gradients all = {operand_of(dx),       operand_of(x),
+                       operand_of(dy),       operand_of(weight),
+                       operand_of(copy),     operand_of(gate),
+                       operand_of(d_gate),   accumulate,
+                       accumulate_gate,      n,
+                       (float)(1 / divisor), factor};
   walk<6> walk_all = walk_rows<6>(x, {dx, x, dy, copy, gate, d_gate});
   sharing s = share_rows(rows, n);
   mix known = mix_of({x, dx}, {dy, copy, gate, d_gate});

@@ -4,8 +4,8 @@
 
 #include "kernels/cuda/rows.cuh"
 
-/* RMS norm (rows.h); false, and nothing is done, for operands that its vectors do not suit. Shapes are
- * checked by the caller. */
+/* RMS norm (rows.h); false, and nothing is done, for operands that its vectors do not suit. Shapes
+ * are checked by the caller. */
 bool attn_cuda_rms_rows(const attn_tensor *y, const attn_tensor *x, const attn_tensor *weight,
                         int64_t rows, double divisor, double epsilon, double *factor,
                         cudaStream_t stream);
