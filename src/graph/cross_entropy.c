@@ -60,7 +60,12 @@ static attn_status chunk(attn_graph *g, attn_parameter *w, const attn_tensor *x,
   if (cap > 0) attn_pass_cap(g, &logits, cap);
   bool trains = dx->data || dw->data;
   attn_tensor dz = logits;
-  if (trains && g->compute != g->wide) dz = attn_graph_tensor(g, g->compute, 2, logits.shape);
+  if (trains && g->compute != g->wide && g->gpu) { /* in the place of the logits, row by row */
+    dz.dtype = g->compute;
+    dz.stride[0] *= (int64_t)(attn_dtype_size(g->wide) / attn_dtype_size(g->compute));
+  } else if (trains && g->compute != g->wide) {
+    dz = attn_graph_tensor(g, g->compute, 2, logits.shape);
+  }
   if (!dz.data) return g->status;
   attn_pass_cross_entropy(g, &logits, targets, slope, &dz, losses);
   if (dx->data) ATTN_TRY(attn_dense_backward_input(w->weight, &dz, dx, false, g->arena));

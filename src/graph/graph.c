@@ -57,6 +57,10 @@ void attn_graph_destroy(attn_graph *graph) {
   attn_free(graph);
 }
 
+void attn_graph_reserve(attn_graph *graph, size_t bytes) {
+  (void)attn_arena_reserve(graph->memory, bytes);
+}
+
 void attn_graph_reset(attn_graph *graph, bool recording) {
   attn_arena_reset(graph->arena);
   attn_arena_reset(graph->memory);

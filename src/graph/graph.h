@@ -66,6 +66,9 @@ struct attn_graph {
 attn_status attn_graph_create(attn_dtype compute, attn_graph **graph); /* on the processor */
 attn_status attn_graph_create_on(attn_device device, attn_dtype compute, attn_graph **graph);
 void attn_graph_destroy(attn_graph *graph);
+/* Of a fresh graph: takes that much memory of the device at once, if it is there; a wish, for
+ * callers that know what they will need (see attn_arena_reserve). */
+void attn_graph_reserve(attn_graph *graph, size_t bytes);
 /* Forgets all variables and the tape; takes the current kernel path and threads. */
 void attn_graph_reset(attn_graph *graph, bool recording);
 /* ATTN_OK, or the first error since the last reset (with its message, if no later call failed). */

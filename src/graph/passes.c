@@ -357,7 +357,7 @@ void attn_pass_norm_backward(attn_graph *g, const attn_pass_norm_options *o, con
 void attn_pass_cross_entropy(attn_graph *g, const attn_tensor *z, const int32_t *targets,
                              double scale, const attn_tensor *dz, const attn_tensor *losses) {
   double *loss = losses->data;
-  const attn_tensor *apart = dz->data == z->data ? NULL : dz;
+  const attn_tensor *apart = dz->data == z->data && dz->dtype == z->dtype ? NULL : dz;
   ON_GPU(g, cross_entropy(z, targets, scale, apart, loss, g->gpu->stream))
   row_walk from = walk(z);
   FOR_ROWS(g, z) {

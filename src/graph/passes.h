@@ -80,7 +80,8 @@ void attn_pass_norm_gate_backward(attn_graph *graph, const attn_pass_norm_option
 
 /* losses [rows] (float64) of logits z [rows, n] (wide, contiguous): logsumexp(z) - z[target], and
  * dz, which may be z itself or of the compute dtype: scale (softmax(z) - onehot(target)). Both are
- * 0 where the target is negative; what z holds afterwards is of no use. */
+ * 0 where the target is negative; what z holds afterwards is of no use. On a GPU rows of a smaller
+ * dtype may begin where those of z do. */
 void attn_pass_cross_entropy(attn_graph *graph, const attn_tensor *z, const int32_t *targets,
                              double scale, const attn_tensor *dz, const attn_tensor *losses);
 /* *sum (one element, wide) = scale times the sum of `values` (float64, contiguous), in order. */

@@ -223,31 +223,38 @@ static attn_status open_model(run *r) {
   return attn_optimiser_create(&adamw, r->parameters, r->model->parameter_count, &r->optimiser);
 }
 
-static const double gpu_activations = 6.4e9;
+static const double gpu_activations = 6.82e9;
 
-/* Tokens whose activations fit. */
-static int64_t gpu_tokens(const attn_model_config *config, int64_t checkpoints, int64_t lean) {
-  int64_t whole = config->layer_count - checkpoints - lean, again = checkpoints + lean > 0;
-  double bytes = (double)((whole + again) * ACTIVATION_BYTES + lean * LEAN_BYTES +
-                          checkpoints * INPUT_BYTES + BACKWARD_BYTES);
-  double tokens = gpu_activations / (bytes * (double)config->hidden);
-  return tokens < MOST_GPU_TOKENS ? (int64_t)tokens : MOST_GPU_TOKENS;
+/* Of a token. */
+static double activation_bytes(const run *r) {
+  const attn_model_config *config = &r->model->config;
+  int64_t whole = config->layer_count - r->checkpoints - r->lean;
+  int64_t again = r->checkpoints + r->lean > 0;
+  return (double)config->hidden *
+         (double)((whole + again) * ACTIVATION_BYTES + r->lean * LEAN_BYTES +
+                  r->checkpoints * INPUT_BYTES + BACKWARD_BYTES);
+}
+
+static double piece_bytes(const run *r) {
+  return activation_bytes(r) * (double)r->piece * (double)r->options.length;
 }
 
 static void choose_piece(run *r) {
   const attn_training_options *o = &r->options;
-  const attn_model_config *config = &r->model->config;
+  int64_t layers = r->model->config.layer_count;
   bool gpu = attn_is_cuda(o->device);
-  r->checkpoints = o->checkpoint_activations ? config->layer_count : 0;
+  r->checkpoints = o->checkpoint_activations ? layers : 0;
   int64_t tokens = THREAD_TOKENS * (int64_t)attn_get_threads();
-  if (gpu) tokens = gpu_tokens(config, r->checkpoints, 0);
-  if (gpu && tokens < ENOUGH_GPU_TOKENS) tokens = ENOUGH_GPU_TOKENS;
+  if (gpu) {
+    double most = gpu_activations / activation_bytes(r);
+    tokens = most < MOST_GPU_TOKENS ? (int64_t)most : MOST_GPU_TOKENS;
+    if (tokens < ENOUGH_GPU_TOKENS) tokens = ENOUGH_GPU_TOKENS;
+  }
   r->piece = tokens / o->length;
   if (r->piece < 1) r->piece = 1;
   if (r->piece > o->batch) r->piece = o->batch;
-  while (gpu && r->checkpoints < config->layer_count &&
-         gpu_tokens(config, r->checkpoints, r->lean) < r->piece * o->length) {
-    if (r->lean + r->checkpoints < config->layer_count)
+  while (gpu && r->checkpoints < layers && piece_bytes(r) > gpu_activations) {
+    if (r->lean + r->checkpoints < layers)
       ++r->lean;
     else
       ++r->checkpoints, --r->lean;
@@ -268,7 +275,10 @@ static attn_status allocate(run *r) {
     return ATTN_OUT_OF_MEMORY;
   int64_t validations = o->steps < MOST_VALIDATIONS ? o->steps : MOST_VALIDATIONS;
   ATTN_TRY(attn_history_create(o->steps, validations, &r->history));
-  return attn_graph_create_on(o->device, o->compute, &r->graph);
+  ATTN_TRY(attn_graph_create_on(o->device, o->compute, &r->graph));
+  const double margin = 1.05; /* tables, factors, workspaces */
+  if (attn_is_cuda(o->device)) attn_graph_reserve(r->graph, (size_t)(margin * piece_bytes(r)));
+  return ATTN_OK;
 }
 
 static attn_status identify(run *r) {

@@ -270,6 +270,25 @@ static void test_sums() {
     compare(label("sum_squares", a), sum, {squares}, 1e-6);
     cudaFree(workspace);
   }
+  for (int round = 0; round < 3; ++round) { /* more tensors than one launch takes; odd ones too */
+    enum { MANY = 150 };
+    static array many[MANY];
+    const attn_tensor *all[MANY];
+    array sums;
+    numbers expected(MANY, 0);
+    for (int i = 0; i < MANY; ++i) {
+      int64_t n = 8 * (1 + below(2000)) + (round == 1 ? below(3) : 0);
+      make(many[i], round == 2 && i % 7 == 0 ? ATTN_F64 : ATTN_F32, {n}, {}, gaussian);
+      for (double value : many[i].values) expected[(size_t)i] += value * value;
+      all[i] = &many[i].tensor;
+    }
+    make(sums, ATTN_F64, {MANY}, {}, NULL);
+    void *workspace;
+    CUDA(cudaMalloc(&workspace, sizeof(double) * ATTN_CUDA_TABLE * ATTN_CUDA_PARTS));
+    OK(attn_cuda_sum_squares_all(all, MANY, (double *)sums.tensor.data, workspace, NULL));
+    compare("sum_squares_all", sums, expected, 1e-6);
+    cudaFree(workspace);
+  }
   for (int64_t n : {1, 5, 1000, 100001}) {
     array values, sum;
     make(values, ATTN_F64, {n}, {}, [] { return 1 + normal(); });
@@ -493,8 +512,9 @@ static int32_t *upload(const std::vector<int32_t> &values) {
 static void test_cross_entropy() {
   static const int64_t widths[] = {1, 7, 64, 1000, 4096, 4100, 32000, 200000};
   for (int64_t n : widths)
-    for (int round = 0; round < 4; ++round) {
+    for (int round = 0; round < 5; ++round) {
       int64_t rows = n > 10000 ? 2 : 9;
+      bool inside = round == 4; /* dz as bfloat16 in the place of z */
       array z, dz, losses;
       bool separate = round % 2, wide = round == 2;
       int64_t gap = below(2) ? 8 : 0;
@@ -523,9 +543,32 @@ static void test_cross_entropy() {
       }
       if (n == 1 && !std::isfinite(z.values[0])) continue;
       int32_t *on_gpu = upload(targets);
-      OK(attn_cuda_cross_entropy(&z.tensor, on_gpu, scale, separate ? &dz.tensor : NULL,
+      attn_tensor within = z.tensor;
+      within.dtype = ATTN_BF16;
+      within.stride[0] *= 2;
+      OK(attn_cuda_cross_entropy(&z.tensor, on_gpu, scale,
+                                 separate ? &dz.tensor
+                                 : inside ? &within
+                                          : NULL,
                                  (double *)losses.tensor.data, NULL));
       std::string name = "cross_entropy of " + std::to_string(n);
+      if (inside) {
+        numbers got;
+        std::vector<uint16_t> row((size_t)n);
+        for (int64_t r = 0; r < rows; ++r) {
+          CUDA(cudaMemcpy(row.data(), (char *)within.data + r * within.stride[0] * 2,
+                          row.size() * sizeof(uint16_t), cudaMemcpyDefault));
+          for (uint16_t bits : row) {
+            uint32_t word = (uint32_t)bits << 16;
+            float value;
+            memcpy(&value, &word, sizeof value);
+            got.push_back((double)value);
+          }
+        }
+        compare(name + " inside", got, expected, ATTN_BF16, bound_of(ATTN_BF16));
+        cudaFree(on_gpu);
+        continue;
+      }
       /* exp of differences near 100: 100 ulp of the argument */
       array &result = separate ? dz : z;
       compare(name, result, expected,

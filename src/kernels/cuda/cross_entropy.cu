@@ -6,11 +6,11 @@
 #include "kernels/cuda/rows.cuh"
 
 enum {
-  THREADS = 1024,
+  THREADS = 512,
   WARPS = THREADS / WARP,
   SHORT_THREADS = 256,
   SHORT_VECTORS = 4,          /* of a lane */
-  KEPT_BYTES = 192 * 1024,    /* of a row in shared memory */
+  KEPT_BYTES = 96 * 1024,     /* of a row in shared memory: two blocks a processor */
   WORTH_KEEPING = THREADS * 8 /* elements */
 };
 
@@ -42,6 +42,11 @@ static __device__ inline running<real> join(const running<real> &a, const runnin
 }
 
 /* Walk: z, dz. */
+/* What is kept in shared memory need not stay in the L2. */
+static __device__ inline raw_vector load_once(const void *place) {
+  return raw_vector{__ldcs((const uint4 *)place), __ldcs((const uint4 *)place + 1)};
+}
+
 template <class real, int V>
 static __global__ void __launch_bounds__(THREADS)
     cross_entropy_rows(const __grid_constant__ walk<2> rows, operand z, operand dz, int64_t n,
@@ -73,7 +78,7 @@ static __global__ void __launch_bounds__(THREADS)
       for (int e = 0; e < V; ++e) x[j][e] = lowest<real>();
       if (i >= n) continue;
       if constexpr (V == VECTOR)
-        raw[j] = load_raw(from + i * z.step, z.dtype);
+        raw[j] = i < kept ? load_once(from + i * z.step) : load_raw(from + i * z.step, z.dtype);
       else
         x[j][0] = load_element<real>(from + i * z.step, z.dtype, 0);
     }
@@ -114,7 +119,11 @@ static __global__ void __launch_bounds__(THREADS)
   if (threadIdx.x == 0 && losses)
     losses[row] = log((double)mine.sum) + (double)mine.greatest - (double)at_target;
   real factor = (real)(scale / (double)mine.sum);
-  for (int64_t start = (int64_t)threadIdx.x * V; start < n; start += AHEAD * STRIDE) {
+  /* dz of a smaller dtype in z's own memory overtakes nobody: what a step of all threads writes was
+   * read in this step or before. */
+  bool shrinks = to == from && dz.dtype != z.dtype;
+  for (int64_t first = 0; first < n; first += AHEAD * STRIDE) {
+    int64_t start = first + (int64_t)threadIdx.x * V;
     real x[AHEAD][V];
     raw_vector raw[AHEAD];
 #pragma unroll
@@ -130,6 +139,7 @@ static __global__ void __launch_bounds__(THREADS)
         x[j][0] = load_element<real>(from + i * z.step, z.dtype, 0);
       }
     }
+    if (shrinks) __syncthreads();
 #pragma unroll
     for (int j = 0; j < AHEAD; ++j) {
       int64_t i = start + j * STRIDE;

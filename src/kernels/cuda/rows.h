@@ -15,6 +15,8 @@
 
 /* Sums over rows are made in at most this many parts, each in a fixed order, added up in order. */
 enum { ATTN_CUDA_PARTS = 256 };
+/* Tensors that sum_squares_all takes at a time. */
+enum { ATTN_CUDA_TABLE = 128 };
 /* Products that multiply_sum adds up at most. */
 enum { ATTN_CUDA_TERMS = 8 };
 
@@ -80,8 +82,9 @@ enum { ATTN_CUDA_TERMS = 8 };
                                       attn_cuda_stream stream))                                    \
   /* Replaces logits z [rows, n] (float32 or float64) by scale (softmax(z) - onehot(target)), and  \
    * losses[r] = logsumexp(z) - z[target]; a row whose target is negative becomes 0, its loss too. \
-   * dz, if not NULL, takes the result instead (any dtype, e.g. bfloat16), z is then only read.    \
-   * losses may be NULL */                                                                         \
+   * dz, if not NULL, takes the result instead (any dtype, e.g. bfloat16), z is then only read; or   \
+   * each row of dz, of a smaller dtype, begins where that of z does and takes its place. losses   \
+   * may be NULL */                                                                                \
   K(attn_status, cross_entropy, (const attn_tensor *z, const int32_t *targets, double scale,       \
                                  const attn_tensor *dz, double *losses, attn_cuda_stream stream))  \
   /* *sum = scale times the sum of values[0 .. n), in a fixed order; *sum in `dtype` */            \
@@ -103,6 +106,9 @@ enum { ATTN_CUDA_TERMS = 8 };
   /* *sum = the sum of the squares of x (any shape), float64; workspace: ATTN_CUDA_PARTS float64 */\
   K(attn_status, sum_squares, (const attn_tensor *x, double *sum, void *workspace,                 \
                                attn_cuda_stream stream))                                           \
+  /* The same for `count` tensors: sums[i] of x[i]; workspace: ATTN_CUDA_TABLE ATTN_CUDA_PARTS float64 */ \
+  K(attn_status, sum_squares_all, (const attn_tensor *const *x, int count, double *sums,           \
+                                   void *workspace, attn_cuda_stream stream))                      \
   /* One step of AdamW (arXiv 1711.05101) on contiguous float32 (or float64) w, gradient g and     \
    * moments m, v: g' = scale g;  m = beta1 m + (1 - beta1) g';  v = beta2 v + (1 - beta2) g'^2;   \
    * w -= rate (m / correction1 / (sqrt(v / correction2) + epsilon) + decay w). copy, if not NULL, \
