@@ -130,6 +130,17 @@ void attn_arena_reset(attn_arena *arena) {
   attn_arena_release(arena, (attn_arena_mark){0});
 }
 
+bool attn_arena_reserve(attn_arena *arena, size_t size) {
+  chunk *only = &arena->chunks[0];
+  size = align_up(arena, size);
+  if (arena->count > 1 || only->used > 0 || size <= only->size) return true;
+  char *memory = arena->source.take(arena->source.context, size);
+  if (!memory) return false;
+  arena->source.give(arena->source.context, only->memory);
+  *only = (chunk){.memory = memory, .size = size};
+  return true;
+}
+
 size_t attn_arena_capacity(const attn_arena *arena) {
   size_t total = 0;
   for (size_t i = 0; i < arena->count; ++i) total += arena->chunks[i].size;

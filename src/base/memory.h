@@ -50,6 +50,9 @@ attn_arena_mark attn_arena_get_mark(const attn_arena *arena);
 /* Gives back everything allocated since the mark; chunks are kept for reuse. */
 void attn_arena_release(attn_arena *arena, attn_arena_mark mark);
 void attn_arena_reset(attn_arena *arena);
+/* Before anything is allocated: one chunk of this size, so that no memory is lost at the ends of
+ * many. false, and nothing is changed, when there is not as much. */
+bool attn_arena_reserve(attn_arena *arena, size_t size);
 size_t attn_arena_capacity(const attn_arena *arena);
 
 #endif

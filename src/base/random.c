@@ -23,28 +23,50 @@ void attn_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[
   out[3] = c3;
 }
 
-uint32_t attn_random_u32(attn_random *random) {
-  uint64_t block = random->index / 4;
+/* Words 4 block .. 4 block + 3 of a stream. */
+static void words_of_block(const attn_random *random, uint64_t block, uint32_t words[4]) {
   uint32_t counter[4] = {(uint32_t)block, (uint32_t)(block >> 32), (uint32_t)random->stream,
                          (uint32_t)(random->stream >> 32)};
   uint32_t key[2] = {(uint32_t)random->seed, (uint32_t)(random->seed >> 32)};
-  uint32_t words[4];
   attn_philox(counter, key, words);
+}
+
+uint32_t attn_random_u32(attn_random *random) {
+  uint32_t words[4];
+  words_of_block(random, random->index / 4, words);
   return words[random->index++ % 4];
 }
 
+static uint64_t join(uint32_t low, uint32_t high) {
+  return low | (uint64_t)high << 32;
+}
+
 uint64_t attn_random_u64(attn_random *random) {
-  uint64_t low = attn_random_u32(random);
-  return low | (uint64_t)attn_random_u32(random) << 32;
+  uint32_t low = attn_random_u32(random);
+  return join(low, attn_random_u32(random));
+}
+
+static double uniform_of(uint64_t bits) {
+  return (double)(bits >> 11) * 0x1p-53;
 }
 
 double attn_random_uniform(attn_random *random) {
-  return (double)(attn_random_u64(random) >> 11) * 0x1p-53;
+  return uniform_of(attn_random_u64(random));
 }
 
+/* Box-Muller over the next four words, which are one block when no other number came before. */
 double attn_random_normal(attn_random *random) {
-  double u = 1.0 - attn_random_uniform(random); /* (0, 1]: the logarithm stays finite */
-  double angle = 6.283185307179586 * attn_random_uniform(random);
+  uint64_t first, second;
+  if (random->index % 4 == 0) {
+    uint32_t words[4];
+    words_of_block(random, random->index / 4, words);
+    random->index += 4;
+    first = join(words[0], words[1]), second = join(words[2], words[3]);
+  } else {
+    first = attn_random_u64(random), second = attn_random_u64(random);
+  }
+  double u = 1.0 - uniform_of(first); /* (0, 1]: the logarithm stays finite */
+  double angle = 6.283185307179586 * uniform_of(second);
   return sqrt(-2.0 * log(u)) * cos(angle);
 }
 

@@ -156,6 +156,9 @@ static attn_status recurrent_backward(attn_graph *g, attn_node *node) {
   recurrent_node *self = (recurrent_node *)node;
   attn_recurrent_args args = self->args;
   attn_tensor *targets[5] = {&args.d_q, &args.d_k, &args.d_v, &args.d_decay, &args.d_beta};
+  attn_tensor *values[5] = {&args.q, &args.k, &args.v, &args.decay, &args.beta};
+  for (int i = 0; i < 5; ++i)
+    if (self->inputs[i]) *values[i] = attn_graph_value(g, self->inputs[i]);
   args.d_o = node->output->gradient;
   args.final_state = args.final_normaliser = (attn_tensor){0};
   for (int i = 0; i < 5; ++i)
@@ -232,5 +235,6 @@ attn_var *attn_op_recurrent(attn_graph *graph, const attn_recurrent_problem *opt
     node->args = bound;
     memcpy(node->inputs, inputs, sizeof inputs);
   }
+  for (int i = 0; i < 5; ++i) attn_graph_restores(inputs[i]);
   return o;
 }

@@ -5,25 +5,42 @@
  *
  * by chunks of rows: logits exist for one chunk only. When recording, the gradients are computed in
  * the forward pass, where the logits are at hand, and scaled by the upstream gradient in backward:
- * one product with w less than recomputing the logits. */
+ * one product with w less than recomputing the logits. On a GPU, where passes over them count and
+ * the upstream gradient is known beforehand (attn_graph_expect), they are final there: nothing is
+ * scaled and dw is added up in its place. */
+#include "base/status.h"
 #include "engines/dense/dense.h"
 #include "graph/operations.h"
 #include "graph/passes.h"
 
-/* Logits a chunk holds at most: 16 MiB of float32, 256 MiB on a GPU, where products need the rows.
- */
-enum { CHUNK_LOGITS = 1 << 22, GPU_CHUNK_LOGITS = 1 << 26 };
+/* Logits a chunk holds at most: 16 MiB of float32, 512 MiB on a GPU, where products need the rows:
+ * the fewer chunks, the fewer times dw is read and written. There rows come in whole tiles. */
+enum { CHUNK_LOGITS = 1 << 22, GPU_CHUNK_LOGITS = 1 << 27, GPU_TILE = 256 };
 
 typedef struct cross_entropy_node {
   attn_node node;
   attn_var *x;
   attn_tensor dx; /* for d loss = 1 */
   attn_tensor dw; /* likewise; data is NULL when w is not trained */
+  bool final;     /* dx is for the loss that is expected, dw has been added */
   attn_parameter *w;
 } cross_entropy_node;
 
+static attn_status final_backward(attn_graph *g, cross_entropy_node *self) {
+  if (g->loss != self->node.output)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "cross_entropy: backward was expected to start here");
+  attn_var *x = self->x;
+  if (!self->dx.data) return ATTN_OK;
+  if (x->root || x->gradient.data)
+    attn_gradient_add(g, x, &self->dx);
+  else
+    x->gradient = self->dx;
+  return g->status;
+}
+
 static attn_status cross_entropy_backward(attn_graph *g, attn_node *node) {
   cross_entropy_node *self = (cross_entropy_node *)node;
+  if (self->final) return final_backward(g, self);
   const attn_tensor *upstream = &node->output->gradient;
   bool accumulate;
   attn_tensor dx = attn_gradient_of(g, self->x, &accumulate);
@@ -34,8 +51,8 @@ static attn_status cross_entropy_backward(attn_graph *g, attn_node *node) {
 
 /* One chunk of rows: leaves its losses in `losses`, its gradients in dx and dw where present. */
 static attn_status chunk(attn_graph *g, attn_parameter *w, const attn_tensor *x, double cap,
-                         const int32_t *targets, double weight, const attn_tensor *dx,
-                         const attn_tensor *dw, bool first, const attn_tensor *losses) {
+                         const int32_t *targets, double slope, const attn_tensor *dx,
+                         const attn_tensor *dw, bool accumulate, const attn_tensor *losses) {
   int64_t rows = x->shape[0], vocabulary = w->value.shape[0];
   attn_tensor logits = attn_graph_tensor(g, g->wide, 2, (int64_t[]){rows, vocabulary});
   if (!logits.data) return g->status;
@@ -43,11 +60,16 @@ static attn_status chunk(attn_graph *g, attn_parameter *w, const attn_tensor *x,
   if (cap > 0) attn_pass_cap(g, &logits, cap);
   bool trains = dx->data || dw->data;
   attn_tensor dz = logits;
-  if (trains && g->compute != g->wide) dz = attn_graph_tensor(g, g->compute, 2, logits.shape);
+  if (trains && g->compute != g->wide && g->gpu) { /* in the place of the logits, row by row */
+    dz.dtype = g->compute;
+    dz.stride[0] *= (int64_t)(attn_dtype_size(g->wide) / attn_dtype_size(g->compute));
+  } else if (trains && g->compute != g->wide) {
+    dz = attn_graph_tensor(g, g->compute, 2, logits.shape);
+  }
   if (!dz.data) return g->status;
-  attn_pass_cross_entropy(g, &logits, targets, weight, &dz, losses);
+  attn_pass_cross_entropy(g, &logits, targets, slope, &dz, losses);
   if (dx->data) ATTN_TRY(attn_dense_backward_input(w->weight, &dz, dx, false, g->arena));
-  if (dw->data) ATTN_TRY(attn_dense_backward_weight(&dz, x, dw, !first, g->arena));
+  if (dw->data) ATTN_TRY(attn_dense_backward_weight(&dz, x, dw, accumulate, g->arena));
   return ATTN_OK;
 }
 
@@ -83,7 +105,9 @@ attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_para
   attn_tensor dx = {0}, dw = {0};
   if (graph->recording && x->needs_gradient)
     dx = attn_graph_tensor(graph, graph->compute, 2, x->value.shape);
-  if (trains) dw = attn_graph_tensor(graph, w->gradient.dtype, 2, w->value.shape);
+  bool final = graph->gpu && graph->recording && graph->expected != 0;
+  if (trains && final) dw = w->gradient;
+  if (trains && !final) dw = attn_graph_tensor(graph, w->gradient.dtype, 2, w->value.shape);
   if (graph->status != ATTN_OK) return NULL;
 
   attn_tensor rows_x = attn_as_rows(graph, &x->value);
@@ -91,7 +115,9 @@ attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_para
   targets = attn_pass_upload(graph, targets, (size_t)rows * sizeof *targets);
   if (!rows_x.data || !losses.data || !targets) return NULL;
   int64_t step = (graph->gpu ? GPU_CHUNK_LOGITS : CHUNK_LOGITS) / vocabulary;
+  if (graph->gpu && step > GPU_TILE) step -= step % GPU_TILE;
   if (step < 1) step = 1;
+  double slope = weight * (final ? graph->expected : 1);
   for (int64_t start = 0; start < rows; start += step) {
     int64_t length = rows - start < step ? rows - start : step;
     attn_graph_mark mark = attn_graph_get_mark(graph);
@@ -100,8 +126,8 @@ attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_para
     if (status == ATTN_OK) status = attn_tensor_slice(&losses, 0, start, length, &part_losses);
     if (status == ATTN_OK && dx.data) status = attn_tensor_slice(&dx, 0, start, length, &part_dx);
     if (status == ATTN_OK)
-      status = chunk(graph, w, &part_x, cap, targets + start, weight, &part_dx, &dw, start == 0,
-                     &part_losses);
+      status = chunk(graph, w, &part_x, cap, targets + start, slope, &part_dx, &dw,
+                     final || start > 0, &part_losses);
     if (status != ATTN_OK) return attn_graph_error(graph, status);
     attn_graph_release(graph, mark);
   }
@@ -112,6 +138,7 @@ attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_para
     node->x = x;
     node->dx = dx;
     node->dw = dw;
+    node->final = final;
     node->w = w;
   }
   return loss;

@@ -31,7 +31,8 @@ static bool check_shapes(attn_graph *g, const char *operation, attn_var *a, attn
   return false;
 }
 
-/* What the nodes of this file keep: their inputs and a number or a function. */
+/* What the nodes of this file keep: their inputs and a number or a function. Their backward does
+ * without the inputs' values or asks attn_graph_value. */
 typedef struct elementwise_node {
   attn_node node;
   attn_var *a, *b;
@@ -50,7 +51,15 @@ static attn_var *finish(attn_graph *g, attn_tensor value, attn_var *a, attn_var 
     node->f = f;
     node->factor = factor;
   }
+  attn_graph_restores(a);
+  attn_graph_restores(b);
   return y;
+}
+
+/* The value of an input as rows. */
+static attn_tensor rows_of(attn_graph *g, attn_var *x) {
+  attn_tensor value = attn_graph_value(g, x);
+  return attn_as_rows(g, &value);
 }
 
 /* gradient of x += factor * dy */
@@ -68,6 +77,23 @@ static attn_status add_backward(attn_graph *g, attn_node *node) {
   else
     pass_on(g, self->a, self->factor, &node->output->gradient);
   return g->status;
+}
+
+attn_var *attn_op_added(attn_graph *graph, attn_tensor sum, attn_var *a, attn_var *b) {
+  return finish(graph, sum, a, b, ATTN_IDENTITY, 1, add_backward);
+}
+
+attn_tensor attn_op_take_addend(attn_graph *graph, attn_var *sum) {
+  attn_node *node = graph->last;
+  if (!node || node->output != sum || node->backward != add_backward) return (attn_tensor){0};
+  elementwise_node *self = (elementwise_node *)node;
+  attn_var *b = self->b;
+  bool plain =
+      b && b != self->a && self->factor == 1 && b->needs_gradient && !b->root && !b->gradient.data;
+  if (!plain) return (attn_tensor){0};
+  bool accumulate;
+  self->b = NULL;
+  return attn_gradient_of(graph, b, &accumulate);
 }
 
 attn_var *attn_op_add(attn_graph *graph, attn_var *a, attn_var *b) {
@@ -106,7 +132,7 @@ static attn_status activate_backward(attn_graph *g, attn_node *node) {
   elementwise_node *self = (elementwise_node *)node;
   bool accumulate;
   attn_tensor dx = attn_gradient_rows(g, self->a, &accumulate);
-  attn_tensor x = attn_as_rows(g, &self->a->value);
+  attn_tensor x = rows_of(g, self->a);
   attn_tensor dy = attn_as_rows(g, &node->output->gradient);
   if (!dx.data || !x.data || !dy.data) return g->status;
   attn_pass_activate_backward(g, self->f, &dx, accumulate, &x, &dy);
@@ -114,13 +140,22 @@ static attn_status activate_backward(attn_graph *g, attn_node *node) {
   return g->status;
 }
 
+static attn_status activate_again(attn_graph *g, attn_node *node, const attn_tensor *value) {
+  elementwise_node *self = (elementwise_node *)node;
+  attn_tensor from = rows_of(g, self->a), to = attn_as_rows(g, value);
+  if (g->status == ATTN_OK) attn_pass_activate(g, self->f, &to, &from);
+  return g->status;
+}
+
 static attn_var *activate_into(attn_graph *g, attn_activation f, attn_var *x, attn_dtype dtype) {
   if (!x) return NULL;
-  attn_tensor value = attn_graph_tensor_like(g, dtype, &x->value);
+  attn_tensor value = attn_graph_reuse(g, dtype, x->value.rank, x->value.shape);
   attn_tensor from = attn_as_rows(g, &x->value), to = attn_as_rows(g, &value);
   if (!to.data || !from.data) return NULL;
   attn_pass_activate(g, f, &to, &from);
-  return finish(g, value, x, NULL, f, 1, activate_backward);
+  attn_var *y = finish(g, value, x, NULL, f, 1, activate_backward);
+  if (y && y->node) y->node->again = activate_again;
+  return y;
 }
 
 attn_var *attn_op_activate(attn_graph *graph, attn_activation f, attn_var *x) {
@@ -140,7 +175,7 @@ static void gate_gradient(attn_graph *g, elementwise_node *self, bool first, con
   attn_tensor dx = attn_gradient_rows(g, x, &accumulate);
   if (!dx.data) return;
   attn_pass_gate_backward(g, self->f, first ? &dx : NULL, accumulate, first ? NULL : &dx,
-                          accumulate, a, b, dy);
+                          accumulate, NULL, a, b, dy);
   attn_gradient_add(g, x, &dx);
 }
 
@@ -151,7 +186,7 @@ static void gate_gradients(attn_graph *g, elementwise_node *self, const attn_ten
   attn_tensor da = attn_gradient_rows(g, self->a, &add_a);
   attn_tensor db = attn_gradient_rows(g, self->b, &add_b);
   if (!da.data || !db.data) return;
-  attn_pass_gate_backward(g, self->f, &da, add_a, &db, add_b, a, b, dy);
+  attn_pass_gate_backward(g, self->f, &da, add_a, &db, add_b, NULL, a, b, dy);
   attn_gradient_add(g, self->a, &da);
   attn_gradient_add(g, self->b, &db);
 }
@@ -162,7 +197,7 @@ static attn_var *owner(attn_var *x) {
 
 static attn_status gate_backward(attn_graph *g, attn_node *node) {
   elementwise_node *self = (elementwise_node *)node;
-  attn_tensor a = attn_as_rows(g, &self->a->value), b = attn_as_rows(g, &self->b->value);
+  attn_tensor a = rows_of(g, self->a), b = rows_of(g, self->b);
   attn_tensor dy = attn_as_rows(g, &node->output->gradient);
   if (!a.data || !b.data || !dy.data) return g->status;
   bool both = self->a->needs_gradient && self->b->needs_gradient;
@@ -289,7 +324,7 @@ attn_var *attn_op_scale_columns(attn_graph *graph, attn_var *x, attn_var *s, int
 static attn_status rows_backward(attn_graph *g, attn_node *node) {
   elementwise_node *self = (elementwise_node *)node;
   attn_tensor dy = attn_as_rows(g, &node->output->gradient);
-  attn_tensor x = attn_as_rows(g, &self->a->value), s = attn_as_rows(g, &self->b->value);
+  attn_tensor x = rows_of(g, self->a), s = rows_of(g, self->b);
   attn_tensor ds = attn_graph_tensor(g, g->wide, 2, s.shape), column = ds;
   bool accumulate;
   attn_tensor dx = attn_gradient_rows(g, self->a, &accumulate);

@@ -57,16 +57,26 @@ void attn_graph_destroy(attn_graph *graph) {
   attn_free(graph);
 }
 
+void attn_graph_reserve(attn_graph *graph, size_t bytes) {
+  (void)attn_arena_reserve(graph->memory, bytes);
+}
+
 void attn_graph_reset(attn_graph *graph, bool recording) {
   attn_arena_reset(graph->arena);
   attn_arena_reset(graph->memory);
   graph->recording = recording;
   graph->status = ATTN_OK;
   graph->used_up = false;
+  graph->expected = 0;
+  graph->loss = NULL;
   graph->last = NULL;
   graph->free_buffers = NULL;
   graph->kernels = attn_kernels_get();
   graph->threads = attn_get_threads();
+}
+
+void attn_graph_expect(attn_graph *graph, double scale) {
+  graph->expected = scale;
 }
 
 attn_status attn_graph_status(const attn_graph *graph) {
@@ -162,10 +172,18 @@ attn_tensor attn_graph_tensor(attn_graph *graph, attn_dtype dtype, int rank, con
   return tensor;
 }
 
+static attn_var *root_of(attn_var *x) {
+  return x->root ? x->root : x;
+}
+
 attn_var *attn_graph_result(attn_graph *graph, attn_tensor value, int inputs,
                             attn_var *const *input) {
   bool needs_gradient = false;
-  for (int i = 0; i < inputs; ++i) needs_gradient |= input[i] && input[i]->needs_gradient;
+  for (int i = 0; i < inputs; ++i) {
+    if (!input[i]) continue;
+    needs_gradient |= input[i]->needs_gradient;
+    ++root_of(input[i])->uses;
+  }
   return new_var(graph, value, graph->recording && needs_gradient);
 }
 
@@ -200,6 +218,7 @@ void *attn_graph_record(attn_graph *graph, size_t size, attn_var *output,
   node->previous = graph->last;
   graph->last = node;
   output->is_result = true;
+  output->node = node;
   return node;
 }
 
@@ -215,6 +234,60 @@ static void *take_buffer(attn_graph *g, size_t size) {
       return found->memory;
     }
   return allocate_values(g, size);
+}
+
+static void keep_buffer(attn_graph *g, void *memory, size_t size) {
+  attn_free_buffer *freed = allocate(g, sizeof *freed);
+  if (!freed) return;
+  *freed = (attn_free_buffer){g->free_buffers, memory, size};
+  g->free_buffers = freed;
+}
+
+void attn_graph_forget(attn_graph *graph, attn_var *x) {
+  if (!x || !graph->recording || !x->is_result || !x->unread) return;
+  x->forgotten = true;
+  keep_buffer(graph, x->value.data, gradient_bytes(&x->value));
+}
+
+void attn_graph_restores(attn_var *x) {
+  if (x) ++root_of(x)->restoring;
+}
+
+void attn_graph_discard(attn_graph *graph, const attn_node *since) {
+  for (attn_node *node = graph->last; node && node != since; node = node->previous) {
+    attn_var *x = node->output;
+    if (!node->again || x->forgotten || x->discarded) continue;
+    if (x->uses == 0 || x->uses != x->restoring) continue;
+    x->discarded = true;
+    keep_buffer(graph, x->value.data, gradient_bytes(&x->value));
+  }
+}
+
+attn_tensor attn_graph_value(attn_graph *graph, attn_var *x) {
+  attn_var *root = root_of(x);
+  attn_tensor value = x->value;
+  if (!root->discarded) return value;
+  if (!root->restored) {
+    attn_tensor whole = root->value;
+    whole.data = root->restored = take_buffer(graph, gradient_bytes(&whole));
+    attn_status status = whole.data ? root->node->again(graph, root->node, &whole) : graph->status;
+    if (status != ATTN_OK) attn_graph_error(graph, status);
+  }
+  value.data = (char *)root->restored + ((char *)value.data - (char *)root->value.data);
+  return value;
+}
+
+attn_tensor attn_graph_reuse(attn_graph *graph, attn_dtype dtype, int rank, const int64_t *shape) {
+  attn_tensor tensor;
+  attn_status status = attn_tensor_wrap(NULL, dtype, rank, shape, &tensor);
+  if (status != ATTN_OK) {
+    attn_graph_error(graph, status);
+    return (attn_tensor){0};
+  }
+  tensor.device = graph->device;
+  size_t size = gradient_bytes(&tensor);
+  tensor.data = graph->recording ? take_buffer(graph, size) : allocate_values(graph, size);
+  return tensor;
 }
 
 /* The gradient of a view is the same view of the root's gradient: roots that need one are
@@ -405,12 +478,12 @@ static attn_status run_tape(attn_graph *g) {
     attn_status status = node->backward(g, node);
     if (status == ATTN_OK) status = g->status;
     if (status != ATTN_OK) return status;
+    if (output->restored) { /* nobody reads it any more */
+      keep_buffer(g, output->restored, gradient_bytes(&output->value));
+      output->restored = NULL;
+    }
     if (!output->gradient.data) continue; /* handed over */
-    size_t size = gradient_bytes(&output->value);
-    attn_free_buffer *freed = allocate(g, sizeof *freed);
-    if (!freed) return g->status;
-    *freed = (attn_free_buffer){g->free_buffers, output->gradient.data, size};
-    g->free_buffers = freed;
+    keep_buffer(g, output->gradient.data, gradient_bytes(&output->value));
     output->gradient.data = NULL;
   }
   return ATTN_OK;
@@ -426,7 +499,11 @@ attn_status attn_graph_backward(attn_graph *graph, attn_var *loss, double scale)
   if (graph->used_up)
     return attn_fail(ATTN_INVALID_ARGUMENT, "backward: the tape has been used up; run forward "
                                             "again after attn_graph_reset");
+  if (graph->expected != 0 && scale != graph->expected)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "backward: a scale of %g was expected, not %g",
+                     graph->expected, scale);
   graph->used_up = true;
+  graph->loss = loss;
   bool accumulate;
   attn_tensor seed = attn_gradient_of(graph, loss, &accumulate);
   if (!seed.data) return graph->status;
@@ -444,8 +521,20 @@ typedef struct checkpoint_node {
   attn_var *x;
 } checkpoint_node;
 
+/* A list of the same buffers. What is taken from it stays on the other. */
+static attn_free_buffer *copy_buffers(attn_graph *g, const attn_free_buffer *list) {
+  attn_free_buffer *first = NULL, **link = &first;
+  for (; list; list = list->next, link = &(*link)->next) {
+    *link = allocate(g, sizeof **link);
+    if (!*link) return first;
+    **link = (attn_free_buffer){NULL, list->memory, list->size};
+  }
+  return first;
+}
+
 /* The block runs again on the same x. x's gradient gets its place, outside of what is released
- * here, before the block adds to it. */
+ * here, before the block adds to it. Buffers that are free serve the block, and are again when all
+ * of it is done; those that it frees itself go with its memory. */
 static attn_status checkpoint_backward(attn_graph *g, attn_node *node) {
   checkpoint_node *self = (checkpoint_node *)node;
   bool accumulate;
@@ -455,13 +544,15 @@ static attn_status checkpoint_backward(attn_graph *g, attn_node *node) {
   attn_graph_mark mark = attn_graph_get_mark(g);
   attn_node *outer_tape = g->last;
   attn_free_buffer *outer_buffers = g->free_buffers;
+  void *upstream = node->output->gradient.data;
   g->last = NULL;
-  g->free_buffers = NULL;
+  g->free_buffers = copy_buffers(g, outer_buffers);
 
   attn_var *y = self->block(g, self->context, self->x);
-  if (y) attn_gradient_add(g, y, &node->output->gradient);
+  if (y) attn_gradient_hand_over(g, y, node->output);
   attn_status status = g->status == ATTN_OK ? run_tape(g) : g->status;
 
+  node->output->gradient.data = upstream; /* the block has had its use of it */
   g->last = outer_tape;
   g->free_buffers = outer_buffers;
   attn_graph_release(g, mark);
@@ -473,6 +564,7 @@ attn_var *attn_graph_checkpoint(attn_graph *graph,
                                 void *context, attn_var *x) {
   if (!x) return NULL;
   if (!graph->recording) return block(graph, context, x);
+  ++root_of(x)->uses;
   attn_tensor value = attn_graph_tensor(graph, x->value.dtype, x->value.rank, x->value.shape);
   attn_var *output = attn_graph_result(graph, value, 0, NULL);
   if (!output) return NULL;

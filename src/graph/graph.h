@@ -27,12 +27,20 @@ typedef struct attn_var {
   bool needs_gradient;
   struct attn_var *root; /* of a view: the variable whose memory it shows, gradient included */
   bool is_result;        /* of a recorded operation */
+  bool unread;           /* by the backward of the operation that made it */
+  bool forgotten;        /* its memory serves others for good */
+  attn_node *node;       /* of the operation that made it, where one was recorded */
+  int uses, restoring; /* operations that read its value; those of them that use attn_graph_value */
+  bool discarded;      /* its memory serves others until backward needs it, */
+  void *restored;      /* which is where it is then */
   struct attn_columns *unwritten; /* of a root's gradient, as rows: what no view has written yet */
 } attn_var;
 
 /* How to go back through one operation. Operations put their own data behind it. */
 struct attn_node {
   attn_status (*backward)(attn_graph *graph, attn_node *node);
+  /* Makes the output's value again, in `value`; NULL: it cannot. */
+  attn_status (*again)(attn_graph *graph, attn_node *node, const attn_tensor *value);
   attn_var *output;
   attn_node *previous;
 };
@@ -44,7 +52,9 @@ struct attn_graph {
   attn_gpu *gpu; /* NULL on the processor */
   attn_dtype compute, wide;
   bool recording;
-  bool used_up; /* by a backward: the tape is gone */
+  bool used_up;         /* by a backward: the tape is gone */
+  double expected;      /* see attn_graph_expect; 0: nothing is */
+  const attn_var *loss; /* that backward started from */
   attn_status status;
   attn_node *last;
   struct attn_free_buffer *free_buffers; /* gradients that have been used up */
@@ -57,6 +67,9 @@ struct attn_graph {
 attn_status attn_graph_create(attn_dtype compute, attn_graph **graph); /* on the processor */
 attn_status attn_graph_create_on(attn_device device, attn_dtype compute, attn_graph **graph);
 void attn_graph_destroy(attn_graph *graph);
+/* Of a fresh graph: takes that much memory of the device at once, if it is there; a wish, for
+ * callers that know what they will need (see attn_arena_reserve). */
+void attn_graph_reserve(attn_graph *graph, size_t bytes);
 /* Forgets all variables and the tape; takes the current kernel path and threads. */
 void attn_graph_reset(attn_graph *graph, bool recording);
 /* ATTN_OK, or the first error since the last reset (with its message, if no later call failed). */
@@ -70,6 +83,11 @@ void *attn_graph_error(attn_graph *graph, attn_status status);
 /* Runs the tape backwards from `loss` (one element) with d loss = scale. Gradients of parameters
  * are added to what they hold. Once after each reset. */
 attn_status attn_graph_backward(attn_graph *graph, attn_var *loss, double scale);
+
+/* After a reset: promises that this forward's loss is what attn_graph_backward will start from,
+ * with this scale. An operation that has its gradients in the forward pass may then leave them
+ * where they belong, the parameters' included, even if backward is never called. */
+void attn_graph_expect(attn_graph *graph, double scale);
 
 /* Memory since a mark may be given back before the reset: of both arenas. */
 typedef struct attn_graph_mark {
@@ -106,6 +124,21 @@ void attn_gradient_add(attn_graph *graph, attn_var *x, const attn_tensor *part);
 /* attn_gradient_of as rows (see attn_as_rows): where the strides of a view forbid that, fresh rows,
  * which attn_gradient_add then adds; it does nothing to rows that are in place already. */
 attn_tensor attn_gradient_rows(attn_graph *graph, attn_var *x, bool *accumulate);
+
+/* Memory for time, value by value: forgets the values of the results recorded after `since` that
+ * can be made again and that are read by such operations only as ask for them by attn_graph_value
+ * (and say so when they are recorded, by attn_graph_restores). Others keep theirs. The bits are the
+ * same. */
+void attn_graph_discard(attn_graph *graph, const attn_node *since);
+void attn_graph_restores(attn_var *x); /* x may be NULL */
+/* In a backward: x's value, made again if it was discarded. Not between a mark and its release. */
+attn_tensor attn_graph_value(attn_graph *graph, attn_var *x);
+/* Nobody but the operation that made x will read its value: if that does not either, its memory
+ * serves later results of its size (attn_graph_reuse). */
+void attn_graph_forget(attn_graph *graph, attn_var *x);
+/* attn_graph_tensor, in memory that is not needed any more where there is some of this size. It
+ * must not be released to a mark. */
+attn_tensor attn_graph_reuse(attn_graph *graph, attn_dtype dtype, int rank, const int64_t *shape);
 
 /* For a backward that is done with the gradient of its output: gives it to x, as it is when x has
  * none yet, else added. */

@@ -11,6 +11,12 @@
 /* elementwise.c ---------------------------------------------------------------------------------
  * Operands have equal shapes; the result has the dtype of the first. */
 attn_var *attn_op_add(attn_graph *graph, attn_var *a, attn_var *b);
+/* The same for a sum whose values some other pass makes. */
+attn_var *attn_op_added(attn_graph *graph, attn_tensor sum, attn_var *a, attn_var *b);
+/* For the backward of an operation that was recorded right after such a sum, and so is the last to
+ * add to its gradient: where b's gradient, a copy of the sum's, goes. The sum leaves b alone then.
+ * Data is NULL when b's cannot be a plain copy. */
+attn_tensor attn_op_take_addend(attn_graph *graph, attn_var *sum);
 attn_var *attn_op_scale(attn_graph *graph, attn_var *x, double factor);
 attn_var *attn_op_activate(attn_graph *graph, attn_activation f, attn_var *x);
 /* f with a result of the wide dtype: for decays and gates that the engines take in float32. */
@@ -33,6 +39,11 @@ attn_var *attn_op_linear(attn_graph *graph, attn_var *x, attn_parameter *w);
 attn_var *attn_op_linear_wide(attn_graph *graph, attn_var *x, attn_parameter *w);
 /* residual + x w^T in the residual's dtype, without a pass over memory of its own. */
 attn_var *attn_op_linear_add(attn_graph *graph, attn_var *residual, attn_var *x, attn_parameter *w);
+
+/* (f(a) (.) b) w^T. While recording on a GPU the product of a and b is not kept but made again
+ * where backward passes over a and b anyway. */
+attn_var *attn_op_gated_linear(attn_graph *graph, attn_activation f, attn_var *a, attn_var *b,
+                               attn_parameter *w);
 
 /* cross_entropy.c --------------------------------------------------------------------------------
  * The mean of -log softmax(x w^T)[target] over the rows whose target is >= 0: the vocabulary head

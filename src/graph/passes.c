@@ -169,13 +169,16 @@ void attn_pass_gate(attn_graph *g, attn_activation f, const attn_tensor *y, cons
 
 void attn_pass_gate_backward(attn_graph *g, attn_activation f, const attn_tensor *da,
                              bool accumulate_a, const attn_tensor *db, bool accumulate_b,
-                             const attn_tensor *a, const attn_tensor *b, const attn_tensor *dy) {
-  ON_GPU(g, gate_backward(f, da, accumulate_a, db, accumulate_b, a, b, dy, attn_gpu_stream(g->gpu)))
+                             const attn_tensor *y, const attn_tensor *a, const attn_tensor *b,
+                             const attn_tensor *dy) {
+  ON_GPU(g,
+         gate_backward(f, da, accumulate_a, db, accumulate_b, y, a, b, dy, attn_gpu_stream(g->gpu)))
   row_walk to_a = walk(da), to_b = walk(db), from_a = walk(a), from_b = walk(b);
   row_walk upstream = walk(dy);
   FOR_ROWS(g, dy)
   g->kernels->row_gate_backward(f, at(to_a, r), accumulate_a, at(to_b, r), accumulate_b,
                                 at(from_a, r), at(from_b, r), at(upstream, r), width);
+  if (y) attn_pass_gate(g, f, y, a, b);
 }
 
 void attn_pass_cap(attn_graph *g, const attn_tensor *x, double cap) {
@@ -265,8 +268,47 @@ void attn_pass_norm(attn_graph *g, const attn_pass_norm_options *o, const attn_t
            : g->kernels->row_rms_norm(at(to, r), at(from, r), w, width, o->divisor, o->epsilon);
 }
 
+void attn_pass_add_norm(attn_graph *g, const attn_pass_norm_options *o, const attn_tensor *sum,
+                        const attn_tensor *y, const attn_tensor *a, const attn_tensor *b) {
+  double *factor = numbers(o->factor);
+  if (!o->mean)
+    ON_GPU(g, add_norm(sum, y, a, b, o->weight, o->divisor, o->epsilon, factor,
+                       attn_gpu_stream(g->gpu)))
+  attn_pass_add(g, sum, 1, a, 1, b);
+  attn_pass_norm(g, o, y, sum);
+}
+
+/* Rows of vectors of 16 bytes: what the kernel of norm_gate reads (kernels/cuda/rows.h). */
+static bool has_vectors(const attn_tensor *x) {
+  int last = x->rank - 1;
+  int64_t size = (int64_t)attn_dtype_size(x->dtype), most = 4096;
+  bool whole = last >= 0 && x->dtype != ATTN_F64 && x->stride[last] == 1 &&
+               x->shape[last] % 8 == 0 && x->shape[last] <= most && (uintptr_t)x->data % 16 == 0;
+  for (int i = 0; i < last; ++i) whole = whole && x->stride[i] * size % 16 == 0;
+  return whole;
+}
+
+bool attn_pass_can_gate_norm(const attn_graph *g, const attn_tensor *x, const attn_tensor *gate) {
+  return g->gpu && has_vectors(x) && has_vectors(gate);
+}
+
+void attn_pass_norm_gate(attn_graph *g, const attn_pass_norm_options *o, const attn_tensor *y,
+                         const attn_tensor *x, const attn_tensor *gate) {
+  double *factor = numbers(o->factor);
+  ON_GPU(g, norm_gate(y, x, gate, o->divisor, o->epsilon, factor, attn_gpu_stream(g->gpu)))
+}
+
+void attn_pass_norm_gate_backward(attn_graph *g, const attn_pass_norm_options *o,
+                                  const attn_tensor *dx, bool accumulate, const attn_tensor *d_gate,
+                                  bool accumulate_gate, const attn_tensor *x,
+                                  const attn_tensor *gate, const attn_tensor *dy) {
+  const double *factor = numbers(o->factor);
+  ON_GPU(g, norm_gate_backward(dx, accumulate, d_gate, accumulate_gate, x, gate, dy, o->divisor,
+                               factor, attn_gpu_stream(g->gpu)))
+}
+
 static void norm_backward_on_gpu(attn_graph *g, const attn_pass_norm_options *o,
-                                 const attn_tensor *dx, bool accumulate,
+                                 const attn_tensor *dx, bool accumulate, const attn_tensor *copy,
                                  const attn_tensor *d_weight, const attn_tensor *d_bias,
                                  const attn_tensor *x, const attn_tensor *dy) {
   attn_graph_mark mark = attn_graph_get_mark(g);
@@ -275,8 +317,8 @@ static void norm_backward_on_gpu(attn_graph *g, const attn_pass_norm_options *o,
   attn_status status = g->status;
   if (status == ATTN_OK)
     status = attn_gpu_check(
-        g->gpu, g->gpu->cuda->norm_backward(dx, accumulate, d_weight, d_bias, x, o->weight, dy,
-                                            o->divisor, numbers(o->factor), numbers(o->mean),
+        g->gpu, g->gpu->cuda->norm_backward(dx, accumulate, copy, d_weight, d_bias, x, o->weight,
+                                            dy, o->divisor, numbers(o->factor), numbers(o->mean),
                                             workspace, attn_gpu_stream(g->gpu)));
   attn_graph_release(g, mark);
   if (status != ATTN_OK) attn_graph_error(g, status);
@@ -287,11 +329,11 @@ static void norm_backward_on_gpu(attn_graph *g, const attn_pass_norm_options *o,
 enum { PARTS = 16 };
 
 void attn_pass_norm_backward(attn_graph *g, const attn_pass_norm_options *o, const attn_tensor *dx,
-                             bool accumulate, const attn_tensor *d_weight,
+                             bool accumulate, const attn_tensor *copy, const attn_tensor *d_weight,
                              const attn_tensor *d_bias, const attn_tensor *x,
                              const attn_tensor *dy) {
   if (g->gpu) {
-    norm_backward_on_gpu(g, o, dx, accumulate, d_weight, d_bias, x, dy);
+    norm_backward_on_gpu(g, o, dx, accumulate, copy, d_weight, d_bias, x, dy);
     return;
   }
   const attn_tensor *const targets[2] = {d_weight, d_bias};
@@ -326,6 +368,7 @@ void attn_pass_norm_backward(attn_graph *g, const attn_pass_norm_options *o, con
       g->kernels->row_add(sum, 1, sum, 1, attn_row(&parts, width, 2 * part + i), width);
     g->kernels->row_add(whole(targets[i]), 1, sum, 0, (attn_span){0}, width);
   }
+  if (copy) attn_add_tensor(g, copy, dx, 1, false);
 }
 
 /* The loss --------------------------------------------------------------------------------------
@@ -334,7 +377,7 @@ void attn_pass_norm_backward(attn_graph *g, const attn_pass_norm_options *o, con
 void attn_pass_cross_entropy(attn_graph *g, const attn_tensor *z, const int32_t *targets,
                              double scale, const attn_tensor *dz, const attn_tensor *losses) {
   double *loss = losses->data;
-  const attn_tensor *apart = dz->data == z->data ? NULL : dz;
+  const attn_tensor *apart = dz->data == z->data && dz->dtype == z->dtype ? NULL : dz;
   ON_GPU(g, cross_entropy(z, targets, scale, apart, loss, attn_gpu_stream(g->gpu)))
   row_walk from = walk(z);
   FOR_ROWS(g, z) {

@@ -38,12 +38,14 @@ void attn_pass_activate(attn_graph *graph, attn_activation f, const attn_tensor 
                         const attn_tensor *x);
 void attn_pass_activate_backward(attn_graph *graph, attn_activation f, const attn_tensor *dx,
                                  bool accumulate, const attn_tensor *x, const attn_tensor *dy);
-/* y = f(a) b; da (+)= f'(a) b dy, db (+)= f(a) dy, each optional. */
+/* y = f(a) b; da (+)= f'(a) b dy, db (+)= f(a) dy, and y once more, which may lie where dy does;
+ * each optional. */
 void attn_pass_gate(attn_graph *graph, attn_activation f, const attn_tensor *y,
                     const attn_tensor *a, const attn_tensor *b);
 void attn_pass_gate_backward(attn_graph *graph, attn_activation f, const attn_tensor *da,
                              bool accumulate_a, const attn_tensor *db, bool accumulate_b,
-                             const attn_tensor *a, const attn_tensor *b, const attn_tensor *dy);
+                             const attn_tensor *y, const attn_tensor *a, const attn_tensor *b,
+                             const attn_tensor *dy);
 /* x = cap tanh(x / cap), in place: contiguous, wide. */
 void attn_pass_cap(attn_graph *graph, const attn_tensor *x, double cap);
 /* y[r] = a[r] . b[r]: y has the leading axes of a and b. */
@@ -64,14 +66,31 @@ typedef struct attn_pass_norm_options {
 } attn_pass_norm_options;
 void attn_pass_norm(attn_graph *graph, const attn_pass_norm_options *options, const attn_tensor *y,
                     const attn_tensor *x);
+/* copy, if present, gets what dx holds afterwards, in its own dtype. */
 void attn_pass_norm_backward(attn_graph *graph, const attn_pass_norm_options *options,
-                             const attn_tensor *dx, bool accumulate, const attn_tensor *d_weight,
-                             const attn_tensor *d_bias, const attn_tensor *x,
-                             const attn_tensor *dy);
+                             const attn_tensor *dx, bool accumulate, const attn_tensor *copy,
+                             const attn_tensor *d_weight, const attn_tensor *d_bias,
+                             const attn_tensor *x, const attn_tensor *dy);
+/* sum = a + b and y = the norm of sum: one pass over memory for RMS norms on a GPU. */
+void attn_pass_add_norm(attn_graph *graph, const attn_pass_norm_options *options,
+                        const attn_tensor *sum, const attn_tensor *y, const attn_tensor *a,
+                        const attn_tensor *b);
+/* Of RMS norms without a weight, where attn_pass_can_gate_norm: y = norm(x) (.) gate, and dx,
+ * d_gate
+ * (+)= .... */
+bool attn_pass_can_gate_norm(const attn_graph *graph, const attn_tensor *x,
+                             const attn_tensor *gate);
+void attn_pass_norm_gate(attn_graph *graph, const attn_pass_norm_options *options,
+                         const attn_tensor *y, const attn_tensor *x, const attn_tensor *gate);
+void attn_pass_norm_gate_backward(attn_graph *graph, const attn_pass_norm_options *options,
+                                  const attn_tensor *dx, bool accumulate, const attn_tensor *d_gate,
+                                  bool accumulate_gate, const attn_tensor *x,
+                                  const attn_tensor *gate, const attn_tensor *dy);
 
 /* losses [rows] (float64) of logits z [rows, n] (wide, contiguous): logsumexp(z) - z[target], and
  * dz, which may be z itself or of the compute dtype: scale (softmax(z) - onehot(target)). Both are
- * 0 where the target is negative; what z holds afterwards is of no use. */
+ * 0 where the target is negative; what z holds afterwards is of no use. On a GPU rows of a smaller
+ * dtype may begin where those of z do. */
 void attn_pass_cross_entropy(attn_graph *graph, const attn_tensor *z, const int32_t *targets,
                              double scale, const attn_tensor *dz, const attn_tensor *losses);
 /* *sum (one element, wide) = scale times the sum of `values` (float64, contiguous), in order. */

@@ -6,7 +6,7 @@ attn_var *attn_layer_gated_feed_forward(attn_graph *graph, attn_activation f, at
                                         attn_parameter *w3) {
   attn_var *gate = attn_op_linear(graph, x, w1);
   attn_var *up = attn_op_linear(graph, x, w2);
-  return attn_op_linear(graph, attn_op_gate(graph, f, gate, up), w3);
+  return attn_op_gated_linear(graph, f, gate, up, w3);
 }
 
 static attn_var *linear_with_bias(attn_graph *g, attn_var *x, attn_parameter *w,

@@ -12,6 +12,12 @@
 /* x / sqrt(mean(x^2) + epsilon) (.) weight: RMSNorm (arXiv 1910.07467); SRMSNorm when weight is
  * NULL (arXiv 2307.14995). */
 attn_var *attn_layer_rms_norm(attn_graph *graph, attn_var *x, attn_var *weight, double epsilon);
+/* *sum = x + y, in x's dtype, and the RMS norm of it: what a layer's end and the next one's
+ * beginning are, in one pass over memory each way on a GPU. */
+attn_var *attn_layer_add_rms_norm(attn_graph *graph, attn_var *x, attn_var *y, attn_var *weight,
+                                  double epsilon, attn_var **sum);
+/* SRMSNorm of x (.) gate, likewise. */
+attn_var *attn_layer_rms_norm_gate(attn_graph *graph, attn_var *x, attn_var *gate, double epsilon);
 /* x / sqrt(sum(x^2) + 1e-6) */
 attn_var *attn_layer_l2_norm(attn_graph *graph, attn_var *x);
 /* (x - mean) / sqrt(var + epsilon) (.) weight + bias (arXiv 1607.06450); weight, bias may be NULL.

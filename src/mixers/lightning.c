@@ -80,12 +80,11 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   const attn_mixer_options *o = call->options;
   int64_t width = o->heads * o->dim;
   attn_var *qkvu = attn_op_linear(g, x, call->parameters[QKVU]);
-  attn_var *q = attn_op_activate(g, ATTN_SILU, attn_view_slice(g, qkvu, 1, 0, width));
-  attn_var *k = attn_op_activate(g, ATTN_SILU, attn_view_slice(g, qkvu, 1, width, width));
+  attn_var *qk = attn_op_activate(g, ATTN_SILU, attn_view_slice(g, qkvu, 1, 0, 2 * width));
   attn_var *v = attn_split_heads(g, attn_view_slice(g, qkvu, 1, 2 * width, width), o->heads);
   attn_var *u = attn_view_slice(g, qkvu, 1, 3 * width, width);
-  q = attn_split_heads(g, q, o->heads);
-  k = attn_split_heads(g, k, o->heads);
+  attn_var *q = attn_split_heads(g, attn_view_slice(g, qk, 1, 0, width), o->heads);
+  attn_var *k = attn_split_heads(g, attn_view_slice(g, qk, 1, width, width), o->heads);
   if (o->lrpe) {
     q = attn_split_heads(g, attn_mixer_each(g, call, encode, 0, 1, &q), o->heads);
     k = attn_split_heads(g, attn_mixer_each(g, call, encode, 0, 1, &k), o->heads);
@@ -94,8 +93,8 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   problem.decay = ATTN_DECAY_HEAD;
   attn_var *out = attn_mixer_recurrent(g, call, MATRIX, &problem, q, k, v,
                                        attn_mixer_decays(g, o, log_decay), NULL);
-  out = attn_layer_rms_norm(g, attn_join_heads(g, &call->layout, out), NULL, o->norm_epsilon);
-  return attn_op_linear(g, attn_op_gate(g, ATTN_IDENTITY, out, u), call->parameters[OUT]);
+  out = attn_layer_rms_norm_gate(g, attn_join_heads(g, &call->layout, out), u, o->norm_epsilon);
+  return attn_op_linear(g, out, call->parameters[OUT]);
 }
 
 const attn_mixer attn_mixer_lightning = {

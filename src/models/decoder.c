@@ -48,12 +48,19 @@ static attn_var *feed_forward(attn_graph *g, const attn_model_config *config,
   return dense(g, config->feed_forward, p->feed_forward, x);
 }
 
-static attn_var *add_residual(attn_graph *g, const attn_residual *factors, attn_var *x,
-                              attn_var *y) {
+/* *x = keep x + add y, and the next norm of it, with that norm's parameters; NULL: without one. */
+static attn_var *add_residual(attn_graph *g, const attn_model_config *config,
+                              const attn_residual *factors, attn_var **x, attn_var *y,
+                              attn_parameter *const *next) {
   bool plain = factors->keep == 0 && factors->add == 0;
-  if (!plain && factors->keep != 1) x = attn_op_scale(g, x, factors->keep);
+  if (!plain && factors->keep != 1) *x = attn_op_scale(g, *x, factors->keep);
   if (!plain && factors->add != 1) y = attn_op_scale(g, y, factors->add);
-  return attn_op_add(g, x, y);
+  if (!next || config->norm == ATTN_NORM_LAYER) {
+    *x = attn_op_add(g, *x, y);
+    return next ? norm(g, config, next, *x) : NULL;
+  }
+  attn_var *weight = next[0] ? attn_graph_parameter(g, next[0]) : NULL;
+  return attn_layer_add_rms_norm(g, *x, y, weight, config->norm_epsilon, x);
 }
 
 /* What one layer needs; in the arena when it has to wait for a checkpoint's backward. */
@@ -62,11 +69,14 @@ typedef struct block_context {
   int64_t layer;
   attn_layout layout;
   attn_state *state;
-  attn_state *const *states; /* of a step of several sequences */
+  attn_state *const *states;   /* of a step of several sequences */
+  attn_var *normed;            /* its input's norm, where the layer before has made it, */
+  attn_parameter *const *next; /* the next layer's norm, to be made of the result here, */
+  attn_var *next_normed;       /* and what that gave */
 } block_context;
 
 static attn_var *block(attn_graph *g, void *context, attn_var *x) {
-  const block_context *c = context;
+  block_context *c = context;
   const attn_model_config *config = &c->model->config;
   attn_layer_parameters *p = &c->model->layers[c->layer];
   const attn_layer_config *layer = &config->layers[c->layer];
@@ -75,16 +85,18 @@ static attn_var *block(attn_graph *g, void *context, attn_var *x) {
                           .layout = c->layout,
                           .state = c->state,
                           .states = c->states};
-  attn_var *in = norm(g, config, p->token_norm, x);
+  attn_var *in = c->normed ? c->normed : norm(g, config, p->token_norm, x);
   attn_var *mixed = attn_mixer_apply(g, layer->mixer, &call, in);
   if (config->sandwich) mixed = norm(g, config, p->token_after, mixed);
   if (config->normed_residual) x = attn_op_cast(g, in, g->wide);
-  x = add_residual(g, &layer->mixed, x, mixed);
-  in = norm(g, config, p->channel_norm, x);
+  in = add_residual(g, config, &layer->mixed, &x, mixed, p->channel_norm);
+  attn_graph_forget(g, mixed);
   attn_var *fed = feed_forward(g, config, layer, p, in);
   if (config->sandwich) fed = norm(g, config, p->channel_after, fed);
   if (config->normed_residual) x = attn_op_cast(g, in, g->wide);
-  return add_residual(g, &layer->fed, x, fed);
+  c->next_normed = add_residual(g, config, &layer->fed, &x, fed, c->next);
+  attn_graph_forget(g, fed);
+  return x;
 }
 
 attn_var *attn_keep_result(attn_graph *g, attn_graph_mark mark, const attn_tensor *kept,
@@ -105,7 +117,8 @@ static attn_state *const *states_of_layer(attn_graph *g, attn_state *const *cons
 
 static attn_var *run_layers(attn_graph *graph, const attn_model *model, const attn_layout *layout,
                             const int32_t *tokens, attn_state *const *states,
-                            attn_state *const *const *sequences, bool checkpoint) {
+                            attn_state *const *const *sequences, int64_t checkpoints,
+                            int64_t lean) {
   const attn_model_config *config = &model->config;
   attn_var *x =
       attn_layer_embedding(graph, model->embedding, tokens, layout->rows, config->embedding_scale);
@@ -114,35 +127,50 @@ static attn_var *run_layers(attn_graph *graph, const attn_model *model, const at
   for (int i = 0; i < 2 && !graph->recording; ++i)
     kept[i] = attn_graph_tensor_like(graph, x->value.dtype, &x->value);
   attn_graph_mark mark = attn_graph_get_mark(graph);
+  attn_var *normed = NULL;
+  const attn_node *since = graph->last; /* what was recorded before this layer and the last one */
   for (int64_t l = 0; l < config->layer_count && x; ++l) {
     block_context *context = attn_arena_alloc(graph->arena, sizeof *context);
     if (!context) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
+    const attn_node *before = graph->last;
     *context = (block_context){
         .model = model, .layer = l, .layout = *layout, .state = states ? states[l] : NULL};
+    /* A layer that runs again in backward makes its own norm and no other's; neither does one whose
+     * activations go with it. */
+    bool alone = l < checkpoints || !graph->recording, last = l + 1 == config->layer_count;
+    context->normed = normed;
+    if (!alone) context->next = last ? model->final_norm : model->layers[l + 1].token_norm;
     if (sequences) {
       context->states = states_of_layer(graph, sequences, layout->batch, l);
       if (!context->states) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
     }
-    x = checkpoint ? attn_graph_checkpoint(graph, block, context, x) : block(graph, context, x);
+    x = l < checkpoints ? attn_graph_checkpoint(graph, block, context, x)
+                        : block(graph, context, x);
+    normed = context->next_normed;
+    /* The last layer's too: what it made for this one has been read now. */
+    if (l < checkpoints + lean) attn_graph_discard(graph, since);
+    since = before;
     if (!graph->recording) x = attn_keep_result(graph, mark, &kept[l % 2], x);
   }
-  return norm(graph, config, model->final_norm, x);
+  return normed ? normed : norm(graph, config, model->final_norm, x);
 }
 
 attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
-                              const int32_t *tokens, attn_state *const *states, bool checkpoint) {
-  return run_layers(graph, model, layout, tokens, states, NULL, checkpoint);
+                              const int32_t *tokens, attn_state *const *states, int64_t checkpoints,
+                              int64_t lean) {
+  return run_layers(graph, model, layout, tokens, states, NULL, checkpoints, lean);
 }
 
 attn_var *attn_decoder_step(attn_graph *graph, const attn_model *model, int64_t count,
                             const int32_t *tokens, attn_state *const *const *sequences) {
   attn_layout layout = attn_layout_equal(count, 1);
-  return run_layers(graph, model, &layout, tokens, NULL, sequences, false);
+  return run_layers(graph, model, &layout, tokens, NULL, sequences, 0, 0);
 }
 
 attn_var *attn_decoder_loss(attn_graph *graph, const attn_model *model, const attn_layout *layout,
-                            const int32_t *tokens, const int32_t *targets, bool checkpoint) {
-  attn_var *hidden = attn_decoder_hidden(graph, model, layout, tokens, NULL, checkpoint);
+                            const int32_t *tokens, const int32_t *targets, int64_t checkpoints,
+                            int64_t lean) {
+  attn_var *hidden = attn_decoder_hidden(graph, model, layout, tokens, NULL, checkpoints, lean);
   return attn_op_linear_cross_entropy(graph, hidden, model->head, model->config.logit_cap, targets);
 }
 

@@ -157,7 +157,7 @@ static int64_t batch_size(const int64_t *offsets, int64_t first, int64_t count, 
 static attn_var *hidden_rows(attn_graph *g, const attn_model *model, const attn_layout *layout,
                              const int32_t *tokens) {
   if (model->config.encoder) return attn_encoder_hidden(g, model, layout, tokens, NULL);
-  return attn_decoder_hidden(g, model, layout, tokens, NULL, false);
+  return attn_decoder_hidden(g, model, layout, tokens, NULL, 0, 0);
 }
 
 /* A copy of rows in the processor's memory, until the graph's reset. */

@@ -14,7 +14,7 @@ static attn_status window_loss(const attn_model *model, attn_graph *g, const int
   for (int64_t r = 0; r < rows; ++r)
     targets[r] = start + r + 1 >= first ? tokens[start + r + 1] : -1;
   attn_layout layout = attn_layout_equal(1, rows);
-  attn_var *loss = attn_decoder_loss(g, model, &layout, tokens + start, targets, false);
+  attn_var *loss = attn_decoder_loss(g, model, &layout, tokens + start, targets, 0, 0);
   ATTN_TRY(attn_graph_status(g));
   *sum += attn_tensor_get(&loss->value, (int64_t[]){0}) * (double)(last - first);
   return ATTN_OK;

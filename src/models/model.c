@@ -195,15 +195,24 @@ static double initial_value(const attn_parameter_shape *shape, int64_t index, at
   return 0;
 }
 
-/* Every parameter has a random stream of its own: adding one does not change the others. */
+/* Words of 32 bits that an element takes from its parameter's stream. */
+static uint64_t words_of(const attn_parameter_shape *shape) {
+  return shape->initial == ATTN_INIT_NORMAL ? 4 : 2;
+}
+
+/* Every parameter has a random stream of its own: adding one does not change the others; and every
+ * element its place in it: threads share a parameter and change no bit. */
 static attn_status initialise(attn_model *model, uint64_t seed) {
   for (int64_t i = 0; i < model->parameter_count; ++i) {
     const attn_parameter_shape *shape = &model->shapes[i];
     attn_tensor *value = &model->parameters[i].value;
     attn_dtype dtype = model->compute == ATTN_F64 ? ATTN_F64 : ATTN_F32;
     ATTN_TRY(attn_tensor_create(dtype, shape->rank, shape->shape, value));
-    attn_random random = {.seed = seed, .stream = (uint64_t)i};
-    for (int64_t e = 0; e < attn_tensor_count(value); ++e) {
+    int64_t count = attn_tensor_count(value);
+#pragma omp parallel for num_threads(attn_get_threads()) schedule(static) if (count > 1 << 14)
+    for (int64_t e = 0; e < count; ++e) {
+      attn_random random = {
+          .seed = seed, .stream = (uint64_t)i, .index = (uint64_t)e * words_of(shape)};
       double number = initial_value(shape, e, &random);
       if (dtype == ATTN_F64)
         ((double *)value->data)[e] = number;

@@ -78,16 +78,19 @@ attn_status attn_model_make_trainable(attn_model *model);
 attn_status attn_model_refresh(attn_model *model);
 
 /* The decoder: tokens [layout.rows] to normalised hidden rows [rows, hidden] in the compute dtype.
- * states: one a layer, or NULL. With `checkpoint`, layers keep only their inputs for backward. */
+ * states: one a layer, or NULL. The first `checkpoints` layers keep only their inputs for backward,
+ * and the `lean` layers after them what is slow to make again (attn_graph_discard). */
 attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
-                              const int32_t *tokens, attn_state *const *states, bool checkpoint);
+                              const int32_t *tokens, attn_state *const *states, int64_t checkpoints,
+                              int64_t lean);
 /* One token of each of `count` sequences, tokens [count], with the states of each, a layer each; to
  * [count, hidden] as above. */
 attn_var *attn_decoder_step(attn_graph *graph, const attn_model *model, int64_t count,
                             const int32_t *tokens, attn_state *const *const *sequences);
 /* The mean loss of predicting targets [rows] (-1: not counted); one element. */
 attn_var *attn_decoder_loss(attn_graph *graph, const attn_model *model, const attn_layout *layout,
-                            const int32_t *tokens, const int32_t *targets, bool checkpoint);
+                            const int32_t *tokens, const int32_t *targets, int64_t checkpoints,
+                            int64_t lean);
 /* Logits [rows, vocabulary] in the wide dtype of hidden rows. */
 attn_var *attn_decoder_logits(attn_graph *graph, const attn_model *model, attn_var *hidden);
 

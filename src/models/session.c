@@ -284,7 +284,7 @@ static attn_status run_tokens(attn_session *s, int64_t count, int64_t logit_rows
   attn_layout layout = attn_layout_equal(1, count);
   layout.position = attn_session_position(s);
   attn_var *hidden =
-      attn_decoder_hidden(g, s->model, &layout, s->tokens + layout.position, s->states, false);
+      attn_decoder_hidden(g, s->model, &layout, s->tokens + layout.position, s->states, 0, 0);
   if (logit_rows && hidden) {
     attn_var *last = attn_view_slice(g, hidden, 0, count - logit_rows, logit_rows);
     attn_var *found = attn_decoder_logits(g, s->model, last);

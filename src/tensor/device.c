@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_GPUS = 64, DEVICE_ALIGNMENT = 256, LARGEST_CHUNK = 1 << 30 };
+enum { MOST_GPUS = 64, DEVICE_ALIGNMENT = 256, LARGEST_CHUNK = 1 << 29 };
 
 #define MODULE_NAME "libattn_cuda.so"
 

@@ -21,7 +21,8 @@ struct attn_optimiser {
   double *block_sums; /* [blocks of the largest parameter] */
   attn_gpu *gpu;      /* where the parameters are; NULL: the processor */
   double *gpu_sums;   /* there: a sum of squares for each parameter, and scratch behind them */
-  char **names;       /* [1 + 2 count] of the state's tensors */
+  const attn_tensor **gradients; /* [count], of the parameters: for it */
+  char **names;                  /* [1 + 2 count] of the state's tensors */
 };
 
 /* -- Checks -- */
@@ -125,9 +126,12 @@ static attn_status allocate(attn_optimiser *optimiser, attn_parameter *const *pa
   attn_device device = optimiser->parameters[0]->value.device;
   if (attn_is_cuda(device)) {
     optimiser->gpu = attn_gpu_of(&optimiser->parameters[0]->value);
-    optimiser->gpu_sums =
-        attn_device_alloc(device, (size_t)(count + ATTN_CUDA_PARTS) * sizeof(double));
-    if (!optimiser->gpu_sums) return ATTN_OUT_OF_MEMORY;
+    optimiser->gpu_sums = attn_device_alloc(
+        device, (size_t)(count + ATTN_CUDA_TABLE * ATTN_CUDA_PARTS) * sizeof(double));
+    optimiser->gradients = attn_alloc_array((size_t)count, sizeof *optimiser->gradients);
+    if (!optimiser->gpu_sums || !optimiser->gradients) return ATTN_OUT_OF_MEMORY;
+    for (int64_t i = 0; i < count; ++i)
+      optimiser->gradients[i] = &optimiser->parameters[i]->gradient;
   }
   return allocate_names(optimiser);
 }
@@ -161,6 +165,7 @@ void attn_optimiser_destroy(attn_optimiser *optimiser) {
   if (optimiser->gpu_sums)
     attn_device_free(optimiser->parameters[0]->value.device, optimiser->gpu_sums);
   attn_free(optimiser->names);
+  attn_free(optimiser->gradients);
   attn_free(optimiser->parameters);
   attn_free(optimiser->block_sums);
   attn_free(optimiser->m);
@@ -258,10 +263,9 @@ static void update_parameter(const attn_parameter *parameter, const attn_tensor 
 /* Sums of squares of all gradients, one each, from the GPU; they come together. */
 static attn_status squares_on_gpu(const attn_optimiser *o) {
   const attn_gpu *gpu = o->gpu;
-  for (int64_t i = 0; i < o->count; ++i)
-    ATTN_TRY(
-        attn_gpu_check(gpu, gpu->cuda->sum_squares(&o->parameters[i]->gradient, &o->gpu_sums[i],
-                                                   o->gpu_sums + o->count, attn_gpu_stream(gpu))));
+  ATTN_TRY(attn_gpu_check(gpu, gpu->cuda->sum_squares_all(o->gradients, (int)o->count, o->gpu_sums,
+                                                          o->gpu_sums + o->count,
+                                                          attn_gpu_stream(gpu))));
   attn_device device = o->parameters[0]->value.device;
   ATTN_TRY(attn_device_copy(device, o->block_sums, o->gpu_sums, (size_t)o->count * sizeof(double)));
   return attn_device_synchronize(device);
@@ -344,6 +348,10 @@ attn_status attn_optimiser_step(attn_optimiser *optimiser, double learning_rate,
       update_parameter(parameter, &optimiser->m[i], &optimiser->v[i], &u);
   }
   return optimiser->gpu ? ATTN_OK : renew_weights(optimiser);
+}
+
+bool attn_optimiser_zeroes(const attn_optimiser *optimiser) {
+  return optimiser->gpu != NULL;
 }
 
 void attn_optimiser_zero_gradients(attn_optimiser *optimiser) {

@@ -47,6 +47,8 @@ typedef struct attn_step_info {
  * given the new values. `info` may be NULL. Allocates nothing. */
 attn_status attn_optimiser_step(attn_optimiser *optimiser, double learning_rate,
                                 double gradient_scale, attn_step_info *info);
+/* Whether a step leaves the gradients zero: on a GPU, where it costs no pass of its own. */
+bool attn_optimiser_zeroes(const attn_optimiser *optimiser);
 /* Sets all gradients to zero. */
 void attn_optimiser_zero_gradients(attn_optimiser *optimiser);
 

@@ -35,11 +35,20 @@ enum {
   LINE_SIZE = 320,
   MESSAGE_SIZE = 512,
   THREAD_TOKENS = 512, /* of each thread at a time: a layer's activations fit the L2 cache */
-  /* At a time on a GPU: as many as GPU_ACTIVATIONS bytes hold, so that products are large and a
-   * model's own memory is what counts. A layer keeps about ACTIVATION_BYTES for each token and unit
-   * of width: residuals in float32, projections, gates and a feed-forward of three widths. */
+  /* At a time on a GPU: as many as gpu_activations hold, so that products are large and a model's
+   * own memory is what counts; but at least ENOUGH of them, for fewer leave much of the GPU idle,
+   * and at least a window. What then does not fit is made again in backward: by lean layers first,
+   * then by layers that keep their inputs only. A layer keeps about ACTIVATION_BYTES for each token
+   * and unit of width (residuals in float32, projections, gates and a feed-forward of three
+   * widths), a lean one LEAN_BYTES (residuals, attention's result), else INPUT_BYTES; backward
+   * needs BACKWARD_BYTES, and the activations of one layer where there is any that makes them
+   * again. */
   MOST_GPU_TOKENS = 65536,
-  ACTIVATION_BYTES = 52,
+  ENOUGH_GPU_TOKENS = 8192,
+  ACTIVATION_BYTES = 39,
+  LEAN_BYTES = 10,
+  INPUT_BYTES = 4,
+  BACKWARD_BYTES = 40,
 };
 
 typedef struct run {
@@ -59,7 +68,10 @@ typedef struct run {
   int32_t *inputs, *targets;   /* [piece * length] */
   char *checkpoint, *svg, *csv;
   uint64_t starting_weights;
-  int64_t piece; /* windows that go forward and backward at a time */
+  int64_t piece;       /* windows that go forward and backward at a time */
+  int64_t checkpoints; /* layers that keep their inputs only, */
+  int64_t lean;        /* and those after them that keep what is slow to make again */
+  bool zeroed;         /* the gradients are zero */
   int64_t first_step, parameter_count;
   attn_progress speed; /* in tokens */
   double start;
@@ -211,26 +223,47 @@ static attn_status open_model(run *r) {
   return attn_optimiser_create(&adamw, r->parameters, r->model->parameter_count, &r->optimiser);
 }
 
-static const double gpu_activations = 6e9;
+static const double gpu_activations = 6.82e9;
 
-static int64_t gpu_tokens(const attn_model_config *config) {
-  double token = (double)config->layer_count * (double)config->hidden * ACTIVATION_BYTES;
-  double tokens = gpu_activations / token;
-  return tokens < MOST_GPU_TOKENS ? (int64_t)tokens : MOST_GPU_TOKENS;
+/* Of a token. */
+static double activation_bytes(const run *r) {
+  const attn_model_config *config = &r->model->config;
+  int64_t whole = config->layer_count - r->checkpoints - r->lean;
+  int64_t again = r->checkpoints + r->lean > 0;
+  return (double)config->hidden *
+         (double)((whole + again) * ACTIVATION_BYTES + r->lean * LEAN_BYTES +
+                  r->checkpoints * INPUT_BYTES + BACKWARD_BYTES);
 }
 
-static int64_t choose_piece(const run *r) {
+static double piece_bytes(const run *r) {
+  return activation_bytes(r) * (double)r->piece * (double)r->options.length;
+}
+
+static void choose_piece(run *r) {
   const attn_training_options *o = &r->options;
-  int64_t tokens = attn_is_cuda(o->device) ? gpu_tokens(&r->model->config)
-                                           : THREAD_TOKENS * (int64_t)attn_get_threads();
-  int64_t windows = tokens / o->length;
-  if (windows < 1) windows = 1;
-  return windows < o->batch ? windows : o->batch;
+  int64_t layers = r->model->config.layer_count;
+  bool gpu = attn_is_cuda(o->device);
+  r->checkpoints = o->checkpoint_activations ? layers : 0;
+  int64_t tokens = THREAD_TOKENS * (int64_t)attn_get_threads();
+  if (gpu) {
+    double most = gpu_activations / activation_bytes(r);
+    tokens = most < MOST_GPU_TOKENS ? (int64_t)most : MOST_GPU_TOKENS;
+    if (tokens < ENOUGH_GPU_TOKENS) tokens = ENOUGH_GPU_TOKENS;
+  }
+  r->piece = tokens / o->length;
+  if (r->piece < 1) r->piece = 1;
+  if (r->piece > o->batch) r->piece = o->batch;
+  while (gpu && r->checkpoints < layers && piece_bytes(r) > gpu_activations) {
+    if (r->lean + r->checkpoints < layers)
+      ++r->lean;
+    else
+      ++r->checkpoints, --r->lean;
+  }
 }
 
 static attn_status allocate(run *r) {
   const attn_training_options *o = &r->options;
-  r->piece = choose_piece(r);
+  choose_piece(r);
   size_t windows = (size_t)(o->batch * o->accumulation), rows = (size_t)(r->piece * o->length);
   r->windows = attn_alloc_array(windows * (size_t)(o->length + 1), sizeof *r->windows);
   r->inputs = attn_alloc_array(rows, sizeof *r->inputs);
@@ -242,7 +275,10 @@ static attn_status allocate(run *r) {
     return ATTN_OUT_OF_MEMORY;
   int64_t validations = o->steps < MOST_VALIDATIONS ? o->steps : MOST_VALIDATIONS;
   ATTN_TRY(attn_history_create(o->steps, validations, &r->history));
-  return attn_graph_create_on(o->device, o->compute, &r->graph);
+  ATTN_TRY(attn_graph_create_on(o->device, o->compute, &r->graph));
+  const double margin = 1.05; /* tables, factors, workspaces */
+  if (attn_is_cuda(o->device)) attn_graph_reserve(r->graph, (size_t)(margin * piece_bytes(r)));
+  return ATTN_OK;
 }
 
 static attn_status identify(run *r) {
@@ -321,13 +357,15 @@ static void split_windows(run *r, const int32_t *windows, int64_t count, int64_t
   }
 }
 
-/* The loss variable of inputs and targets; its value in *loss. */
-static attn_status forward(run *r, int64_t count, int64_t length, bool recording, attn_var **var,
-                           double *loss) {
+/* The loss variable of inputs and targets; its value in *loss. share: the scale that backward will
+ * start with. */
+static attn_status forward(run *r, int64_t count, int64_t length, bool recording, double share,
+                           attn_var **var, double *loss) {
   attn_graph_reset(r->graph, recording);
+  attn_graph_expect(r->graph, share);
   attn_layout layout = attn_layout_equal(count, length);
   *var = attn_decoder_loss(r->graph, r->model, &layout, r->inputs, r->targets,
-                           recording && r->options.checkpoint_activations);
+                           recording ? r->checkpoints : 0, recording ? r->lean : 0);
   ATTN_TRY(attn_graph_status(r->graph));
   *loss = attn_tensor_get(&(*var)->value, (int64_t[]){0});
   return ATTN_OK;
@@ -352,7 +390,7 @@ static attn_status validate(run *r, double *mean) {
     split_windows(r, r->windows, count, length);
     attn_var *var;
     double loss;
-    ATTN_TRY(forward(r, count, length, false, &var, &loss));
+    ATTN_TRY(forward(r, count, length, false, 0, &var, &loss));
     sum += loss * (double)count;
   }
   *mean = sum / (double)windows;
@@ -376,7 +414,7 @@ static attn_status micro_batch(run *r, const int32_t *windows, double *loss) {
     double share = (double)count / (double)o->batch, part;
     split_windows(r, windows + first * (o->length + 1), count, o->length);
     attn_var *var;
-    ATTN_TRY(forward(r, count, o->length, true, &var, &part));
+    ATTN_TRY(forward(r, count, o->length, true, share, &var, &part));
     *loss += share * part / (double)o->accumulation;
     if (!isfinite(*loss)) return ATTN_OK;
     ATTN_TRY(attn_graph_backward(r->graph, var, share));
@@ -390,7 +428,8 @@ static attn_status accumulate(run *r, double *loss) {
   const attn_training_options *o = &r->options;
   ATTN_TRY(attn_corpus_batch(r->corpus, ATTN_TRAINING, o->seed, (uint64_t)r->state.step,
                              o->batch * o->accumulation, o->length, r->windows));
-  attn_optimiser_zero_gradients(r->optimiser);
+  if (!r->zeroed) attn_optimiser_zero_gradients(r->optimiser);
+  r->zeroed = false;
   *loss = 0;
   for (int64_t m = 0; m < o->accumulation; ++m) {
     if (asked_to_stop(r)) return attn_fail(ATTN_INTERRUPTED, "training: stopped by the caller");
@@ -422,6 +461,7 @@ static attn_status step(run *r, attn_training_progress *report) {
     finite = status == ATTN_OK;
     if (!finite && isfinite(attn_optimiser_norm(r->optimiser))) return status;
   }
+  r->zeroed = finite && attn_optimiser_zeroes(r->optimiser);
   if (finite)
     r->state.skipped_in_row = 0;
   else

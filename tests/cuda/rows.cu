@@ -126,6 +126,13 @@ static numbers plus(const array &old, bool accumulate, numbers sum) {
   return sum;
 }
 
+/* Whether dy's own memory may be written: nothing of it is repeated. */
+static bool dy_stays(const array &dy) {
+  for (int i = 0; i < dy.tensor.rank; ++i)
+    if (dy.tensor.shape[i] > 1 && dy.tensor.stride[i] == 0) return false;
+  return below(2);
+}
+
 static void test_elementwise() {
   for (int round = 0; round < 150; ++round) {
     extents shape = some_shape();
@@ -163,9 +170,13 @@ static void test_elementwise() {
     draw(da, shape, false, before(accumulate), some_dtype());
     draw(db, shape, false, before(accumulate_b), some_dtype());
     int which = below(3); /* both, da, db */
+    array again;          /* y, or in the place of dy */
+    bool makes = below(2), over = makes && dy_stays(dy);
+    draw(again, shape, false, NULL, some_dtype());
+    attn_tensor made = over ? dy.tensor : again.tensor;
     OK(attn_cuda_gate_backward(f, which < 2 ? &da.tensor : NULL, accumulate,
-                               which != 1 ? &db.tensor : NULL, accumulate_b, &a.tensor, &b.tensor,
-                               &dy.tensor, NULL));
+                               which != 1 ? &db.tensor : NULL, accumulate_b, makes ? &made : NULL,
+                               &a.tensor, &b.tensor, &dy.tensor, NULL));
     for (size_t i = 0; i < n; ++i)
       expected[i] = slope_of(f, a.values[i]) * b.values[i] * dy.values[i];
     if (which < 2)
@@ -174,6 +185,9 @@ static void test_elementwise() {
     if (which != 1)
       compare(label("gate_backward b", db) + std::to_string(f), db,
               plus(db, accumulate_b, expected));
+
+    for (size_t i = 0; i < n; ++i) expected[i] = value_of(f, a.values[i]) * b.values[i];
+    if (makes) compare(label("gate_backward y", over ? dy : again), over ? dy : again, expected);
 
     double cap = 1 + 5 * uniform();
     draw(y, shape, false, argument, some_dtype());
@@ -256,6 +270,25 @@ static void test_sums() {
     compare(label("sum_squares", a), sum, {squares}, 1e-6);
     cudaFree(workspace);
   }
+  for (int round = 0; round < 3; ++round) { /* more tensors than one launch takes; odd ones too */
+    enum { MANY = 150 };
+    static array many[MANY];
+    const attn_tensor *all[MANY];
+    array sums;
+    numbers expected(MANY, 0);
+    for (int i = 0; i < MANY; ++i) {
+      int64_t n = 8 * (1 + below(2000)) + (round == 1 ? below(3) : 0);
+      make(many[i], round == 2 && i % 7 == 0 ? ATTN_F64 : ATTN_F32, {n}, {}, gaussian);
+      for (double value : many[i].values) expected[(size_t)i] += value * value;
+      all[i] = &many[i].tensor;
+    }
+    make(sums, ATTN_F64, {MANY}, {}, NULL);
+    void *workspace;
+    CUDA(cudaMalloc(&workspace, sizeof(double) * ATTN_CUDA_TABLE * ATTN_CUDA_PARTS));
+    OK(attn_cuda_sum_squares_all(all, MANY, (double *)sums.tensor.data, workspace, NULL));
+    compare("sum_squares_all", sums, expected, 1e-6);
+    cudaFree(workspace);
+  }
   for (int64_t n : {1, 5, 1000, 100001}) {
     array values, sum;
     make(values, ATTN_F64, {n}, {}, [] { return 1 + normal(); });
@@ -333,16 +366,19 @@ static void test_norm(int64_t rows, int64_t n, bool layer, int round) {
   make(dx, dtype(), shape, strides(false), before(accumulate));
   make(d_weight, dtype(), {n}, {}, NULL);
   make(d_bias, dtype(), {n}, {}, NULL);
+  array copy; /* of dx */
+  make(copy, dtype(), shape, strides(false), NULL);
   int wanted = below(4); /* everything, no weights, no dx, everything */
+  bool copied = wanted != 2 && below(2);
   void *workspace;
   size_t bytes = sizeof(double) * 2 * ATTN_CUDA_PARTS * (size_t)n;
   CUDA(cudaMalloc(&workspace, bytes));
   CUDA(cudaMemset(workspace, 0xff, bytes));
   OK(attn_cuda_norm_backward(
-      wanted != 2 ? &dx.tensor : NULL, accumulate, wanted != 1 ? &d_weight.tensor : NULL,
-      wanted != 1 && layer ? &d_bias.tensor : NULL, &x.tensor, has_weight ? &weight.tensor : NULL,
-      &dy.tensor, divisor, (double *)factor.tensor.data, layer ? (double *)mean.tensor.data : NULL,
-      workspace, NULL));
+      wanted != 2 ? &dx.tensor : NULL, accumulate, copied ? &copy.tensor : NULL,
+      wanted != 1 ? &d_weight.tensor : NULL, wanted != 1 && layer ? &d_bias.tensor : NULL,
+      &x.tensor, has_weight ? &weight.tensor : NULL, &dy.tensor, divisor,
+      (double *)factor.tensor.data, layer ? (double *)mean.tensor.data : NULL, workspace, NULL));
   cudaFree(workspace);
   numbers dw((size_t)n, 0), dbias((size_t)n, 0);
   for (int64_t i = 0; i < rows; ++i) {
@@ -362,10 +398,86 @@ static void test_norm(int64_t rows, int64_t n, bool layer, int round) {
   /* A row of one element is all projection: the difference of equal numbers. */
   double small = n < 4 ? 1 : 0;
   if (wanted != 2) compare(name + " dx", dx, plus(dx, accumulate, expected), small);
+  /* Where the fallback copies, dx was rounded first. */
+  double twice = dx.tensor.dtype == ATTN_BF16 || dx.tensor.dtype == ATTN_F16 ? 2.5 / 256 : small;
+  if (copied) compare(name + " copy", copy, plus(dx, accumulate, expected), twice);
   double bound = d_weight.tensor.dtype == ATTN_F32 ? 1e-5 : 0;
   if (wanted != 1) compare(name + " d_weight", d_weight, dw, bound);
   bound = d_bias.tensor.dtype == ATTN_F32 ? 1e-5 : 0;
   if (wanted != 1 && layer) compare(name + " d_bias", d_bias, dbias, bound);
+}
+
+/* sum = a + b and its norm; norm (.) gate, and back. */
+static void test_norm_beside(int64_t rows, int64_t n, int round) {
+  extents shape = {rows, n};
+  auto dtype = [&] { return DTYPES[below(3)]; };
+  auto strides = [&] { return extents{n + (below(2) ? 8 : 0), 1}; };
+  bool vectors = n % 8 == 0 && n <= 4096 && round % 3 < 2, has_weight = below(2);
+  array a, b, sum, y, weight, factor;
+  make(a, round % 3 == 2 ? some_dtype() : dtype(), shape, strides(), [] { return 0.3 + normal(); });
+  make(b, dtype(), shape, strides(), gaussian);
+  make(sum, round % 3 == 2 && below(2) ? ATTN_F64 : ATTN_F32, shape, strides(), NULL);
+  make(y, dtype(), shape, strides(), NULL);
+  make(weight, dtype(), {n}, {}, [] { return 1 + 0.2 * normal(); });
+  make(factor, ATTN_F64, {rows}, {}, NULL);
+  double divisor = (double)n, epsilon = 1e-5;
+  OK(attn_cuda_add_norm(&sum.tensor, &y.tensor, &a.tensor, &b.tensor,
+                        has_weight ? &weight.tensor : NULL, divisor, epsilon,
+                        (double *)factor.tensor.data, NULL));
+  size_t count = (size_t)(rows * n);
+  numbers total(count), normed(count), r((size_t)rows);
+  for (size_t i = 0; i < count; ++i) total[i] = a.values[i] + b.values[i];
+  auto norm_of = [&](const numbers &x, bool weighted) {
+    for (int64_t i = 0; i < rows; ++i) {
+      double squares = 0;
+      for (int64_t c = 0; c < n; ++c) {
+        double u = x[(size_t)(i * n + c)];
+        squares += u * u;
+      }
+      r[(size_t)i] = 1 / std::sqrt(squares / divisor + epsilon);
+      for (int64_t c = 0; c < n; ++c)
+        normed[(size_t)(i * n + c)] =
+            r[(size_t)i] * x[(size_t)(i * n + c)] * (weighted ? weight.values[(size_t)c] : 1);
+    }
+  };
+  norm_of(total, has_weight);
+  std::string name = std::to_string(rows) + " x " + std::to_string(n);
+  compare("add_norm sum " + name, sum, total);
+  compare("add_norm " + name, y, normed);
+  compare("add_norm factor " + name, factor, r, 1e-5);
+  if (!vectors) return;
+
+  array gate, dy, dx, d_gate;
+  bool add_x = below(2), add_gate = below(2);
+  make(gate, dtype(), shape, strides(), gaussian);
+  OK(attn_cuda_norm_gate(&y.tensor, &a.tensor, &gate.tensor, divisor, epsilon,
+                         (double *)factor.tensor.data, NULL));
+  norm_of(a.values, false);
+  numbers expected(count), expected_gate(count);
+  for (size_t i = 0; i < count; ++i) expected[i] = normed[i] * gate.values[i];
+  compare("norm_gate " + name, y, expected);
+  compare("norm_gate factor " + name, factor, r, 1e-5);
+  make(factor, ATTN_F64, {rows}, {}, [&, i = 0]() mutable { return r[(size_t)i++]; });
+  make(dy, dtype(), shape, strides(), gaussian);
+  make(dx, dtype(), shape, strides(), before(add_x));
+  make(d_gate, dtype(), shape, strides(), before(add_gate));
+  OK(attn_cuda_norm_gate_backward(&dx.tensor, add_x, &d_gate.tensor, add_gate, &a.tensor,
+                                  &gate.tensor, &dy.tensor, divisor, (double *)factor.tensor.data,
+                                  NULL));
+  for (int64_t i = 0; i < rows; ++i) {
+    double projection = 0, ri = r[(size_t)i];
+    for (int64_t c = 0; c < n; ++c) {
+      size_t at = (size_t)(i * n + c);
+      projection += dy.values[at] * gate.values[at] * normed[at];
+      expected_gate[at] = dy.values[at] * normed[at];
+    }
+    for (int64_t c = 0; c < n; ++c) {
+      size_t at = (size_t)(i * n + c);
+      expected[at] = ri * (dy.values[at] * gate.values[at] - normed[at] * projection / divisor);
+    }
+  }
+  compare("norm_gate dx " + name, dx, plus(dx, add_x, expected));
+  compare("norm_gate d_gate " + name, d_gate, plus(d_gate, add_gate, expected_gate));
 }
 
 static void test_norms() {
@@ -379,6 +491,9 @@ static void test_norms() {
         while (rows > 1 && rows * n > 300000) rows /= 4;
         test_norm(std::max<int64_t>(rows, 1), n, layer, round);
       }
+  for (int64_t n : {8, 64, 72, 100, 256, 320, 1024, 2048, 2816, 4096, 5000})
+    for (int round = 0; round < 3; ++round)
+      test_norm_beside(1 + below(n > 1000 ? 40 : 300), n, round);
   test_norm(3000, 64, false, 0);
   test_norm(3000, 64, true, 1);
   report("norms");
@@ -397,8 +512,9 @@ static int32_t *upload(const std::vector<int32_t> &values) {
 static void test_cross_entropy() {
   static const int64_t widths[] = {1, 7, 64, 1000, 4096, 4100, 32000, 200000};
   for (int64_t n : widths)
-    for (int round = 0; round < 4; ++round) {
+    for (int round = 0; round < 5; ++round) {
       int64_t rows = n > 10000 ? 2 : 9;
+      bool inside = round == 4; /* dz as bfloat16 in the place of z */
       array z, dz, losses;
       bool separate = round % 2, wide = round == 2;
       int64_t gap = below(2) ? 8 : 0;
@@ -427,9 +543,32 @@ static void test_cross_entropy() {
       }
       if (n == 1 && !std::isfinite(z.values[0])) continue;
       int32_t *on_gpu = upload(targets);
-      OK(attn_cuda_cross_entropy(&z.tensor, on_gpu, scale, separate ? &dz.tensor : NULL,
+      attn_tensor within = z.tensor;
+      within.dtype = ATTN_BF16;
+      within.stride[0] *= 2;
+      OK(attn_cuda_cross_entropy(&z.tensor, on_gpu, scale,
+                                 separate ? &dz.tensor
+                                 : inside ? &within
+                                          : NULL,
                                  (double *)losses.tensor.data, NULL));
       std::string name = "cross_entropy of " + std::to_string(n);
+      if (inside) {
+        numbers got;
+        std::vector<uint16_t> row((size_t)n);
+        for (int64_t r = 0; r < rows; ++r) {
+          CUDA(cudaMemcpy(row.data(), (char *)within.data + r * within.stride[0] * 2,
+                          row.size() * sizeof(uint16_t), cudaMemcpyDefault));
+          for (uint16_t bits : row) {
+            uint32_t word = (uint32_t)bits << 16;
+            float value;
+            memcpy(&value, &word, sizeof value);
+            got.push_back((double)value);
+          }
+        }
+        compare(name + " inside", got, expected, ATTN_BF16, bound_of(ATTN_BF16));
+        cudaFree(on_gpu);
+        continue;
+      }
       /* exp of differences near 100: 100 ulp of the argument */
       array &result = separate ? dz : z;
       compare(name, result, expected,
@@ -712,7 +851,8 @@ static void bench() {
           [&](int i) { OK(attn_cuda_activate(ATTN_GELU, AT(a), AT(b), NULL)); });
     print("gate silu", 3, [&](int i) { OK(attn_cuda_gate(ATTN_SILU, AT(a), AT(b), AT(c), NULL)); });
     print("gate_backward silu", 5, [&](int i) {
-      OK(attn_cuda_gate_backward(ATTN_SILU, AT(a), false, AT(b), false, AT(c), AT(d), AT(e), NULL));
+      OK(attn_cuda_gate_backward(ATTN_SILU, AT(a), false, AT(b), false, NULL, AT(c), AT(d), AT(e),
+                                 NULL));
     });
     print("multiply_sum of 2", 5, [&](int i) {
       attn_tensor left[2] = {*AT(b), *AT(c)}, right[2] = {*AT(d), *AT(e)};
@@ -776,15 +916,23 @@ static void bench() {
                           factor, mean, NULL));
       });
       print(("rms norm backward " + w).c_str(), 3, [&](int i) {
-        OK(attn_cuda_norm_backward(&z[i % BUFFERS], false, &d_weight, NULL, &x[i % BUFFERS],
+        OK(attn_cuda_norm_backward(&z[i % BUFFERS], false, NULL, &d_weight, NULL, &x[i % BUFFERS],
                                    &weight, &g[i % BUFFERS], (double)width, factor, NULL, workspace,
                                    NULL));
       });
+      print(("rms norm backward, no weight " + w).c_str(), 3, [&](int i) {
+        OK(attn_cuda_norm_backward(&z[i % BUFFERS], false, NULL, NULL, NULL, &x[i % BUFFERS], NULL,
+                                   &g[i % BUFFERS], (double)width, factor, NULL, NULL, NULL));
+      });
+      print(("norm gate " + w).c_str(), 3, [&](int i) {
+        OK(attn_cuda_norm_gate(&y[i % BUFFERS], &x[i % BUFFERS], &g[i % BUFFERS], (double)width,
+                               1e-6, factor, NULL));
+      });
       if (width == 1024 || width == 4096)
         print(("layer norm backward " + w).c_str(), 3, [&](int i) {
-          OK(attn_cuda_norm_backward(&z[i % BUFFERS], false, &d_weight, &d_bias, &x[i % BUFFERS],
-                                     &weight, &g[i % BUFFERS], (double)width, factor, mean,
-                                     workspace, NULL));
+          OK(attn_cuda_norm_backward(&z[i % BUFFERS], false, NULL, &d_weight, &d_bias,
+                                     &x[i % BUFFERS], &weight, &g[i % BUFFERS], (double)width,
+                                     factor, mean, workspace, NULL));
         });
     }
     { /* head gates: [rows, heads, 128] dotted to [rows, heads] */

@@ -223,7 +223,7 @@ static void decoders_embed(void **state) {
     int64_t n = offsets[i + 1] - offsets[i];
     attn_layout layout = attn_layout_equal(1, n);
     attn_graph_reset(graph, false);
-    attn_var *rows = attn_decoder_hidden(graph, model, &layout, tokens + offsets[i], NULL, false);
+    attn_var *rows = attn_decoder_hidden(graph, model, &layout, tokens + offsets[i], NULL, 0, 0);
     assert_ok(attn_graph_status(graph));
     double *h = test_to_doubles(&rows->value);
     for (int64_t c = 0; c < width; ++c) {

@@ -145,7 +145,7 @@ static void check_decoder(const trial *trial, const attn_model *model, const att
   attn_graph *graph;
   attn_layout layout = attn_layout_equal(1, attn_tensor_count(tokens));
   assert_ok(attn_graph_create_on(test_device(), trial->t->compute, &graph));
-  attn_var *hidden = attn_decoder_hidden(graph, model, &layout, tokens->data, NULL, false);
+  attn_var *hidden = attn_decoder_hidden(graph, model, &layout, tokens->data, NULL, 0, 0);
   attn_var *found = attn_decoder_logits(graph, model, hidden);
   assert_ok(attn_graph_status(graph));
   for (int64_t r = 0; r < layout.rows; ++r) errors[r] = row_error(&found->value, logits, r);

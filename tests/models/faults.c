@@ -90,7 +90,7 @@ static attn_status train_once(attn_graph *g, const attn_model *model, int64_t ro
   }
   attn_graph_reset(g, true);
   if (room >= 0) leave_room(g->arena, (size_t)room);
-  attn_var *loss = attn_decoder_loss(g, model, &layout, tokens, targets, false);
+  attn_var *loss = attn_decoder_loss(g, model, &layout, tokens, targets, 0, 0);
   if (!loss) return attn_graph_status(g);
   return attn_graph_backward(g, loss, 1);
 }

@@ -87,7 +87,9 @@ static void assert_tensors_near(const char *what, const attn_tensor *found,
 }
 
 /* The loss of predicting tokens 1 .. length - 1 of each sequence. */
-static attn_var *loss_of(fixture *f, int64_t length, bool recording, bool checkpoint) {
+enum { KEEPING, CHECKPOINTS, LEAN, HALF_LEAN, WAYS };
+
+static attn_var *loss_of(fixture *f, int64_t length, bool recording, int way) {
   static int32_t inputs[BATCH * LENGTH], targets[BATCH * LENGTH];
   int64_t rows = 0;
   for (int b = 0; b < BATCH; ++b)
@@ -97,7 +99,11 @@ static attn_var *loss_of(fixture *f, int64_t length, bool recording, bool checkp
     }
   attn_layout layout = attn_layout_equal(BATCH, length - 1);
   attn_graph_reset(f->graph, recording);
-  attn_var *loss = attn_decoder_loss(f->graph, f->model, &layout, inputs, targets, checkpoint);
+  int64_t layers = f->model->config.layer_count;
+  int64_t checkpoints = way == CHECKPOINTS ? layers : way == HALF_LEAN ? 1 : 0;
+  int64_t lean = way == LEAN ? layers : way == HALF_LEAN ? layers / 2 : 0;
+  attn_var *loss =
+      attn_decoder_loss(f->graph, f->model, &layout, inputs, targets, checkpoints, lean);
   assert_ok(attn_graph_status(f->graph));
   return loss;
 }
@@ -111,7 +117,7 @@ static void check_logits(fixture *f) {
   find(f, "logits", &expected);
   attn_layout layout = attn_layout_equal(1, LENGTH);
   attn_graph_reset(f->graph, false);
-  attn_var *hidden = attn_decoder_hidden(f->graph, f->model, &layout, f->tokens, NULL, false);
+  attn_var *hidden = attn_decoder_hidden(f->graph, f->model, &layout, f->tokens, NULL, 0, 0);
   attn_var *logits = attn_decoder_logits(f->graph, f->model, hidden);
   assert_ok(attn_graph_status(f->graph));
   assert_tensors_near("logits", &logits->value, &expected, f->tolerance->logits);
@@ -182,9 +188,9 @@ static void check_step(fixture *f) {
   assert_near("change by a step", found, change, tolerance);
 }
 
-static void check_training(fixture *f, bool checkpoint) {
+static void check_training(fixture *f, int way) {
   assert_ok(attn_model_make_trainable(f->model));
-  attn_var *loss = loss_of(f, SHORT + 1, true, checkpoint);
+  attn_var *loss = loss_of(f, SHORT + 1, true, way);
   assert_near("loss", number(loss), f->losses[1], f->tolerance->loss);
   assert_ok(attn_graph_backward(f->graph, loss, 1));
   check_gradients(f);
@@ -194,14 +200,13 @@ static void check_training(fixture *f, bool checkpoint) {
 static void equals_numpy(void *context) {
   const tolerances *tolerance = context;
   for (size_t n = 0; n < sizeof names / sizeof *names; ++n)
-    for (int checkpoint = 0; checkpoint < 2; ++checkpoint) {
+    for (int way = 0; way < WAYS; ++way) {
       fixture f = open_fixture(names[n], tolerance);
       check_logits(&f);
       check_session(&f);
       check_evaluate(&f);
-      assert_near("loss", number(loss_of(&f, LENGTH, false, checkpoint)), f.losses[0],
-                  tolerance->loss);
-      check_training(&f, checkpoint);
+      assert_near("loss", number(loss_of(&f, LENGTH, false, way)), f.losses[0], tolerance->loss);
+      check_training(&f, way);
       close_fixture(&f);
     }
 }

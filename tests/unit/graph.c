@@ -178,9 +178,12 @@ static void empty_tensors(void **state) {
 
 enum { MODEL_WIDTH = 64, MODEL_VOCABULARY = 90, MODEL_HEADS = 4 };
 
+enum { FUSED_NOT, FUSED_APART, FUSED, FUSED_DISCARDED, FUSED_WAYS };
 typedef struct model {
   attn_parameter table, norm, up, gate, down, taps, theta;
   attn_layout layout;
+  int way;      /* FUSED_NOT: model_loss */
+  bool expects; /* the scale of its backward is said beforehand */
 } model;
 
 static attn_parameter *parameter_of(model *m, int i) {
@@ -230,6 +233,33 @@ static attn_var *model_loss(attn_graph *g, model *m, const int32_t *tokens) {
   return attn_op_linear_cross_entropy(g, x, &m->table, 0, tokens);
 }
 
+/* Two layers of what fuses: as one operation or as those that it is made of; with all values kept
+ * or with what can be made again discarded. */
+static attn_var *fused_loss(attn_graph *g, model *m, const int32_t *tokens) {
+  attn_var *x = attn_layer_embedding(g, &m->table, tokens, m->layout.rows, 1);
+  attn_var *weight = attn_graph_parameter(g, &m->norm);
+  for (int l = 0; l < 2; ++l) {
+    attn_var *in = attn_layer_rms_norm(g, x, l ? NULL : weight, 1e-5), *normed, *gated;
+    attn_var *y = attn_layer_gated_feed_forward(g, ATTN_SILU, in, &m->gate, &m->up, &m->down);
+    if (m->way == FUSED_APART) {
+      x = attn_op_add(g, x, y);
+      normed = attn_layer_rms_norm(g, x, weight, 1e-5);
+    } else {
+      normed = attn_layer_add_rms_norm(g, x, y, weight, 1e-5, &x);
+      attn_graph_forget(g, y);
+    }
+    attn_var *a = attn_op_linear(g, normed, &m->gate), *b = attn_op_linear(g, normed, &m->up);
+    if (m->way == FUSED_APART)
+      gated = attn_op_gate(g, ATTN_IDENTITY, attn_layer_rms_norm(g, a, NULL, 1e-5), b);
+    else
+      gated = attn_layer_rms_norm_gate(g, a, b, 1e-5);
+    x = attn_op_add(g, x, attn_op_linear(g, gated, &m->down));
+    if (m->way == FUSED_DISCARDED) attn_graph_discard(g, NULL);
+  }
+  return attn_op_linear_cross_entropy(g, attn_layer_rms_norm(g, x, NULL, 1e-5), &m->table, 0,
+                                      tokens);
+}
+
 enum { MODEL_ROWS = 600 };
 static void fill_tokens(int32_t tokens[MODEL_ROWS]) {
   for (int i = 0; i < MODEL_ROWS; ++i) tokens[i] = (i * 37 + i / 7) % MODEL_VOCABULARY;
@@ -254,7 +284,8 @@ static double *gradients_of_step(model *m, attn_dtype compute, int threads, int 
   double loss = 0;
   for (int i = 0; i < passes; ++i) {
     attn_graph_reset(g, true);
-    attn_var *y = model_loss(g, m, tokens);
+    if (m->expects) attn_graph_expect(g, 1);
+    attn_var *y = m->way ? fused_loss(g, m, tokens) : model_loss(g, m, tokens);
     assert_ok(attn_graph_status(g));
     assert_ok(attn_graph_backward(g, y, 1));
     loss = attn_tensor_get(&y->value, (int64_t[]){0});
@@ -288,6 +319,38 @@ static void same_threads_same_bits(void **state) {
       free(second);
       model_destroy(&m);
     }
+}
+
+static void discarded_values_come_back(void **state) {
+  (void)state;
+  for (int dtype = ATTN_F64; dtype <= ATTN_BF16; ++dtype) {
+    model m = model_create((attn_dtype)dtype, true);
+    int64_t count;
+    double *all[FUSED_WAYS];
+    for (int way = FUSED_APART; way < FUSED_WAYS; ++way) {
+      m.way = way;
+      m.expects = way != FUSED_APART;
+      all[way] = gradients_of_step(&m, (attn_dtype)dtype, 2, 1, &count);
+    }
+    assert_memory_equal(all[FUSED], all[FUSED_DISCARDED], (size_t)count * sizeof **all);
+    double bound = dtype == ATTN_F64 ? 1e-13 : dtype == ATTN_F32 ? 1e-5 : 2e-2;
+    assert_true(test_relative_error(all[FUSED], all[FUSED_APART], count) < bound);
+    for (int way = FUSED_APART; way < FUSED_WAYS; ++way) free(all[way]);
+    model_destroy(&m);
+  }
+}
+
+/* What was promised to the loss must come. */
+static void backward_keeps_its_promise(void **state) {
+  (void)state;
+  attn_graph *g = graph_of(ATTN_F64);
+  attn_tensor a = normal_tensor(ATTN_F64, 1, (int64_t[]){1}, 1);
+  attn_graph_expect(g, 0.5);
+  attn_var *y = attn_op_scale(g, attn_graph_leaf(g, &a), 3);
+  assert_int_equal(attn_graph_backward(g, y, 1), ATTN_INVALID_ARGUMENT);
+  assert_ok(attn_graph_backward(g, y, 0.5));
+  attn_tensor_destroy(&a);
+  attn_graph_destroy(g);
 }
 
 static void gradients_accumulate(void **state) {
@@ -649,6 +712,8 @@ int main(void) {
       cmocka_unit_test(backward_checks_its_loss),
       cmocka_unit_test(empty_tensors),
       cmocka_unit_test(same_threads_same_bits),
+      cmocka_unit_test(discarded_values_come_back),
+      cmocka_unit_test(backward_keeps_its_promise),
       cmocka_unit_test(gradients_accumulate),
       cmocka_unit_test(threads_change_no_bit),
       cmocka_unit_test(every_allocation_may_fail),

@@ -186,16 +186,17 @@ struct gate_operation {
   }
 };
 
-/* out: da, db; in: a, b, dy */
+/* out: da, db, y; in: a, b, dy */
 struct gate_backward_operation {
-  enum { TARGETS = 2, INPUTS = 3 };
+  enum { TARGETS = 3, INPUTS = 3 };
   attn_activation f;
   template <bool ROUGH, int V, class real>
-  __device__ void operator()(real (&out)[2][V], const real (&in)[3][V]) const {
+  __device__ void operator()(real (&out)[3][V], const real (&in)[3][V]) const {
     activate_all<V, ROUGH>(f, in[0], out[1], out[0]);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       out[0][i] *= in[1][i] * in[2][i];
+      out[2][i] = out[1][i] * in[1][i];
       out[1][i] *= in[2][i];
     }
   }
@@ -527,11 +528,11 @@ attn_status attn_cuda_gate(attn_activation f, const attn_tensor *y, const attn_t
 }
 
 attn_status attn_cuda_gate_backward(attn_activation f, const attn_tensor *da, bool accumulate_a,
-                                    const attn_tensor *db, bool accumulate_b, const attn_tensor *a,
-                                    const attn_tensor *b, const attn_tensor *dy,
-                                    attn_cuda_stream stream) {
-  return run_operation("gate_backward", gate_backward_operation{f}, {da, db, a, b, dy},
-                       {accumulate_a, accumulate_b}, stream);
+                                    const attn_tensor *db, bool accumulate_b, const attn_tensor *y,
+                                    const attn_tensor *a, const attn_tensor *b,
+                                    const attn_tensor *dy, attn_cuda_stream stream) {
+  return run_operation("gate_backward", gate_backward_operation{f}, {da, db, y, a, b, dy},
+                       {accumulate_a, accumulate_b, false}, stream);
 }
 
 attn_status attn_cuda_cap(const attn_tensor *x, double cap, attn_cuda_stream stream) {

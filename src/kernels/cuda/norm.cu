@@ -4,6 +4,7 @@
  * K vectors, so that x (and dy) are read once. Backward gives each part of the rows to one block,
  * which keeps its column sums of d_weight and d_bias in registers all the way. Other rows (float64,
  * gaps between elements, odd or very long) take kernels that read them again. */
+#include "kernels/cuda/norm_rows.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 enum {
@@ -144,7 +145,12 @@ attn_status attn_cuda_norm(const attn_tensor *y, const attn_tensor *x, const att
   if (bias && !mean)
     return attn_cuda_fail(ATTN_INVALID_ARGUMENT, "norm: a bias belongs to layer norm, which needs "
                                                  "a mean");
+  cudaStream_t queue = (cudaStream_t)stream;
   if (rows == 0 || n == 0) return ATTN_OK;
+  if (!mean && attn_cuda_rms_rows(y, x, weight, rows, divisor, epsilon, factor, queue)) {
+    ATTN_CUDA_TRY_LAUNCH("norm");
+    return ATTN_OK;
+  }
   norm_operands all = {operand_of(y),
                        operand_of(x),
                        operand_of(weight),
@@ -161,7 +167,7 @@ attn_status attn_cuda_norm(const attn_tensor *y, const attn_tensor *x, const att
   if (wide || vectors > FORWARD_VECTORS || !rows_are_vectors(x) || !rows_are_vectors(y) ||
       !rows_are_vectors(weight) || !rows_are_vectors(bias)) {
     auto kernel = wide ? norm_elements<double> : norm_elements<float>;
-    kernel<<<(unsigned)rows, THREADS, 0, (cudaStream_t)stream>>>(walk_all, all);
+    kernel<<<(unsigned)rows, THREADS, 0, queue>>>(walk_all, all);
     ATTN_CUDA_TRY_LAUNCH("norm");
     return ATTN_OK;
   }
@@ -175,8 +181,7 @@ attn_status attn_cuda_norm(const attn_tensor *y, const attn_tensor *x, const att
                      : (k == 1   ? norm_vectors<1, false>
                         : k == 2 ? norm_vectors<2, false>
                                  : norm_vectors<4, false>);
-  kernel<<<(unsigned)((rows + each - 1) / each), threads, 0, (cudaStream_t)stream>>>(walk_all, all,
-                                                                                     width);
+  kernel<<<(unsigned)((rows + each - 1) / each), threads, 0, queue>>>(walk_all, all, width);
   ATTN_CUDA_TRY_LAUNCH("norm");
   return ATTN_OK;
 }
@@ -390,11 +395,11 @@ template <class vector> static norm_backward_kernel *choose_backward(int k, int 
                : norm_backward_vectors<512, 4, false, vector>;
 }
 
-attn_status attn_cuda_norm_backward(const attn_tensor *dx, bool accumulate,
-                                    const attn_tensor *d_weight, const attn_tensor *d_bias,
-                                    const attn_tensor *x, const attn_tensor *weight,
-                                    const attn_tensor *dy, double divisor, const double *factor,
-                                    const double *mean, void *workspace, attn_cuda_stream stream) {
+static attn_status norm_backward(const attn_tensor *dx, bool accumulate,
+                                 const attn_tensor *d_weight, const attn_tensor *d_bias,
+                                 const attn_tensor *x, const attn_tensor *weight,
+                                 const attn_tensor *dy, double divisor, const double *factor,
+                                 const double *mean, void *workspace, attn_cuda_stream stream) {
   static const char function[] = "norm_backward";
   ATTN_CUDA_CHECK(attn_cuda_check_operand(function, "x", x, x));
   ATTN_CUDA_CHECK(attn_cuda_check_operand(function, "dy", dy, x));
@@ -456,4 +461,24 @@ attn_status attn_cuda_norm_backward(const attn_tensor *dx, bool accumulate,
     ATTN_CUDA_CHECK(attn_cuda_add_parts(d_weight, false, all.d_weight, (int)parts, queue));
   if (d_bias) ATTN_CUDA_CHECK(attn_cuda_add_parts(d_bias, false, all.d_bias, (int)parts, queue));
   return ATTN_OK;
+}
+
+attn_status attn_cuda_norm_backward(const attn_tensor *dx, bool accumulate, const attn_tensor *copy,
+                                    const attn_tensor *d_weight, const attn_tensor *d_bias,
+                                    const attn_tensor *x, const attn_tensor *weight,
+                                    const attn_tensor *dy, double divisor, const double *factor,
+                                    const double *mean, void *workspace, attn_cuda_stream stream) {
+  ATTN_CUDA_CHECK(attn_cuda_check_operand("norm_backward", "copy", copy, x));
+  ATTN_CUDA_CHECK(attn_cuda_check_operand("norm_backward", "dx", dx, x));
+  ATTN_CUDA_CHECK(attn_cuda_check_operand("norm_backward", "dy", dy, x));
+  ATTN_CUDA_CHECK(attn_cuda_check_vector("norm_backward", "weight", weight, x->shape[x->rank - 1]));
+  if (dx && !d_weight && !d_bias && !mean &&
+      attn_cuda_rms_backward_rows(dx, accumulate, copy, x, weight, dy, divisor, factor,
+                                  (cudaStream_t)stream)) {
+    ATTN_CUDA_TRY_LAUNCH("norm_backward");
+    return ATTN_OK;
+  }
+  ATTN_CUDA_CHECK(norm_backward(dx, accumulate, d_weight, d_bias, x, weight, dy, divisor, factor,
+                                mean, workspace, stream));
+  return copy && dx ? attn_cuda_add(copy, 1, dx, 0, NULL, stream) : ATTN_OK;
 }

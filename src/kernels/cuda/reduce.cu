@@ -273,3 +273,83 @@ attn_status attn_cuda_sum_squares(const attn_tensor *x, double *sum, void *works
   ATTN_CUDA_TRY_LAUNCH("sum_squares");
   return attn_cuda_total((const double *)workspace, ATTN_CUDA_PARTS, 1, sum, ATTN_F64, stream);
 }
+
+/* Many arrays at once: for the gradients of a model one launch each would cost as much again. */
+
+struct square_table {
+  const float *x[ATTN_CUDA_TABLE];
+  int64_t vectors[ATTN_CUDA_TABLE];
+};
+
+/* Part blockIdx.x of array blockIdx.y, as square_parts has it. */
+static __global__ void __launch_bounds__(SQUARES_THREADS)
+    square_table_parts(const __grid_constant__ square_table table, double *partial) {
+  __shared__ double shared[SQUARES_THREADS / WARP];
+  const uint4 *x = (const uint4 *)table.x[blockIdx.y];
+  int64_t count = table.vectors[blockIdx.y], step = (int64_t)gridDim.x * SQUARES_THREADS;
+  double total = 0;
+  for (int64_t first = (int64_t)blockIdx.x * SQUARES_THREADS + threadIdx.x; first < count;
+       first += AHEAD * step) {
+    raw_vector raw[AHEAD];
+#pragma unroll
+    for (int j = 0; j < AHEAD; ++j)
+      if (first + j * step < count)
+        raw[j] = raw_vector{x[2 * (first + j * step)], x[2 * (first + j * step) + 1]};
+#pragma unroll
+    for (int j = 0; j < AHEAD; ++j) {
+      if (first + j * step >= count) continue;
+      float u[VECTOR], sum = 0;
+      unpack(u, raw[j], ATTN_F32);
+#pragma unroll
+      for (int i = 0; i < VECTOR; ++i) sum += u[i] * u[i];
+      total += (double)sum;
+    }
+  }
+  total = sum_group(total, SQUARES_THREADS, shared);
+  if (threadIdx.x == 0) partial[(int64_t)blockIdx.y * gridDim.x + blockIdx.x] = total;
+}
+
+/* sums[blockIdx.x] of ATTN_CUDA_PARTS parts, a thread each. */
+static __global__ void __launch_bounds__(ATTN_CUDA_PARTS)
+    add_square_parts(const double *partial, double *sums) {
+  __shared__ double shared[ATTN_CUDA_PARTS / WARP];
+  double part = partial[blockIdx.x * ATTN_CUDA_PARTS + threadIdx.x];
+  part = sum_group(part, ATTN_CUDA_PARTS, shared);
+  if (threadIdx.x == 0) sums[blockIdx.x] = part;
+}
+
+static bool is_plain(const attn_tensor *x, int64_t *count) {
+  int64_t next = 1;
+  for (int i = x->rank - 1; i >= 0; --i) {
+    if (x->shape[i] != 1 && x->stride[i] != next) return false;
+    next *= x->shape[i];
+  }
+  *count = next;
+  return x->dtype == ATTN_F32 && next % VECTOR == 0 && (uintptr_t)x->data % 16 == 0;
+}
+
+attn_status attn_cuda_sum_squares_all(const attn_tensor *const *x, int count, double *sums,
+                                      void *workspace, attn_cuda_stream stream) {
+  double *partial = (double *)workspace;
+  bool plain = true;
+  int64_t elements;
+  for (int i = 0; i < count; ++i) plain = plain && is_plain(x[i], &elements);
+  for (int i = 0; i < count && !plain; ++i)
+    ATTN_CUDA_CHECK(attn_cuda_sum_squares(x[i], &sums[i], workspace, stream));
+  for (int first = 0; first < count && plain; first += ATTN_CUDA_TABLE) {
+    square_table table = {};
+    int many = count - first < ATTN_CUDA_TABLE ? count - first : ATTN_CUDA_TABLE;
+    for (int i = 0; i < many; ++i) {
+      (void)is_plain(x[first + i], &elements);
+      table.x[i] = (const float *)x[first + i]->data;
+      table.vectors[i] = elements / VECTOR;
+    }
+    square_table_parts<<<dim3(ATTN_CUDA_PARTS, (unsigned)many), SQUARES_THREADS, 0,
+                         (cudaStream_t)stream>>>(table, partial);
+    ATTN_CUDA_TRY_LAUNCH("sum_squares_all");
+    add_square_parts<<<(unsigned)many, ATTN_CUDA_PARTS, 0, (cudaStream_t)stream>>>(partial,
+                                                                                   sums + first);
+    ATTN_CUDA_TRY_LAUNCH("sum_squares_all");
+  }
+  return ATTN_OK;
+}

@@ -15,6 +15,8 @@
 
 /* Sums over rows are made in at most this many parts, each in a fixed order, added up in order. */
 enum { ATTN_CUDA_PARTS = 256 };
+/* Tensors that sum_squares_all takes at a time. */
+enum { ATTN_CUDA_TABLE = 128 };
 /* Products that multiply_sum adds up at most. */
 enum { ATTN_CUDA_TERMS = 8 };
 
@@ -34,13 +36,14 @@ enum { ATTN_CUDA_TERMS = 8 };
   K(attn_status, activate_backward, (attn_activation f, const attn_tensor *dx, bool accumulate,    \
                                      const attn_tensor *x, const attn_tensor *dy,                  \
                                      attn_cuda_stream stream))                                     \
-  /* y = f(a) b; da (+)= f'(a) b dy, db (+)= f(a) dy, each optional */                             \
+  /* y = f(a) b; da (+)= f'(a) b dy, db (+)= f(a) dy, y once more, which may lie where dy does; each \
+   * optional */                                                                                   \
   K(attn_status, gate, (attn_activation f, const attn_tensor *y, const attn_tensor *a,             \
                         const attn_tensor *b, attn_cuda_stream stream))                            \
   K(attn_status, gate_backward, (attn_activation f, const attn_tensor *da, bool accumulate_a,      \
-                                 const attn_tensor *db, bool accumulate_b, const attn_tensor *a,   \
-                                 const attn_tensor *b, const attn_tensor *dy,                      \
-                                 attn_cuda_stream stream))                                         \
+                                 const attn_tensor *db, bool accumulate_b, const attn_tensor *y,   \
+                                 const attn_tensor *a, const attn_tensor *b,                       \
+                                 const attn_tensor *dy, attn_cuda_stream stream))                  \
   /* x = cap tanh(x / cap), in place */                                                            \
   K(attn_status, cap, (const attn_tensor *x, double cap, attn_cuda_stream stream))                 \
   /* y[r] = sum over c of a[r, c] b[r, c]: y has the leading axes of a and b */                    \
@@ -56,17 +59,32 @@ enum { ATTN_CUDA_TERMS = 8 };
   K(attn_status, norm, (const attn_tensor *y, const attn_tensor *x, const attn_tensor *weight,     \
                         const attn_tensor *bias, double divisor, double epsilon, double *factor,   \
                         double *mean, attn_cuda_stream stream))                                    \
-  /* dx (+)= ..., each of dx, d_weight [n], d_bias [n] optional, the last two overwritten;         \
-   * workspace: 2 ATTN_CUDA_PARTS n float64 */                                                     \
-  K(attn_status, norm_backward, (const attn_tensor *dx, bool accumulate,                           \
+  /* dx (+)= ..., each of dx, d_weight [n], d_bias [n] optional, the last two overwritten; copy, if  \
+   * not NULL, gets dx in its own dtype; workspace: 2 ATTN_CUDA_PARTS n float64 */                 \
+  K(attn_status, norm_backward, (const attn_tensor *dx, bool accumulate, const attn_tensor *copy,  \
                                  const attn_tensor *d_weight, const attn_tensor *d_bias,           \
                                  const attn_tensor *x, const attn_tensor *weight,                  \
                                  const attn_tensor *dy, double divisor, const double *factor,      \
                                  const double *mean, void *workspace, attn_cuda_stream stream))    \
+  /* sum = a + b and y = RMS norm of sum, which is float32 or as the others' wide dtype */         \
+  K(attn_status, add_norm, (const attn_tensor *sum, const attn_tensor *y, const attn_tensor *a,    \
+                            const attn_tensor *b, const attn_tensor *weight, double divisor,       \
+                            double epsilon, double *factor, attn_cuda_stream stream))              \
+  /* y = RMS norm of x (.) gate; and dx, d_gate (+)= ..., of rows of at most 4096 elements that    \
+   * lie together, 8 k of them, at addresses and distances of 16 k bytes, and are not float64 */   \
+  K(attn_status, norm_gate, (const attn_tensor *y, const attn_tensor *x, const attn_tensor *gate,  \
+                             double divisor, double epsilon, double *factor,                       \
+                             attn_cuda_stream stream))                                             \
+  K(attn_status, norm_gate_backward, (const attn_tensor *dx, bool accumulate,                      \
+                                      const attn_tensor *d_gate, bool accumulate_gate,             \
+                                      const attn_tensor *x, const attn_tensor *gate,               \
+                                      const attn_tensor *dy, double divisor, const double *factor, \
+                                      attn_cuda_stream stream))                                    \
   /* Replaces logits z [rows, n] (float32 or float64) by scale (softmax(z) - onehot(target)), and  \
    * losses[r] = logsumexp(z) - z[target]; a row whose target is negative becomes 0, its loss too. \
-   * dz, if not NULL, takes the result instead (any dtype, e.g. bfloat16), z is then only read.    \
-   * losses may be NULL */                                                                         \
+   * dz, if not NULL, takes the result instead (any dtype, e.g. bfloat16), z is then only read; or   \
+   * each row of dz, of a smaller dtype, begins where that of z does and takes its place. losses   \
+   * may be NULL */                                                                                \
   K(attn_status, cross_entropy, (const attn_tensor *z, const int32_t *targets, double scale,       \
                                  const attn_tensor *dz, double *losses, attn_cuda_stream stream))  \
   /* *sum = scale times the sum of values[0 .. n), in a fixed order; *sum in `dtype` */            \
@@ -101,6 +119,9 @@ enum { ATTN_CUDA_TERMS = 8 };
   /* *sum = the sum of the squares of x (any shape), float64; workspace: ATTN_CUDA_PARTS float64 */\
   K(attn_status, sum_squares, (const attn_tensor *x, double *sum, void *workspace,                 \
                                attn_cuda_stream stream))                                           \
+  /* The same for `count` tensors: sums[i] of x[i]; workspace: ATTN_CUDA_TABLE ATTN_CUDA_PARTS float64 */ \
+  K(attn_status, sum_squares_all, (const attn_tensor *const *x, int count, double *sums,           \
+                                   void *workspace, attn_cuda_stream stream))                      \
   /* One step of AdamW (arXiv 1711.05101) on contiguous float32 (or float64) w, gradient g and     \
    * moments m, v: g' = scale g;  m = beta1 m + (1 - beta1) g';  v = beta2 v + (1 - beta2) g'^2;   \
    * w -= rate (m / correction1 / (sqrt(v / correction2) + epsilon) + decay w). copy, if not NULL, \
