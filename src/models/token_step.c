@@ -21,7 +21,7 @@ static attn_var *queue(attn_session *const *sessions, const int32_t *tokens, int
     attn_layout layout = attn_layout_equal(1, 1);
     layout.position = attn_session_position(s);
     layout.position_place = attn_state_position_place(s->states[0]);
-    hidden = attn_decoder_hidden(g, s->model, &layout, tokens, s->states, false);
+    hidden = attn_decoder_hidden(g, s->model, &layout, tokens, s->states, 0, 0);
   } else {
     attn_state *const **states = attn_arena_alloc(g->arena, (size_t)count * sizeof *states);
     if (!states) return attn_graph_error(g, ATTN_OUT_OF_MEMORY);
