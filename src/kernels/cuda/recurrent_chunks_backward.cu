@@ -407,9 +407,9 @@ template <int DIM, bool CHANNEL, bool DELTA> struct gradient_layout {
   enum {
     SIDES = DELTA && DIM == 128 ? 4 : 2,
     THREADS = SUBBLOCKS * SIDES * 32,
-    BLOCKS = DELTA ? 1 : 2, /* of a multiprocessor */
-    COLUMNS = 32,           /* value columns at once */
-    STAGES = DELTA ? 3 : 1, /* of them on their way */
+    BLOCKS = DELTA ? 1 : 2,               /* of a multiprocessor */
+    COLUMNS = CHANNEL && DELTA ? 64 : 32, /* value columns at once */
+    STAGES = DELTA && !CHANNEL ? 3 : 1,   /* of them on their way */
     LD = DIM + 8,
     LV = COLUMNS + 8,
     ROWS = CHUNK * LD * 2,
