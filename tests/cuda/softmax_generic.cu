@@ -4,8 +4,8 @@
 #include "harness.cuh"
 
 extern const softmax_algorithm softmax_generic_forward, softmax_generic_backward;
-extern const softmax_algorithm softmax_decode, softmax_latent, softmax_few, softmax_mma_forward,
-    softmax_mma_backward;
+extern const softmax_algorithm softmax_decode, softmax_latent, softmax_latent_sm90, softmax_few;
+extern const softmax_algorithm softmax_mma_forward, softmax_mma_backward;
 
 namespace {
 
@@ -240,7 +240,41 @@ void run(const attn_cuda_device &device, const softmax_algorithm &algorithm, con
   REQUIRE(cudaFree(workspace));
 }
 
-int decoded, over_latents, few, tiled,
+/* As a graph that is replayed, with a workspace that holds anything when it begins: the same bits
+ * each time. */
+void replay(const attn_cuda_device &device, const softmax_algorithm &algorithm, const scenario &c,
+            setup &s) {
+  attn_cuda_choice choice = {};
+  algorithm.plan(&device, &c.problem, &choice);
+  void *workspace;
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  REQUIRE(cudaMalloc(&workspace, choice.workspace_bytes + 1));
+  REQUIRE(cudaMemset(workspace, 0x77, choice.workspace_bytes + 1));
+  REQUIRE(cudaStreamCreate(&stream));
+  REQUIRE(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  algorithm.run(&device, &choice, &c.problem, &s.args, workspace, stream);
+  REQUIRE(cudaStreamEndCapture(stream, &graph));
+  REQUIRE(cudaGraphInstantiate(&executable, graph, 0));
+  const std::vector<double> expected = s.o.x;
+  for (int i = 0; i < 3; ++i) {
+    s.o.poison();
+    REQUIRE(cudaDeviceSynchronize());
+    REQUIRE(cudaGraphLaunch(executable, stream));
+    REQUIRE(cudaDeviceSynchronize());
+    s.o.download();
+    if (s.o.x == expected) continue;
+    printf("FAILED %s %s: replay %d differs\n", c.name, algorithm.name, i), ++failures;
+    break;
+  }
+  REQUIRE(cudaGraphExecDestroy(executable));
+  REQUIRE(cudaGraphDestroy(graph));
+  REQUIRE(cudaStreamDestroy(stream));
+  REQUIRE(cudaFree(workspace));
+}
+
+int decoded, over_latents, over_latents_sm90, few, tiled,
     tiled_backward; /* checks that each faster algorithm took part in */
 
 void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
@@ -254,16 +288,25 @@ void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
   char what[160];
   snprintf(what, sizeof what, "%s %s", c.name, name_of(dtype));
   double worst = 0;
-  for (const softmax_algorithm *algorithm : {&softmax_decode, &softmax_latent, &softmax_few,
-                                             &softmax_mma_forward, &softmax_generic_forward}) {
+  for (const softmax_algorithm *algorithm :
+       {&softmax_decode, &softmax_latent_sm90, &softmax_latent, &softmax_few, &softmax_mma_forward,
+        &softmax_generic_forward}) {
     attn_cuda_choice choice = {};
     if (!algorithm->plan(&device, &c.problem, &choice)) continue;
     if (algorithm->suits && !algorithm->suits(&c.problem, &s.args)) continue;
-    s.o.poison(), s.lse.poison();
-    run(device, *algorithm, c, s);
     snprintf(what, sizeof what, "%s %s %s", c.name, name_of(dtype), algorithm->name);
-    worst = fmax(worst, judge(what, "o", s.o, r.o, bound));
-    if (s.args.lse.data) judge(what, "lse", s.lse, r.lse, real);
+    /* As if there were one multiprocessor, too: fewer splits of the keys, or none. */
+    attn_cuda_device narrow = device;
+    narrow.multiprocessors = 1;
+    for (const attn_cuda_device *each : {(const attn_cuda_device *)&narrow, &device}) {
+      s.o.poison(), s.lse.poison();
+      run(*each, *algorithm, c, s);
+      worst = fmax(worst, judge(what, "o", s.o, r.o, bound));
+      if (s.args.lse.data) judge(what, "lse", s.lse, r.lse, real);
+    }
+    over_latents_sm90 += algorithm == &softmax_latent_sm90;
+    if (algorithm == &softmax_decode || algorithm == &softmax_latent_sm90)
+      replay(device, *algorithm, c, s);
     decoded += algorithm == &softmax_decode, over_latents += algorithm == &softmax_latent;
     few += algorithm == &softmax_few, tiled += algorithm == &softmax_mma_forward;
   }
@@ -339,7 +382,8 @@ void check_tiles(const attn_cuda_device &device, const char *name) {
       if (!name || !strcmp(name, name_of(dtype))) check(device, each, dtype);
 }
 
-void check_all(const attn_cuda_device &device) {
+/* Those whose names have `part` in them. */
+void check_all(const attn_cuda_device &device, const char *part) {
   std::vector<scenario> all;
   auto add = [&](const char *name, attn_softmax_problem p) -> scenario & {
     all.push_back({name, p});
@@ -415,8 +459,26 @@ void check_all(const attn_cuda_device &device) {
   }
   c = &add("latents, alone", shape(150, 1, 60, 16, 1, 576, 512));
   c->latents = true, c->problem.sinks = true, c->lengths = true;
+  c = &add("latents, 128 heads, pages of 64", shape(3, 1, 777, 128, 1, 576, 512));
+  c->latents = c->lengths = c->problem.paged = c->problem.causal = true, c->gap = 8;
+  c->problem.page_size = 64;
+  c = &add("latents, pages of 16, window", shape(2, 3, 500, 24, 1, 576, 512));
+  c->latents = c->lengths = c->problem.paged = c->problem.causal = true;
+  c->problem.page_size = 16, c->problem.window_left = 100, c->problem.sinks = true;
+  c = &add("latents, one page of 128", shape(1, 1, 50, 16, 1, 576, 512));
+  c->latents = c->problem.paged = true, c->problem.page_size = 128;
+  c = &add("latents, many splits", shape(1, 2, 5001, 8, 1, 576, 512));
+  c->latents = c->problem.causal = c->problem.sinks = true;
+  c = &add("latents, ragged", shape(5, 4, 300, 32, 1, 576, 512));
+  c->latents = c->problem.ragged = c->problem.causal = true, c->gap = 8;
+  c = &add("latents, ragged, both windows", shape(4, 8, 350, 20, 1, 576, 512));
+  c->latents = c->problem.ragged = true, c->problem.window_left = 90, c->problem.window_right = 3;
+  add("decode, most splits", shape(1, 1, 8960, 8, 1, 128, 128));
+  c = &add("decode, many splits", shape(1, 1, 9001, 16, 4, 128, 128));
+  c->problem.causal = c->problem.sinks = true;
   for (const scenario &each : all)
-    for (attn_dtype dtype : {ATTN_F64, ATTN_F32, ATTN_BF16, ATTN_F16}) check(device, each, dtype);
+    if (strstr(each.name, part))
+      for (attn_dtype dtype : {ATTN_F64, ATTN_F32, ATTN_BF16, ATTN_F16}) check(device, each, dtype);
 }
 
 /* Values in -1 .. 1. */
@@ -475,10 +537,11 @@ void bench(const attn_cuda_device &device, int64_t length, int64_t dim, int64_t 
 
 void bench_decode(const attn_cuda_device &device, double rate, int64_t batch, int64_t keys,
                   int64_t queries, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page_size,
-                  attn_dtype dtype = ATTN_BF16) {
+                  attn_dtype dtype = ATTN_BF16, bool hopper = true) {
   bool latents = dim == 576;
   int64_t width = latents ? 512 : dim;
-  const softmax_algorithm &algorithm = latents             ? softmax_latent
+  const softmax_algorithm &algorithm = latents && hopper   ? softmax_latent_sm90
+                                       : latents           ? softmax_latent
                                        : dtype == ATTN_F32 ? softmax_few
                                                            : softmax_decode;
   attn_softmax_problem p = shape(batch, queries, keys, heads, kv_heads, dim, width);
@@ -570,13 +633,16 @@ int main(int argc, char **argv) {
     bench_decode(device, rate, 1, 8192, 1, 32, 8, 128, 0, ATTN_F32);
     bench_decode(device, rate, 16, 8192, 1, 32, 8, 128, 0, ATTN_F32);
     bench_decode(device, rate, 16, 8192, 1, 8, 8, 64, 16, ATTN_F32);
-    bench_decode(device, rate, 1, 8192, 1, 16, 1, 576, 0);
-    bench_decode(device, rate, 1, 131072, 1, 16, 1, 576, 0);
-    bench_decode(device, rate, 16, 16384, 1, 16, 1, 576, 64);
-    bench_decode(device, rate, 64, 8192, 1, 16, 1, 576, 0);
-    bench_decode(device, rate, 64, 8192, 1, 32, 1, 576, 0);
-    bench_decode(device, rate, 64, 8192, 1, 64, 1, 576, 0);
-    bench_decode(device, rate, 64, 8192, 1, 128, 1, 576, 64);
+    for (bool hopper : {true, false}) {
+      if (hopper && device.major != 9) continue;
+      bench_decode(device, rate, 1, 8192, 1, 16, 1, 576, 0, ATTN_BF16, hopper);
+      bench_decode(device, rate, 1, 131072, 1, 16, 1, 576, 0, ATTN_BF16, hopper);
+      bench_decode(device, rate, 16, 16384, 1, 16, 1, 576, 64, ATTN_BF16, hopper);
+      bench_decode(device, rate, 64, 8192, 1, 16, 1, 576, 0, ATTN_BF16, hopper);
+      bench_decode(device, rate, 64, 8192, 1, 32, 1, 576, 0, ATTN_BF16, hopper);
+      bench_decode(device, rate, 64, 8192, 1, 64, 1, 576, 0, ATTN_BF16, hopper);
+      bench_decode(device, rate, 64, 8192, 1, 128, 1, 576, 64, ATTN_BF16, hopper);
+    }
     bench_tiles(device);
     return 0;
   }
@@ -584,10 +650,13 @@ int main(int argc, char **argv) {
     bench_tiles(device);
     return 0;
   }
-  bool tiles = argc < 2 || !strcmp(argv[1], "tiles"), others = argc < 2 || !tiles;
+  /* Everything; or the tiles, in all dtypes or one; or the others with a part of a name. */
+  const bool all = argc < 2, tiles = all || strcmp(argv[1], "tiles") == 0;
   if (tiles) check_tiles(device, argc > 2 ? argv[2] : NULL);
-  if (others) check_all(device);
-  if ((others && (!decoded || !over_latents || !few)) || !tiled || !tiled_backward)
+  if (all || !tiles) check_all(device, all ? "" : argv[1]);
+  if (all && device.major == 9 && !over_latents_sm90)
+    printf("FAILED: Hopper's kernel over latents took part in nothing\n"), ++failures;
+  if (all && (!decoded || !over_latents || !few || !tiled || !tiled_backward))
     printf("FAILED: a faster algorithm took part in nothing\n"), ++failures;
   printf("%s\n", failures ? "FAILED" : "passed");
   return failures != 0;

@@ -18,6 +18,7 @@ enum {
 
   MOST_QUERIES = 8,
   MERGE_THREADS = 128,
+  MOST_MERGED = 64, /* splits of a unit that its last block merges */
 };
 
 /* Strides in elements. */
@@ -40,6 +41,8 @@ struct parameters {
   const float *alibi_slopes, *sinks;
   float *partial_o; /* [sequence][key head][tile][split][ROWS][width] */
   float *partial;   /* the same with [ROWS][2]: maximum (base 2) and sum */
+  /* [sequence][key head][tile][split], of merge_if_last; NULL: a kernel merges */
+  unsigned long long *finished;
 };
 
 const float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
@@ -202,6 +205,71 @@ __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(parameters p) {
   }
 }
 
+/* What a block of the unit (sequence, key head, tile) writes when its part is there. The workspace
+ * holds anything when a call begins, so a word may not have this value by chance: 2^-64. */
+const unsigned long long FINISHED = 0x9b6c3f58d1e7a425ull;
+
+/* The end of a block whose part of a unit is written: whoever finds the parts of all splits there
+ * merges them, in the order of the splits. Each block announces its part before it looks for the
+ * others', so the last one finds them all; should two find them, both write the same. The words are
+ * cleared behind it: a block that looks later finds too few, rightly, and none are left for the
+ * next call. Splits: up to MOST_MERGED, as one block reads all their parts. */
+template <int ROWS, int WIDTH, int THREADS>
+__device__ __forceinline__ void merge_if_last(parameters p, const sequence &s, int b, int kv_head,
+                                              int first_row, int rows, int64_t unit, int split) {
+  enum { BATCH = WIDTH > 128 ? 8 : 16 }; /* parts read at once */
+  const int splits = (int)p.splits;
+  unsigned long long *finished = p.finished + unit * splits;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    atomicExch(finished + split, FINISHED);
+    __threadfence();
+  }
+  __syncthreads();
+  bool all = true;
+  for (int i = threadIdx.x; i < splits; i += THREADS)
+    all = all && *(const volatile unsigned long long *)(finished + i) == FINISHED;
+  if (!__syncthreads_and(all)) return;
+  __threadfence();
+  for (int i = threadIdx.x; i < splits; i += THREADS) finished[i] = 0;
+
+  const float2 *statistics = (const float2 *)p.partial + unit * splits * ROWS;
+  const float4 *results = (const float4 *)p.partial_o + unit * splits * ROWS * (WIDTH / 4);
+  p.splits = 1; /* from here on it is as if they had not been split */
+  for (int i = threadIdx.x; i < rows * (WIDTH / 4); i += THREADS) {
+    int r = i / (WIDTH / 4), c = i % (WIDTH / 4) * 4;
+    float top = -INFINITY, total = 0, x[4] = {};
+    for (int first = 0; first < splits; first += BATCH) {
+      float2 part[BATCH];
+      float4 o[BATCH];
+      float before = top;
+#pragma unroll
+      for (int n = 0; n < BATCH; ++n) {
+        bool there = first + n < splits;
+        int row = (first + n) * ROWS + r;
+        part[n] = there ? __ldcg(statistics + row) : make_float2(-INFINITY, 0);
+        o[n] = there ? __ldcg(results + row * (WIDTH / 4) + c / 4) : make_float4(0, 0, 0, 0);
+      }
+#pragma unroll
+      for (int n = 0; n < BATCH; ++n) top = fmaxf(top, part[n].x);
+      float base = top == -INFINITY ? 0 : top, factor = exponential(before - base);
+      total *= factor, x[0] *= factor, x[1] *= factor, x[2] *= factor, x[3] *= factor;
+#pragma unroll
+      for (int n = 0; n < BATCH; ++n) {
+        float weight = exponential(part[n].x - base);
+        total += weight * part[n].y;
+        x[0] += weight * o[n].x, x[1] += weight * o[n].y;
+        x[2] += weight * o[n].z, x[3] += weight * o[n].w;
+      }
+    }
+    int query = (first_row + r) / (int)p.group;
+    int head = kv_head * (int)p.group + (first_row + r) % (int)p.group;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) store_result(p, s, b, query, head, 0, c + e, x[e], top, total);
+  }
+}
+
 template <int ROWS, int WIDTH> attn_status merge(const parameters &p, cudaStream_t stream) {
   if (p.splits == 1) return ATTN_OK;
   int64_t rows = p.batch * p.kv_heads * p.tiles * ROWS;
@@ -275,7 +343,9 @@ inline parameters parameters_of(const attn_softmax_problem *problem, const attn_
   if (problem->alibi) p.alibi_slopes = (const float *)args->alibi_slopes.data;
   if (problem->sinks) p.sinks = (const float *)args->sinks.data;
   p.partial_o = (float *)workspace;
-  p.partial = p.partial_o + p.batch * p.kv_heads * p.tiles * p.splits * rows * problem->value_dim;
+  int64_t parts = p.batch * p.kv_heads * p.tiles * p.splits;
+  p.partial = p.partial_o + parts * rows * problem->value_dim;
+  if (splits <= MOST_MERGED) p.finished = (unsigned long long *)(p.partial + parts * rows * 2);
   return p;
 }
 

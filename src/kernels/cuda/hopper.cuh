@@ -229,11 +229,30 @@ template <int count> __device__ __forceinline__ void pin(uint32_t (&values)[coun
                "}\n"                                                                               \
                : HOPPER_32(d, 0), HOPPER_32(d, 32)                                                 \
                : "l"(a), "l"(b), "r"(add), "n"(a_transposed), "n"(transposed))
+#define HOPPER_WGMMA_256_SHARED(type)                                                              \
+  asm volatile("{\n"                                                                               \
+               ".reg .pred add;\n"                                                                 \
+               "setp.ne.b32 add, %130, 0;\n"                                                       \
+               "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " "                    \
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
+               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "  \
+               "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "  \
+               "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "  \
+               "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "  \
+               "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "  \
+               "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, "  \
+               "%110, %111, "                                                                      \
+               "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, "    \
+               "%125, %126, %127}, "                                                               \
+               "%128, %129, add, 1, 1, %131, %132;\n"                                              \
+               "}\n"                                                                               \
+               : HOPPER_32(d, 0), HOPPER_32(d, 32), HOPPER_32(d, 64), HOPPER_32(d, 96)             \
+               : "l"(a), "l"(b), "r"(add), "n"(a_transposed), "n"(transposed))
 
-/* d [64, N] (+)= a [64, 16] b [16, N] in a warpgroup, N = 64 or 128, or 32 with both in shared
- * memory; a in registers or in shared memory. `transposed`: b's contiguous dimension in shared
- * memory is the columns (N) rather than the rows (K), and a's the rows (M) rather than the columns
- * (K). */
+/* d [64, N] (+)= a [64, 16] b [16, N] in a warpgroup, N = 64 or 128, or 32 or 256 with both in
+ * shared memory; a in registers or in shared memory. `transposed`: b's contiguous dimension in
+ * shared memory is the columns (N) rather than the rows (K), and a's the rows (M) rather than the
+ * columns (K). */
 template <typename T, int transposed>
 __device__ __forceinline__ void wgmma(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int add) {
   if constexpr (element<T>::map_type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16)
@@ -268,6 +287,13 @@ __device__ __forceinline__ void wgmma(float (&d)[64], uint64_t a, uint64_t b, in
     HOPPER_WGMMA_128_SHARED("bf16");
   else
     HOPPER_WGMMA_128_SHARED("f16");
+}
+template <typename T, int a_transposed, int transposed>
+__device__ __forceinline__ void wgmma(float (&d)[128], uint64_t a, uint64_t b, int add) {
+  if constexpr (element<T>::map_type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16)
+    HOPPER_WGMMA_256_SHARED("bf16");
+  else
+    HOPPER_WGMMA_256_SHARED("f16");
 }
 
 /* A tensor [batch, length, heads, columns] of 16-bit elements, copied in boxes of 64 tokens by 64

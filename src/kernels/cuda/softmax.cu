@@ -2,14 +2,16 @@
 #include "kernels/cuda/algorithms.cuh"
 
 /* The last ones accept every problem. */
-extern const softmax_algorithm softmax_decode, softmax_latent, softmax_few, softmax_sm90_forward,
-    softmax_sm90_backward, softmax_mma_forward, softmax_mma_backward, softmax_generic_forward,
-    softmax_generic_backward;
+extern const softmax_algorithm softmax_decode, softmax_latent_sm90, softmax_latent, softmax_few,
+    softmax_sm90_forward, softmax_sm90_backward, softmax_mma_forward, softmax_mma_backward,
+    softmax_generic_forward, softmax_generic_backward;
 
 static const softmax_algorithm *const algorithms[] = {
-    &softmax_decode,       &softmax_latent,          &softmax_few,
-    &softmax_sm90_forward, &softmax_sm90_backward,   &softmax_mma_forward,
-    &softmax_mma_backward, &softmax_generic_forward, &softmax_generic_backward,
+    &softmax_decode,          &softmax_latent_sm90,
+    &softmax_latent,          &softmax_few,
+    &softmax_sm90_forward,    &softmax_sm90_backward,
+    &softmax_mma_forward,     &softmax_mma_backward,
+    &softmax_generic_forward, &softmax_generic_backward,
 };
 
 attn_status attn_cuda_softmax_plan(const attn_cuda_device *device,

@@ -6,7 +6,10 @@
  * A warp works alone on 16 keys at a time, which a ring of its own in shared memory receives by
  * cp.async. Products by mma.m16n8k16. No transposition is needed: both the dimension of Q K^T and
  * the columns of P V may be permuted, as long as both operands, or the result's reader, agree, so
- * that a thread's fragments are 16 bytes in a row of the stored keys and values. */
+ * that a thread's fragments are 16 bytes in a row of the stored keys and values.
+ *
+ * The last block of a unit (sequence, key head, tile) to finish merges the parts of all, or, where
+ * they are more than one block reads quickly, a kernel of its own does. */
 #include "kernels/cuda/decode.cuh"
 
 namespace {
@@ -48,21 +51,20 @@ template <typename T, int WIDTH, int STAGES> struct key_ring {
   const int32_t *pages;
   const T *k, *v;
   uint4 *ring;
-  int64_t end;
-  int lane;
+  int end, lane;
 
   /* Of paged keys: where the key of this lane (mod 16) lies, looked up a step ahead. */
   struct place {
     int page;
     unsigned token;
   };
-  __device__ place look_up(int64_t first) const {
-    int64_t key = first + lane % KEYS;
+  __device__ place look_up(int first) const {
+    int key = first + lane % KEYS;
     if (!pages || key >= end) return {0, 0};
     unsigned index = (unsigned)key / p.page_size;
     return {pages[index], (unsigned)key - index * p.page_size};
   }
-  __device__ void request(int stage, int64_t first, place at) const {
+  __device__ void request(int stage, int first, place at) const {
     typedef layout<WIDTH, STAGES> l;
     uint4 *keys = ring + stage * l::STAGE, *values = keys + KEYS * l::CHUNKS;
     const int rows = 32 / l::CHUNKS > 0 ? 32 / l::CHUNKS : 1; /* at once */
@@ -95,41 +97,20 @@ __global__ void __launch_bounds__(32 * WARPS, layout<WIDTH, STAGES>::BLOCKS)
     decode_kernel(parameters p) {
   typedef layout<WIDTH, STAGES> l;
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, quad = lane % 4;
-  int64_t index = blockIdx.x, split = index % p.splits, tile = index / p.splits % p.tiles;
-  int64_t kv_head = index / p.splits / p.tiles % p.kv_heads;
-  int64_t b = index / p.splits / p.tiles / p.kv_heads;
+  int index = blockIdx.x, splits = (int)p.splits, split = index % splits, unit = index / splits;
+  int tile = unit % (int)p.tiles, kv_head = unit / (int)p.tiles % (int)p.kv_heads;
+  int b = unit / (int)p.tiles / (int)p.kv_heads, group = (int)p.group;
   sequence s = find_sequence(p, b);
-  int64_t first_row = tile * ROWS, rows = min((int64_t)ROWS, s.queries * p.group - first_row);
+  int first_row = tile * ROWS, rows = min((int)ROWS, (int)s.queries * group - first_row);
+  if (rows <= 0) return;
 
   /* The keys that any row of the tile sees, and this split's share. */
-  key_range range = {0, 0};
-  if (rows > 0) {
-    range.first = visible(p, s, first_row / p.group).first;
-    range.end = visible(p, s, (first_row + rows - 1) / p.group).end;
-  }
-  int64_t share = max(range.end - range.first, (int64_t)0);
-  share = (share + p.splits * WARPS * KEYS - 1) / (p.splits * WARPS * KEYS) * WARPS * KEYS;
-  range.first += split * share;
-  range.end = min(range.end, range.first + share);
-
-  /* Q as operand: rows `row` and `row` + 8, of each 32 dimensions the 8 from 8 quad on. */
-  uint4 q[2][WIDTH / 32];
-  int from_key[2], to_key[2], position[2]; /* what the rows see */
-  float slope[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    int64_t r = first_row + row + half * 8, i = r / p.group, head = kv_head * p.group + r % p.group;
-    bool there = row + half * 8 < rows;
-    key_range seen = there ? visible(p, s, i) : key_range{0, 0};
-    from_key[half] = (int)min(seen.first, s.keys), to_key[half] = (int)max(seen.end, (int64_t)0);
-    slope[half] = there && p.alibi_slopes ? p.alibi_slopes[head] : 0;
-    position[half] = (int)(i + s.keys - s.queries);
-    const T *from =
-        (const T *)p.q.data + b * p.q.sequence + (s.query_start + i) * p.q.token + head * p.q.head;
-#pragma unroll
-    for (int c = 0; c < WIDTH / 32; ++c)
-      q[half][c] = there ? *(const uint4 *)(from + c * 32 + quad * 8) : make_uint4(0, 0, 0, 0);
-  }
+  int first = (int)min(visible(p, s, first_row / group).first, s.keys);
+  int end = (int)visible(p, s, (first_row + rows - 1) / group).end;
+  unsigned share = max(end - first, 0), step = WARPS * KEYS;
+  share = (share + splits * step - 1) / (splits * step) * step;
+  first = (int)min((int64_t)first + (int64_t)split * share, s.keys);
+  end = (int)min((int64_t)end, (int64_t)first + share);
 
   uint4 *memory = (uint4 *)(shared_memory + warp * (l::BYTES / WARPS));
   int64_t k_start = kv_head * p.k.head, v_start = kv_head * p.v.head;
@@ -142,24 +123,44 @@ __global__ void __launch_bounds__(32 * WARPS, layout<WIDTH, STAGES>::BLOCKS)
                                      (const T *)p.k.data + k_start,
                                      (const T *)p.v.data + v_start,
                                      memory,
-                                     range.end,
+                                     end,
                                      lane};
-  float o[WIDTH / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-  const int64_t stride = WARPS * KEYS;
-  int64_t key = range.first + warp * KEYS, ahead = key;
+  const int stride = WARPS * KEYS;
+  int key = first + warp * KEYS, ahead = key;
   typename key_ring<T, WIDTH, STAGES>::place at = ring.look_up(ahead);
 #pragma unroll
   for (int i = 0; i < STAGES - 1; ++i) {
-    if (ahead < range.end) ring.request(i, ahead, at);
+    if (ahead < end) ring.request(i, ahead, at);
     commit_copies();
     ahead += stride;
     at = ring.look_up(ahead);
   }
-  for (int stage = 0; key < range.end; key += stride) {
+
+  /* Q as operand: rows `row` and `row` + 8, of each 32 dimensions the 8 from 8 quad on. */
+  uint4 q[2][WIDTH / 32];
+  int from_key[2], to_key[2], position[2]; /* what the rows see */
+  float slope[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int r = first_row + row + half * 8, i = r / group, head = kv_head * group + r % group;
+    bool there = row + half * 8 < rows;
+    key_range seen = there ? visible(p, s, i) : key_range{0, 0};
+    from_key[half] = (int)min(seen.first, s.keys), to_key[half] = (int)max(seen.end, (int64_t)0);
+    slope[half] = there && p.alibi_slopes ? p.alibi_slopes[head] : 0;
+    position[half] = (int)(i + s.keys - s.queries);
+    const T *from =
+        (const T *)p.q.data + b * p.q.sequence + (s.query_start + i) * p.q.token + head * p.q.head;
+#pragma unroll
+    for (int c = 0; c < WIDTH / 32; ++c)
+      q[half][c] = there ? *(const uint4 *)(from + c * 32 + quad * 8) : make_uint4(0, 0, 0, 0);
+  }
+
+  float o[WIDTH / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+  for (int stage = 0; key < end; key += stride) {
     wait_copies<STAGES - 2>();
     __syncwarp();
     int last = stage == 0 ? STAGES - 1 : stage - 1;
-    if (ahead < range.end) ring.request(last, ahead, at);
+    if (ahead < end) ring.request(last, ahead, at);
     commit_copies();
     ahead += stride;
     at = ring.look_up(ahead);
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(32 * WARPS, layout<WIDTH, STAGES>::BLOCKS)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         int half = e / 2;
-        int j = (int)key + n * 8 + quad * 2 + e % 2;
+        int j = key + n * 8 + quad * 2 + e % 2;
         float x = score[n][e] * p.scale;
         if (p.soft_cap != 0) x = p.soft_cap * tanhf(x / p.soft_cap) * LOG2_E;
         if (p.alibi_slopes) x -= slope[half] * fabsf((float)(position[half] - j)) * LOG2_E;
@@ -268,9 +269,11 @@ __global__ void __launch_bounds__(32 * WARPS, layout<WIDTH, STAGES>::BLOCKS)
       total += weight * part(w, WIDTH + 1);
       x += weight * part(w, c);
     }
-    int64_t query = (first_row + r) / p.group, head = kv_head * p.group + (first_row + r) % p.group;
-    store_result(p, s, b, query, head, index * ROWS + r, c, x, top, total);
+    int query = (first_row + r) / group, head = kv_head * group + (first_row + r) % group;
+    store_result(p, s, b, query, head, (int64_t)index * ROWS + r, c, x, top, total);
   }
+  if (splits > 1 && p.finished)
+    merge_if_last<ROWS, WIDTH, 32 * WARPS>(p, s, b, kv_head, first_row, rows, unit, split);
 }
 
 /* choice->values */
@@ -291,14 +294,19 @@ bool plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
   if ((problem->dtype != ATTN_BF16 && problem->dtype != ATTN_F16) ||
       (width != 64 && width != 128 && width != 256) || bytes > device->shared_bytes ||
       problem->value_dim != width || problem->bias || problem->query_length > MOST_QUERIES ||
-      tiles_of(problem, ROWS) * ROWS > MOST_ROWS || problem->key_length > INT32_MAX || units == 0)
+      tiles_of(problem, ROWS) * ROWS > MOST_ROWS || problem->key_length > INT32_MAX / 2 ||
+      units == 0)
     return false;
   int64_t blocks = width == 64 ? 3 : width == 128 ? 2 : 1; /* of a multiprocessor */
   int64_t splits =
       choose_splits(units, device->multiprocessors * blocks, problem->key_length, SPLIT_KEYS);
+  /* Shares are whole steps of a block: as many as there are, then. */
+  int64_t share = ceil_divide(problem->key_length, splits * WARPS * KEYS) * WARPS * KEYS;
+  if (share > 0) splits = ceil_divide(problem->key_length, share);
   choice->values[SPLITS] = splits;
   if (splits > 1)
-    choice->workspace_bytes = (size_t)(units * splits * ROWS * (width + 2)) * sizeof(float);
+    choice->workspace_bytes = (size_t)(units * splits) *
+                              (ROWS * (width + 2) * sizeof(float) + sizeof *parameters::finished);
   snprintf(choice->description, sizeof choice->description,
            "decode: %lld splits of the keys, all heads of a key head together", (long long)splits);
   return true;
@@ -317,6 +325,7 @@ attn_status launch(const parameters &p, cudaStream_t stream) {
   decode_kernel<T, WIDTH, STAGES>
       <<<(unsigned)(units * p.splits), 32 * WARPS, (size_t)l::BYTES, stream>>>(p);
   ATTN_CUDA_TRY_LAUNCH("softmax_decode");
+  if (p.splits == 1 || p.finished) return ATTN_OK;
   return merge < ROWS, WIDTH < 128 ? 128 : WIDTH > (p, stream);
 }
 

@@ -153,47 +153,6 @@ __device__ void forward_produce(const forward_parameters &p, char *shared, uint3
   }
 }
 
-/* A row keeps its old maximum while weights stay below 2^SLACK, which float16 holds with room to
- * spare; so the output is rarely rescaled. */
-constexpr float SLACK = 8;
-
-/* Reference (a maximum of raw scores, at most SLACK behind) and this thread's part of the sum of
- * each of its two rows. */
-struct row_state {
-  float top[2], sum[2];
-};
-
-/* Scores to weights 2^{(s - max) scale log2 e}, in place; the factors that older results take. */
-template <int count>
-__device__ __forceinline__ void weigh(float (&scores)[count], row_state *rows, float (&factor)[2],
-                                      float scale_log2) {
-  float offset[2];
-#pragma unroll
-  for (int row = 0; row < 2; row++) {
-    float top = fmaxf(scores[2 * row], scores[2 * row + 1]);
-#pragma unroll
-    for (int i = 4; i < count; i += 4)
-      top = fmaxf(top, fmaxf(scores[i + 2 * row], scores[i + 2 * row + 1]));
-    top = fmaxf(rows->top[row], quad_max(top));
-    if ((top - rows->top[row]) * scale_log2 <= SLACK) top = rows->top[row];
-    /* A row that has seen no key yet: any finite maximum makes its weights 0. */
-    offset[row] = top == -INFINITY ? 0 : top * scale_log2;
-    factor[row] = exp2_approximate(rows->top[row] * scale_log2 - offset[row]);
-    rows->top[row] = top;
-  }
-#pragma unroll
-  for (int i = 0; i < count; i++)
-    scores[i] = exp2_approximate(fmaf(scores[i], scale_log2, -offset[i % 4 / 2]));
-#pragma unroll
-  for (int row = 0; row < 2; row++) {
-    float sum[2] = {scores[2 * row], scores[2 * row + 1]};
-#pragma unroll
-    for (int i = 4; i < count; i += 4)
-      sum[0] += scores[i + 2 * row], sum[1] += scores[i + 2 * row + 1];
-    rows->sum[row] = fmaf(rows->sum[row], factor[row], sum[0] + sum[1]);
-  }
-}
-
 template <typename T, typename S>
 __device__ __forceinline__ void scores_issue(float (&scores)[S::WIDTH / 2], uint32_t q_tile,
                                              uint32_t k_tile) {
