@@ -258,13 +258,25 @@ static void free_values(attn_model *model, int64_t index) {
   p->blocks = NULL;
 }
 
+/* The values of a parameter as plain numbers on a device. */
+static attn_status copy_plain(const attn_parameter *p, attn_dtype dtype, attn_device device,
+                              attn_tensor *copy) {
+  attn_tensor unpacked = {0};
+  ATTN_TRY(attn_tensor_create_on(device, dtype, p->value.rank, p->value.shape, copy));
+  attn_status status = p->blocks ? attn_parameter_copy(p, dtype, &unpacked) : ATTN_OK;
+  if (status == ATTN_OK) status = attn_tensor_copy(p->blocks ? &unpacked : &p->value, copy);
+  attn_tensor_destroy(&unpacked);
+  if (status != ATTN_OK) attn_tensor_destroy(copy);
+  return status;
+}
+
 attn_status attn_model_make_trainable(attn_model *model) {
   attn_dtype dtype = model->compute == ATTN_F64 ? ATTN_F64 : ATTN_F32;
   for (int64_t i = 0; i < model->parameter_count; ++i) {
     attn_parameter *p = &model->parameters[i];
     if (model->borrowed[i] || p->blocks || p->value.dtype != dtype) {
       attn_tensor master;
-      ATTN_TRY(attn_parameter_copy(p, dtype, &master));
+      ATTN_TRY(copy_plain(p, dtype, model->device, &master));
       free_values(model, i);
       p->value = master;
       model->borrowed[i] = false;
@@ -322,14 +334,7 @@ static attn_status copy_values(const attn_model *model, const attn_parameter *p,
     ATTN_TRY(attn_device_copy(gpu, copy->blocks, p->blocks, block_bytes(p)));
     return attn_device_synchronize(gpu);
   }
-  attn_dtype dtype = p->blocks ? model->compute : p->value.dtype;
-  attn_tensor unpacked = {0};
-  attn_status status =
-      attn_tensor_create_on(device, dtype, p->value.rank, p->value.shape, &copy->value);
-  if (status == ATTN_OK && p->blocks) status = attn_parameter_copy(p, dtype, &unpacked);
-  if (status == ATTN_OK) status = attn_tensor_copy(p->blocks ? &unpacked : &p->value, &copy->value);
-  attn_tensor_destroy(&unpacked);
-  return status;
+  return copy_plain(p, p->blocks ? model->compute : p->value.dtype, device, &copy->value);
 }
 
 static attn_status copy_to(const attn_model *model, int64_t index, attn_device device,
