@@ -686,6 +686,7 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
           for (int j = 0; j < 32; j++) state[m][j] *= j % 4 < 2 ? factor0 : factor1;
         }
       }
+      __syncwarp(); /* what the others read is read */
       if (lane == 0) {
         barrier_arrive(empty + stage * 8);
         barrier_arrive(weighed_empty + buffer * 8);
@@ -834,6 +835,7 @@ __device__ void consume_gradients(const scan_parameters &p, char *shared, uint32
       }
       wgmma_wait<0>();
       pin(state);
+      __syncwarp(); /* what the others read is read */
       if (lane == 0) {
         barrier_arrive(empty + stage * 8);
         barrier_arrive(weighed_empty + buffer * 8);
