@@ -2,16 +2,24 @@
  *
  *   perplexity = exp(mean of -ln p(token)),   bits per byte = sum of -log2 p(token) / bytes
  *
- * per token of the model; bits per byte count the bytes of the text. */
+ * per token of the model; bits per byte count the bytes of the text. Or, with --task, how often it
+ * gives the right answer (src/tasks/). */
 #include "cli/cli.h"
 #include "base/memory.h"
 #include "base/progress.h"
 #include "files/corpus.h"
+#include "models/model.h"
+#include "tasks/mqar.h"
 
 #include <math.h>
 
 typedef struct eval_options {
   attn_words data;
+  int task;
+  int64_t examples, length, pairs, vocabulary;
+  uint64_t seed;
+  double power;
+  bool zeros;
   int64_t window, overlap, limit, threads;
   attn_dtype dtype;
   const char *device;
@@ -108,9 +116,84 @@ static json_t *to_json(const eval_options *o, const evaluation *e, double rate) 
                    attn_json_real(rate));
 }
 
+/* Tasks -----------------------------------------------------------------------------------------
+ */
+
+enum { NO_TASK, MQAR };
+static const char *const tasks[] = {"none", "mqar", NULL};
+
+typedef struct answers {
+  attn_model *model;
+  attn_mqar task;
+  double accuracy, seconds;
+} answers;
+
+/* The vocabulary is the model's where none is given, but no more than the task's usual one. */
+static attn_status make_task(const eval_options *o, answers *a) {
+  attn_model_info info;
+  ATTN_TRY(attn_model_get_info(a->model, &info));
+  a->task = (attn_mqar)ATTN_MQAR_INIT;
+  a->task.length = o->length, a->task.pairs = o->pairs;
+  a->task.power = o->power, a->task.random_filler = !o->zeros;
+  if (info.vocabulary < a->task.vocabulary) a->task.vocabulary = info.vocabulary;
+  if (o->vocabulary) a->task.vocabulary = o->vocabulary;
+  if (a->task.vocabulary <= info.vocabulary) return ATTN_OK;
+  return attn_fail(ATTN_INVALID_ARGUMENT, "--vocabulary is %lld, the model has %lld tokens",
+                   (long long)a->task.vocabulary, (long long)info.vocabulary);
+}
+
+static attn_status answer(const eval_options *o, const char *path, answers *a) {
+  ATTN_TRY(attn_set_threads((int)o->threads));
+  ATTN_TRY(attn_open_model(path, o->dtype, o->device, &a->model, NULL));
+  ATTN_TRY(make_task(o, a));
+  int64_t numbers = o->examples * a->task.length;
+  int32_t *inputs = attn_alloc_array((size_t)numbers, 2 * sizeof *inputs);
+  if (!inputs) return ATTN_OUT_OF_MEMORY;
+  attn_status status =
+      attn_mqar_generate(&a->task, o->seed, 0, o->examples, inputs, inputs + numbers);
+  double start = attn_now();
+  if (status == ATTN_OK)
+    status = attn_model_accuracy(a->model, inputs, inputs + numbers, o->examples, a->task.length,
+                                 &a->accuracy);
+  a->seconds = attn_now() - start;
+  attn_free(inputs);
+  return status;
+}
+
+static int run_task(const attn_command *command, const eval_options *o, const char *path) {
+  answers a = {0};
+  attn_status status = answer(o, path, &a);
+  double tokens = (double)(o->examples * o->length), guess = 2 / (double)a.task.vocabulary;
+  int code = ATTN_EXIT_OK;
+  char speed[ATTN_FORMAT_SIZE];
+  attn_model_destroy(a.model);
+  if (status != ATTN_OK) return attn_report(command, status);
+  if (o->json)
+    return attn_print_json(command,
+                           json_pack("{s:s, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "task",
+                                     tasks[o->task], "examples", (json_int_t)o->examples, "length",
+                                     (json_int_t)a.task.length, "pairs", (json_int_t)a.task.pairs,
+                                     "vocabulary", (json_int_t)a.task.vocabulary, "accuracy",
+                                     attn_json_real(a.accuracy), "chance", attn_json_real(guess),
+                                     "seconds", attn_json_real(a.seconds), "tokens_per_second",
+                                     attn_json_real(a.seconds > 0 ? tokens / a.seconds : 0)),
+                           false);
+  printf("task            %s: %lld examples of %lld tokens, %lld pairs, vocabulary %lld\n",
+         tasks[o->task], (long long)o->examples, (long long)a.task.length, (long long)a.task.pairs,
+         (long long)a.task.vocabulary);
+  printf("accuracy        %.2f %% (a guess among the values: %.2f %%)\n", 100 * a.accuracy,
+         100 * guess);
+  printf("speed           %s tokens/s\n",
+         attn_format_count(a.seconds > 0 ? tokens / a.seconds : 0, speed, sizeof speed));
+  return code;
+}
+
 static int run(const attn_command *command, void *options, const attn_words *words) {
   const eval_options *o = options;
   evaluation e = {0};
+  if (o->task && o->data.count)
+    return attn_misuse(command, "--task makes its own examples: it does not go with --data");
+  if (o->task) return run_task(command, o, words->count ? words->items[0] : NULL);
   if (!o->data.count) return attn_misuse(command, "--data is missing: the text to predict");
   if (o->overlap >= o->window - 1)
     return attn_misuse(command, "--overlap is %lld, expected less than --window - 1, %lld",
@@ -130,8 +213,13 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   return code;
 }
 
-static const eval_options defaults = {
-    .window = 2048, .dtype = ATTN_BF16, .device = ATTN_DEVICE_AUTO};
+static const eval_options defaults = {.window = 2048,
+                                      .examples = 1000,
+                                      .length = 64,
+                                      .pairs = 4,
+                                      .power = 0.01,
+                                      .dtype = ATTN_BF16,
+                                      .device = ATTN_DEVICE_AUTO};
 
 #define AT(field) ATTN_FIELD(eval_options, field)
 static const attn_option table[] = {
@@ -145,6 +233,21 @@ static const attn_option table[] = {
      AT(overlap), 0, 1 << 30, NULL},
     {"limit", 0, ATTN_OPTION_INT, "N", "Only the first N tokens; 0: all of them.", AT(limit), 0,
      1LL << 40, NULL},
+    {"task", 't', ATTN_OPTION_CHOICE, "NAME",
+     "A task instead of a text; mqar is Zoology's multi-query associative recall", AT(task), 0, 0,
+     tasks},
+    {"examples", 0, ATTN_OPTION_INT, "N", "Of the task.", AT(examples), 1, 1 << 24, NULL},
+    {"length", 0, ATTN_OPTION_INT, "N", "Tokens of an example.", AT(length), 4, 1 << 24, NULL},
+    {"pairs", 0, ATTN_OPTION_INT, "N", "Keys with values in an example.", AT(pairs), 1, 1 << 22,
+     NULL},
+    {"vocabulary", 0, ATTN_OPTION_INT, "N",
+     "Tokens that the task uses, half of them keys; 0: the model's, at most 8192.", AT(vocabulary),
+     0, 1 << 30, NULL},
+    {"power", 0, ATTN_OPTION_REAL, "A",
+     "Slots of queries are drawn in proportion to j^(A-1); 1: evenly.", AT(power), 1e-6, 1e6, NULL},
+    {"zeros", 0, ATTN_OPTION_FLAG, NULL, "Fill up with 0 instead of random tokens.", AT(zeros), 0,
+     0, NULL},
+    {"seed", 0, ATTN_OPTION_SEED, "N", "Of the examples.", AT(seed), 0, 0, NULL},
     {"dtype", 0, ATTN_OPTION_DTYPE, "TYPE", "Of the computation", AT(dtype), 0, 0,
      attn_compute_dtypes},
     ATTN_DEVICE_OPTION(AT(device)),
@@ -160,9 +263,12 @@ const attn_command attn_command_eval = {
     .description =
         "Prints the perplexity of a text for each token, the bits per byte, and the speed. The "
         "text is cut into windows that each start afresh, but for --overlap tokens "
-        "of context. Without MODEL, the small model that comes with attn.",
+        "of context. Without MODEL, the small model that comes with attn. With --task, the share "
+        "of right answers in the examples of a task that judges mixers, which the model has to "
+        "have been trained on.",
     .examples = "attn eval runs/mine --data book.txt\tone's own model\n"
-                "attn eval runs/mine --data book.txt --window 4K --overlap 1K\twith more context",
+                "attn eval runs/mine --data book.txt --window 4K --overlap 1K\twith more context\n"
+                "attn eval runs/mine --task mqar --length 256 --pairs 16\tassociative recall",
     .options = table,
     .option_count = ATTN_COUNT(table),
     .defaults = &defaults,

@@ -74,6 +74,11 @@ uint64_t attn_model_fingerprint(const attn_model *model);
 /* Training: turns every parameter into a float32 (float64 for float64) master of its own with a
  * zeroed gradient. */
 attn_status attn_model_make_trainable(attn_model *model);
+/* How often the most likely next token is the label: of each of `count` sequences, inputs and
+ * labels [count, length], the share of its positions with a label (>= 0), and of these the mean. */
+attn_status attn_model_accuracy(const attn_model *model, const int32_t *inputs,
+                                const int32_t *labels, int64_t count, int64_t length,
+                                double *accuracy);
 /* After masters have changed: renews the compute forms. */
 attn_status attn_model_refresh(attn_model *model);
 

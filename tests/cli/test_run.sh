@@ -128,6 +128,22 @@ run 1 "$attn" eval model --data empty
 run 1 "$attn" eval no-such-model --data text
 says err "no-such-model"
 
+# eval --task: a fresh model guesses.
+run 0 "$attn" eval model --task mqar --examples 50 --length 32 --pairs 4
+says out "accuracy"
+run 0 "$attn" eval model --task mqar --examples 200 --length 32 --pairs 4 --json
+key mqar task
+key 128 vocabulary
+"$json" accuracy <out >accuracy
+awk '{ exit !($1 >= 0 && $1 < 0.1) }' accuracy || fail "accuracy is $(cat accuracy), expected about 1/128"
+run 0 "$attn" eval model --task mqar --examples 200 --length 32 --pairs 4 --json
+"$json" accuracy <out | cmp - accuracy || fail "the same seed gives another accuracy"
+run 1 "$attn" eval model --task mqar --length 32 --pairs 9
+says err "9 pairs"
+run 1 "$attn" eval model --task mqar --vocabulary 1000
+says err "the model has 128"
+run 2 "$attn" eval model --task mqar --data text
+
 # Bad models.
 run 1 "$attn" run no-such-model
 says err "there is no model no-such-model"

@@ -457,6 +457,38 @@ static void evaluation(void **state) {
   attn_model_destroy(f.model);
 }
 
+/* The most likely token at every label, as a session finds it. */
+static void accuracy(void **state) {
+  (void)state;
+  enum { COUNT = 7, LONG = 40 };
+  fixture f = make_fixture("\"lightning\", \"softmax\"", "", ATTN_F64);
+  int32_t labels[COUNT * LONG];
+  double expected = 0, found;
+  for (int s = 0; s < COUNT; ++s) {
+    attn_session *session = make_session(&f, 64, 0);
+    int own = 0, hits = 0;
+    for (int t = 0; t < LONG; ++t) {
+      int at = s * LONG + t, best = 0;
+      assert_ok(attn_session_feed(session, f.tokens + at, 1));
+      const float *logits = attn_session_logits(session);
+      for (int i = 1; i < VOCABULARY; ++i)
+        if (logits[i] > logits[best]) best = i;
+      /* Every third place is asked for, and every other answer is right; the last sequence has no
+       * labels. */
+      labels[at] = t % 3 || s == COUNT - 1 ? -1 : (best + (t + s) % 2) % VOCABULARY;
+      own += labels[at] >= 0, hits += labels[at] == best;
+    }
+    if (own) expected += (double)hits / own / COUNT;
+    attn_session_destroy(session);
+  }
+  assert_ok(attn_model_accuracy(f.model, f.tokens, labels, COUNT, LONG, &found));
+  assert_true(expected > 0.3 && expected < 0.7);
+  assert_true(fabs(found - expected) < 1e-12);
+  assert_ok(attn_model_accuracy(f.model, f.tokens, labels + (COUNT - 1) * LONG, 1, LONG, &found));
+  assert_true(found == 0);
+  attn_model_destroy(f.model);
+}
+
 int main(int argc, char **argv) {
   if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
@@ -471,6 +503,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(retreats_forget),
       cmocka_unit_test(strange_tokens_are_refused),
       cmocka_unit_test(evaluation),
+      cmocka_unit_test(accuracy),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
