@@ -16,7 +16,7 @@ static attn_status check(const attn_mqar *t) {
   if (t->length % 2 || t->length < 4 * t->pairs || t->length > INT32_MAX)
     return attn_fail(ATTN_INVALID_ARGUMENT,
                      "mqar: a length of %lld for %lld pairs, expected an even number from %lld on",
-                     (long long)t->length, (long long)t->pairs, (long long)(4 * t->pairs));
+                     (long long)t->length, (long long)t->pairs, 4 * (long long)t->pairs);
   if (!(t->power > 0) || !isfinite(t->power))
     return attn_fail(ATTN_INVALID_ARGUMENT, "mqar: the power is %g, expected more than 0",
                      t->power);
