@@ -37,6 +37,13 @@ typedef struct attn_training_options {
   int data_count;
   double validation_fraction; /* [0, 1); 0: no validation */
 
+  /* Or a task (*) instead of a text: "mqar", multi-query associative recall (arXiv 2312.04927), in
+   * examples of `length` tokens, validated on others. */
+  const char *task;        /* NULL: the text */
+  int64_t task_pairs;      /* 0: 4 */
+  int64_t task_vocabulary; /* 0: the model's */
+  double task_power;       /* 0: 0.01 */
+
   /* The output directory, made if needed: config.json and model.safetensors (weights in
    * `save_dtype`), training.safetensors (the checkpoint), loss.svg and loss.csv. */
   const char *output;

@@ -93,13 +93,15 @@ static json_t *result_json(const train_options *o, const attn_training_result *r
 static void print_result(const train_options *o, const attn_training_result *r) {
   char time[ATTN_FORMAT_SIZE], speed[ATTN_FORMAT_SIZE], peak[ATTN_FORMAT_SIZE];
   fprintf(stderr, "%s: %lld steps, loss %.4f", o->training.output, (long long)r->steps, r->loss);
-  if (isfinite(r->validation_loss))
-    fprintf(stderr, ", validation %.4f (%.4f bits per byte)", r->validation_loss,
-            r->validation_loss / log(2));
-  fprintf(stderr, "\n%s, %s tokens/s, %.3g TFLOP/s, memory %s\ntry it: attn run %s\n",
+  if (isfinite(r->validation_loss)) fprintf(stderr, ", validation %.4f", r->validation_loss);
+  if (isfinite(r->validation_loss) && !o->training.task)
+    fprintf(stderr, " (%.4f bits per byte)", r->validation_loss / log(2));
+  fprintf(stderr, "\n%s, %s tokens/s, %.3g TFLOP/s, memory %s\ntry it: attn %s %s%s\n",
           attn_format_duration(r->seconds, time, sizeof time),
           attn_format_count(r->tokens_per_second, speed, sizeof speed), r->flop_per_second / 1e12,
-          attn_format_bytes((double)r->peak_bytes, peak, sizeof peak), o->training.output);
+          attn_format_bytes((double)r->peak_bytes, peak, sizeof peak),
+          o->training.task ? "eval" : "run", o->training.output,
+          o->training.task ? " --task mqar" : "");
 }
 
 static int finish(const reporter *r, attn_status status, const attn_training_result *result) {
@@ -150,7 +152,10 @@ static int train(reporter *r, const train_options *o) {
 static int run(const attn_command *command, void *options, const attn_words *words) {
   const train_options *o = options;
   (void)words;
-  if (!o->data.count) return attn_misuse(command, "--data is missing: the text to train on");
+  if (o->training.task && o->data.count)
+    return attn_misuse(command, "--data and --task exclude each other");
+  if (!o->training.task && !o->data.count)
+    return attn_misuse(command, "--data is missing: the text to train on");
   if (!o->training.output)
     return attn_misuse(command, "--out is missing: the directory for the model");
   if (o->config && o->training.model)
@@ -171,6 +176,16 @@ static const char *const save_dtypes[] = {"bfloat16", "float32", "float16", NULL
 static const attn_option table[] = {
     {"data", 'd', ATTN_OPTION_WORDS, "PATH...", "The text: files, and directories of files.",
      AT(data), 0, 0, NULL},
+    {"task", 't', ATTN_OPTION_TEXT, "NAME",
+     "A task instead of a text: mqar, Zoology's multi-query associative recall.", OF(task), 0, 0,
+     NULL},
+    {"pairs", 0, ATTN_OPTION_INT, "N", "Of the task: keys with values in an example; 0: 4.",
+     OF(task_pairs), 0, 1 << 22, NULL},
+    {"vocabulary", 0, ATTN_OPTION_INT, "N", "Of the task; 0: the model's.", OF(task_vocabulary), 0,
+     1 << 30, NULL},
+    {"power", 0, ATTN_OPTION_REAL, "A",
+     "Of the task: slots of queries are drawn in proportion to j^(A-1); 0: 0.01.", OF(task_power),
+     0, 1e6, NULL},
     {"out", 'o', ATTN_OPTION_TEXT, "DIR",
      "Directory for the model, its checkpoint and the loss "
      "curve (loss.svg, loss.csv); made if needed.",
@@ -242,7 +257,7 @@ static const attn_option table[] = {
 const attn_command attn_command_train = {
     .name = "train",
     .summary = "train a model on a text",
-    .usage = "--data PATH... --out DIR",
+    .usage = "--data PATH... | --task NAME --out DIR",
     .description =
         "Trains a language model of bytes on a text and writes config.json and model.safetensors "
         "into DIR, with the loss curve. If DIR has a checkpoint of the same run, training "
@@ -252,7 +267,8 @@ const attn_command attn_command_train = {
     .examples =
         "attn train --data book.txt --out runs/mine\tthe small default model\n"
         "attn train --data texts/ --out runs/gdn --config gdn.json --steps 5000\tanother one\n"
-        "attn train --data new.txt --model runs/mine --out runs/next -r 2e-4\tfurther",
+        "attn train --data new.txt --model runs/mine --out runs/next -r 2e-4\tfurther\n"
+        "attn train --task mqar --pairs 8 --length 128 --out runs/recall\tassociative recall",
     .options = table,
     .option_count = ATTN_COUNT(table),
     .defaults = &defaults,

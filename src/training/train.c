@@ -15,11 +15,11 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "base/status.h"
-#include "files/corpus.h"
 #include "base/io.h"
 #include "models/model.h"
 #include "tensor/device.h"
 #include "training/checkpoint.h"
+#include "training/data.h"
 #include "training/schedule.h"
 
 #include <math.h>
@@ -31,7 +31,6 @@
 enum {
   MOST_SKIPPED_IN_ROW = 5, /* a single bad batch is survived; a diverged run is not */
   MOST_VALIDATIONS = 100000,
-  BYTE_VALUES = 256,
   LINE_SIZE = 320,
   MESSAGE_SIZE = 512,
   THREAD_TOKENS = 512, /* of each thread at a time: a layer's activations fit the L2 cache */
@@ -56,7 +55,7 @@ typedef struct run {
   attn_training_progress_fn progress;
   void *context;
   attn_model *model;
-  attn_corpus *corpus;
+  attn_training_data data;
   attn_graph *graph;
   attn_optimiser *optimiser;
   attn_history history;
@@ -64,8 +63,7 @@ typedef struct run {
   attn_identity identity;
   attn_run_state state;
   attn_parameter **parameters; /* [parameter_count] */
-  int32_t *windows;            /* [batch * accumulation, length + 1]: the text of one step */
-  int32_t *inputs, *targets;   /* [piece * length] */
+  int32_t *inputs, *targets;   /* [batch * accumulation, length]: of one step */
   char *checkpoint, *svg, *csv;
   uint64_t starting_weights;
   int64_t piece;       /* windows that go forward and backward at a time */
@@ -127,8 +125,6 @@ static bool same_place(const char *a, const char *b) {
 static attn_status check_places(const attn_training_options *o) {
   if (!o->output || !*o->output)
     return attn_fail(ATTN_INVALID_ARGUMENT, "training: no output directory is given");
-  if (!o->data || o->data_count < 1)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "training: no text is given");
   if (o->config && o->model)
     return attn_fail(ATTN_INVALID_ARGUMENT,
                      "training: both a configuration and a model to start from are given");
@@ -173,18 +169,6 @@ static attn_status take_options(const attn_training_options *given, run *r) {
 /* Setting up ------------------------------------------------------------------------------------
  */
 
-static attn_status open_corpus(run *r) {
-  const attn_training_options *o = &r->options;
-  ATTN_TRY(attn_corpus_open(o->data, o->data_count, o->validation_fraction, &r->corpus));
-  int64_t size = attn_corpus_size(r->corpus, ATTN_TRAINING);
-  if (size <= o->length)
-    return attn_fail(ATTN_INVALID_ARGUMENT,
-                     "training: the text has %lld bytes to train on; windows of %lld tokens need "
-                     "%lld",
-                     (long long)size, (long long)o->length, (long long)o->length + 1);
-  return ATTN_OK;
-}
-
 /* Of the weights that a run starts from; 0 for fresh ones, which configuration and seed give. */
 static uint64_t starting_weights(const run *r) {
   uint64_t value = ATTN_HASH_START;
@@ -202,10 +186,7 @@ static attn_status open_model(run *r) {
   ATTN_TRY(o->model ? attn_model_load(o->model, o->compute, &r->model)
                     : attn_model_create(config, o->seed, o->compute, &r->model));
   ATTN_TRY(attn_model_check_decoder(r->model, "training"));
-  if (r->model->config.vocabulary < BYTE_VALUES)
-    return attn_fail(ATTN_INVALID_ARGUMENT,
-                     "training: the model has a vocabulary of %lld; the bytes of a text need %d",
-                     (long long)r->model->config.vocabulary, BYTE_VALUES);
+  ATTN_TRY(attn_training_data_fit(&r->data, r->model->config.vocabulary));
   ATTN_TRY(attn_model_make_trainable(r->model));
   r->starting_weights = starting_weights(r);
   ATTN_TRY(attn_model_move(r->model, o->device));
@@ -264,15 +245,13 @@ static void choose_piece(run *r) {
 static attn_status allocate(run *r) {
   const attn_training_options *o = &r->options;
   choose_piece(r);
-  size_t windows = (size_t)(o->batch * o->accumulation), rows = (size_t)(r->piece * o->length);
-  r->windows = attn_alloc_array(windows * (size_t)(o->length + 1), sizeof *r->windows);
+  size_t rows = (size_t)(o->batch * o->accumulation * o->length);
   r->inputs = attn_alloc_array(rows, sizeof *r->inputs);
   r->targets = attn_alloc_array(rows, sizeof *r->targets);
   r->checkpoint = attn_path_join(o->output, "training.safetensors");
   r->svg = attn_path_join(o->output, "loss.svg");
   r->csv = attn_path_join(o->output, "loss.csv");
-  if (!r->windows || !r->inputs || !r->targets || !r->checkpoint || !r->svg || !r->csv)
-    return ATTN_OUT_OF_MEMORY;
+  if (!r->inputs || !r->targets || !r->checkpoint || !r->svg || !r->csv) return ATTN_OUT_OF_MEMORY;
   int64_t validations = o->steps < MOST_VALIDATIONS ? o->steps : MOST_VALIDATIONS;
   ATTN_TRY(attn_history_create(o->steps, validations, &r->history));
   ATTN_TRY(attn_graph_create_on(o->device, o->compute, &r->graph));
@@ -288,9 +267,7 @@ static attn_status identify(run *r) {
   attn_identity_integer(id, "seed", (int64_t)o->seed);
   attn_identity_text(id, "compute", attn_dtype_name(o->compute));
   if (attn_is_cuda(o->device)) attn_identity_text(id, "device", "cuda");
-  attn_identity_integer(id, "training_bytes", attn_corpus_size(r->corpus, ATTN_TRAINING));
-  attn_identity_integer(id, "validation_bytes", attn_corpus_size(r->corpus, ATTN_VALIDATION));
-  attn_identity_hash(id, "text", attn_corpus_fingerprint(r->corpus));
+  attn_training_data_identify(&r->data, id);
   attn_identity_integer(id, "steps", o->steps);
   attn_identity_integer(id, "batch", o->batch);
   attn_identity_integer(id, "length", o->length);
@@ -320,7 +297,7 @@ static attn_status resume(run *r) {
 
 static attn_status set_up(const attn_training_options *options, run *r) {
   ATTN_TRY(take_options(options, r));
-  ATTN_TRY(open_corpus(r));
+  ATTN_TRY(attn_training_data_open(&r->options, &r->data));
   ATTN_TRY(open_model(r));
   ATTN_TRY(allocate(r));
   ATTN_TRY(identify(r));
@@ -335,9 +312,8 @@ static void tear_down(run *r) {
   attn_identity_free(&r->identity);
   attn_optimiser_destroy(r->optimiser);
   attn_model_destroy(r->model);
-  attn_corpus_close(r->corpus);
+  attn_training_data_close(&r->data);
   attn_free(r->parameters);
-  attn_free(r->windows);
   attn_free(r->inputs);
   attn_free(r->targets);
   attn_free(r->checkpoint);
@@ -348,49 +324,33 @@ static void tear_down(run *r) {
 /* Losses ----------------------------------------------------------------------------------------
  */
 
-/* Windows [count, length + 1] as inputs and, one further, targets [count * length]. */
-static void split_windows(run *r, const int32_t *windows, int64_t count, int64_t length) {
-  for (int64_t w = 0; w < count; ++w) {
-    const int32_t *window = windows + w * (length + 1);
-    memcpy(r->inputs + w * length, window, (size_t)length * sizeof *window);
-    memcpy(r->targets + w * length, window + 1, (size_t)length * sizeof *window);
-  }
-}
-
-/* The loss variable of inputs and targets; its value in *loss. share: the scale that backward will
- * start with. */
-static attn_status forward(run *r, int64_t count, int64_t length, bool recording, double share,
-                           attn_var **var, double *loss) {
+/* The loss variable of the windows from number `first` of r->inputs and r->targets on; its value in
+ * *loss. share: the scale that backward will start with. */
+static attn_status forward(run *r, int64_t first, int64_t count, int64_t length, bool recording,
+                           double share, attn_var **var, double *loss) {
   attn_graph_reset(r->graph, recording);
   attn_graph_expect(r->graph, share);
   attn_layout layout = attn_layout_equal(count, length);
-  *var = attn_decoder_loss(r->graph, r->model, &layout, r->inputs, r->targets,
-                           recording ? r->checkpoints : 0, recording ? r->lean : 0);
+  *var = attn_decoder_loss(r->graph, r->model, &layout, r->inputs + first * length,
+                           r->targets + first * length, recording ? r->checkpoints : 0,
+                           recording ? r->lean : 0);
   ATTN_TRY(attn_graph_status(r->graph));
   *loss = attn_tensor_get(&(*var)->value, (int64_t[]){0});
   return ATTN_OK;
 }
 
-/* The mean loss of windows spread evenly over the validation part; NaN when there is none. */
+/* The mean loss of the windows of a validation; NaN when there are none. */
 static attn_status validate(run *r, double *mean) {
-  const attn_training_options *o = &r->options;
-  int64_t size = attn_corpus_size(r->corpus, ATTN_VALIDATION);
-  int64_t length = size - 1 < o->length ? size - 1 : o->length;
-  *mean = NAN;
-  if (length < 1) return ATTN_OK;
-  int64_t places = size / (length + 1);
-  int64_t windows = places < o->validation_windows ? places : o->validation_windows;
+  int64_t length, windows = attn_training_data_validations(&r->data, &length);
   double sum = 0;
+  *mean = NAN;
+  if (windows == 0) return ATTN_OK;
   for (int64_t first = 0; first < windows; first += r->piece) {
     int64_t count = windows - first < r->piece ? windows - first : r->piece;
-    for (int64_t w = 0; w < count; ++w)
-      ATTN_TRY(attn_corpus_read(r->corpus, ATTN_VALIDATION,
-                                (first + w) * places / windows * (length + 1), length + 1,
-                                r->windows + w * (length + 1)));
-    split_windows(r, r->windows, count, length);
+    ATTN_TRY(attn_training_data_validation(&r->data, first, count, r->inputs, r->targets));
     attn_var *var;
     double loss;
-    ATTN_TRY(forward(r, count, length, false, 0, &var, &loss));
+    ATTN_TRY(forward(r, 0, count, length, false, 0, &var, &loss));
     sum += loss * (double)count;
   }
   *mean = sum / (double)windows;
@@ -406,15 +366,15 @@ static bool asked_to_stop(run *r) {
   return r->stop;
 }
 
-/* Adds a micro-batch's share of the gradient and of *loss; stops when the loss is not finite. */
-static attn_status micro_batch(run *r, const int32_t *windows, double *loss) {
+/* Adds the share of the gradient and of *loss of the micro-batch that begins with window `start`;
+ * stops when the loss is not finite. */
+static attn_status micro_batch(run *r, int64_t start, double *loss) {
   const attn_training_options *o = &r->options;
   for (int64_t first = 0; first < o->batch; first += r->piece) {
     int64_t count = o->batch - first < r->piece ? o->batch - first : r->piece;
     double share = (double)count / (double)o->batch, part;
-    split_windows(r, windows + first * (o->length + 1), count, o->length);
     attn_var *var;
-    ATTN_TRY(forward(r, count, o->length, true, share, &var, &part));
+    ATTN_TRY(forward(r, start + first, count, o->length, true, share, &var, &part));
     *loss += share * part / (double)o->accumulation;
     if (!isfinite(*loss)) return ATTN_OK;
     ATTN_TRY(attn_graph_backward(r->graph, var, share));
@@ -426,14 +386,14 @@ static attn_status micro_batch(run *r, const int32_t *windows, double *loss) {
  * not. Leaves early, with ATTN_INTERRUPTED, when the caller wants to stop. */
 static attn_status accumulate(run *r, double *loss) {
   const attn_training_options *o = &r->options;
-  ATTN_TRY(attn_corpus_batch(r->corpus, ATTN_TRAINING, o->seed, (uint64_t)r->state.step,
-                             o->batch * o->accumulation, o->length, r->windows));
+  ATTN_TRY(attn_training_data_step(&r->data, r->state.step, o->batch * o->accumulation, r->inputs,
+                                   r->targets));
   if (!r->zeroed) attn_optimiser_zero_gradients(r->optimiser);
   r->zeroed = false;
   *loss = 0;
   for (int64_t m = 0; m < o->accumulation; ++m) {
     if (asked_to_stop(r)) return attn_fail(ATTN_INTERRUPTED, "training: stopped by the caller");
-    ATTN_TRY(micro_batch(r, r->windows + m * o->batch * (o->length + 1), loss));
+    ATTN_TRY(micro_batch(r, m * o->batch, loss));
     if (!isfinite(*loss)) return ATTN_OK;
   }
   return ATTN_OK;

@@ -52,6 +52,17 @@ cmp -s whole/model.safetensors stopped/model.safetensors ||
 run 0 "$attn" train --data text --out tuned --model made --batch 2 --length 64 --steps 2 \
   --validation-windows 4 --quiet
 
+# A task instead of a text.
+run 0 "$attn" train --task mqar --pairs 2 --length 16 --vocabulary 16 --out recall --config config.json \
+  --batch 4 --steps 3 --validation-windows 4
+says err "attn eval recall --task mqar"
+run 0 "$attn" eval recall --task mqar --pairs 2 --length 16 --vocabulary 16 --examples 20
+run 1 "$attn" train --task mqar --pairs 9 --length 16 --out bad --config config.json --steps 3
+says err "9 pairs"
+run 1 "$attn" train --task mqar --vocabulary 300 --out bad --config config.json --steps 3
+says err "300"
+run 2 "$attn" train --task mqar --data text --out bad
+
 run 1 "$attn" train --data text --out nothing $small --steps 3 --resume
 says err "nothing"
 run 1 "$attn" train --data no-such-file --out bad $small --steps 3

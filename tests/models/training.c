@@ -281,6 +281,39 @@ static bool raise_flag(void *context, const attn_training_progress *p) {
   return true;
 }
 
+/* A task instead of a text: a model of the delta rule with short convolutions learns to recall, on
+ * examples that it has not seen; an interrupted run goes on to the same bits. */
+static void tasks_are_learnt(void **state) {
+  (void)state;
+  enum { STEPS = 500 };
+  place p = make_place();
+  attn_training_options o[2];
+  for (int i = 0; i < 2; ++i) {
+    o[i] = small_options(&p, NULL, i);
+    o[i].data_count = 0;
+    o[i].task = "mqar";
+    o[i].task_vocabulary = 12;
+    o[i].task_pairs = 2;
+    o[i].length = 12;
+    o[i].config = small_config("gated_delta_net");
+    o[i].batch = 32;
+    o[i].steps = STEPS;
+    o[i].validation_every = 0;
+  }
+  resume_with(o[0], o[1], &p, 50);
+  journal seen = {0};
+  attn_training_result result;
+  o[0].start = ATTN_START_FRESH;
+  assert_ok(attn_train(&o[0], record, &seen, &result));
+  print_message("  mqar: loss %.3f to %.3f, validation %.3f\n", seen.loss[0], result.loss,
+                result.validation_loss);
+  assert_true(fabs(seen.loss[0] - log(256)) < 0.3);
+  assert_true(result.validation_loss < 0.2); /* a guess among six values: 1.79 */
+  clear_output(&p, 0);
+  clear_output(&p, 1);
+  remove_place(&p);
+}
+
 static void flag_stops(void **state) {
   (void)state;
   place p = make_place();
@@ -665,7 +698,7 @@ static void bad_options_are_refused(void **state) {
   (void)state;
   place p = make_place();
   const char *text = p.text, *missing = "/nonexistent/text";
-  enum { CASES = 21 };
+  enum { CASES = 23 };
   attn_training_options o[CASES];
   for (int i = 0; i < CASES; ++i) o[i] = small_options(&p, &text, 0);
   int n = 0;
@@ -689,6 +722,8 @@ static void bad_options_are_refused(void **state) {
   CASE(length = 1620, "bytes to train on");
   CASE(output = NULL, "output");
   CASE(data_count = 0, "text");
+  CASE(task = "mqar", "both");
+  CASE(task = "recite", "recite");
   CASE(data = &missing, missing);
   CASE(config = "{", "configuration");
   CASE(config = "{\"vocab_size\": 100, \"hidden_size\": 8, \"num_hidden_layers\": 1, "
@@ -716,6 +751,7 @@ int main(void) {
       cmocka_unit_test(dtypes_agree),
       cmocka_unit_test(losses_follow_the_processor),
       cmocka_unit_test(resumed_equals_uninterrupted),
+      cmocka_unit_test(tasks_are_learnt),
       cmocka_unit_test(flag_stops),
       cmocka_unit_test(checkpointing_changes_no_bit),
       cmocka_unit_test(accumulation_equals_a_larger_batch),

@@ -1,0 +1,116 @@
+#include "training/data.h"
+#include "base/memory.h"
+#include "base/status.h"
+
+#include <string.h>
+
+enum { BYTE_VALUES = 256 };
+
+static attn_status open_task(const attn_training_options *o, attn_training_data *d) {
+  d->task = (attn_mqar)ATTN_MQAR_INIT;
+  if (strcmp(o->task, "mqar") != 0)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "training: there is no task '%s'; mqar is one",
+                     o->task);
+  if (o->data_count > 0)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "training: both a text and a task are given");
+  d->task.length = o->length;
+  d->task.vocabulary = o->task_vocabulary;
+  if (o->task_pairs) d->task.pairs = o->task_pairs;
+  if (o->task_power > 0) d->task.power = o->task_power;
+  return ATTN_OK;
+}
+
+attn_status attn_training_data_open(const attn_training_options *o, attn_training_data *d) {
+  *d = (attn_training_data){
+      .seed = o->seed, .length = o->length, .validations = o->validation_windows};
+  if (o->task) return open_task(o, d);
+  if (!o->data || o->data_count < 1)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "training: no text is given");
+  ATTN_TRY(attn_corpus_open(o->data, o->data_count, o->validation_fraction, &d->corpus));
+  int64_t size = attn_corpus_size(d->corpus, ATTN_TRAINING);
+  if (size <= o->length)
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "training: the text has %lld bytes to train on; windows of %lld tokens need "
+                     "%lld",
+                     (long long)size, (long long)o->length, (long long)o->length + 1);
+  int64_t windows = o->batch * o->accumulation;
+  if (windows < o->batch) windows = o->batch;
+  d->windows = attn_alloc_array((size_t)(windows * (o->length + 1)), sizeof *d->windows);
+  return d->windows ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+}
+
+void attn_training_data_close(attn_training_data *d) {
+  attn_corpus_close(d->corpus);
+  attn_free(d->windows);
+}
+
+attn_status attn_training_data_fit(attn_training_data *d, int64_t vocabulary) {
+  if (d->corpus && vocabulary < BYTE_VALUES)
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "training: the model has a vocabulary of %lld; the bytes of a text need %d",
+                     (long long)vocabulary, BYTE_VALUES);
+  if (d->corpus) return ATTN_OK;
+  if (!d->task.vocabulary) d->task.vocabulary = vocabulary;
+  if (d->task.vocabulary > vocabulary)
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "training: the model has a vocabulary of %lld; the task's is %lld",
+                     (long long)vocabulary, (long long)d->task.vocabulary);
+  return attn_mqar_generate(&d->task, d->seed, 0, 0, NULL, NULL); /* whether it can be made */
+}
+
+void attn_training_data_identify(const attn_training_data *d, attn_identity *id) {
+  if (d->corpus) {
+    attn_identity_integer(id, "training_bytes", attn_corpus_size(d->corpus, ATTN_TRAINING));
+    attn_identity_integer(id, "validation_bytes", attn_corpus_size(d->corpus, ATTN_VALIDATION));
+    attn_identity_hash(id, "text", attn_corpus_fingerprint(d->corpus));
+    return;
+  }
+  attn_identity_text(id, "task", "mqar");
+  attn_identity_integer(id, "task_pairs", d->task.pairs);
+  attn_identity_integer(id, "task_vocabulary", d->task.vocabulary);
+  attn_identity_number(id, "task_power", d->task.power);
+}
+
+/* Windows [count, length + 1] as inputs and, one further, targets [count, length]. */
+static void split_windows(const int32_t *windows, int64_t count, int64_t length, int32_t *inputs,
+                          int32_t *targets) {
+  for (int64_t w = 0; w < count; ++w) {
+    const int32_t *window = windows + w * (length + 1);
+    memcpy(inputs + w * length, window, (size_t)length * sizeof *window);
+    memcpy(targets + w * length, window + 1, (size_t)length * sizeof *window);
+  }
+}
+
+attn_status attn_training_data_step(const attn_training_data *d, int64_t step, int64_t count,
+                                    int32_t *inputs, int32_t *targets) {
+  if (!d->corpus)
+    return attn_mqar_generate(&d->task, d->seed, step * count, count, inputs, targets);
+  ATTN_TRY(attn_corpus_batch(d->corpus, ATTN_TRAINING, d->seed, (uint64_t)step, count, d->length,
+                             d->windows));
+  split_windows(d->windows, count, d->length, inputs, targets);
+  return ATTN_OK;
+}
+
+int64_t attn_training_data_validations(const attn_training_data *d, int64_t *length) {
+  *length = d->length;
+  if (!d->corpus) return d->validations;
+  int64_t size = attn_corpus_size(d->corpus, ATTN_VALIDATION);
+  if (size - 1 < *length) *length = size - 1;
+  if (*length < 1) return 0;
+  int64_t places = size / (*length + 1);
+  return places < d->validations ? places : d->validations;
+}
+
+/* Of a text spread evenly over the part that is never trained on; of a task by another seed. */
+attn_status attn_training_data_validation(const attn_training_data *d, int64_t first, int64_t count,
+                                          int32_t *inputs, int32_t *targets) {
+  if (!d->corpus) return attn_mqar_generate(&d->task, ~d->seed, first, count, inputs, targets);
+  int64_t length, windows = attn_training_data_validations(d, &length);
+  int64_t places = attn_corpus_size(d->corpus, ATTN_VALIDATION) / (length + 1);
+  for (int64_t w = 0; w < count; ++w)
+    ATTN_TRY(attn_corpus_read(d->corpus, ATTN_VALIDATION,
+                              (first + w) * places / windows * (length + 1), length + 1,
+                              d->windows + w * (length + 1)));
+  split_windows(d->windows, count, length, inputs, targets);
+  return ATTN_OK;
+}
