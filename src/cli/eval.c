@@ -119,7 +119,6 @@ static json_t *to_json(const eval_options *o, const evaluation *e, double rate) 
 /* Tasks -----------------------------------------------------------------------------------------
  */
 
-enum { NO_TASK, MQAR };
 static const char *const tasks[] = {"none", "mqar", NULL};
 
 typedef struct answers {
@@ -128,15 +127,13 @@ typedef struct answers {
   double accuracy, seconds;
 } answers;
 
-/* The vocabulary is the model's where none is given, but no more than the task's usual one. */
 static attn_status make_task(const eval_options *o, answers *a) {
   attn_model_info info;
   ATTN_TRY(attn_model_get_info(a->model, &info));
   a->task = (attn_mqar)ATTN_MQAR_INIT;
   a->task.length = o->length, a->task.pairs = o->pairs;
   a->task.power = o->power, a->task.random_filler = !o->zeros;
-  if (info.vocabulary < a->task.vocabulary) a->task.vocabulary = info.vocabulary;
-  if (o->vocabulary) a->task.vocabulary = o->vocabulary;
+  a->task.vocabulary = o->vocabulary ? o->vocabulary : info.vocabulary;
   if (a->task.vocabulary <= info.vocabulary) return ATTN_OK;
   return attn_fail(ATTN_INVALID_ARGUMENT, "--vocabulary is %lld, the model has %lld tokens",
                    (long long)a->task.vocabulary, (long long)info.vocabulary);
@@ -149,8 +146,8 @@ static attn_status answer(const eval_options *o, const char *path, answers *a) {
   int64_t numbers = o->examples * a->task.length;
   int32_t *inputs = attn_alloc_array((size_t)numbers, 2 * sizeof *inputs);
   if (!inputs) return ATTN_OUT_OF_MEMORY;
-  attn_status status =
-      attn_mqar_generate(&a->task, o->seed, 0, o->examples, inputs, inputs + numbers);
+  attn_status status = attn_mqar_generate(&a->task, o->seed, ATTN_TASK_TEST, 0, o->examples, inputs,
+                                          inputs + numbers);
   double start = attn_now();
   if (status == ATTN_OK)
     status = attn_model_accuracy(a->model, inputs, inputs + numbers, o->examples, a->task.length,
@@ -164,7 +161,6 @@ static int run_task(const attn_command *command, const eval_options *o, const ch
   answers a = {0};
   attn_status status = answer(o, path, &a);
   double tokens = (double)(o->examples * o->length), guess = 2 / (double)a.task.vocabulary;
-  int code = ATTN_EXIT_OK;
   char speed[ATTN_FORMAT_SIZE];
   attn_model_destroy(a.model);
   if (status != ATTN_OK) return attn_report(command, status);
@@ -185,14 +181,35 @@ static int run_task(const attn_command *command, const eval_options *o, const ch
          100 * guess);
   printf("speed           %s tokens/s\n",
          attn_format_count(a.seconds > 0 ? tokens / a.seconds : 0, speed, sizeof speed));
-  return code;
+  return ATTN_EXIT_OK;
+}
+
+static const eval_options defaults = {.window = 2048,
+                                      .examples = 1000,
+                                      .length = 64,
+                                      .pairs = 4,
+                                      .power = 0.01,
+                                      .dtype = ATTN_BF16,
+                                      .device = ATTN_DEVICE_AUTO};
+
+static bool is_for_tasks(const eval_options *o) {
+  const eval_options *d = &defaults;
+  return o->examples != d->examples || o->length != d->length || o->pairs != d->pairs ||
+         o->vocabulary || o->power != d->power || o->zeros || o->seed;
+}
+
+static bool is_for_texts(const eval_options *o) {
+  return o->data.count || o->window != defaults.window || o->overlap || o->limit;
 }
 
 static int run(const attn_command *command, void *options, const attn_words *words) {
   const eval_options *o = options;
   evaluation e = {0};
-  if (o->task && o->data.count)
-    return attn_misuse(command, "--task makes its own examples: it does not go with --data");
+  if (o->task && is_for_texts(o))
+    return attn_misuse(command, "--data, --window, --overlap and --limit do not go with --task");
+  if (!o->task && is_for_tasks(o))
+    return attn_misuse(command, "--examples, --length, --pairs, --vocabulary, --power, --zeros and "
+                                "--seed need --task");
   if (o->task) return run_task(command, o, words->count ? words->items[0] : NULL);
   if (!o->data.count) return attn_misuse(command, "--data is missing: the text to predict");
   if (o->overlap >= o->window - 1)
@@ -212,14 +229,6 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   attn_free(e.path);
   return code;
 }
-
-static const eval_options defaults = {.window = 2048,
-                                      .examples = 1000,
-                                      .length = 64,
-                                      .pairs = 4,
-                                      .power = 0.01,
-                                      .dtype = ATTN_BF16,
-                                      .device = ATTN_DEVICE_AUTO};
 
 #define AT(field) ATTN_FIELD(eval_options, field)
 static const attn_option table[] = {
@@ -241,8 +250,8 @@ static const attn_option table[] = {
     {"pairs", 0, ATTN_OPTION_INT, "N", "Keys with values in an example.", AT(pairs), 1, 1 << 22,
      NULL},
     {"vocabulary", 0, ATTN_OPTION_INT, "N",
-     "Tokens that the task uses, half of them keys; 0: the model's, at most 8192.", AT(vocabulary),
-     0, 1 << 30, NULL},
+     "Tokens that the task uses, half of them keys; 0: the model's.", AT(vocabulary), 0, 1 << 30,
+     NULL},
     {"power", 0, ATTN_OPTION_REAL, "A",
      "Slots of queries are drawn in proportion to j^(A-1); 1: evenly.", AT(power), 1e-6, 1e6, NULL},
     {"zeros", 0, ATTN_OPTION_FLAG, NULL, "Fill up with 0 instead of random tokens.", AT(zeros), 0,

@@ -96,12 +96,12 @@ static void print_result(const train_options *o, const attn_training_result *r) 
   if (isfinite(r->validation_loss)) fprintf(stderr, ", validation %.4f", r->validation_loss);
   if (isfinite(r->validation_loss) && !o->training.task)
     fprintf(stderr, " (%.4f bits per byte)", r->validation_loss / log(2));
-  fprintf(stderr, "\n%s, %s tokens/s, %.3g TFLOP/s, memory %s\ntry it: attn %s %s%s\n",
+  fprintf(stderr, "\n%s, %s tokens/s, %.3g TFLOP/s, memory %s\ntry it: attn %s %s%s%s\n",
           attn_format_duration(r->seconds, time, sizeof time),
           attn_format_count(r->tokens_per_second, speed, sizeof speed), r->flop_per_second / 1e12,
           attn_format_bytes((double)r->peak_bytes, peak, sizeof peak),
-          o->training.task ? "eval" : "run", o->training.output,
-          o->training.task ? " --task mqar" : "");
+          o->training.task ? "eval" : "run", o->training.output, o->training.task ? " --task " : "",
+          o->training.task ? o->training.task : "");
 }
 
 static int finish(const reporter *r, attn_status status, const attn_training_result *result) {
@@ -149,11 +149,20 @@ static int train(reporter *r, const train_options *o) {
   return code;
 }
 
+static const train_options defaults = {.training = ATTN_TRAINING_OPTIONS_INIT,
+                                       .device = ATTN_DEVICE_AUTO};
+
 static int run(const attn_command *command, void *options, const attn_words *words) {
   const train_options *o = options;
   (void)words;
   if (o->training.task && o->data.count)
     return attn_misuse(command, "--data and --task exclude each other");
+  bool has_fraction = o->training.validation_fraction != defaults.training.validation_fraction;
+  if (o->training.task && has_fraction)
+    return attn_misuse(command, "--validation is for texts: a task has examples of its own for it");
+  if (!o->training.task &&
+      (o->training.task_pairs || o->training.task_vocabulary || o->training.task_power != 0))
+    return attn_misuse(command, "--pairs, --vocabulary and --power need --task");
   if (!o->training.task && !o->data.count)
     return attn_misuse(command, "--data is missing: the text to train on");
   if (!o->training.output)
@@ -165,9 +174,6 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   r.terminal = !o->quiet && attn_is_terminal(stderr);
   return train(&r, o);
 }
-
-static const train_options defaults = {.training = ATTN_TRAINING_OPTIONS_INIT,
-                                       .device = ATTN_DEVICE_AUTO};
 
 static const char *const save_dtypes[] = {"bfloat16", "float32", "float16", NULL};
 

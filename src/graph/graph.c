@@ -160,16 +160,26 @@ attn_var *attn_graph_parameter(attn_graph *graph, attn_parameter *parameter) {
   return var;
 }
 
-attn_tensor attn_graph_tensor(attn_graph *graph, attn_dtype dtype, int rank, const int64_t *shape) {
+static size_t bytes_of(const attn_tensor *value) {
+  return (size_t)attn_tensor_count(value) * attn_dtype_size(value->dtype);
+}
+
+/* A tensor whose memory `allocate_from` gives; no data after an error. */
+static attn_tensor make_tensor(attn_graph *g, attn_dtype dtype, int rank, const int64_t *shape,
+                               void *(*allocate_from)(attn_graph *g, size_t size)) {
   attn_tensor tensor;
   attn_status status = attn_tensor_wrap(NULL, dtype, rank, shape, &tensor);
   if (status != ATTN_OK) {
-    attn_graph_error(graph, status);
+    attn_graph_error(g, status);
     return (attn_tensor){0};
   }
-  tensor.device = graph->device;
-  tensor.data = allocate_values(graph, (size_t)attn_tensor_count(&tensor) * attn_dtype_size(dtype));
+  tensor.device = g->device;
+  tensor.data = allocate_from(g, bytes_of(&tensor));
   return tensor;
+}
+
+attn_tensor attn_graph_tensor(attn_graph *graph, attn_dtype dtype, int rank, const int64_t *shape) {
+  return make_tensor(graph, dtype, rank, shape, allocate_values);
 }
 
 static attn_var *root_of(attn_var *x) {
@@ -222,10 +232,6 @@ void *attn_graph_record(attn_graph *graph, size_t size, attn_var *output,
   return node;
 }
 
-static size_t gradient_bytes(const attn_tensor *value) {
-  return (size_t)attn_tensor_count(value) * attn_dtype_size(value->dtype);
-}
-
 static void *take_buffer(attn_graph *g, size_t size) {
   for (attn_free_buffer **link = &g->free_buffers; *link; link = &(*link)->next)
     if ((*link)->size == size) {
@@ -246,7 +252,7 @@ static void keep_buffer(attn_graph *g, void *memory, size_t size) {
 void attn_graph_forget(attn_graph *graph, attn_var *x) {
   if (!x || !graph->recording || !x->is_result || !x->unread) return;
   x->forgotten = true;
-  keep_buffer(graph, x->value.data, gradient_bytes(&x->value));
+  keep_buffer(graph, x->value.data, bytes_of(&x->value));
 }
 
 void attn_graph_restores(attn_var *x) {
@@ -259,7 +265,7 @@ void attn_graph_discard(attn_graph *graph, const attn_node *since) {
     if (!node->again || x->forgotten || x->discarded) continue;
     if (x->uses == 0 || x->uses != x->restoring) continue;
     x->discarded = true;
-    keep_buffer(graph, x->value.data, gradient_bytes(&x->value));
+    keep_buffer(graph, x->value.data, bytes_of(&x->value));
   }
 }
 
@@ -269,7 +275,7 @@ attn_tensor attn_graph_value(attn_graph *graph, attn_var *x) {
   if (!root->discarded) return value;
   if (!root->restored) {
     attn_tensor whole = root->value;
-    whole.data = root->restored = take_buffer(graph, gradient_bytes(&whole));
+    whole.data = root->restored = take_buffer(graph, bytes_of(&whole));
     attn_status status = whole.data ? root->node->again(graph, root->node, &whole) : graph->status;
     if (status != ATTN_OK) attn_graph_error(graph, status);
   }
@@ -278,16 +284,7 @@ attn_tensor attn_graph_value(attn_graph *graph, attn_var *x) {
 }
 
 attn_tensor attn_graph_reuse(attn_graph *graph, attn_dtype dtype, int rank, const int64_t *shape) {
-  attn_tensor tensor;
-  attn_status status = attn_tensor_wrap(NULL, dtype, rank, shape, &tensor);
-  if (status != ATTN_OK) {
-    attn_graph_error(graph, status);
-    return (attn_tensor){0};
-  }
-  tensor.device = graph->device;
-  size_t size = gradient_bytes(&tensor);
-  tensor.data = graph->recording ? take_buffer(graph, size) : allocate_values(graph, size);
-  return tensor;
+  return make_tensor(graph, dtype, rank, shape, graph->recording ? take_buffer : allocate_values);
 }
 
 /* The gradient of a view is the same view of the root's gradient: roots that need one are
@@ -409,7 +406,7 @@ attn_tensor attn_gradient_of(attn_graph *graph, attn_var *x, bool *accumulate) {
   bool fresh = !owner->gradient.data;
   if (fresh) {
     owner->gradient = owner->value;
-    owner->gradient.data = take_buffer(graph, gradient_bytes(&owner->value));
+    owner->gradient.data = take_buffer(graph, bytes_of(&owner->value));
     if (!owner->gradient.data) return (attn_tensor){0};
   }
   if (x->root) {
@@ -479,11 +476,11 @@ static attn_status run_tape(attn_graph *g) {
     if (status == ATTN_OK) status = g->status;
     if (status != ATTN_OK) return status;
     if (output->restored) { /* nobody reads it any more */
-      keep_buffer(g, output->restored, gradient_bytes(&output->value));
+      keep_buffer(g, output->restored, bytes_of(&output->value));
       output->restored = NULL;
     }
     if (!output->gradient.data) continue; /* handed over */
-    keep_buffer(g, output->gradient.data, gradient_bytes(&output->value));
+    keep_buffer(g, output->gradient.data, bytes_of(&output->value));
     output->gradient.data = NULL;
   }
   return ATTN_OK;
@@ -540,7 +537,7 @@ static attn_status checkpoint_backward(attn_graph *g, attn_node *node) {
   bool accumulate;
   attn_tensor dx = attn_gradient_of(g, self->x, &accumulate);
   if (self->x->needs_gradient && !dx.data) return g->status;
-  if (dx.data && !accumulate) ATTN_TRY(attn_device_zero(g->device, dx.data, gradient_bytes(&dx)));
+  if (dx.data && !accumulate) ATTN_TRY(attn_device_zero(g->device, dx.data, bytes_of(&dx)));
   attn_graph_mark mark = attn_graph_get_mark(g);
   attn_node *outer_tape = g->last;
   attn_free_buffer *outer_buffers = g->free_buffers;

@@ -76,8 +76,8 @@ static void make_example(const attn_mqar *t, attn_random *random, scratch *s, in
     if (inputs[i] == 0) inputs[i] = (int32_t)attn_random_below(random, (uint64_t)t->vocabulary);
 }
 
-attn_status attn_mqar_generate(const attn_mqar *task, uint64_t seed, int64_t first, int64_t count,
-                               int32_t *inputs, int32_t *labels) {
+attn_status attn_mqar_generate(const attn_mqar *task, uint64_t seed, attn_task_part part,
+                               int64_t first, int64_t count, int32_t *inputs, int32_t *labels) {
   ATTN_TRY(check(task));
   scratch s = {
       .tokens = attn_alloc_array((size_t)(task->vocabulary + 1) / 2 + 1, sizeof *s.tokens),
@@ -85,7 +85,7 @@ attn_status attn_mqar_generate(const attn_mqar *task, uint64_t seed, int64_t fir
   };
   attn_status status = s.tokens && s.clocks ? ATTN_OK : ATTN_OUT_OF_MEMORY;
   for (int64_t i = 0; i < count && status == ATTN_OK; ++i) {
-    attn_random random = {.seed = seed, .stream = (uint64_t)(first + i)};
+    attn_random random = {.seed = seed, .stream = (uint64_t)part << 62 | (uint64_t)(first + i)};
     make_example(task, &random, &s, inputs + i * task->length, labels + i * task->length);
   }
   attn_free(s.tokens);

@@ -28,9 +28,17 @@ typedef struct attn_mqar {
 #define ATTN_MQAR_INIT                                                                             \
   { .vocabulary = 8192, .length = 64, .pairs = 4, .power = 0.01, .random_filler = true }
 
-/* Examples first .. first + count - 1: inputs and labels [count, length]. Each depends on the seed
- * and its number alone. ATTN_INVALID_ARGUMENT names the field that does not fit. */
-attn_status attn_mqar_generate(const attn_mqar *task, uint64_t seed, int64_t first, int64_t count,
-                               int32_t *inputs, int32_t *labels);
+/* Whatever the seeds, examples of one part have random streams that no other part has. */
+typedef enum attn_task_part {
+  ATTN_TASK_TRAINING = 0,
+  ATTN_TASK_VALIDATION,
+  ATTN_TASK_TEST
+} attn_task_part;
+
+/* Examples first .. first + count - 1 (numbers below 2^62): inputs and labels [count, length]. Each
+ * depends on seed, part and its number alone. ATTN_INVALID_ARGUMENT names the field that does not
+ * fit. */
+attn_status attn_mqar_generate(const attn_mqar *task, uint64_t seed, attn_task_part part,
+                               int64_t first, int64_t count, int32_t *inputs, int32_t *labels);
 
 #endif

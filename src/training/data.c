@@ -16,7 +16,7 @@ static attn_status open_task(const attn_training_options *o, attn_training_data 
   d->task.length = o->length;
   d->task.vocabulary = o->task_vocabulary;
   if (o->task_pairs) d->task.pairs = o->task_pairs;
-  if (o->task_power > 0) d->task.power = o->task_power;
+  if (o->task_power != 0) d->task.power = o->task_power;
   return ATTN_OK;
 }
 
@@ -34,7 +34,6 @@ attn_status attn_training_data_open(const attn_training_options *o, attn_trainin
                      "%lld",
                      (long long)size, (long long)o->length, (long long)o->length + 1);
   int64_t windows = o->batch * o->accumulation;
-  if (windows < o->batch) windows = o->batch;
   d->windows = attn_alloc_array((size_t)(windows * (o->length + 1)), sizeof *d->windows);
   return d->windows ? ATTN_OK : ATTN_OUT_OF_MEMORY;
 }
@@ -55,7 +54,8 @@ attn_status attn_training_data_fit(attn_training_data *d, int64_t vocabulary) {
     return attn_fail(ATTN_INVALID_ARGUMENT,
                      "training: the model has a vocabulary of %lld; the task's is %lld",
                      (long long)vocabulary, (long long)d->task.vocabulary);
-  return attn_mqar_generate(&d->task, d->seed, 0, 0, NULL, NULL); /* whether it can be made */
+  return attn_mqar_generate(&d->task, d->seed, ATTN_TASK_TRAINING, 0, 0, NULL,
+                            NULL); /* whether it can be made */
 }
 
 void attn_training_data_identify(const attn_training_data *d, attn_identity *id) {
@@ -84,7 +84,8 @@ static void split_windows(const int32_t *windows, int64_t count, int64_t length,
 attn_status attn_training_data_step(const attn_training_data *d, int64_t step, int64_t count,
                                     int32_t *inputs, int32_t *targets) {
   if (!d->corpus)
-    return attn_mqar_generate(&d->task, d->seed, step * count, count, inputs, targets);
+    return attn_mqar_generate(&d->task, d->seed, ATTN_TASK_TRAINING, step * count, count, inputs,
+                              targets);
   ATTN_TRY(attn_corpus_batch(d->corpus, ATTN_TRAINING, d->seed, (uint64_t)step, count, d->length,
                              d->windows));
   split_windows(d->windows, count, d->length, inputs, targets);
@@ -101,10 +102,13 @@ int64_t attn_training_data_validations(const attn_training_data *d, int64_t *len
   return places < d->validations ? places : d->validations;
 }
 
-/* Of a text spread evenly over the part that is never trained on; of a task by another seed. */
+/* Of a text spread evenly over the part that is never trained on; of a task examples of their own.
+ */
 attn_status attn_training_data_validation(const attn_training_data *d, int64_t first, int64_t count,
                                           int32_t *inputs, int32_t *targets) {
-  if (!d->corpus) return attn_mqar_generate(&d->task, ~d->seed, first, count, inputs, targets);
+  if (!d->corpus)
+    return attn_mqar_generate(&d->task, d->seed, ATTN_TASK_VALIDATION, first, count, inputs,
+                              targets);
   int64_t length, windows = attn_training_data_validations(d, &length);
   int64_t places = attn_corpus_size(d->corpus, ATTN_VALIDATION) / (length + 1);
   for (int64_t w = 0; w < count; ++w)

@@ -143,6 +143,8 @@ says err "9 pairs"
 run 1 "$attn" eval model --task mqar --vocabulary 1000
 says err "the model has 128"
 run 2 "$attn" eval model --task mqar --data text
+run 2 "$attn" eval model --task mqar --window 512
+run 2 "$attn" eval model --data text --pairs 3
 
 # Bad models.
 run 1 "$attn" run no-such-model

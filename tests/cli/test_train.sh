@@ -62,6 +62,8 @@ says err "9 pairs"
 run 1 "$attn" train --task mqar --vocabulary 300 --out bad --config config.json --steps 3
 says err "300"
 run 2 "$attn" train --task mqar --data text --out bad
+run 2 "$attn" train --task mqar --validation 0.2 --out bad
+run 2 "$attn" train --data text --pairs 3 --out bad
 
 run 1 "$attn" train --data text --out nothing $small --steps 3 --resume
 says err "nothing"

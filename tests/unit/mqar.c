@@ -50,7 +50,7 @@ static void examples_are_what_they_should_be(void **state) {
   static int32_t inputs[EXAMPLES * LENGTH], labels[EXAMPLES * LENGTH];
   for (int filler = 0; filler < 2; ++filler) {
     attn_mqar task = small(filler);
-    assert_ok(attn_mqar_generate(&task, 3, 0, EXAMPLES, inputs, labels));
+    assert_ok(attn_mqar_generate(&task, 3, ATTN_TASK_TEST, 0, EXAMPLES, inputs, labels));
     for (int e = 0; e < EXAMPLES; ++e)
       check_example(inputs + e * LENGTH, labels + e * LENGTH, filler);
   }
@@ -61,7 +61,7 @@ static void extremes(void **state) {
   (void)state;
   int32_t inputs[12], labels[12];
   attn_mqar task = {.vocabulary = 8, .length = 12, .pairs = 3, .power = 1};
-  assert_ok(attn_mqar_generate(&task, 1, 0, 1, inputs, labels));
+  assert_ok(attn_mqar_generate(&task, 1, ATTN_TASK_TEST, 0, 1, inputs, labels));
   for (int t = 0; t < 12; ++t) assert_int_equal(labels[t] != ATTN_NO_LABEL, t >= 6 && t % 2 == 0);
 }
 
@@ -75,7 +75,7 @@ static void queries_follow_the_power_law(void **state) {
   for (size_t k = 0; k < sizeof powers / sizeof *powers; ++k) {
     attn_mqar task = {.vocabulary = 16, .length = 50, .pairs = 1, .power = powers[k]};
     double expected[CLASSES] = {0}, seen[CLASSES] = {0}, sum = 0, chi = 0;
-    assert_ok(attn_mqar_generate(&task, 11, 0, DRAWS, inputs, labels));
+    assert_ok(attn_mqar_generate(&task, 11, ATTN_TASK_TEST, 0, DRAWS, inputs, labels));
     for (int j = 0; j < SLOTS; ++j) sum += pow(j + 1, powers[k] - 1);
     for (int j = 0; j < SLOTS; ++j)
       expected[j < CLASSES ? j : CLASSES - 1] += DRAWS * pow(j + 1, powers[k] - 1) / sum;
@@ -92,13 +92,21 @@ static void examples_depend_on_seed_and_number(void **state) {
   (void)state;
   int32_t inputs[4][4 * LENGTH], labels[4][4 * LENGTH];
   attn_mqar task = small(true);
-  assert_ok(attn_mqar_generate(&task, 5, 0, 4, inputs[0], labels[0]));
+  assert_ok(attn_mqar_generate(&task, 5, ATTN_TASK_TEST, 0, 4, inputs[0], labels[0]));
   for (int e = 0; e < 4; ++e)
-    assert_ok(attn_mqar_generate(&task, 5, e, 1, inputs[1] + e * LENGTH, labels[1] + e * LENGTH));
+    assert_ok(attn_mqar_generate(&task, 5, ATTN_TASK_TEST, e, 1, inputs[1] + e * LENGTH,
+                                 labels[1] + e * LENGTH));
   assert_memory_equal(inputs[0], inputs[1], sizeof inputs[0]);
   assert_memory_equal(labels[0], labels[1], sizeof labels[0]);
-  assert_ok(attn_mqar_generate(&task, 6, 0, 4, inputs[2], labels[2]));
+  assert_ok(attn_mqar_generate(&task, 6, ATTN_TASK_TEST, 0, 4, inputs[2], labels[2]));
   assert_memory_not_equal(inputs[0], inputs[2], sizeof inputs[0]);
+  /* No part has an example of another one. */
+  for (int part = ATTN_TASK_TRAINING; part < ATTN_TASK_TEST; ++part) {
+    assert_ok(attn_mqar_generate(&task, 5, (attn_task_part)part, 0, 4, inputs[3], labels[3]));
+    for (int e = 0; e < 16; ++e)
+      assert_memory_not_equal(inputs[0] + e / 4 * LENGTH, inputs[3] + e % 4 * LENGTH,
+                              sizeof inputs[0] / 4);
+  }
 }
 
 static void refusals(void **state) {
@@ -114,7 +122,8 @@ static void refusals(void **state) {
   };
   int32_t inputs[64], labels[64];
   for (size_t i = 0; i < sizeof wrong / sizeof *wrong; ++i)
-    assert_int_equal(attn_mqar_generate(&wrong[i], 1, 0, 1, inputs, labels), ATTN_INVALID_ARGUMENT);
+    assert_int_equal(attn_mqar_generate(&wrong[i], 1, ATTN_TASK_TEST, 0, 1, inputs, labels),
+                     ATTN_INVALID_ARGUMENT);
 }
 
 int main(void) {

@@ -34,12 +34,12 @@ __device__ __forceinline__ void move_tail(const convolution &p, const char *x, i
 
 template <class real, int V, int TAPS>
 __global__ void __launch_bounds__(THREADS) convolve_rows(convolution p) {
-  const int64_t channel = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V;
+  const int64_t channel = ((int64_t)blockIdx.y * THREADS + threadIdx.x) * V;
   if (channel >= p.channels) return;
   const char *x = p.x.data + blockIdx.z * p.x_batch + channel * dtype_bytes(p.x.dtype);
   char *y = p.y.data + blockIdx.z * p.y_batch + channel * dtype_bytes(p.y.dtype);
   const char *tail = p.tail.data + channel * dtype_bytes(p.tail.dtype);
-  const int64_t first = (int64_t)blockIdx.y * RUN;
+  const int64_t first = (int64_t)blockIdx.x * RUN;
   const int taps = TAPS ? TAPS : p.taps;
   enum { KEPT = TAPS ? TAPS : MOST_TAPS };
   /* weight[j] multiplies the input j rows before; seen[j] is that input. */
@@ -100,12 +100,12 @@ template <class real, int V> __global__ void __launch_bounds__(THREADS) move_tai
 
 template <class real, int V, int TAPS>
 void launch(convolution p, int64_t batch, cudaStream_t stream) {
-  const dim3 grid((unsigned)((p.channels / V + THREADS - 1) / THREADS),
-                  (unsigned)((p.length + RUN - 1) / RUN), (unsigned)batch);
-  const bool moves = p.tail.data && !p.reverse, apart = moves && grid.y > 1;
+  const dim3 grid((unsigned)((p.length + RUN - 1) / RUN),
+                  (unsigned)((p.channels / V + THREADS - 1) / THREADS), (unsigned)batch);
+  const bool moves = p.tail.data && !p.reverse, apart = moves && grid.x > 1;
   p.moves_tail = moves && !apart; /* else other threads still read it */
   convolve_rows<real, V, TAPS><<<grid, THREADS, 0, stream>>>(p);
-  if (apart) move_tails<real, V><<<grid.x, THREADS, 0, stream>>>(p);
+  if (apart) move_tails<real, V><<<grid.y, THREADS, 0, stream>>>(p);
 }
 
 } // namespace
@@ -122,7 +122,8 @@ attn_status attn_cuda_convolve(const attn_tensor *y, bool accumulate, const attn
   if (tail)
     fits = fits && y->shape[0] == 1 && tail->rank == 2 && tail->shape[0] == w->shape[1] - 1 &&
            tail->shape[1] == y->shape[2] && tail->stride[1] == 1;
-  if (!fits || y->shape[0] > 65535 || y->shape[1] > (int64_t)65535 * RUN)
+  if (!fits || y->shape[0] > 65535 || y->shape[1] > INT32_MAX ||
+      y->shape[2] > (int64_t)65535 * THREADS)
     return attn_cuda_fail(ATTN_INVALID_SHAPE,
                           "convolve: y has rank %d and w %d, expected [batch, length, channels], "
                           "[channels, 1 to %d], and a tail for one sequence only",

@@ -5,6 +5,7 @@
  * from then on what is given back is there for others too, the driver's own needs among them. */
 #include "kernels/cuda/common.cuh"
 
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 
@@ -51,7 +52,7 @@ attn_status attn_cuda_memory_info(int device, size_t *free_bytes, size_t *total_
 }
 
 enum { MOST_DEVICES = 64 };
-static bool scarce[MOST_DEVICES]; /* where memory has run out before */
+static std::atomic<bool> scarce[MOST_DEVICES]; /* where memory has run out before */
 
 static void stop_keeping(int device) {
   cudaMemPool_t pool;
