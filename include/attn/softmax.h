@@ -4,9 +4,11 @@
  *   o_i  = sum_j exp(s_ij - LSE_i) v_j,    LSE_i = log(sum_j exp(s_ij) + exp(sink))
  *
  * over the keys j that query i may see; i' = i + key_length - query_length aligns the last query
- * with the last key. Sources: FlashAttention (arXiv 2205.14135), FlashAttention-2 (2307.08691),
- * FlashDecoding; ALiBi (2108.12409); soft cap as in Gemma 2 (2408.00118); sinks as in GPT-OSS: one
- * logit a head that takes mass and has no value.
+ * with the last key. With a block list, a block of list_queries queries of a head sees of these
+ * keys only those in the blocks of list_keys keys that are on its list: every sparse method that
+ * chooses blocks ends here. Sources: FlashAttention (arXiv 2205.14135), FlashAttention-2
+ * (2307.08691), FlashDecoding; ALiBi (2108.12409); soft cap as in Gemma 2 (2408.00118); sinks as in
+ * GPT-OSS: one logit a head that takes mass and has no value.
  *
  * Layout [batch, length, heads, dim] (BLHD), innermost dimension contiguous, other strides free.
  * Query head h reads key head h / (heads / kv_heads). Memory is O(length): no score matrix. */
@@ -38,6 +40,9 @@ typedef struct attn_softmax_problem {
   bool ragged;                      /* packed: args.query_offsets and key_offsets are given */
   bool paged;                       /* keys and values in pages: args.page_table is given */
   int64_t page_size;                /* tokens a page, when paged */
+  int64_t list_queries, list_keys;  /* queries and keys a block of the block list; 0: there is none.
+                                       Any sizes; with the backward pass list_keys is a multiple of
+                                       32. On a GPU multiples of 128 are fastest, then of 64. */
   int64_t splits;                   /* over keys; 0: the plan chooses, as it always does on a GPU */
   attn_device device;               /* where the tensors lie; {0}: the processor */
   attn_planning planning;
@@ -67,6 +72,11 @@ typedef struct attn_softmax_args {
   const int32_t *key_lengths;                 /* optional, [batch]: keys in use, <= key_length */
                                               /* these three on the problem's device */
   attn_tensor page_table;                     /* paged: int32 [batch, pages a sequence] */
+  /* The block list. Block b of a head's queries, of the ceil(query_length / list_queries) that the
+   * sequence has, sees the blocks of keys block_indices[offset[b] .. offset[b + 1] - 1], which
+   * ascend; blocks are counted from the sequence's first query and first key. */
+  attn_tensor block_offsets; /* int32 [batch, heads, blocks + 1]; the first two strides may be 0 */
+  attn_tensor block_indices; /* int32 [entries] */
 
   /* Backward: gradients of the loss. d_lse is optional (zero when absent). d_q, d_k, d_v are
    * overwritten; d_bias and d_sinks, optional, are overwritten too; d_bias has full shape. */
@@ -75,9 +85,9 @@ typedef struct attn_softmax_args {
 } attn_softmax_args;
 
 /* Checks the problem and makes a plan. On a GPU the dtype may be float16 too; a call queues its
- * work and returns, the workspace is memory of the device (aligned to 256), and offsets, lengths
- * and page tables, which lie there, are not checked. ATTN_INVALID_ARGUMENT or ATTN_INVALID_SHAPE
- * names the field.
+ * work and returns, the workspace is memory of the device (aligned to 256), and offsets, lengths,
+ * page tables and block lists, which lie there, are not checked. ATTN_INVALID_ARGUMENT or
+ * ATTN_INVALID_SHAPE names the field.
  */
 ATTN_API attn_status attn_softmax_plan(const attn_softmax_problem *problem, attn_plan **plan);
 

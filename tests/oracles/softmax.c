@@ -6,6 +6,7 @@
 
 static bool visible(const oracle_softmax *x, int64_t i, int64_t j) {
   int64_t distance = i + x->keys - x->queries - j; /* of key j behind the query's own position */
+  if (x->listed && !x->listed[i * x->keys + j]) return false;
   if (x->causal && distance < 0) return false;
   if (x->window_left >= 0 && distance > x->window_left) return false;
   if (x->window_right >= 0 && -distance > x->window_right) return false;

@@ -16,6 +16,7 @@ typedef struct oracle_softmax {
   const double *sink;                /* one logit */
   const double *q, *k, *v;           /* [queries, dim], [keys, dim], [keys, value_dim] */
   const double *bias;                /* [queries, keys] */
+  const bool *listed;                /* [queries, keys]: pairs that the masks may leave */
   double *o, *lse;                   /* [queries, value_dim], [queries] */
 
   const double *d_o, *d_lse; /* gradients of the loss */

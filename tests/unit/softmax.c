@@ -27,7 +27,7 @@ static tolerances tolerance_of(attn_dtype dtype) {
   return (tolerances){8e-3, 1e-4, 2e-2};
 }
 
-enum { MAX_BATCH = 4 };
+enum { MAX_BATCH = 4, BOTH = ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD };
 
 /* A problem with its inputs, all as doubles that the dtype represents exactly. Tokens of all
  * sequences follow one another: q is [tokens][heads][dim] and so on. */
@@ -39,6 +39,8 @@ typedef struct fixture {
   int64_t queries, keys;           /* tokens in all */
   double *q, *k, *v, *d_o, *d_lse; /* d_lse: [batch][heads][query_length] or [heads][tokens] */
   double *bias;                    /* [batch][heads][query_length][key_length] */
+  bool same_lists;                 /* of all heads */
+  int32_t *list[2];                /* of blocks: offsets [batch][heads][blocks + 1], indices */
   double slopes[16], sinks[16];
   double *o, *lse, *d_q, *d_k, *d_v, *d_bias, d_sinks[16]; /* what the oracle says */
 } fixture;
@@ -47,6 +49,15 @@ static double *zeros(int64_t count) {
   double *x = calloc((size_t)(count + 1), sizeof *x);
   assert_non_null(x);
   return x;
+}
+
+static int64_t below(fixture *f, int64_t n) {
+  return (int64_t)attn_random_below(&f->random, (uint64_t)n);
+}
+
+/* One draw in `n`. */
+static bool one_in(fixture *f, int64_t n) {
+  return below(f, n) == 0;
 }
 
 /* What the dtype keeps of x. */
@@ -82,6 +93,35 @@ static int64_t bias_count(const fixture *f) {
 static int64_t lse_index(const fixture *f, int64_t b, int64_t h, int64_t i) {
   return f->problem.ragged ? h * f->queries + f->query_offsets[b] + i
                            : (b * f->problem.heads + h) * f->problem.query_length + i;
+}
+
+/* Blocks of queries of the longest sequence. */
+static int64_t list_blocks(const fixture *f) {
+  return (f->problem.query_length + f->problem.list_queries - 1) / f->problem.list_queries;
+}
+
+/* Every block of keys is on a list with the probability `share`. */
+static void fill_lists(fixture *f, double share) {
+  const attn_softmax_problem *p = &f->problem;
+  int64_t blocks = list_blocks(f), keys = (p->key_length + p->list_keys - 1) / p->list_keys;
+  int64_t lists = (f->same_lists ? 1 : p->heads) * p->batch, count = 0;
+  f->list[0] = calloc((size_t)(lists * (blocks + 1)), sizeof(int32_t));
+  f->list[1] = calloc((size_t)(lists * blocks * keys + 1), sizeof(int32_t));
+  for (int64_t l = 0; l < lists; ++l)
+    for (int64_t b = 0; b <= blocks; ++b) {
+      f->list[0][l * (blocks + 1) + b] = (int32_t)count;
+      for (int64_t j = 0; b < blocks && j < keys; ++j)
+        if (attn_random_uniform(&f->random) < share) f->list[1][count++] = (int32_t)j;
+    }
+}
+
+static bool listed(const fixture *f, int64_t b, int64_t h, int64_t i, int64_t j) {
+  const attn_softmax_problem *p = &f->problem;
+  int64_t list = f->same_lists ? b : b * p->heads + h;
+  const int32_t *offset = f->list[0] + list * (list_blocks(f) + 1) + i / p->list_queries;
+  for (int64_t e = offset[0]; e < offset[1]; ++e)
+    if (f->list[1][e] == j / p->list_keys) return true;
+  return false;
 }
 
 /* Fills in the data for a problem whose options are set; ragged lengths are drawn. */
@@ -121,12 +161,15 @@ static void fill(fixture *f) {
   f->d_k = zeros(f->keys * p->kv_heads * p->dim);
   f->d_v = zeros(f->keys * p->kv_heads * p->value_dim);
   f->d_bias = zeros(p->bias ? bias_count(f) : 0);
+  if (p->list_keys) fill_lists(f, one_in(f, 3) ? 0.15 : 0.5);
 }
 
 static void clear(fixture *f) {
   double *arrays[] = {f->q, f->k,   f->v,   f->d_o, f->d_lse, f->bias,
                       f->o, f->lse, f->d_q, f->d_k, f->d_v,   f->d_bias};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; ++i) free(arrays[i]);
+  free(f->list[0]);
+  free(f->list[1]);
 }
 
 /* Rows of one head, gathered (or scattered back, added). */
@@ -168,14 +211,17 @@ static void run_oracle_head(fixture *f, int64_t b, int64_t h) {
   double *v = gather(f->v, first_key, keys, p->kv_heads, kv_head, p->value_dim);
   double *d_o = gather(f->d_o, first, queries, p->heads, h, p->value_dim);
   double *bias = zeros(queries * keys), *d_lse = zeros(queries);
+  bool *seen = calloc((size_t)(queries * keys + 1), sizeof *seen);
   int64_t matrix = (b * p->heads + h) * p->query_length * p->key_length;
   for (int64_t i = 0; i < queries; ++i) {
     d_lse[i] = f->d_lse[lse_index(f, b, h, i)];
+    for (int64_t j = 0; p->list_keys && j < keys; ++j) seen[i * keys + j] = listed(f, b, h, i, j);
     for (int64_t j = 0; p->bias && j < keys; ++j)
       bias[i * keys + j] = f->bias[matrix + i * p->key_length + j];
   }
   x.q = q, x.k = k, x.v = v, x.d_o = d_o;
   if (p->bias) x.bias = bias;
+  if (p->list_keys) x.listed = seen;
   if (f->with_d_lse) x.d_lse = d_lse;
   x.o = zeros(queries * p->value_dim);
   x.lse = zeros(queries);
@@ -199,6 +245,7 @@ static void run_oracle_head(fixture *f, int64_t b, int64_t h) {
   scatter_add(f->o, first, queries, p->heads, h, p->value_dim, x.o);
   double *arrays[] = {q, k, v, d_o, bias, d_lse, x.lse};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; ++i) free(arrays[i]);
+  free(seen);
 }
 
 static void run_oracle(fixture *f) {
@@ -314,6 +361,17 @@ static void make_bias(tensors *t, const fixture *f) {
   t->args.d_bias = plain_tensor(t, real, NULL, 4, full);
 }
 
+static void make_lists(tensors *t, const fixture *f) {
+  const attn_softmax_problem *p = &f->problem;
+  int64_t heads = f->same_lists ? 1 : p->heads, blocks = list_blocks(f) + 1;
+  const int64_t stored[] = {p->batch, heads, blocks}, full[] = {p->batch, p->heads, blocks};
+  const int64_t entries = f->list[0][p->batch * heads * blocks - 1];
+  assert_ok(attn_tensor_wrap(f->list[0], ATTN_I32, 3, stored, &t->args.block_offsets));
+  if (f->same_lists)
+    assert_ok(attn_tensor_expand(&t->args.block_offsets, 3, full, &t->args.block_offsets));
+  assert_ok(attn_tensor_wrap(f->list[1], ATTN_I32, 1, &entries, &t->args.block_indices));
+}
+
 static tensors make_tensors(const fixture *f) {
   const attn_softmax_problem *p = &f->problem;
   tensors t = {.count = 0};
@@ -327,6 +385,7 @@ static tensors make_tensors(const fixture *f) {
   t.args.o = token_tensor(&t, f, NULL, f->queries, p->heads, p->value_dim);
   t.args.lse = statistics_tensor(&t, f, NULL);
   if (p->bias) make_bias(&t, f);
+  if (p->list_keys) make_lists(&t, f);
   if (p->alibi) t.args.alibi_slopes = plain_tensor(&t, ATTN_F32, f->slopes, 1, &p->heads);
   if (p->sinks) t.args.sinks = plain_tensor(&t, ATTN_F32, f->sinks, 1, &p->heads);
   if (p->ragged) t.args.query_offsets = f->query_offsets, t.args.key_offsets = f->key_offsets;
@@ -372,15 +431,17 @@ static double lse_error(const double *got, const double *want, int64_t count) {
 
 static void describe_case(const fixture *f) {
   const attn_softmax_problem *p = &f->problem;
-  print_message(
-      "  %s on %s: batch %d, %d x %d, heads %d/%d, dims %d %d, scale %g%s, window %d %d, "
-      "cap %g%s%s%s%s%s%s%s, splits %d\n",
-      attn_dtype_name(p->dtype), attn_kernel_path_name(attn_get_kernel_path()), (int)p->batch,
-      (int)p->query_length, (int)p->key_length, (int)p->heads, (int)p->kv_heads, (int)p->dim,
-      (int)p->value_dim, p->scale, p->causal ? ", causal" : "", (int)p->window_left,
-      (int)p->window_right, p->soft_cap, p->bias ? ", bias" : "", p->alibi ? ", alibi" : "",
-      p->sinks ? ", sinks" : "", p->ragged ? ", ragged" : "", p->paged ? ", paged" : "",
-      f->with_key_lengths ? ", key lengths" : "", f->with_d_lse ? ", d_lse" : "", (int)p->splits);
+  print_message("  %s on %s: batch %d, %d x %d, heads %d/%d, dims %d %d, scale %g%s, window %d %d, "
+                "cap %g%s%s%s%s%s%s%s, lists %d x %d%s, splits %d\n",
+                attn_dtype_name(p->dtype), attn_kernel_path_name(attn_get_kernel_path()),
+                (int)p->batch, (int)p->query_length, (int)p->key_length, (int)p->heads,
+                (int)p->kv_heads, (int)p->dim, (int)p->value_dim, p->scale,
+                p->causal ? ", causal" : "", (int)p->window_left, (int)p->window_right, p->soft_cap,
+                p->bias ? ", bias" : "", p->alibi ? ", alibi" : "", p->sinks ? ", sinks" : "",
+                p->ragged ? ", ragged" : "", p->paged ? ", paged" : "",
+                f->with_key_lengths ? ", key lengths" : "", f->with_d_lse ? ", d_lse" : "",
+                (int)p->list_queries, (int)p->list_keys, f->same_lists ? " for all heads" : "",
+                (int)p->splits);
 }
 
 static void expect(const fixture *f, const char *name, double error, double tolerance) {
@@ -438,15 +499,6 @@ static void check_on_all_paths(fixture *f) {
   assert_ok(attn_set_kernel_path(before));
 }
 
-static int64_t below(fixture *f, int64_t n) {
-  return (int64_t)attn_random_below(&f->random, (uint64_t)n);
-}
-
-/* One draw in `n`. */
-static bool one_in(fixture *f, int64_t n) {
-  return below(f, n) == 0;
-}
-
 static fixture sample(attn_dtype dtype, uint64_t seed, int passes) {
   fixture f = {.problem = ATTN_SOFTMAX_PROBLEM_INIT, .random = {.seed = seed}};
   attn_softmax_problem *p = &f.problem;
@@ -478,6 +530,12 @@ static fixture sample(attn_dtype dtype, uint64_t seed, int passes) {
   f.with_key_lengths = one_in(&f, 4);
   f.with_d_lse = one_in(&f, 2);
   f.broadcast_bias = one_in(&f, 2);
+  if (one_in(&f, 3)) {
+    p->list_queries = one_in(&f, 2) ? 32 * (1 + below(&f, 3)) : 1 + below(&f, 60);
+    p->list_keys =
+        one_in(&f, 2) || passes & ATTN_PASS_BACKWARD ? 32 * (1 + below(&f, 4)) : 1 + below(&f, 60);
+    f.same_lists = one_in(&f, 2);
+  }
   fill(&f);
   return f;
 }
@@ -506,8 +564,6 @@ static void forward_bf16(void **state) {
   (void)state;
   check_samples(ATTN_BF16, ATTN_PASS_FORWARD, SAMPLES);
 }
-
-enum { BOTH = ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD };
 
 static void backward_f64(void **state) {
   (void)state;
@@ -864,6 +920,13 @@ static void bad_problems_are_refused(void **state) {
   REFUSE(window_right, INT64_MIN, ATTN_INVALID_ARGUMENT);
   REFUSE(splits, -1, ATTN_INVALID_ARGUMENT);
   REFUSE(planning, (attn_planning)7, ATTN_INVALID_ARGUMENT);
+  REFUSE(list_queries, -1, ATTN_INVALID_ARGUMENT);
+  REFUSE(list_queries, 16, ATTN_INVALID_ARGUMENT);
+  REFUSE(list_keys, 16, ATTN_INVALID_ARGUMENT);
+  attn_softmax_problem uneven = good;
+  uneven.list_queries = uneven.list_keys = 48;
+  uneven.passes = BOTH;
+  refuse(uneven, ATTN_UNSUPPORTED, "list_keys");
   attn_softmax_problem paged = good;
   paged.paged = true;
   refuse(paged, ATTN_INVALID_ARGUMENT, "page_size");
@@ -937,6 +1000,24 @@ static void bad_tensors_are_refused(void **state) {
   destroy(&t);
 
   f.problem.ragged = false;
+  f.problem.list_queries = 5;
+  f.problem.list_keys = 32;
+  fill_lists(&f, 1);
+  t = make_tensors(&f);
+  assert_ok(attn_softmax_plan(&f.problem, &plan));
+  f.list[1][1] = 1;
+  assert_int_equal(attn_softmax_forward(plan, &t.args, workspace), ATTN_INVALID_SHAPE);
+  assert_non_null(strstr(attn_error_message(), "block_indices[1] is 1"));
+  f.list[1][1] = 0;
+  f.list[0][1] = 9;
+  assert_int_equal(attn_softmax_forward(plan, &t.args, workspace), ATTN_INVALID_SHAPE);
+  assert_non_null(strstr(attn_error_message(), "block_offsets"));
+  t.args.block_offsets.data = NULL;
+  assert_int_equal(attn_softmax_forward(plan, &t.args, workspace), ATTN_INVALID_ARGUMENT);
+  attn_plan_destroy(plan);
+  destroy(&t);
+  f.problem.list_queries = f.problem.list_keys = 0;
+
   f.problem.paged = true;
   f.problem.page_size = 5;
   f.problem.passes = ATTN_PASS_FORWARD;

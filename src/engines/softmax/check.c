@@ -65,7 +65,9 @@ static attn_status check_devices(const softmax_plan *plan, const attn_softmax_ar
              {"sinks", &args->sinks},
              {"d_sinks", &args->d_sinks},
              {"alibi_slopes", &args->alibi_slopes},
-             {"page_table", &args->page_table}};
+             {"page_table", &args->page_table},
+             {"block_offsets", &args->block_offsets},
+             {"block_indices", &args->block_indices}};
   for (size_t i = 0; i < sizeof all / sizeof *all; ++i)
     if (all[i].tensor->data && !attn_plan_has_device(&plan->base, all[i].tensor))
       return attn_fail(ATTN_UNSUPPORTED, "softmax: %s is not in %s memory", all[i].name,
@@ -139,6 +141,46 @@ static attn_status check_pages(const attn_softmax_problem *problem, const attn_s
                          "softmax: page_table[%lld][%lld] is %d, expected 0 to %lld", (long long)b,
                          (long long)p, page, (long long)args->k.shape[0] - 1);
     }
+  }
+  return ATTN_OK;
+}
+
+static attn_status check_list(const int32_t *list, int64_t first, int64_t end, int64_t blocks) {
+  for (int64_t e = first; e < end; ++e) {
+    if (list[e] < 0 || list[e] >= blocks)
+      return attn_fail(ATTN_INVALID_SHAPE, "softmax: block_indices[%lld] is %d, expected 0 to %lld",
+                       (long long)e, list[e], (long long)blocks - 1);
+    if (e > first && list[e] <= list[e - 1])
+      return attn_fail(ATTN_INVALID_SHAPE,
+                       "softmax: block_indices[%lld] is %d behind %d: a list has to ascend",
+                       (long long)e, list[e], list[e - 1]);
+  }
+  return ATTN_OK;
+}
+
+static attn_status check_lists(const attn_softmax_problem *problem, const attn_softmax_args *args) {
+  const attn_tensor *offsets = &args->block_offsets, *indices = &args->block_indices;
+  const int64_t query_blocks = attn_ceil_div(problem->query_length, problem->list_queries);
+  const int64_t shape[] = {problem->batch, problem->heads, query_blocks + 1}, entries[] = {-1};
+  ATTN_TRY(check_tensor("block_offsets", offsets, ATTN_I32, 3, shape, 0));
+  ATTN_TRY(check_tensor("block_indices", indices, ATTN_I32, 1, entries, DENSE));
+  if (attn_is_cuda(offsets->device)) return ATTN_OK;
+  const int64_t *stride = offsets->stride;
+  int64_t batches = stride[0] ? problem->batch : 1, heads = stride[1] ? problem->heads : 1;
+  for (int64_t list = 0; list < batches * heads * query_blocks; ++list) {
+    int64_t block = list % query_blocks, head = list / query_blocks % heads;
+    int64_t b = list / query_blocks / heads;
+    const int32_t *offset =
+        (const int32_t *)offsets->data + b * stride[0] + head * stride[1] + block * stride[2];
+    int64_t first = offset[0], end = offset[stride[2]];
+    if (first < 0 || end < first || end > indices->shape[0])
+      return attn_fail(ATTN_INVALID_SHAPE,
+                       "softmax: block_offsets[%lld][%lld] has %lld and %lld at %lld, expected "
+                       "ascending numbers from 0 to %lld",
+                       (long long)b, (long long)head, (long long)first, (long long)end,
+                       (long long)block, (long long)indices->shape[0]);
+    ATTN_TRY(check_list(indices->data, first, end,
+                        attn_ceil_div(problem->key_length, problem->list_keys)));
   }
   return ATTN_OK;
 }
@@ -231,6 +273,7 @@ attn_status attn_softmax_check(const softmax_plan *plan, const attn_softmax_args
   if (problem->ragged && (!args->query_offsets || !args->key_offsets))
     return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: ragged, but offsets are NULL");
   if (problem->paged) ATTN_TRY(check_pages(problem, args));
+  if (problem->list_keys) ATTN_TRY(check_lists(problem, args));
   return forward ? ATTN_OK : check_backward(problem, args, queries, keys);
 }
 
@@ -278,7 +321,9 @@ attn_softmax_sequence attn_softmax_sequence_of(const softmax_plan *plan,
   const attn_softmax_problem *problem = &plan->problem;
   bool ragged = problem->ragged;
   const int32_t *offsets = args->query_offsets;
-  const attn_tensor absent = {0};
+  const attn_tensor absent = {0}, *lists = &args->block_offsets;
+  const int32_t *list_offsets =
+      problem->list_keys ? (const int32_t *)lists->data + b * lists->stride[0] : NULL;
   return (attn_softmax_sequence){
       .batch = b,
       .stored_keys = stored_keys(problem, args, b),
@@ -298,6 +343,10 @@ attn_softmax_sequence attn_softmax_sequence_of(const softmax_plan *plan,
       .d_bias = head_rows(problem->bias ? &args->d_bias : &absent, false, NULL, b),
       .bias_key = args->bias.stride[3],
       .d_bias_key = args->d_bias.stride[3],
+      .list_offsets = list_offsets,
+      .list = args->block_indices.data,
+      .list_head = lists->stride[1],
+      .list_block = lists->stride[2],
   };
 }
 

@@ -112,7 +112,7 @@ static void run_pack(const call *call, const cut *cut, int64_t wave, int64_t tas
   attn_softmax_sequence sequence = attn_softmax_sequence_of(plan, call->args, pair / kv_heads);
   if (sequence.queries == 0 || sequence.keys <= block * plan->block_keys) return;
   tile_rows all = {.count = sequence.queries, .fold = 1};
-  attn_key_range visible = tile_visible(plan, &sequence, &all);
+  attn_key_range visible = tile_unmasked(plan, &sequence, &all);
   if (visible.first >= (block + 1) * plan->block_keys || visible.end <= block * plan->block_keys)
     return;
   char *keys = call->workspace + plan->forward.packed + (size_t)place * plan->forward.pair +

@@ -31,6 +31,8 @@ static attn_status check_extents(const attn_softmax_problem *problem) {
       {"window_left", problem->window_left, -1, INT64_MAX},
       {"window_right", problem->window_right, -1, INT64_MAX},
       {"splits", problem->splits, 0, 65536},
+      {"list_queries", problem->list_queries, 0, MAX_EXTENT},
+      {"list_keys", problem->list_keys, 0, MAX_EXTENT},
       {"page_size", problem->page_size, problem->paged ? 1 : INT64_MIN, MAX_EXTENT},
   };
   for (size_t i = 0; i < sizeof fields / sizeof *fields; ++i)
@@ -66,6 +68,14 @@ static attn_status check_options(const attn_softmax_problem *problem) {
   if (problem->planning != ATTN_PLAN_ESTIMATE && problem->planning != ATTN_PLAN_MEASURE)
     return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: planning is %d, expected %d or %d",
                      (int)problem->planning, ATTN_PLAN_ESTIMATE, ATTN_PLAN_MEASURE);
+  if ((problem->list_queries == 0) != (problem->list_keys == 0))
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "softmax: list_queries is %lld and list_keys %lld: a block list needs both",
+                     (long long)problem->list_queries, (long long)problem->list_keys);
+  if (problem->list_keys % 32 && problem->passes & ATTN_PASS_BACKWARD)
+    return attn_fail(ATTN_UNSUPPORTED,
+                     "softmax: list_keys is %lld, expected a multiple of 32 with the backward pass",
+                     (long long)problem->list_keys);
   if (problem->bias && problem->ragged)
     return attn_fail(ATTN_UNSUPPORTED, "softmax: bias with ragged sequences is not offered");
   if (problem->paged && problem->passes & ATTN_PASS_BACKWARD)
@@ -314,6 +324,7 @@ static void choose_backward(softmax_plan *plan) {
 
 /* Heads of one key head that share a tile. */
 static int64_t choose_fold(const softmax_plan *plan) {
+  if (plan->problem.list_keys) return 1; /* heads have lists of their own */
   return plan->problem.query_length < FEW_ROWS ? plan->group : 1;
 }
 
@@ -417,6 +428,7 @@ static attn_softmax_problem trial_problem(const softmax_plan *plan) {
   problem.heads = problem.kv_heads * plan->group;
   problem.passes = ATTN_PASS_FORWARD;
   problem.bias = problem.alibi = problem.sinks = problem.ragged = problem.paged = false;
+  problem.list_queries = problem.list_keys = 0;
   problem.soft_cap = 0;
   problem.planning = ATTN_PLAN_ESTIMATE;
   return problem;
@@ -526,6 +538,8 @@ static attn_status refine(softmax_plan *plan, attn_planning planning) {
 /* Lets the CUDA module choose for each pass. */
 static attn_status plan_on_gpu(softmax_plan *plan, const attn_softmax_problem *problem) {
   attn_plan *base = &plan->base;
+  if (problem->list_keys)
+    return attn_fail(ATTN_UNSUPPORTED, "softmax: block lists are not offered on a GPU yet");
   base->engine = ATTN_ENGINE_SOFTMAX;
   base->kernels = attn_kernels_get();
   base->threads = attn_get_threads();

@@ -75,6 +75,9 @@ typedef struct attn_softmax_sequence {
   attn_softmax_rows lse, d_lse;   /* token = query */
   attn_softmax_rows bias, d_bias; /* token = query */
   int64_t bias_key, d_bias_key;   /* strides along the keys */
+  const int32_t *list_offsets;    /* of the block list; NULL: there is none */
+  const int32_t *list;
+  int64_t list_head, list_block; /* strides of list_offsets */
 } attn_softmax_sequence;
 
 static inline char *attn_softmax_row(const attn_softmax_rows *rows, int64_t token, int64_t head) {
@@ -111,6 +114,22 @@ static inline attn_key_range attn_softmax_visible(const attn_softmax_problem *pr
   if (end < 0) end = 0;
   if (first > end) first = end;
   return (attn_key_range){first, end};
+}
+
+/* Whether block `block` of the keys is on the list of a block of a head's queries. */
+static inline bool attn_softmax_listed(const attn_softmax_sequence *sequence, int64_t head,
+                                       int64_t query_block, int64_t block) {
+  const int32_t *offset =
+      sequence->list_offsets + head * sequence->list_head + query_block * sequence->list_block;
+  int64_t low = offset[0], end = offset[sequence->list_block], high = end;
+  while (low < high) {
+    int64_t middle = low + (high - low) / 2;
+    if (sequence->list[middle] < block)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low < end && sequence->list[low] == block;
 }
 
 static inline int64_t attn_round_up(int64_t x, int64_t multiple) {
