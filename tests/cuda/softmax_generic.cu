@@ -1,11 +1,13 @@
 /* Checks the generic softmax algorithms on the GPU, and the faster ones beside them where they
  * accept, against straight loops in float64, for every feature of attn/softmax.h; `tiles [dtype]`
- * checks just those of mma.sync, `others` the rest; `bench` and `bench_tiles` time them. */
+ * checks just those of mma.sync, `lists` block lists, `others` what has that in its name; `bench`,
+ * `bench_tiles` and `bench_lists` time them. */
 #include "harness.cuh"
 
 extern const softmax_algorithm softmax_generic_forward, softmax_generic_backward;
 extern const softmax_algorithm softmax_decode, softmax_latent, softmax_latent_sm90, softmax_few;
 extern const softmax_algorithm softmax_mma_forward, softmax_mma_backward;
+extern const softmax_algorithm softmax_sm90_forward, softmax_sm90_backward;
 
 namespace {
 
@@ -17,6 +19,7 @@ struct scenario {
   bool some = false;      /* only some outputs are wanted */
   int64_t gap = 0;        /* elements between rows */
   bool latents = false;   /* values are the first elements of the keys */
+  double share = 0.4;     /* of the blocks that are on the block list, where there is one */
 };
 
 attn_softmax_problem shape(int64_t batch, int64_t queries, int64_t keys, int64_t heads,
@@ -34,17 +37,77 @@ attn_softmax_problem shape(int64_t batch, int64_t queries, int64_t keys, int64_t
 /* All tensors of one call. */
 struct setup {
   value q, k, v, o, lse, bias, slopes, sinks, d_o, d_lse, d_q, d_k, d_v, d_bias, d_sinks, pages;
-  value query_offsets, key_offsets, key_lengths;
+  value query_offsets, key_offsets, key_lengths, block_offsets, block_indices;
   std::vector<int64_t> queries, stored, keys, query_start, key_start; /* of each sequence */
   attn_softmax_args args = {};
   bool shared = false; /* v lies in k */
   ~setup() {
     if (shared) v.tensor.data = NULL;
-    for (value *x : {&q, &k, &v, &o, &lse, &bias, &slopes, &sinks, &d_o, &d_lse, &d_q, &d_k, &d_v,
-                     &d_bias, &d_sinks, &pages, &query_offsets, &key_offsets, &key_lengths})
+    for (value *x : {&q,
+                     &k,
+                     &v,
+                     &o,
+                     &lse,
+                     &bias,
+                     &slopes,
+                     &sinks,
+                     &d_o,
+                     &d_lse,
+                     &d_q,
+                     &d_k,
+                     &d_v,
+                     &d_bias,
+                     &d_sinks,
+                     &pages,
+                     &query_offsets,
+                     &key_offsets,
+                     &key_lengths,
+                     &block_offsets,
+                     &block_indices})
       x->release();
   }
 };
+
+/* A block list on which every block is with the probability `share`, and, where `causal`, the block
+ * of the query itself but none behind it. `heads` may be 1: all have the same. Returns the share of
+ * the pairs of blocks that are on it. */
+double make_lists(const attn_softmax_problem &p, double share, bool causal, int64_t heads,
+                  setup &s) {
+  int64_t blocks = (p.query_length + p.list_queries - 1) / p.list_queries;
+  int64_t key_blocks = (p.key_length + p.list_keys - 1) / p.list_keys, possible = 0;
+  std::vector<double> offsets, indices;
+  for (int64_t list = 0; list < p.batch * heads; ++list) {
+    for (int64_t i = 0; i < blocks; ++i) {
+      offsets.push_back((double)indices.size());
+      int64_t own = (i * p.list_queries + p.list_queries - 1) / p.list_keys;
+      for (int64_t j = 0; j < (causal ? std::min(own + 1, key_blocks) : key_blocks);
+           ++j, ++possible)
+        if (uniform() < share || (causal && j == own)) indices.push_back((double)j);
+    }
+    offsets.push_back((double)indices.size());
+  }
+  double found = (double)indices.size() / (double)std::max<int64_t>(possible, 1);
+  if (indices.empty()) indices.push_back(0);
+  s.block_offsets.shape(ATTN_I32, {p.batch, heads, blocks + 1}, 0);
+  s.block_offsets.fill([&](int64_t i) { return offsets[i]; });
+  s.block_indices.shape(ATTN_I32, {(int64_t)indices.size()}, 0);
+  s.block_indices.fill([&](int64_t i) { return indices[i]; });
+  s.args.block_indices = s.block_indices.tensor;
+  s.args.block_offsets = s.block_offsets.tensor;
+  s.args.block_offsets.shape[1] = p.heads;
+  if (heads == 1) s.args.block_offsets.stride[1] = 0;
+  return found;
+}
+
+bool listed(const attn_softmax_problem &p, const setup &s, int64_t b, int64_t h, int64_t i,
+            int64_t j) {
+  const int64_t *n = s.block_offsets.tensor.shape;
+  const double *offset =
+      &s.block_offsets.x[(b * n[1] + (n[1] == 1 ? 0 : h)) * n[2] + i / p.list_queries];
+  for (int64_t e = (int64_t)offset[0]; e < (int64_t)offset[1]; ++e)
+    if ((int64_t)s.block_indices.x[e] == j / p.list_keys) return true;
+  return false;
+}
 
 void make(const scenario &c, setup &s) {
   const attn_softmax_problem &p = c.problem;
@@ -116,6 +179,7 @@ void make(const scenario &c, setup &s) {
   s.key_lengths.shape(ATTN_I32, {p.batch}, 0);
   s.key_lengths.fill([&](int64_t b) { return (double)s.keys[b]; });
   attn_softmax_args &a = s.args;
+  if (p.list_keys) make_lists(p, c.share, false, c.gap ? 1 : p.heads, s);
   if (p.ragged) {
     a.query_offsets = offsets(s.query_offsets, s.query_start, total_queries);
     a.key_offsets = offsets(s.key_offsets, s.key_start, total_keys);
@@ -176,6 +240,7 @@ void solve(const scenario &c, const setup &s, reference &r) {
         double top = -INFINITY, sum = 0, mean = 0;
         for (int64_t j = 0; j < keys; ++j) {
           w[j] = -INFINITY, slope[j] = 1;
+          if (p.list_keys && !listed(p, s, b, h, i, j)) continue;
           if (p.causal && j > at) continue;
           if (p.window_left >= 0 && j < at - p.window_left) continue;
           if (p.window_right >= 0 && j > at + p.window_right) continue;
@@ -274,8 +339,13 @@ void replay(const attn_cuda_device &device, const softmax_algorithm &algorithm, 
   REQUIRE(cudaFree(workspace));
 }
 
-int decoded, over_latents, over_latents_sm90, few, tiled,
-    tiled_backward; /* checks that each faster algorithm took part in */
+/* Whether the problem is not one of tests/cuda/softmax_sm90.cu. */
+bool for_this_file(const softmax_algorithm *algorithm, const attn_softmax_problem &p) {
+  return algorithm != &softmax_sm90_forward || p.list_keys;
+}
+
+int decoded, over_latents, over_latents_sm90, few, tiled, tiled_backward,
+    listed_sm90; /* checks that each faster algorithm took part in */
 
 void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
   c.problem.dtype = dtype;
@@ -289,9 +359,10 @@ void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
   snprintf(what, sizeof what, "%s %s", c.name, name_of(dtype));
   double worst = 0;
   for (const softmax_algorithm *algorithm :
-       {&softmax_decode, &softmax_latent_sm90, &softmax_latent, &softmax_few, &softmax_mma_forward,
-        &softmax_generic_forward}) {
+       {&softmax_decode, &softmax_latent_sm90, &softmax_latent, &softmax_few, &softmax_sm90_forward,
+        &softmax_mma_forward, &softmax_generic_forward}) {
     attn_cuda_choice choice = {};
+    if (!for_this_file(algorithm, c.problem)) continue;
     if (!algorithm->plan(&device, &c.problem, &choice)) continue;
     if (algorithm->suits && !algorithm->suits(&c.problem, &s.args)) continue;
     snprintf(what, sizeof what, "%s %s %s", c.name, name_of(dtype), algorithm->name);
@@ -308,6 +379,7 @@ void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
     if (algorithm == &softmax_decode || algorithm == &softmax_latent_sm90)
       replay(device, *algorithm, c, s);
     decoded += algorithm == &softmax_decode, over_latents += algorithm == &softmax_latent;
+    listed_sm90 += algorithm == &softmax_sm90_forward;
     few += algorithm == &softmax_few, tiled += algorithm == &softmax_mma_forward;
   }
   for (const softmax_algorithm *algorithm : {&softmax_mma_backward, &softmax_generic_backward}) {
@@ -389,9 +461,34 @@ void check_all(const attn_cuda_device &device, const char *part) {
     all.push_back({name, p});
     return all.back();
   };
+  scenario *c;
+  static char lists[24][48];
+  for (int i = 0; i < 24; ++i) {
+    const int64_t sizes[][2] = {{128, 128}, {128, 64}, {64, 64}, {256, 128}, {32, 32}, {100, 96}};
+    const int64_t widths[][2] = {{128, 128}, {64, 64}, {128, 128}, {96, 96}};
+    const int64_t *size = sizes[i % 6], *width = widths[i / 6];
+    snprintf(lists[i], sizeof lists[i], "lists of %d x %d, dim %d, %d", (int)size[0], (int)size[1],
+             (int)width[0], i / 6);
+    c = &add(lists[i], shape(1 + i % 2, 390 + 7 * i, 400 + 5 * i, 4, 2, width[0], width[1]));
+    c->problem.list_queries = size[0], c->problem.list_keys = size[1];
+    c->problem.causal = i % 3 != 1, c->gap = i % 4 == 3 ? 8 : 0, c->share = i % 5 ? 0.4 : 0.1;
+    if (i % 7 == 2) c->problem.window_left = 150, c->problem.sinks = true;
+    if (i % 7 == 4) c->problem.ragged = true;
+    if (i % 7 == 5) c->lengths = true;
+    if (i % 7 == 6) c->problem.soft_cap = 3, c->problem.alibi = true;
+  }
+  c = &add("lists, bias", shape(1, 100, 150, 2, 1, 64, 64));
+  c->problem.list_queries = 64, c->problem.list_keys = 32, c->problem.bias = true;
+  c = &add("lists, wide", shape(1, 100, 150, 2, 1, 256, 256));
+  c->problem.list_queries = 64, c->problem.list_keys = 32, c->problem.causal = true;
+  c = &add("lists of 10 x 32, odd dims", shape(2, 70, 90, 2, 2, 33, 21));
+  c->problem.list_queries = 10, c->problem.list_keys = 32;
+  c = &add("lists, paged", shape(3, 1, 300, 4, 2, 128, 128));
+  c->problem.list_queries = 1, c->problem.list_keys = 16, c->problem.paged = true;
+  c->problem.page_size = 16, c->lengths = true;
   add("one", shape(1, 1, 1, 1, 1, 1, 1));
   add("full", shape(2, 70, 130, 2, 2, 64, 64)).gap = 3;
-  scenario *c = &add("causal grouped", shape(2, 131, 131, 6, 2, 96, 40));
+  c = &add("causal grouped", shape(2, 131, 131, 6, 2, 96, 40));
   c->problem.causal = true, c->gap = 8;
   c = &add("causal, more queries than keys", shape(1, 150, 80, 2, 1, 32, 32));
   c->problem.causal = true, c->problem.sinks = true;
@@ -600,6 +697,54 @@ void bench_decode(const attn_cuda_device &device, double rate, int64_t batch, in
   REQUIRE(cudaFree(workspace));
 }
 
+/* 65536 tokens, causal: forward and backward over block lists, beside all blocks. */
+void bench_lists(const attn_cuda_device &device) {
+  for (int64_t dim : {64, 128}) {
+    int64_t length = 65536, heads = 2048 / dim;
+    attn_softmax_problem p = shape(1, length, length, heads, heads, dim, dim);
+    p.dtype = ATTN_BF16, p.causal = true, p.passes = ATTN_PASS_FORWARD | ATTN_PASS_BACKWARD;
+    value all[8], lse;
+    for (value &x : all) {
+      x.shape(p.dtype, {1, length, heads, dim}, 0);
+      fill_kernel<<<1024, 256>>>((__nv_bfloat16 *)x.tensor.data, x.elements);
+    }
+    lse.shape(ATTN_F32, {1, heads, length}, 0);
+    setup s;
+    attn_softmax_args &args = s.args;
+    args.q = all[0].tensor, args.k = all[1].tensor, args.v = all[2].tensor, args.o = all[3].tensor;
+    args.d_o = all[4].tensor, args.d_q = all[5].tensor, args.d_k = all[6].tensor;
+    args.d_v = all[7].tensor, args.lse = lse.tensor;
+    double dense[2] = {};
+    auto measure = [&](const softmax_algorithm *algorithm, double share) {
+      attn_cuda_choice choice = {};
+      if (!algorithm->plan(&device, &p, &choice)) return;
+      void *workspace;
+      REQUIRE(cudaMalloc(&workspace, choice.workspace_bytes + 1));
+      double time = median_time(5, 1, [&](int, cudaStream_t stream) {
+        algorithm->run(&device, &choice, &p, &args, workspace, stream);
+      });
+      REQUIRE(cudaFree(workspace));
+      bool backward = algorithm->pass == ATTN_PASS_BACKWARD;
+      if (!p.list_keys) dense[backward] = time;
+      printf(
+          "%-13s %-8s dim %3d, blocks %3d x %3d, %5.1f %% of them: %8.0f us, %3.0f %% of the speed "
+          "with all blocks\n",
+          algorithm->name, backward ? "backward" : "forward", (int)dim, (int)p.list_queries,
+          (int)p.list_keys, 100 * share, time, 100 * dense[backward] * share / time);
+    };
+    measure(&softmax_sm90_forward, 1), measure(&softmax_sm90_backward, 1);
+    for (int64_t size : {128, 64})
+      for (double share : {1.0, 0.5, 0.2, 0.1, 0.05}) {
+        p.list_queries = p.list_keys = size;
+        double found = make_lists(p, share, true, share == 1 ? 1 : heads, s);
+        measure(&softmax_sm90_forward, found), measure(&softmax_mma_forward, found);
+        measure(&softmax_mma_backward, found);
+      }
+    for (value &x : all) x.release();
+    lse.release();
+  }
+}
+
 void bench_tiles(const attn_cuda_device &device) {
   const softmax_algorithm *forward = &softmax_mma_forward, *backward = &softmax_mma_backward;
   for (int64_t dim : {64, 96, 128, 256})
@@ -646,6 +791,10 @@ int main(int argc, char **argv) {
     bench_tiles(device);
     return 0;
   }
+  if (argc > 1 && strcmp(argv[1], "bench_lists") == 0) {
+    bench_lists(device);
+    return 0;
+  }
   if (argc > 1 && strcmp(argv[1], "bench_tiles") == 0) {
     bench_tiles(device);
     return 0;
@@ -656,6 +805,8 @@ int main(int argc, char **argv) {
   if (all || !tiles) check_all(device, all ? "" : argv[1]);
   if (all && device.major == 9 && !over_latents_sm90)
     printf("FAILED: Hopper's kernel over latents took part in nothing\n"), ++failures;
+  if ((all || strcmp(argv[1], "lists") == 0) && device.major == 9 && !listed_sm90)
+    printf("FAILED: Hopper's kernel took part in no block list\n"), ++failures;
   if (all && (!decoded || !over_latents || !few || !tiled || !tiled_backward))
     printf("FAILED: a faster algorithm took part in nothing\n"), ++failures;
   printf("%s\n", failures ? "FAILED" : "passed");

@@ -538,8 +538,6 @@ static attn_status refine(softmax_plan *plan, attn_planning planning) {
 /* Lets the CUDA module choose for each pass. */
 static attn_status plan_on_gpu(softmax_plan *plan, const attn_softmax_problem *problem) {
   attn_plan *base = &plan->base;
-  if (problem->list_keys)
-    return attn_fail(ATTN_UNSUPPORTED, "softmax: block lists are not offered on a GPU yet");
   base->engine = ATTN_ENGINE_SOFTMAX;
   base->kernels = attn_kernels_get();
   base->threads = attn_get_threads();

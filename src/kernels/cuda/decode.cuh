@@ -6,6 +6,7 @@
 #ifndef ATTN_KERNELS_CUDA_DECODE_CUH
 #define ATTN_KERNELS_CUDA_DECODE_CUH
 
+#include "kernels/cuda/block_list.cuh"
 #include "kernels/cuda/elements.cuh"
 
 #include <cmath>
@@ -43,6 +44,7 @@ struct parameters {
   float *partial;   /* the same with [ROWS][2]: maximum (base 2) and sum */
   /* [sequence][key head][tile][split], of merge_if_last; NULL: a kernel merges */
   unsigned long long *finished;
+  block_list list; /* of the kernels that tile queries */
 };
 
 const float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
@@ -342,6 +344,7 @@ inline parameters parameters_of(const attn_softmax_problem *problem, const attn_
   }
   if (problem->alibi) p.alibi_slopes = (const float *)args->alibi_slopes.data;
   if (problem->sinks) p.sinks = (const float *)args->sinks.data;
+  p.list = block_list_of(problem, args);
   p.partial_o = (float *)workspace;
   int64_t parts = p.batch * p.kv_heads * p.tiles * p.splits;
   p.partial = p.partial_o + parts * rows * problem->value_dim;

@@ -692,7 +692,7 @@ backward_memory memory_of(const attn_softmax_problem *problem, void *workspace) 
 
 bool backward_plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
                    attn_cuda_choice *choice) {
-  if (!offered(device, problem)) return false;
+  if (!offered(device, problem) || problem->list_keys) return false;
   choice->workspace_bytes = memory_of(problem, NULL).bytes;
   snprintf(choice->description, sizeof choice->description,
            "wgmma, warp-specialised, blocks of %d keys, dQ in order in float32", KEYS);

@@ -293,9 +293,9 @@ bool plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
                                 : (size_t)layout<256, 2>::BYTES;
   if ((problem->dtype != ATTN_BF16 && problem->dtype != ATTN_F16) ||
       (width != 64 && width != 128 && width != 256) || bytes > device->shared_bytes ||
-      problem->value_dim != width || problem->bias || problem->query_length > MOST_QUERIES ||
-      tiles_of(problem, ROWS) * ROWS > MOST_ROWS || problem->key_length > INT32_MAX / 2 ||
-      units == 0)
+      problem->value_dim != width || problem->bias || problem->list_keys ||
+      problem->query_length > MOST_QUERIES || tiles_of(problem, ROWS) * ROWS > MOST_ROWS ||
+      problem->key_length > INT32_MAX / 2 || units == 0)
     return false;
   int64_t blocks = width == 64 ? 3 : width == 128 ? 2 : 1; /* of a multiprocessor */
   int64_t splits =

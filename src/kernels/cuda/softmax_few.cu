@@ -202,7 +202,7 @@ bool plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
   int64_t units = problem->batch * problem->kv_heads * tiles;
   int64_t width = problem->dim > problem->value_dim ? problem->dim : problem->value_dim;
   if ((problem->dtype != ATTN_F32 && problem->dtype != ATTN_BF16 && problem->dtype != ATTN_F16) ||
-      width > MOST_WIDTH || problem->dim % 4 || problem->value_dim % 4 ||
+      width > MOST_WIDTH || problem->dim % 4 || problem->list_keys || problem->value_dim % 4 ||
       problem->query_length > MOST_QUERIES || tiles * ROWS > MOST_ROWS ||
       problem->key_length > INT32_MAX || units == 0)
     return false;

@@ -10,6 +10,7 @@
  * through the cap, and dQ = scale dS K, dK = scale dS^T Q, dV = P^T dO. One kernel owns queries and
  * sums over keys, one owns keys and sums over the queries of all heads that read them, so every sum
  * has a fixed order. */
+#include "kernels/cuda/block_list.cuh"
 #include "kernels/cuda/elements.cuh"
 
 #include <cmath>
@@ -45,6 +46,7 @@ struct parameters {
   const float *alibi_slopes, *sinks;
   float *d_sinks;
   int64_t batch, slices;
+  block_list list;
 };
 
 /* One sequence as a kernel sees it. */
@@ -108,6 +110,19 @@ __device__ key_range visible(const parameters &p, const sequence &s, int64_t i) 
 __device__ key_range visible_to_any(const parameters &p, const sequence &s, int64_t first,
                                     int64_t end) {
   return {visible(p, s, first).first, visible(p, s, end - 1).end};
+}
+
+/* Whether a tile of queries and keys may have pairs that are on the block list; the same for all
+ * threads. Small blocks are not looked up: there are too many in a tile. */
+__device__ bool tile_listed(const parameters &p, const sequence &s, int64_t head, int64_t first,
+                            int64_t end, int64_t key) {
+  const block_list &list = p.list;
+  if (!list.offsets || list.queries < TILE / 4 || list.keys < TILE / 4) return true;
+  int64_t key_end = min(key + TILE, s.keys);
+  for (int64_t i = first / list.queries; i * list.queries < end; ++i)
+    for (int64_t j = key / list.keys; j * list.keys < key_end; ++j)
+      if (is_listed(list, s.index, head, i, j)) return true;
+  return false;
 }
 
 /* tile[c][r] = element `column` + c of row `first` + r, 0 beyond `end` and `width`. A warp takes 8
@@ -193,6 +208,8 @@ __device__ void finish_scores(const parameters &p, const sequence &s, int64_t he
                               int64_t key, Real (&score)[4][4], Real (*slope)[4]) {
   Real scale = (Real)p.scale, cap = (Real)p.soft_cap;
   Real alibi = p.alibi_slopes ? (Real)p.alibi_slopes[head] : 0;
+  int64_t query_block = -1, key_block = -1; /* of the last look at the block list */
+  bool listed = true;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     int64_t row = query + i;
@@ -202,6 +219,12 @@ __device__ void finish_scores(const parameters &p, const sequence &s, int64_t he
     for (int j = 0; j < 4; ++j) {
       int64_t column = key + j;
       bool seen = column >= range.first && column < range.end;
+      if (seen && p.list.offsets) {
+        int64_t own = row / p.list.queries, other = column / p.list.keys;
+        if (own != query_block || other != key_block)
+          listed = is_listed(p.list, s.index, head, own, other);
+        query_block = own, key_block = other, seen = listed;
+      }
       Real x = score[i][j] * scale;
       if (slope) slope[i][j] = 1;
       if (cap != 0) {
@@ -289,6 +312,7 @@ __global__ void __launch_bounds__(THREADS) forward_kernel(parameters p) {
   for (int i = 0; i < 4; ++i) maximum[i] = -(Real)INFINITY;
   key_range range = visible_to_any(p, s, first, end);
   for (int64_t key = range.first / TILE * TILE; key < range.end; key += TILE) {
+    if (!tile_listed(p, s, head, first, end, key)) continue;
     Real score[4][4];
     product(score, a, b, q, first, end, k, key, s.keys, p.dim);
     finish_scores<Real>(p, s, head, first + row, key + column, score, NULL);
@@ -427,7 +451,8 @@ __global__ void __launch_bounds__(THREADS) query_gradient_kernel(parameters p, c
   if (with_bias) range = {0, p.keys};
   for (int64_t key = range.first / TILE * TILE; key < range.end; key += TILE) {
     Real score[4][4] = {}, d_score[4][4] = {}, plain[4][4] = {};
-    bool any = key < seen.end && key + TILE > seen.first;
+    bool any =
+        key < seen.end && key + TILE > seen.first && tile_listed(p, s, head, first, end, key);
     if (any) {
       product(score, a, b, q, first, end, k, key, s.keys, p.dim);
       product(d_score, a, b, d_o, first, end, v, key, s.keys, p.value_dim);
@@ -488,6 +513,7 @@ __global__ void __launch_bounds__(THREADS) key_gradient_kernel(parameters p, con
       int64_t end = min(first + TILE, s.queries);
       key_range seen = visible_to_any(p, s, first, end);
       if (key >= seen.end || key + TILE <= seen.first) continue;
+      if (!tile_listed(p, s, head, first, end, key)) continue;
       Real score[4][4], d_score[4][4];
       product(score, a, b, q, first, end, k, key, s.keys, p.dim);
       product(d_score, a, b, d_o, first, end, v, key, s.keys, p.value_dim);
@@ -556,6 +582,7 @@ parameters parameters_of(const attn_softmax_problem *problem, const attn_softmax
     p.sinks = (const float *)args->sinks.data;
     p.d_sinks = (float *)args->d_sinks.data;
   }
+  p.list = block_list_of(problem, args);
   return p;
 }
 

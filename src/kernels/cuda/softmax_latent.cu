@@ -284,8 +284,8 @@ bool plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
           attn_cuda_choice *choice) {
   if ((problem->dtype != ATTN_BF16 && problem->dtype != ATTN_F16) || problem->dim != DIM ||
       problem->value_dim != WIDTH || problem->kv_heads != 1 || problem->bias ||
-      problem->query_length > MOST_QUERIES || problem->key_length > INT32_MAX ||
-      problem->batch * problem->query_length == 0)
+      problem->list_keys || problem->query_length > MOST_QUERIES ||
+      problem->key_length > INT32_MAX || problem->batch * problem->query_length == 0)
     return false;
   int64_t tiles = tiles_of(problem, ROWS), together = tiles == 1 ? 1 : tiles == 2 ? 2 : 4;
   size_t bytes = together == 1   ? (size_t)layout<1>::BYTES

@@ -405,9 +405,9 @@ bool plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
                problem->page_size == 16 || problem->page_size == 32;
   if (device->major != 9 || (problem->dtype != ATTN_BF16 && problem->dtype != ATTN_F16) ||
       problem->dim != DIM || problem->value_dim != WIDTH || problem->kv_heads != 1 ||
-      problem->bias || problem->alibi || problem->soft_cap != 0 || !(problem->scale > 0) ||
-      problem->query_length > MOST_QUERIES || problem->key_length > longest || !pages ||
-      problem->batch * problem->query_length == 0)
+      problem->bias || problem->list_keys || problem->alibi || problem->soft_cap != 0 ||
+      !(problem->scale > 0) || problem->query_length > MOST_QUERIES ||
+      problem->key_length > longest || !pages || problem->batch * problem->query_length == 0)
     return false;
   int64_t tiles = tiles_of(problem, ROWS), units = problem->batch * tiles;
   int64_t splits = choose_splits(units, device->multiprocessors, problem->key_length, SPLIT_KEYS);

@@ -64,13 +64,14 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     mma_kernel(parameters p, token_rows bias, int64_t bias_key) {
   enum { WIDTH = S::WIDTH, VALUES = S::VALUES, M = S::M };
   enum { KEYS = S::KEYS, QUERIES = S::QUERIES };
-  int tiles = (int)((p.queries + QUERIES - 1) / QUERIES), index = blockIdx.x;
-  int first = (tiles - 1 - index % tiles) * QUERIES;
+  int tiles = tiles_of_rows(p.queries, QUERIES, p.list.queries), index = blockIdx.x;
+  row_tile own = find_tile(tiles - 1 - index % tiles, QUERIES, p.list.queries);
+  int first = own.first;
   int head = index / tiles % (int)p.heads, b = index / tiles / (int)p.heads;
   span s = find_span(p, b);
   if (first >= s.queries) return;
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, quad = lane % 4;
-  int kv_head = head / (int)p.group, last = min(first + QUERIES, s.queries) - 1;
+  int kv_head = head / (int)p.group, last = min(min(first + QUERIES, own.end), s.queries) - 1;
   unsigned queries = (unsigned)__cvta_generic_to_shared(shared_memory);
   unsigned ring = queries + QUERIES * S::PITCH;
 
@@ -88,8 +89,8 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
                                               p.q.token, s.queries - first, (int)p.dim);
 
   /* Tiles of keys that any of the queries sees, and those that all see. */
-  int low = max(first + s.shift - s.left, 0) / KEYS;
-  int high = (max(min(s.keys, last + s.shift + s.right + 1), 0) + KEYS - 1) / KEYS;
+  key_walk<KEYS> walk(p.list, b, head, first, max(first + s.shift - s.left, 0),
+                      max(min(s.keys, last + s.shift + s.right + 1), 0));
   int all_from = last + s.shift - s.left, all_to = min(s.keys, first + s.shift + s.right + 1);
   /* Tiles of keys and of values take turns in the ring: while one is worked on, the next one and,
    * where the one before it was, the one after that are on their way. */
@@ -99,19 +100,19 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
   };
   auto request_keys = [&](unsigned to, int key) {
     int there = s.keys - key, width = (int)p.dim;
-    if (key < high * KEYS && pages)
+    if (key < walk.high && pages)
       request_paged<T, WIDTH, KEYS, S::THREADS>(p, to, k, p.k.token, p.page_k, pages, key, there,
                                                 width);
-    else if (key < high * KEYS)
+    else if (key < walk.high)
       request_rows<T, WIDTH, KEYS, S::THREADS>(to, k + key * p.k.token, p.k.token, there, width);
     commit_copies();
   };
   auto request_values = [&](unsigned to, int key) {
     int there = s.keys - key, width = (int)p.value_dim;
-    if (key < high * KEYS && pages)
+    if (key < walk.high && pages)
       request_paged<T, VALUES, KEYS, S::THREADS>(p, to, v, p.v.token, p.page_v, pages, key, there,
                                                  width);
-    else if (key < high * KEYS)
+    else if (key < walk.high)
       request_rows<T, VALUES, KEYS, S::THREADS>(to, v + key * p.v.token, p.v.token, there, width);
     commit_copies();
   };
@@ -136,20 +137,23 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
         p, head, bias.data ? (const float *)bias.data + b * bias.sequence + head * bias.head : NULL,
         bias.token, bias_key);
 
-  request_keys(ring, low * KEYS);
-  request_values(ring + S::TILE, low * KEYS);
+  request_keys(ring, walk.key);
+  request_values(ring + S::TILE, walk.key);
 #pragma unroll 1
-  for (int key = low * KEYS; key < high * KEYS; key += KEYS) {
+  while (walk.more()) {
+    const int key = walk.key, block_end = walk.end;
+    walk.step();
     float score[M][KEYS / 8][4] = {};
     wait();
-    request_keys(free, key + KEYS);
+    request_keys(free, walk.key);
     multiply_rows<T, WIDTH, M, KEYS>(score, left, queries, right, tile);
 
     if constexpr (S::EXTRAS)
       finish_scores<false, M, KEYS>(score, no_slopes, terms, first + row, s.queries, key + quad * 2,
                                     s.keys, s.shift);
-    if (key < all_from || key + KEYS > all_to)
-      hide<M, KEYS>(score, first + row, key + quad * 2, s.keys, s.shift, s.left, s.right);
+    if (key < all_from || key + KEYS > min(all_to, block_end))
+      hide<M, KEYS>(score, first + row, key + quad * 2, min(s.keys, block_end), s.shift, s.left,
+                    s.right);
 
     unsigned weight[M][KEYS / 16][4];
 #pragma unroll
@@ -192,7 +196,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     turn(tile), turn(free);
 
     wait();
-    request_values(free, key + KEYS);
+    request_values(free, walk.key);
     multiply_turned<T, VALUES, M, KEYS>(o, weight, turned, tile);
     turn(tile), turn(free);
   }
@@ -248,7 +252,7 @@ template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 256, 256> {
 template <typename T, typename S>
 attn_status launch(const parameters &p, const token_rows &bias, int64_t bias_key,
                    cudaStream_t stream) {
-  int64_t blocks = p.batch * p.heads * ceil_divide(p.queries, S::QUERIES);
+  int64_t blocks = p.batch * p.heads * tiles_of_rows(p.queries, S::QUERIES, p.list.queries);
   if (blocks == 0) return ATTN_OK;
   ATTN_CUDA_TRY(cudaFuncSetAttribute(mma_kernel<T, S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                      (int)S::BYTES));

@@ -30,6 +30,57 @@ __device__ __forceinline__ span find_span(const parameters &p, int64_t b) {
   return x;
 }
 
+/* Tiles of at most `rows` of `count` rows; those of one tile are of one block of the block list. */
+__host__ __device__ __forceinline__ int tiles_of_rows(int64_t count, int rows, int block) {
+  if (!block) return (int)((count + rows - 1) / rows);
+  return (int)((count + block - 1) / block) * ((block + rows - 1) / rows);
+}
+struct row_tile {
+  int first, end; /* end: of its block of the block list */
+};
+__device__ __forceinline__ row_tile find_tile(int index, int rows, int block) {
+  if (!block) return {index * rows, FAR};
+  const int tiles = (block + rows - 1) / rows, start = index / tiles * block;
+  return {start + index % tiles * rows, start + block};
+}
+
+/* A walk over the tiles of `WIDTH` keys that a tile of queries sees, upwards from `low` to `high` -
+ * 1: all of them, or those of the blocks on its list. */
+template <int WIDTH> struct key_walk {
+  int key, end;   /* of the tile; end of its block. key is at least `high` behind the last tile */
+  int low, high;  /* low: a multiple of WIDTH where there is no list */
+  int size, left; /* keys of a block of the list, 0: there is none; blocks behind this one */
+  const int32_t *next;
+
+  __device__ __forceinline__ key_walk(const block_list &list, int64_t b, int head, int query,
+                                      int first_key, int end_key) {
+    low = first_key / WIDTH * WIDTH, high = end_key;
+    key = low, end = FAR, size = list.offsets ? list.keys : 0, left = 0, next = NULL;
+    if (!size) return;
+    const listed_blocks listed = find_listed(list, b, head, query / list.queries);
+    next = listed.first, left = listed.count;
+    enter();
+  }
+  /* The next block on the list. */
+  __device__ __forceinline__ void enter() {
+    for (key = high; left > 0; ++next, --left) {
+      key = *next * size, end = key + size;
+      if (end <= low) continue;
+      if (key < low) key += (low - key) / WIDTH * WIDTH;
+      ++next, --left;
+      return;
+    }
+    key = max(key, high);
+  }
+  __device__ __forceinline__ bool more() const {
+    return key < high;
+  }
+  __device__ __forceinline__ void step() {
+    key += WIDTH;
+    if (key >= end) enter();
+  }
+};
+
 /* Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8. */
 __device__ __forceinline__ void load_matrices(unsigned (&x)[4], unsigned row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"

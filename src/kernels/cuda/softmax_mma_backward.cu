@@ -28,6 +28,10 @@ struct backward_parameters {
   float gradient_scale;
   float *lse, *delta; /* [batch, heads, padded]: LSE log2 e (+inf: weights of 0), delta */
   int padded;
+  /* The block list turned round: [batch, heads, blocks of keys, words], a bit for each block of
+   * queries that sees the block of keys. */
+  uint32_t *seen_by;
+  int key_blocks, words;
 };
 
 enum { PADDING = 128, PREPARE_THREADS = 256, LANES = 8, PREPARE_HEADS = 4 };
@@ -73,6 +77,19 @@ __global__ void __launch_bounds__(PREPARE_THREADS) prepare_kernel(backward_param
   }
   int64_t at = ((int64_t)b * p.heads + head) * a.padded + i;
   a.lse[at] = lse, a.delta[at] = sum;
+}
+
+/* seen_by, which is zero before; a thread a list. */
+__global__ void __launch_bounds__(PREPARE_THREADS) turn_list_kernel(backward_parameters a) {
+  const block_list &list = a.p.list;
+  int blocks = (int)((a.p.queries + list.queries - 1) / list.queries);
+  int64_t index = blockIdx.x * (int64_t)PREPARE_THREADS + threadIdx.x, pair = index / blocks;
+  int block = (int)(index % blocks);
+  if (pair >= a.p.batch * a.p.heads) return;
+  listed_blocks listed = find_listed(list, pair / a.p.heads, pair % a.p.heads, block);
+  for (int i = 0; i < listed.count; ++i)
+    atomicOr(a.seen_by + (pair * a.key_blocks + listed.first[i]) * a.words + block / 32,
+             1u << block % 32);
 }
 
 /* d_sink = -sum exp(sink - LSE) delta over all rows of a head that see a key; a block a head. */
@@ -175,26 +192,28 @@ __device__ __forceinline__ score_terms terms_of(const backward_parameters &a, in
 template <typename T, typename S> struct key_block {
   enum { WIDTH = S::WIDTH, VALUES = S::VALUES, N = S::N, ROWS = S::ROWS };
   const backward_parameters &a;
-  int b, kv_head, first; /* first: key of the block */
+  int b, kv_head, first, end; /* first: key of the block; end: of its block of the block list */
   span s;
   extent seen;
   unsigned x1, x2, ring; /* K, V and the stages in shared memory */
-  int head, tile;        /* whose copies are on their way or there */
+  int head, start, stop; /* whose copies are on their way or there; stop: end of the block of
+                            queries on the block list */
   unsigned stage;
 
   /* One tile in shared memory. */
-  struct step {
+  struct tile {
     unsigned y1, y2;  /* Q, dO */
     const float *lse; /* of the queries; delta follows N later */
-    int start, head;
+    int start, stop, head;
   };
 
   __device__ __forceinline__ explicit key_block(const backward_parameters &all) : a(all) {
-    int tiles = (int)((a.p.keys + ROWS - 1) / ROWS), index = blockIdx.x;
-    kv_head = index / tiles % (int)a.p.kv_heads, first = index % tiles * ROWS;
+    int tiles = tiles_of_rows(a.p.keys, ROWS, a.p.list.keys), index = blockIdx.x;
+    row_tile own = find_tile(index % tiles, ROWS, a.p.list.keys);
+    kv_head = index / tiles % (int)a.p.kv_heads, first = own.first, end = own.end;
     b = index / tiles / (int)a.p.kv_heads;
     s = find_span(a.p, b);
-    seen = extent_of<ROWS, N>(first, s.keys, s.queries, -s.shift, s.right, s.left);
+    seen = extent_of<ROWS, N>(first, min(s.keys, end), s.queries, -s.shift, s.right, s.left);
     x1 = (unsigned)__cvta_generic_to_shared(shared_memory), x2 = x1 + S::X1, ring = x2 + S::X2;
   }
   __device__ __forceinline__ T *rows(const token_rows &t, int64_t start, int64_t h) const {
@@ -205,7 +224,7 @@ template <typename T, typename S> struct key_block {
   }
   __device__ __forceinline__ void request() {
     const token_rows &q = a.p.q, &d_o = a.d_o;
-    int start = tile * N, there = s.queries - start;
+    int there = s.queries - start;
     request_rows<T, WIDTH, N, S::THREADS>(stage, rows(q, s.query_start + start, head), q.token,
                                           there, (int)a.p.dim);
     request_rows<T, VALUES, N, S::THREADS>(stage + S::Y1, rows(d_o, s.query_start + start, head),
@@ -216,6 +235,37 @@ template <typename T, typename S> struct key_block {
       copy_chunk(stage + S::Y1 + S::Y2 + threadIdx.x * 16, from + threadIdx.x % (N / 4) * 4, true);
     }
   }
+  /* The first tile of `head`, or of a head behind it, in the blocks of queries from `block` on. */
+  __device__ __forceinline__ void find(int block) {
+    const block_list &list = a.p.list;
+    const int low = seen.low * N, high = min(seen.high * N, s.queries);
+    start = low, stop = FAR;
+    if (!list.offsets) return;
+    const int blocks = (high + list.queries - 1) / list.queries;
+    for (; more(); ++head, block = low / list.queries) {
+      const uint32_t *words =
+          a.seen_by +
+          (((int64_t)b * a.p.heads + head) * a.key_blocks + first / list.keys) * a.words;
+      for (uint32_t bits; block < blocks; block = (block / 32 + 1) * 32) {
+        bits = words[block / 32] >> block % 32;
+        if (!bits) continue;
+        block += __ffs(bits) - 1;
+        if (block >= blocks) break;
+        start = block * list.queries, stop = start + list.queries;
+        if (start < low) start += (low - start) / N * N;
+        return;
+      }
+    }
+  }
+  __device__ __forceinline__ void step() {
+    start += N;
+    if (start < min(seen.high * N, stop)) return;
+    if (a.p.list.offsets) {
+      find(stop / a.p.list.queries);
+    } else {
+      start = seen.low * N, ++head;
+    }
+  }
   /* Queues K, V and the first tile. */
   __device__ __forceinline__ void begin() {
     const token_rows &k = a.p.k, &v = a.p.v;
@@ -223,18 +273,19 @@ template <typename T, typename S> struct key_block {
                                              s.keys - first, (int)a.p.dim);
     request_rows<T, VALUES, ROWS, S::THREADS>(x2, rows(v, s.key_start + first, kv_head), v.token,
                                               s.keys - first, (int)a.p.value_dim);
-    tile = seen.low, stage = ring;
+    stage = ring;
     head = (kv_head + (seen.low < seen.high ? 0 : 1)) * (int)a.p.group;
+    find(a.p.list.offsets ? seen.low * N / a.p.list.queries : 0);
     if (more()) request();
     commit_copies();
   }
   /* Waits for the tile, and queues the one after it into the stage that all have left. */
-  __device__ __forceinline__ step next() {
+  __device__ __forceinline__ tile next() {
     wait_copies<0>();
     __syncthreads();
     const char *statistics = shared_memory + (stage + S::Y1 + S::Y2 - x1);
-    step now = {stage, stage + S::Y1, (const float *)statistics, tile * N, head};
-    if (++tile == seen.high) tile = seen.low, ++head;
+    tile now = {stage, stage + S::Y1, (const float *)statistics, start, stop, head};
+    step();
     stage = 2 * ring + S::STAGE - stage;
     if (more()) request();
     commit_copies();
@@ -257,16 +308,16 @@ __device__ __forceinline__ void start_slopes(float (&c)[M][N / 8][4], const floa
 template <typename T, typename S>
 __device__ __forceinline__ void
 weigh(float (&score)[S::M][S::N / 8][4], float (&cap_slope)[S::EXTRAS ? S::M : 1][S::N / 8][4],
-      const key_block<T, S> &k, const typename key_block<T, S>::step &now, int row) {
+      const key_block<T, S> &k, const typename key_block<T, S>::tile &now, int row) {
   enum { M = S::M, N = S::N };
   int column = threadIdx.x % 4 * 2;
   if constexpr (S::EXTRAS)
     finish_scores<true, M, N>(score, cap_slope,
                               terms_of(k.a, k.b, now.head, k.a.bias_key, k.a.bias.token), row,
                               k.s.keys, now.start + column, k.s.queries, k.seen.shift);
-  if (now.start < k.seen.all_from || now.start + N > k.seen.all_to)
-    hide<M, N>(score, row, now.start + column, k.s.queries, k.seen.shift, k.seen.left,
-               k.seen.right);
+  if (now.start < k.seen.all_from || now.start + N > min(k.seen.all_to, now.stop))
+    hide<M, N>(score, row, now.start + column, min(k.s.queries, now.stop), k.seen.shift,
+               k.seen.left, k.seen.right);
   float scale = S::EXTRAS ? 1 : k.a.p.scale;
 #pragma unroll
   for (int n = 0; n < N / 8; ++n) {
@@ -296,7 +347,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) keys_kernel(backward_pa
   k.begin();
 #pragma unroll 1
   while (k.more()) {
-    typename key_block<T, S>::step now = k.next();
+    typename key_block<T, S>::tile now = k.next();
     float score[M][N / 8][4] = {}, slope[M][N / 8][4]; /* S then P; dP - delta then dS */
     float cap_slope[S::EXTRAS ? M : 1][N / 8][4];
     multiply_rows<T, WIDTH, M, N>(score, left, k.x1, right, now.y1);
@@ -318,7 +369,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) keys_kernel(backward_pa
     multiply_turned<T, WIDTH, M, N>(d_k, operands, turned, now.y1);
   }
   wait_copies<0>();
-  int used = k.s.keys - k.first, count = k.s.stored - k.first;
+  int used = min(k.s.keys, k.end) - k.first, count = min(k.s.stored, k.end) - k.first;
   int64_t token = k.s.key_start + k.first;
   if (a.d_k.data)
     store_rows<T>(k.rows(a.d_k, token, k.kv_head), a.d_k.token, own, used, count, (int)a.p.dim,
@@ -348,7 +399,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) pairs_kernel(backward_p
   k.begin();
 #pragma unroll 1
   while (k.more()) {
-    typename key_block<T, S>::step now = k.next();
+    typename key_block<T, S>::tile now = k.next();
     float score[M][N / 8][4] = {}; /* S then P, or dP - delta then dS */
     if (slopes) start_slopes<M, N>(score, now.lse + N);
     if constexpr (WIDTH == VALUES) {
@@ -396,9 +447,9 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) pairs_kernel(backward_p
   wait_copies<0>();
   const token_rows &t = slopes ? a.d_k : a.d_v;
   if (t.data)
-    store_rows<T>(k.rows(t, k.s.key_start + k.first, k.kv_head), t.token, own, k.s.keys - k.first,
-                  k.s.stored - k.first, (int)(slopes ? a.p.dim : a.p.value_dim),
-                  slopes ? a.gradient_scale : 1, sum);
+    store_rows<T>(k.rows(t, k.s.key_start + k.first, k.kv_head), t.token, own,
+                  min(k.s.keys, k.end) - k.first, min(k.s.stored, k.end) - k.first,
+                  (int)(slopes ? a.p.dim : a.p.value_dim), slopes ? a.gradient_scale : 1, sum);
 }
 
 /* Block: [sequence][head][tile of queries, last first: under a causal mask it is the longest]. */
@@ -409,8 +460,9 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) queries_kernel(backward
 #endif
   enum { WIDTH = S::WIDTH, VALUES = S::VALUES, M = S::M, N = S::N, ROWS = S::ROWS };
   const parameters &p = a.p;
-  int tiles = (int)((p.queries + ROWS - 1) / ROWS), index = blockIdx.x;
-  int head = index / tiles % (int)p.heads, first = (tiles - 1 - index % tiles) * ROWS;
+  int tiles = tiles_of_rows(p.queries, ROWS, p.list.queries), index = blockIdx.x;
+  row_tile tile = find_tile(tiles - 1 - index % tiles, ROWS, p.list.queries);
+  int head = index / tiles % (int)p.heads, first = tile.first;
   int b = index / tiles / (int)p.heads, kv_head = head / (int)p.group;
   span s = find_span(p, b);
   if (first >= s.queries) return;
@@ -427,9 +479,11 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) queries_kernel(backward
   request_rows<T, VALUES, ROWS, S::THREADS>(x2, rows_of(a.d_o, s.query_start + first, head),
                                             a.d_o.token, s.queries - first, (int)p.value_dim);
   const T *k = rows_of(p.k, s.key_start, kv_head), *v = rows_of(p.v, s.key_start, kv_head);
-  extent seen = extent_of<ROWS, N>(first, s.queries, s.keys, s.shift, s.left, s.right);
+  int used = min(s.queries, tile.end); /* rows of the block */
+  extent seen = extent_of<ROWS, N>(first, used, s.keys, s.shift, s.left, s.right);
   if (S::EXTRAS && a.d_bias.data) /* every pair has its gradient */
     seen.low = 0, seen.high = (int)((p.keys + N - 1) / N);
+  key_walk<N> walk(p.list, b, head, first, seen.low * N, seen.high * N);
 
   auto request = [&](unsigned to, int key) {
     request_rows<T, WIDTH, N, S::THREADS>(to, k + key * p.k.token, p.k.token, s.keys - key,
@@ -453,14 +507,16 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) queries_kernel(backward
   float sum[M][WIDTH / 8][4] = {}; /* dQ */
 
   unsigned y1 = ring; /* the stage that is worked on; the other one is filled meanwhile */
-  if (seen.low < seen.high) request(y1, seen.low * N);
+  if (walk.more()) request(y1, walk.key);
   commit_copies();
 #pragma unroll 1
-  for (int start = seen.low * N; start < seen.high * N; start += N) {
+  while (walk.more()) {
+    const int start = walk.key, block_end = walk.end;
+    walk.step();
     wait_copies<0>();
     __syncthreads();
     unsigned other = 2 * ring + S::STAGE - y1, y2 = y1 + S::Y1;
-    if (start + N < seen.high * N) request(other, start + N);
+    if (walk.more()) request(other, walk.key);
     commit_copies();
 
     float score[M][N / 8][4] = {}, slope[M][N / 8][4]; /* S then P; dP - delta then dS */
@@ -478,8 +534,9 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) queries_kernel(backward
       finish_scores<true, M, N>(score, cap_slope, terms_of(a, b, head, a.bias.token, a.bias_key),
                                 first + own + lane / 4, s.queries, start + quad * 2, s.keys,
                                 s.shift);
-    if (start < seen.all_from || start + N > seen.all_to)
-      hide<M, N>(score, first + own + lane / 4, start + quad * 2, s.keys, s.shift, s.left, s.right);
+    if (start < seen.all_from || start + N > min(seen.all_to, block_end))
+      hide<M, N>(score, first + own + lane / 4, start + quad * 2, min(s.keys, block_end), s.shift,
+                 s.left, s.right);
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -510,8 +567,8 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) queries_kernel(backward
   }
   wait_copies<0>();
   if (a.d_q.data)
-    store_rows<T>(rows_of(a.d_q, s.query_start + first, head), a.d_q.token, own, s.queries - first,
-                  s.queries - first, (int)p.dim, a.gradient_scale, sum);
+    store_rows<T>(rows_of(a.d_q, s.query_start + first, head), a.d_q.token, own, used - first,
+                  used - first, (int)p.dim, a.gradient_scale, sum);
 }
 
 /* Shapes by width. A warp has 32 rows where its sums leave the registers for them. */
@@ -554,17 +611,31 @@ template <bool EXTRAS, bool LARGE> struct shapes<EXTRAS, LARGE, 256, 256> {
   typedef backward_shape<QUERIES, EXTRAS, LARGE, 256, 256, 1, LARGE ? 8 : 4, N, 1> queries;
 };
 
+/* With a block list tiles begin at blocks, and the last one may end this much later. */
 int64_t padded_of(const attn_softmax_problem *problem) {
-  return ceil_divide(problem->query_length, PADDING) * PADDING;
+  return (ceil_divide(problem->query_length, PADDING) + (problem->list_keys ? 1 : 0)) * PADDING;
+}
+
+/* Words of seen_by, of a row of it and in all. */
+int64_t row_words(const attn_softmax_problem *problem) {
+  return ceil_divide(ceil_divide(problem->query_length, problem->list_queries), 32);
+}
+int64_t list_words(const attn_softmax_problem *problem) {
+  if (!problem->list_keys) return 0;
+  return problem->batch * problem->heads * row_words(problem) *
+         ceil_divide(problem->key_length, problem->list_keys);
 }
 
 bool plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
           attn_cuda_choice *choice) {
   const int bytes = (int)shapes<false, false, 256, 256>::queries::BYTES; /* no shape needs more */
   if (!offered(problem) || problem->paged || (size_t)bytes > device->shared_bytes) return false;
+  /* Rows are copied four statistics at a time; and d_bias needs all pairs. */
+  if (problem->list_queries % 4 || (problem->list_keys && problem->bias)) return false;
   widths w = widths_of(problem);
   choice->workspace_bytes =
-      2 * sizeof(float) * (size_t)(problem->batch * problem->heads * padded_of(problem));
+      2 * sizeof(float) * (size_t)(problem->batch * problem->heads * padded_of(problem)) +
+      sizeof(uint32_t) * (size_t)list_words(problem);
   snprintf(
       choice->description, sizeof choice->description,
       "mma.sync: dimensions filled up to %d and %d, scores made for keys and again for queries",
@@ -580,8 +651,9 @@ bool suits(const attn_softmax_problem *, const attn_softmax_args *args) {
 
 template <typename T, typename S>
 attn_status launch(const backward_parameters &a, cudaStream_t stream) {
-  int64_t blocks = a.p.batch * (S::BY_KEYS ? a.p.kv_heads : a.p.heads) *
-                   ceil_divide(S::BY_KEYS ? a.p.keys : a.p.queries, S::ROWS);
+  int tiles = S::BY_KEYS ? tiles_of_rows(a.p.keys, S::ROWS, a.p.list.keys)
+                         : tiles_of_rows(a.p.queries, S::ROWS, a.p.list.queries);
+  int64_t blocks = a.p.batch * (S::BY_KEYS ? a.p.kv_heads : a.p.heads) * tiles;
   if (blocks == 0) return ATTN_OK;
   void (*kernel)(backward_parameters);
   if constexpr (S::PAIRS)
@@ -651,6 +723,18 @@ attn_status run(const attn_cuda_device *device, const attn_cuda_choice *,
   a.padded = (int)padded_of(problem);
   a.lse = (float *)workspace;
   a.delta = a.lse + problem->batch * problem->heads * a.padded;
+  if (problem->list_keys) {
+    a.seen_by = (uint32_t *)(a.delta + problem->batch * problem->heads * a.padded);
+    a.key_blocks = (int)ceil_divide(problem->key_length, problem->list_keys);
+    a.words = (int)row_words(problem);
+    ATTN_CUDA_TRY(
+        cudaMemsetAsync(a.seen_by, 0, sizeof(uint32_t) * (size_t)list_words(problem), stream));
+    int64_t lists =
+        problem->batch * problem->heads * ceil_divide(problem->query_length, problem->list_queries);
+    turn_list_kernel<<<(unsigned)ceil_divide(lists, PREPARE_THREADS), PREPARE_THREADS, 0, stream>>>(
+        a);
+    ATTN_CUDA_TRY_LAUNCH("softmax_mma block list");
+  }
   auto run_type = problem->dtype == ATTN_F16 ? run_dtype<__half> : run_dtype<__nv_bfloat16>;
   attn_status status =
       run_type(a, widths_of(problem).keys, extras_of(problem), large(device), stream);

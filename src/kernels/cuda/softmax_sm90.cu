@@ -9,9 +9,13 @@
  * the consumers take turns at issuing products, so that one's exponentials run beside the others'
  * products. Weights P stay in registers: they are the A operand of P V.
  *
+ * With a block list, whose blocks are multiples of a kernel's own, the blocks of keys on it take
+ * the place of all that are seen.
+ *
  * Blocks of queries are work items that the multiprocessors draw from a counter, in sections of
  * heads whose keys and values fit in the L2 cache together and longest first inside a section. The
  * order of items touches no result. */
+#include "kernels/cuda/block_list.cuh"
 #include "kernels/cuda/softmax_sm90.cuh"
 
 #include <cstdio>
@@ -33,9 +37,12 @@ struct forward_parameters {
   int section;             /* heads a section */
   int items;
   int *counter;
+  block_list list;
 };
 
-template <int DIM_, int WIDTH_, int GROUPS_, int STAGES_> struct forward_shape {
+template <int DIM_, int WIDTH_, int GROUPS_, int STAGES_, bool LISTED_ = false>
+struct forward_shape {
+  static constexpr bool LISTED = LISTED_; /* there is a block list */
   static constexpr int DIM = DIM_, WIDTH = WIDTH_, GROUPS = GROUPS_, STAGES = STAGES_;
   static constexpr int ROWS = GROUPS * GROUP_ROWS, THREADS = (GROUPS + 1) * 128;
   static constexpr int PRODUCER_REGISTERS = GROUPS == 2 ? 24 : 32;
@@ -58,8 +65,29 @@ template <int DIM_, int WIDTH_, int GROUPS_, int STAGES_> struct forward_shape {
 struct forward_work {
   int batch, head, kv_head, first; /* first: row in the sequence */
   sequence s;
-  range keys;
+  range keys; /* blocks of keys, or their places in the list */
+  const int32_t *list;
+  int blocks_listed; /* of keys, in a block of the list */
+  template <typename S> __device__ __forceinline__ int block(int i) const {
+    return S::LISTED ? list[i / blocks_listed] * blocks_listed + i % blocks_listed : i;
+  }
 };
+
+/* From blocks of keys to their places in the list. */
+template <typename S> __device__ void find_places(const block_list &all, forward_work *w) {
+  const listed_blocks listed = find_listed(all, w->batch, w->head, w->first / all.queries);
+  w->list = listed.first;
+  w->blocks_listed = all.keys / S::WIDTH;
+  const range seen = w->keys;
+  range &r = w->keys;
+  r.low = 0, r.high = listed.count * w->blocks_listed;
+  while (r.high > 0 && w->block<S>(r.high - 1) >= seen.high) r.high--;
+  while (r.low < r.high && w->block<S>(r.low) < seen.low) r.low++;
+  r.full_high = r.high;
+  while (r.full_high > r.low && w->block<S>(r.full_high - 1) >= seen.full_high) r.full_high--;
+  r.full_low = r.low;
+  while (r.full_low < r.full_high && w->block<S>(r.full_low) < seen.full_low) r.full_low++;
+}
 
 template <typename S>
 __device__ __forceinline__ bool locate(const forward_parameters &p, int item, forward_work *w) {
@@ -74,6 +102,7 @@ __device__ __forceinline__ bool locate(const forward_parameters &p, int item, fo
   w->s = sequence_of(p.e, w->batch);
   if (w->first >= w->s.query_length) return false;
   w->keys = keys_seen(p.e, w->s, w->first, S::ROWS, S::WIDTH);
+  if constexpr (S::LISTED) find_places<S>(p.list, w);
   return true;
 }
 
@@ -112,7 +141,8 @@ __device__ void forward_produce(const forward_parameters &p, char *shared, uint3
     forward_work w;
     if (!locate<S>(p, item, &w)) continue;
     const int batch = p.e.query_offsets ? 0 : w.batch;
-    auto load_k = [&](int n) {
+    auto load_k = [&](int i) {
+      const int n = w.block<S>(i);
       barrier_wait(barriers.k_empty + 8 * k_ring.stage, k_ring.phase ^ 1);
       const uint32_t full = barriers.k_full + 8 * k_ring.stage;
       barrier_expect(full, S::block_bytes);
@@ -120,7 +150,8 @@ __device__ void forward_produce(const forward_parameters &p, char *shared, uint3
                         BOX, w.kv_head, w.s.key_start + n * S::WIDTH, batch);
       k_ring.next();
     };
-    auto load_v = [&](int n) {
+    auto load_v = [&](int i) {
+      const int n = w.block<S>(i);
       barrier_wait(barriers.v_empty + 8 * v_ring.stage, v_ring.phase ^ 1);
       const uint32_t full = barriers.v_full + 8 * v_ring.stage;
       barrier_expect(full, S::block_bytes);
@@ -217,7 +248,8 @@ __device__ void forward_consume(const forward_parameters &p, char *shared, uint3
       float scores[WIDTH / 2], factor[2];
       uint32_t weights[WIDTH / 16][4];
       const int position = w.first + row0 + w.s.shift; /* i' of the first row */
-      auto mask = [&](int n) {
+      auto mask = [&](int i) {
+        const int n = w.block<S>(i);
         int low[2], high[2];
 #pragma unroll
         for (int row = 0; row < 2; row++) {
@@ -249,9 +281,10 @@ __device__ void forward_consume(const forward_parameters &p, char *shared, uint3
       if (n >= w.keys.full_high || n < w.keys.full_low) mask(n);
       weigh(scores, &rows, factor, p.scale_log2);
       operands<T>(weights, scores);
-      if ((p.e.key_offsets || p.e.key_lengths) && (n + 1) * WIDTH > w.s.key_length) {
+      const int first_key = w.block<S>(n) * WIDTH;
+      if ((p.e.key_offsets || p.e.key_lengths) && first_key + WIDTH > w.s.key_length) {
         barrier_wait(barriers.v_full + 8 * v_ring.stage, v_ring.phase);
-        values_clear<S>(shared + (v_tile() - base), w.s.key_length - n * WIDTH);
+        values_clear<S>(shared + (v_tile() - base), w.s.key_length - first_key);
       }
 
       /* Scores of block n beside the product of block n + 1's weights with V. */
@@ -385,15 +418,18 @@ __global__ __launch_bounds__(S::THREADS,
   }
 }
 
+enum { LISTED_ROWS = 128 }; /* of a work item where there is a block list */
+
 bool forward_plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
                   attn_cuda_choice *choice) {
   /* Fewer queries leave most rows of a block empty: decoding has its own algorithms. */
   const int64_t fewest_queries = 16;
   if (!offered(device, problem) || problem->query_length < fewest_queries) return false;
+  if (problem->list_queries % LISTED_ROWS || problem->list_keys % 64) return false;
   choice->workspace_bytes = 256; /* the counter of work items */
   snprintf(choice->description, sizeof choice->description,
            "wgmma, warp-specialised, blocks of %d queries, %d multiprocessors",
-           problem->dim == 64 ? 192 : 128, device->multiprocessors);
+           problem->dim == 64 && !problem->list_keys ? 192 : LISTED_ROWS, device->multiprocessors);
   return true;
 }
 
@@ -432,6 +468,7 @@ attn_status forward_launch(const attn_cuda_device *device, const attn_softmax_pr
   p.section = (int)(section < pairs ? section : pairs);
   p.items = (int)(pairs * p.blocks);
   p.counter = (int *)workspace;
+  p.list = block_list_of(problem, args);
   const int grid = p.items < device->multiprocessors ? p.items : device->multiprocessors;
   if (grid == 0) return ATTN_OK;
   ATTN_CUDA_TRY(cudaMemsetAsync(workspace, 0, sizeof(int), stream));
@@ -445,10 +482,15 @@ attn_status forward_launch(const attn_cuda_device *device, const attn_softmax_pr
 template <typename T>
 attn_status forward_choose(const attn_cuda_device *device, const attn_softmax_problem *problem,
                            const attn_softmax_args *args, void *workspace, cudaStream_t stream) {
-  if (problem->dim == 64)
-    return forward_launch<T, forward_shape<64, 128, 3, 2>>(device, problem, args, workspace,
-                                                           stream);
-  return forward_launch<T, forward_shape<128, 128, 2, 2>>(device, problem, args, workspace, stream);
+  auto launch = forward_launch<T, forward_shape<128, 128, 2, 2>>;
+  if (problem->dim == 64) launch = forward_launch<T, forward_shape<64, 128, 3, 2>>;
+  if (problem->list_keys && problem->dim == 64)
+    launch = problem->list_keys % 128 ? forward_launch<T, forward_shape<64, 64, 2, 4, true>>
+                                      : forward_launch<T, forward_shape<64, 128, 2, 2, true>>;
+  else if (problem->list_keys)
+    launch = problem->list_keys % 128 ? forward_launch<T, forward_shape<128, 64, 2, 4, true>>
+                                      : forward_launch<T, forward_shape<128, 128, 2, 2, true>>;
+  return launch(device, problem, args, workspace, stream);
 }
 
 attn_status forward_run(const attn_cuda_device *device, const attn_cuda_choice *,
