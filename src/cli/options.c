@@ -155,6 +155,7 @@ static bool parse_value(const value_context *c, char *text, void *field) {
     return in_range(o, *(double *)field) || out_of_range(c);
   case ATTN_OPTION_DTYPE: return find_choice(c) >= 0 && attn_dtype_parse(text, field) == ATTN_OK;
   case ATTN_OPTION_CHOICE: return (*(int *)field = find_choice(c)) >= 0;
+  case ATTN_OPTION_NAME: *(const char **)field = text; return find_choice(c) >= 0;
   case ATTN_OPTION_WORDS: return add_word(c, field, text);
   case ATTN_OPTION_LIST: return parse_list(c, text, field);
   case ATTN_OPTION_NUMBERS: return parse_numbers(c, field);
@@ -327,6 +328,7 @@ void attn_option_default(const attn_command *command, const attn_option *option,
     break;
   case ATTN_OPTION_CHOICE: snprintf(text, size, "%s", option->choices[*(const int *)field]); break;
   case ATTN_OPTION_TEXT:
+  case ATTN_OPTION_NAME:
     if (*(const char *const *)field) snprintf(text, size, "%s", *(const char *const *)field);
     break;
   case ATTN_OPTION_LIST:

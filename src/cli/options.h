@@ -35,6 +35,7 @@ typedef enum attn_option_kind {
   ATTN_OPTION_TEXT,     /* [const char *] */
   ATTN_OPTION_DTYPE,    /* [attn_dtype] one of `choices` */
   ATTN_OPTION_CHOICE,   /* [int] index into `choices` */
+  ATTN_OPTION_NAME,     /* [const char *] one of `choices`, or NULL without the option */
   ATTN_OPTION_WORDS,    /* [attn_words] all words up to the next option; may be repeated */
   ATTN_OPTION_LIST,     /* [attn_words] names with commas between them: a,b */
   ATTN_OPTION_NUMBERS,  /* [attn_numbers] with commas: 1K,4K */
