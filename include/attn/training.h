@@ -37,12 +37,14 @@ typedef struct attn_training_options {
   int data_count;
   double validation_fraction; /* [0, 1); 0: no validation */
 
-  /* Or a task (*) instead of a text: "mqar", multi-query associative recall (arXiv 2312.04927), in
-   * examples of `length` tokens, validated on others. */
+  /* Or a task (*) instead of a text, e.g. "mqar", multi-query associative recall (arXiv
+   * 2312.04927), in examples of `length` tokens, validated on others; docs/tasks.md lists them. An
+   * option that the task does not have is refused. */
   const char *task;        /* NULL: the text */
-  int64_t task_pairs;      /* 0: 4 */
+  int64_t task_pairs;      /* things to be remembered; 0: as many as is usual for the task */
   int64_t task_vocabulary; /* 0: the model's */
-  double task_power;       /* 0: 0.01 */
+  double task_power;       /* mqar: of the law that spreads queries; 0: 0.01 */
+  bool task_zeros;         /* mqar: 0 between the queries instead of any token */
 
   /* The output directory, made if needed: config.json and model.safetensors (weights in
    * `save_dtype`), training.safetensors (the checkpoint), loss.svg and loss.csv. */

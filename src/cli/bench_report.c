@@ -1,5 +1,6 @@
 /* The rows of attn bench as a table, as JSON, as a chart and as a page. */
 #include "cli/bench.h"
+#include "cli/page.h"
 #include "base/cpu.h"
 #include "base/memory.h"
 #include "base/progress.h"
@@ -218,32 +219,11 @@ attn_status attn_bench_write_svg(const attn_bench_report *report, const char *pa
 /* Page ------------------------------------------------------------------------------------------
  */
 
-static void escaped(attn_text *out, const char *text) {
-  for (; *text; ++text) {
-    if (*text == '&')
-      attn_text_print(out, "&amp;");
-    else if (*text == '<')
-      attn_text_print(out, "&lt;");
-    else
-      attn_text_add(out, text, 1);
-  }
-}
-
-static const char page_start[] =
-    "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>attn bench</title>\n"
-    "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<style>\n"
-    ":root{color-scheme:light dark}\n"
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}\n"
-    "table{border-collapse:collapse;width:100%}\n"
-    "th,td{padding:.25rem .5rem;text-align:right;border-bottom:1px solid #8884}\n"
-    "th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}\n"
-    "figure{margin:1.5rem 0}svg{max-width:100%;height:auto}\n</style></head><body>\n";
-
 static void page_row(attn_text *out, const attn_bench_row *r) {
   char length[ATTN_FORMAT_SIZE], time[ATTN_FORMAT_SIZE], tokens[ATTN_FORMAT_SIZE],
       memory[ATTN_FORMAT_SIZE], peak[ATTN_FORMAT_SIZE], copy[ATTN_FORMAT_SIZE];
   attn_text_print(out, "<tr title=\"");
-  escaped(out, r->plan);
+  attn_page_text(out, r->plan);
   attn_text_print(out,
                   "\"><td>%s</td><td>%s</td><td>%s</td><td>%s</td><td>%s</td><td>%s</td><td>%s</td>"
                   "<td>%.3f</td><td>%s</td><td>%s</td><td>%.1e</td></tr>\n",
@@ -256,8 +236,9 @@ static void page_row(attn_text *out, const attn_bench_row *r) {
 
 static void page(attn_text *out, const attn_bench_report *report, const char *svg) {
   const attn_bench_limits *l = &report->limits;
-  attn_text_print(out, "%s<h1>attn bench</h1>\n<p>", page_start);
-  escaped(out, attn_device_description(report->device));
+  attn_page_begin(out, "attn bench");
+  attn_text_print(out, "<p>");
+  attn_page_text(out, attn_device_description(report->device));
   attn_text_print(out,
                   "; %d threads, kernels %s; libattn %s.<br>Limits measured in this run: bfloat16 "
                   "%.3g TFLOP/s, float32 %.3g TFLOP/s, copy %.3g GB/s.</p>\n<figure>%s</figure>\n"
@@ -267,24 +248,21 @@ static void page(attn_text *out, const attn_bench_report *report, const char *sv
                   attn_get_threads(), attn_kernel_path_name(attn_get_kernel_path()), attn_version(),
                   l->bf16_flops / 1e12, l->f32_flops / 1e12, l->copy_bytes / 1e9, svg);
   for (int i = 0; i < report->count; ++i) page_row(out, &report->rows[i]);
-  attn_text_print(out, "</table>\n<p>Time is the median; error is relative to float64.</p>\n"
-                       "</body></html>\n");
+  attn_text_print(out, "</table>\n<p>Time is the median; error is relative to float64.</p>\n");
+  attn_page_end(out);
 }
 
 attn_status attn_bench_write_html(const attn_bench_report *report, const char *path) {
   picture *p = draw(report);
   if (!p) return attn_fail(ATTN_INVALID_ARGUMENT, "there is no row to write into %s", path);
   attn_text out = {0};
-  char *svg = NULL, *text = NULL;
+  char *svg = NULL;
   attn_status status = attn_chart_svg(&p->chart, 0, 0, &svg);
   attn_free(p);
   if (status == ATTN_OK) {
     page(&out, report, svg);
-    size_t size = out.length;
-    status = attn_text_take(&out, &text);
-    if (status == ATTN_OK) status = attn_file_write(path, text, size);
+    status = attn_page_write(&out, path);
   }
   attn_free(svg);
-  attn_free(text);
   return status;
 }

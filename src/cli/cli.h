@@ -68,6 +68,31 @@ attn_status attn_open_text_model(const char *given, attn_dtype compute, const ch
         offset, 0, 0, NULL                                                                         \
   }
 
+/* The rows of the options that say what a task (src/tasks/) is like; needs tasks/task.h. */
+#define ATTN_TASK_OPTION(offset)                                                                   \
+  {                                                                                                \
+    "task", 't', ATTN_OPTION_NAME, "NAME", "Examples made by a rule instead of a text", offset, 0, \
+        0, attn_task_names                                                                         \
+  }
+#define ATTN_PAIRS_OPTION(offset)                                                                  \
+  {                                                                                                \
+    "pairs", 0, ATTN_OPTION_INT, "N",                                                              \
+        "Of the task: what has to be remembered, be it keys with values, symbols, digits or "      \
+        "needles; 0: as many as is usual.",                                                        \
+        offset, 0, 1 << 22, NULL                                                                   \
+  }
+#define ATTN_POWER_OPTION(offset)                                                                  \
+  {                                                                                                \
+    "power", 0, ATTN_OPTION_REAL, "A",                                                             \
+        "Of mqar: slots of queries are drawn in proportion to j^(A-1); 1: evenly, 0: 0.01.",       \
+        offset, 0, 1e6, NULL                                                                       \
+  }
+#define ATTN_ZEROS_OPTION(offset)                                                                  \
+  {                                                                                                \
+    "zeros", 0, ATTN_OPTION_FLAG, NULL, "Of mqar: fill up with 0 instead of random tokens.",       \
+        offset, 0, 0, NULL                                                                         \
+  }
+
 /* dtypes that models and operators compute in */
 extern const char *const attn_compute_dtypes[];
 

@@ -9,17 +9,16 @@
 #include "base/progress.h"
 #include "files/corpus.h"
 #include "models/model.h"
-#include "tasks/mqar.h"
+#include "tasks/task.h"
 
 #include <math.h>
 
 typedef struct eval_options {
   attn_words data;
-  int task;
-  int64_t examples, length, pairs, vocabulary;
+  const char *task; /* NULL: a text */
+  attn_task_options task_options;
+  int64_t examples;
   uint64_t seed;
-  double power;
-  bool zeros;
   int64_t window, overlap, limit, threads;
   attn_dtype dtype;
   const char *device;
@@ -119,83 +118,81 @@ static json_t *to_json(const eval_options *o, const evaluation *e, double rate) 
 /* Tasks -----------------------------------------------------------------------------------------
  */
 
-static const char *const tasks[] = {"none", "mqar", NULL};
-
 typedef struct answers {
   attn_model *model;
-  attn_mqar task;
+  const attn_task *task;
+  attn_task_options options; /* settled */
   double accuracy, seconds;
 } answers;
 
 static attn_status make_task(const eval_options *o, answers *a) {
   attn_model_info info;
+  ATTN_TRY(attn_task_find(o->task, &a->task));
   ATTN_TRY(attn_model_get_info(a->model, &info));
-  a->task = (attn_mqar)ATTN_MQAR_INIT;
-  a->task.length = o->length, a->task.pairs = o->pairs;
-  a->task.power = o->power, a->task.random_filler = !o->zeros;
-  a->task.vocabulary = o->vocabulary ? o->vocabulary : info.vocabulary;
-  if (a->task.vocabulary <= info.vocabulary) return ATTN_OK;
+  a->options = o->task_options;
+  if (!a->options.vocabulary) a->options.vocabulary = info.vocabulary;
+  if (a->options.vocabulary <= info.vocabulary) return attn_task_settle(a->task, &a->options);
   return attn_fail(ATTN_INVALID_ARGUMENT, "--vocabulary is %lld, the model has %lld tokens",
-                   (long long)a->task.vocabulary, (long long)info.vocabulary);
+                   (long long)a->options.vocabulary, (long long)info.vocabulary);
 }
 
 static attn_status answer(const eval_options *o, const char *path, answers *a) {
   ATTN_TRY(attn_set_threads((int)o->threads));
   ATTN_TRY(attn_open_model(path, o->dtype, o->device, &a->model, NULL));
   ATTN_TRY(make_task(o, a));
-  int64_t numbers = o->examples * a->task.length;
+  int64_t numbers = o->examples * a->options.length;
   int32_t *inputs = attn_alloc_array((size_t)numbers, 2 * sizeof *inputs);
   if (!inputs) return ATTN_OUT_OF_MEMORY;
-  attn_status status = attn_mqar_generate(&a->task, o->seed, ATTN_TASK_TEST, 0, o->examples, inputs,
-                                          inputs + numbers);
+  attn_status status = attn_task_generate(a->task, &a->options, o->seed, ATTN_TASK_TEST, 0,
+                                          o->examples, inputs, inputs + numbers);
   double start = attn_now();
   if (status == ATTN_OK)
-    status = attn_model_accuracy(a->model, inputs, inputs + numbers, o->examples, a->task.length,
+    status = attn_model_accuracy(a->model, inputs, inputs + numbers, o->examples, a->options.length,
                                  &a->accuracy);
   a->seconds = attn_now() - start;
   attn_free(inputs);
   return status;
 }
 
+static json_t *answers_json(const eval_options *o, const answers *a, double rate) {
+  return json_pack("{s:s, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "task", o->task, "examples",
+                   (json_int_t)o->examples, "length", (json_int_t)a->options.length, "pairs",
+                   (json_int_t)a->options.pairs, "vocabulary", (json_int_t)a->options.vocabulary,
+                   "accuracy", attn_json_real(a->accuracy), "chance",
+                   attn_json_real(a->task->chance(&a->options)), "seconds",
+                   attn_json_real(a->seconds), "tokens_per_second", attn_json_real(rate));
+}
+
+static void print_answers(const eval_options *o, const answers *a, double rate) {
+  char speed[ATTN_FORMAT_SIZE];
+  printf("task            %s: %lld examples of %lld tokens, ", o->task, (long long)o->examples,
+         (long long)a->options.length);
+  if (a->options.pairs) printf("%lld pairs, ", (long long)a->options.pairs);
+  printf("vocabulary %lld\n", (long long)a->options.vocabulary);
+  printf("accuracy        %.2f %% (a guess among the answers: %.2f %%)\n", 100 * a->accuracy,
+         100 * a->task->chance(&a->options));
+  printf("speed           %s tokens/s\n", attn_format_count(rate, speed, sizeof speed));
+}
+
 static int run_task(const attn_command *command, const eval_options *o, const char *path) {
   answers a = {0};
   attn_status status = answer(o, path, &a);
-  double tokens = (double)(o->examples * o->length), guess = 2 / (double)a.task.vocabulary;
-  char speed[ATTN_FORMAT_SIZE];
   attn_model_destroy(a.model);
   if (status != ATTN_OK) return attn_report(command, status);
-  if (o->json)
-    return attn_print_json(command,
-                           json_pack("{s:s, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "task",
-                                     tasks[o->task], "examples", (json_int_t)o->examples, "length",
-                                     (json_int_t)a.task.length, "pairs", (json_int_t)a.task.pairs,
-                                     "vocabulary", (json_int_t)a.task.vocabulary, "accuracy",
-                                     attn_json_real(a.accuracy), "chance", attn_json_real(guess),
-                                     "seconds", attn_json_real(a.seconds), "tokens_per_second",
-                                     attn_json_real(a.seconds > 0 ? tokens / a.seconds : 0)),
-                           false);
-  printf("task            %s: %lld examples of %lld tokens, %lld pairs, vocabulary %lld\n",
-         tasks[o->task], (long long)o->examples, (long long)a.task.length, (long long)a.task.pairs,
-         (long long)a.task.vocabulary);
-  printf("accuracy        %.2f %% (a guess among the values: %.2f %%)\n", 100 * a.accuracy,
-         100 * guess);
-  printf("speed           %s tokens/s\n",
-         attn_format_count(a.seconds > 0 ? tokens / a.seconds : 0, speed, sizeof speed));
+  double tokens = (double)(o->examples * a.options.length);
+  double rate = a.seconds > 0 ? tokens / a.seconds : 0;
+  if (o->json) return attn_print_json(command, answers_json(o, &a, rate), false);
+  print_answers(o, &a, rate);
   return ATTN_EXIT_OK;
 }
 
-static const eval_options defaults = {.window = 2048,
-                                      .examples = 1000,
-                                      .length = 64,
-                                      .pairs = 4,
-                                      .power = 0.01,
-                                      .dtype = ATTN_BF16,
-                                      .device = ATTN_DEVICE_AUTO};
+static const eval_options defaults = {
+    .window = 2048, .examples = 1000, .dtype = ATTN_BF16, .device = ATTN_DEVICE_AUTO};
 
 static bool is_for_tasks(const eval_options *o) {
-  const eval_options *d = &defaults;
-  return o->examples != d->examples || o->length != d->length || o->pairs != d->pairs ||
-         o->vocabulary || o->power != d->power || o->zeros || o->seed;
+  const attn_task_options *t = &o->task_options;
+  return o->examples != defaults.examples || t->length || t->pairs || t->vocabulary ||
+         t->power != 0 || t->zeros || o->seed;
 }
 
 static bool is_for_texts(const eval_options *o) {
@@ -231,6 +228,7 @@ static int run(const attn_command *command, void *options, const attn_words *wor
 }
 
 #define AT(field) ATTN_FIELD(eval_options, field)
+#define OF(field) ATTN_FIELD(eval_options, task_options.field)
 static const attn_option table[] = {
     {"data", 'd', ATTN_OPTION_WORDS, "PATH...", "The text: files, and directories of files.",
      AT(data), 0, 0, NULL},
@@ -242,20 +240,15 @@ static const attn_option table[] = {
      AT(overlap), 0, 1 << 30, NULL},
     {"limit", 0, ATTN_OPTION_INT, "N", "Only the first N tokens; 0: all of them.", AT(limit), 0,
      1LL << 40, NULL},
-    {"task", 't', ATTN_OPTION_CHOICE, "NAME",
-     "A task instead of a text; mqar is Zoology's multi-query associative recall", AT(task), 0, 0,
-     tasks},
+    ATTN_TASK_OPTION(AT(task)),
+    ATTN_PAIRS_OPTION(OF(pairs)),
+    ATTN_POWER_OPTION(OF(power)),
+    ATTN_ZEROS_OPTION(OF(zeros)),
     {"examples", 0, ATTN_OPTION_INT, "N", "Of the task.", AT(examples), 1, 1 << 24, NULL},
-    {"length", 0, ATTN_OPTION_INT, "N", "Tokens of an example.", AT(length), 4, 1 << 24, NULL},
-    {"pairs", 0, ATTN_OPTION_INT, "N", "Keys with values in an example.", AT(pairs), 1, 1 << 22,
-     NULL},
-    {"vocabulary", 0, ATTN_OPTION_INT, "N",
-     "Tokens that the task uses, half of them keys; 0: the model's.", AT(vocabulary), 0, 1 << 30,
-     NULL},
-    {"power", 0, ATTN_OPTION_REAL, "A",
-     "Slots of queries are drawn in proportion to j^(A-1); 1: evenly.", AT(power), 1e-6, 1e6, NULL},
-    {"zeros", 0, ATTN_OPTION_FLAG, NULL, "Fill up with 0 instead of random tokens.", AT(zeros), 0,
-     0, NULL},
+    {"length", 0, ATTN_OPTION_INT, "N", "Tokens of an example; 0: as is usual for the task.",
+     OF(length), 0, 1 << 24, NULL},
+    {"vocabulary", 0, ATTN_OPTION_INT, "N", "Tokens that the task uses; 0: the model's.",
+     OF(vocabulary), 0, 1 << 30, NULL},
     {"seed", 0, ATTN_OPTION_SEED, "N", "Of the examples.", AT(seed), 0, 0, NULL},
     {"dtype", 0, ATTN_OPTION_DTYPE, "TYPE", "Of the computation", AT(dtype), 0, 0,
      attn_compute_dtypes},

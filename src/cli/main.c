@@ -8,13 +8,13 @@
 #include <string.h>
 
 extern const attn_command attn_command_run, attn_command_serve, attn_command_train,
-    attn_command_eval, attn_command_embed, attn_command_bench, attn_command_list, attn_command_info,
-    attn_command_convert, attn_command_help;
+    attn_command_eval, attn_command_compare, attn_command_embed, attn_command_bench,
+    attn_command_list, attn_command_info, attn_command_convert, attn_command_help;
 
 const attn_command *const attn_commands[] = {
-    &attn_command_run,     &attn_command_serve, &attn_command_train, &attn_command_eval,
-    &attn_command_embed,   &attn_command_bench, &attn_command_list,  &attn_command_info,
-    &attn_command_convert, &attn_command_help,
+    &attn_command_run,     &attn_command_serve,   &attn_command_train, &attn_command_eval,
+    &attn_command_compare, &attn_command_embed,   &attn_command_bench, &attn_command_list,
+    &attn_command_info,    &attn_command_convert, &attn_command_help,
 };
 const int attn_command_count = ATTN_COUNT(attn_commands);
 

@@ -123,23 +123,45 @@ static bool parse_list(const value_context *c, char *text, attn_words *words) {
   return true;
 }
 
+enum { NUMBER_SIZE = 32 };
+
+/* The next of several numbers; *rest then stands behind its comma, or is NULL at the end. */
+static bool next_number(const value_context *c, const char **rest, int count,
+                        char one[NUMBER_SIZE]) {
+  size_t size = strcspn(*rest, ",");
+  if (size >= NUMBER_SIZE) return wrong(c, "numbers with commas between them");
+  if (count == ATTN_MOST_NUMBERS) return wrong(c, "at most 64 numbers");
+  memcpy(one, *rest, size);
+  one[size] = '\0';
+  *rest = (*rest)[size] ? *rest + size + 1 : NULL;
+  return true;
+}
+
 static bool parse_numbers(const value_context *c, attn_numbers *numbers) {
-  const char *item = c->text;
-  char one[32];
+  char one[NUMBER_SIZE];
   numbers->count = 0;
-  for (;;) {
-    size_t size = strcspn(item, ",");
+  for (const char *rest = c->text; rest;) {
     int64_t value;
-    if (size >= sizeof one) return wrong(c, "numbers with commas between them");
-    memcpy(one, item, size);
-    one[size] = '\0';
+    if (!next_number(c, &rest, numbers->count, one)) return false;
     if (!parse_int(one, &value)) return wrong(c, "numbers with commas between them, e.g. 1K,4K");
     if (!in_range(c->option, (double)value)) return out_of_range(c);
-    if (numbers->count == ATTN_MOST_NUMBERS) return wrong(c, "at most 64 numbers");
     numbers->items[numbers->count++] = value;
-    if (!item[size]) return true;
-    item += size + 1;
   }
+  return true;
+}
+
+static bool parse_reals(const value_context *c, attn_reals *reals) {
+  char one[NUMBER_SIZE];
+  reals->count = 0;
+  for (const char *rest = c->text; rest;) {
+    double value;
+    if (!next_number(c, &rest, reals->count, one)) return false;
+    if (!parse_real(one, &value))
+      return wrong(c, "numbers with commas between them, e.g. 0.001,0.01");
+    if (!in_range(c->option, value)) return out_of_range(c);
+    reals->items[reals->count++] = value;
+  }
+  return true;
 }
 
 static bool parse_value(const value_context *c, char *text, void *field) {
@@ -155,9 +177,11 @@ static bool parse_value(const value_context *c, char *text, void *field) {
     return in_range(o, *(double *)field) || out_of_range(c);
   case ATTN_OPTION_DTYPE: return find_choice(c) >= 0 && attn_dtype_parse(text, field) == ATTN_OK;
   case ATTN_OPTION_CHOICE: return (*(int *)field = find_choice(c)) >= 0;
+  case ATTN_OPTION_NAME: *(const char **)field = text; return find_choice(c) >= 0;
   case ATTN_OPTION_WORDS: return add_word(c, field, text);
   case ATTN_OPTION_LIST: return parse_list(c, text, field);
   case ATTN_OPTION_NUMBERS: return parse_numbers(c, field);
+  case ATTN_OPTION_REALS: return parse_reals(c, field);
   default: *(const char **)field = text; return true;
   }
 }
@@ -327,6 +351,7 @@ void attn_option_default(const attn_command *command, const attn_option *option,
     break;
   case ATTN_OPTION_CHOICE: snprintf(text, size, "%s", option->choices[*(const int *)field]); break;
   case ATTN_OPTION_TEXT:
+  case ATTN_OPTION_NAME:
     if (*(const char *const *)field) snprintf(text, size, "%s", *(const char *const *)field);
     break;
   case ATTN_OPTION_LIST:
@@ -341,6 +366,13 @@ void attn_option_default(const attn_command *command, const attn_option *option,
       size_t used = strlen(text);
       if (i && used + 1 < size) text[used++] = ',';
       print_number(text + used, size - used, ((const attn_numbers *)field)->items[i]);
+    }
+    break;
+  case ATTN_OPTION_REALS:
+    for (int i = 0; i < ((const attn_reals *)field)->count; ++i) {
+      size_t used = strlen(text);
+      snprintf(text + used, size - used, "%s%.6g", i ? "," : "",
+               ((const attn_reals *)field)->items[i]);
     }
     break;
   default: break;

@@ -26,6 +26,11 @@ typedef struct attn_numbers {
   int count;
 } attn_numbers;
 
+typedef struct attn_reals {
+  double items[ATTN_MOST_NUMBERS];
+  int count;
+} attn_reals;
+
 /* The field is of the type in brackets. */
 typedef enum attn_option_kind {
   ATTN_OPTION_FLAG = 0, /* [bool] becomes true */
@@ -35,9 +40,11 @@ typedef enum attn_option_kind {
   ATTN_OPTION_TEXT,     /* [const char *] */
   ATTN_OPTION_DTYPE,    /* [attn_dtype] one of `choices` */
   ATTN_OPTION_CHOICE,   /* [int] index into `choices` */
+  ATTN_OPTION_NAME,     /* [const char *] one of `choices`, or NULL without the option */
   ATTN_OPTION_WORDS,    /* [attn_words] all words up to the next option; may be repeated */
   ATTN_OPTION_LIST,     /* [attn_words] names with commas between them: a,b */
   ATTN_OPTION_NUMBERS,  /* [attn_numbers] with commas: 1K,4K */
+  ATTN_OPTION_REALS,    /* [attn_reals] with commas: 1e-3,0.01 */
 } attn_option_kind;
 
 typedef struct attn_option {

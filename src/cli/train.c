@@ -4,6 +4,7 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "base/io.h"
+#include "tasks/task.h"
 
 #include <math.h>
 #include <string.h>
@@ -160,9 +161,9 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   bool has_fraction = o->training.validation_fraction != defaults.training.validation_fraction;
   if (o->training.task && has_fraction)
     return attn_misuse(command, "--validation is for texts: a task has examples of its own for it");
-  if (!o->training.task &&
-      (o->training.task_pairs || o->training.task_vocabulary || o->training.task_power != 0))
-    return attn_misuse(command, "--pairs, --vocabulary and --power need --task");
+  if (!o->training.task && (o->training.task_pairs || o->training.task_vocabulary ||
+                            o->training.task_power != 0 || o->training.task_zeros))
+    return attn_misuse(command, "--pairs, --vocabulary, --power and --zeros need --task");
   if (!o->training.task && !o->data.count)
     return attn_misuse(command, "--data is missing: the text to train on");
   if (!o->training.output)
@@ -182,16 +183,12 @@ static const char *const save_dtypes[] = {"bfloat16", "float32", "float16", NULL
 static const attn_option table[] = {
     {"data", 'd', ATTN_OPTION_WORDS, "PATH...", "The text: files, and directories of files.",
      AT(data), 0, 0, NULL},
-    {"task", 't', ATTN_OPTION_TEXT, "NAME",
-     "A task instead of a text: mqar, Zoology's multi-query associative recall.", OF(task), 0, 0,
-     NULL},
-    {"pairs", 0, ATTN_OPTION_INT, "N", "Of the task: keys with values in an example; 0: 4.",
-     OF(task_pairs), 0, 1 << 22, NULL},
+    ATTN_TASK_OPTION(OF(task)),
+    ATTN_PAIRS_OPTION(OF(task_pairs)),
+    ATTN_POWER_OPTION(OF(task_power)),
+    ATTN_ZEROS_OPTION(OF(task_zeros)),
     {"vocabulary", 0, ATTN_OPTION_INT, "N", "Of the task; 0: the model's.", OF(task_vocabulary), 0,
      1 << 30, NULL},
-    {"power", 0, ATTN_OPTION_REAL, "A",
-     "Of the task: slots of queries are drawn in proportion to j^(A-1); 0: 0.01.", OF(task_power),
-     0, 1e6, NULL},
     {"out", 'o', ATTN_OPTION_TEXT, "DIR",
      "Directory for the model, its checkpoint and the loss "
      "curve (loss.svg, loss.csv); made if needed.",
@@ -269,7 +266,10 @@ const attn_command attn_command_train = {
         "into DIR, with the loss curve. If DIR has a checkpoint of the same run, training "
         "continues from it, to the same bits as without the interruption.\n\nCtrl-C writes a "
         "checkpoint and stops; a second Ctrl-C stops at once. With --json, each line is an object "
-        "with the key \"event\": \"progress\", \"done\" or \"interrupted\".",
+        "with the key \"event\": \"progress\", \"done\" or \"interrupted\".\n\n"
+        "With --task, examples are made by a rule instead of taken from a text, and what the model "
+        "has to give is said at some positions; `attn eval --task` counts how often it does. "
+        "docs/tasks.md describes the tasks.",
     .examples =
         "attn train --data book.txt --out runs/mine\tthe small default model\n"
         "attn train --data texts/ --out runs/gdn --config gdn.json --steps 5000\tanother one\n"

@@ -137,17 +137,29 @@ static void add_ticks(attn_axis *axis, int wanted) {
     add_linear_ticks(axis, low, high, nice_step((high - low) / wanted));
 }
 
-static void extent(const attn_chart *chart, bool of_y, double *low, double *high) {
-  *low = INFINITY;
-  *high = -INFINITY;
+bool attn_chart_has_spread(const attn_chart *chart, int series, int64_t i) {
+  const attn_chart_spread *spread = chart->spread ? &chart->spread[series] : NULL;
+  return spread && fits(chart->y_scale, spread->low[i]) && fits(chart->y_scale, spread->high[i]);
+}
+
+static void extend(attn_axis *axis, double value) {
+  double place = to_scale(axis->scale, value);
+  axis->low = fmin(axis->low, place);
+  axis->high = fmax(axis->high, place);
+}
+
+static void find_extents(const attn_chart *chart, attn_axis *x, attn_axis *y) {
+  x->low = y->low = INFINITY;
+  x->high = y->high = -INFINITY;
   for (int s = 0; s < chart->series_count; ++s) {
     const attn_chart_series *series = &chart->series[s];
     for (int64_t i = 0; i < series->count; ++i) {
       if (!attn_chart_drawable(chart, series, i)) continue;
-      double value =
-          to_scale(of_y ? chart->y_scale : chart->x_scale, of_y ? series->y[i] : series->x[i]);
-      *low = fmin(*low, value);
-      *high = fmax(*high, value);
+      extend(x, series->x[i]);
+      extend(y, series->y[i]);
+      if (!attn_chart_has_spread(chart, s, i)) continue;
+      extend(y, chart->spread[s].low[i]);
+      extend(y, chart->spread[s].high[i]);
     }
   }
 }
@@ -161,6 +173,12 @@ static void widen(attn_axis *axis) {
   axis->high += margin;
 }
 
+static void keep_margin(attn_axis *axis) {
+  double span = axis->high - axis->low;
+  axis->low -= 0.06 * span;
+  axis->high += 0.06 * span;
+}
+
 /* The y axis ends at ticks, or keeps a margin where it is logarithmic. */
 static void round_outwards(attn_axis *axis, int wanted) {
   double span = axis->high - axis->low;
@@ -169,8 +187,7 @@ static void round_outwards(attn_axis *axis, int wanted) {
     axis->low = floor(axis->low / step + 1e-6) * step;
     axis->high = ceil(axis->high / step - 1e-6) * step;
   } else {
-    axis->low -= 0.06 * span;
-    axis->high += 0.06 * span;
+    keep_margin(axis);
   }
 }
 
@@ -190,8 +207,7 @@ attn_status attn_chart_axes(const attn_chart *chart, int x_ticks, int y_ticks, a
   ATTN_TRY(check(chart));
   *x = (attn_axis){.scale = chart->x_scale};
   *y = (attn_axis){.scale = chart->y_scale};
-  extent(chart, false, &x->low, &x->high);
-  extent(chart, true, &y->low, &y->high);
+  find_extents(chart, x, y);
   if (!(x->low <= x->high))
     return attn_fail(ATTN_INVALID_ARGUMENT, "chart: no series has a point that can be drawn");
   if (chart->y_from_zero && y->scale == ATTN_LINEAR) {
@@ -200,6 +216,7 @@ attn_status attn_chart_axes(const attn_chart *chart, int x_ticks, int y_ticks, a
   }
   widen(x);
   widen(y);
+  if (chart->scatter) keep_margin(x);
   round_outwards(y, y_ticks);
   add_ticks(x, x_ticks);
   add_ticks(y, y_ticks);

@@ -1,5 +1,5 @@
-/* Line charts: as SVG (self-contained, follows the reader's light or dark theme), as text for a
- * terminal, and their numbers as CSV. */
+/* Charts of lines, or of points with their spread: as SVG (self-contained, follows the reader's
+ * light or dark theme), as text for a terminal, and their numbers as CSV. */
 #ifndef ATTN_FILES_CHART_H
 #define ATTN_FILES_CHART_H
 
@@ -13,11 +13,18 @@ typedef struct attn_chart_series {
   int64_t count;
 } attn_chart_series;
 
+/* Of each point of a series: drawn as a bar where both ends fit the axis. */
+typedef struct attn_chart_spread {
+  const double *low, *high;
+} attn_chart_spread;
+
 typedef struct attn_chart {
   const char *title, *subtitle, *x_label, *y_label; /* NULL: none */
   attn_chart_scale x_scale, y_scale;
   bool y_from_zero; /* linear y axis: includes 0, so that heights compare */
+  bool scatter;     /* in SVG: points are not joined, and a thin line leads to the name */
   const attn_chart_series *series;
+  const attn_chart_spread *spread; /* [series_count], in SVG; NULL: none */
   int series_count;
 } attn_chart;
 

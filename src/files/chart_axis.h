@@ -20,6 +20,8 @@ attn_status attn_chart_axes(const attn_chart *chart, int x_ticks, int y_ticks, a
                             attn_axis *y);
 /* Whether a point can stand on both axes. */
 bool attn_chart_drawable(const attn_chart *chart, const attn_chart_series *series, int64_t i);
+/* Whether the spread of a point can. */
+bool attn_chart_has_spread(const attn_chart *chart, int series, int64_t i);
 /* Where a value lies: 0 at the low end, 1 at the high end. */
 double attn_axis_place(const attn_axis *axis, double value);
 

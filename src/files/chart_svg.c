@@ -60,6 +60,7 @@ static void add_style(drawing *d) {
                        ".line{fill:none;stroke-width:2.25;stroke-linejoin:round;"
                        "stroke-linecap:round}\n"
                        ".dense{stroke-width:1.25}\n"
+                       ".lead{fill:none;stroke-width:1;stroke-opacity:0.45}\n"
                        ".dot{stroke:#ffffff;stroke-width:1.5}\n");
   for (int theme = 0; theme < 2; ++theme) {
     if (theme)
@@ -168,10 +169,26 @@ static void add_dots(drawing *d, int s) {
                       s % COLOURS, x_of(d, series->x[i]), y_of(d, series->y[i]));
 }
 
+/* The spread of each point, with short ends. */
+static void add_bars(drawing *d, int s) {
+  const double half = 4; /* of an end, in pixels */
+  const attn_chart_series *series = &d->chart->series[s];
+  for (int64_t i = 0; i < series->count; ++i) {
+    if (!attn_chart_drawable(d->chart, series, i) || !attn_chart_has_spread(d->chart, s, i))
+      continue;
+    double x = x_of(d, series->x[i]) - half, low = y_of(d, d->chart->spread[s].low[i]);
+    double high = y_of(d, d->chart->spread[s].high[i]);
+    attn_text_print(&d->out,
+                    "<path class=\"line dense s%d\" d=\"M%.1f %.1fh%.0fM%.1f %.1fh%.0fM%.1f "
+                    "%.1fV%.1f\"/>\n",
+                    s % COLOURS, x, low, 2 * half, x, high, 2 * half, x + half, low, high);
+  }
+}
+
 /* Names stand at the last point of their lines, moved apart where they would touch. */
 typedef struct end_label {
   int series;
-  double y;
+  double x, y, point; /* point: where y would like to be */
 } end_label;
 
 static int by_y(const void *a, const void *b) {
@@ -200,11 +217,17 @@ static void add_names(drawing *d) {
     const attn_chart_series *series = &d->chart->series[s];
     int64_t last = series->count - 1;
     while (last >= 0 && !attn_chart_drawable(d->chart, series, last)) --last;
-    if (last >= 0) labels[count++] = (end_label){s, y_of(d, series->y[last])};
+    if (last < 0) continue;
+    double y = y_of(d, series->y[last]);
+    labels[count++] = (end_label){s, x_of(d, series->x[last]), y, y};
   }
   qsort(labels, (size_t)count, sizeof *labels, by_y);
   spread(d, labels, count);
   for (int i = 0; i < count; ++i) {
+    if (d->chart->scatter)
+      attn_text_print(&d->out, "<path class=\"lead s%d\" d=\"M%.1f %.1fL%.1f %.1f\"/>\n",
+                      labels[i].series % COLOURS, labels[i].x, labels[i].point, d->right + 8,
+                      labels[i].y);
     attn_text_print(&d->out, "<text class=\"name f%d\" x=\"%.1f\" y=\"%.1f\">",
                     labels[i].series % COLOURS, d->right + 12, labels[i].y + 4);
     attn_chart_add_text(&d->out, d->chart->series[labels[i].series].name, LONGEST_NAME,
@@ -255,9 +278,11 @@ static void draw(drawing *d) {
                   d->width - 1, d->height - 1);
   add_titles(d);
   add_axes(d);
-  for (int s = 0; s < d->chart->series_count; ++s) add_path(d, s);
+  for (int s = 0; s < d->chart->series_count && !d->chart->scatter; ++s) add_path(d, s);
+  for (int s = 0; s < d->chart->series_count; ++s) add_bars(d, s);
+  if (d->chart->scatter) add_names(d); /* below the points that they lead to */
   for (int s = 0; s < d->chart->series_count; ++s) add_dots(d, s);
-  add_names(d);
+  if (!d->chart->scatter) add_names(d);
   attn_text_print(&d->out, "</svg>\n");
 }
 

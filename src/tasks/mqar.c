@@ -1,45 +1,50 @@
-#include "tasks/mqar.h"
-#include "base/memory.h"
-#include "base/random.h"
+/* Multi-query associative recall (Zoology, arXiv 2312.04927, section 3): a list of keys and values,
+ * then the keys again at distances that follow a power law; at each of them the model is asked for
+ * the key's value.
+ *
+ *   k_1 v_1 ... k_K v_K | 0 .. k_2 .. 0 .. k_1 .. 0      labels: v_2 and v_1 there, none elsewhere
+ *
+ * Keys are 1 .. V / 2 - 1, values V / 2 .. V - 1, both distinct within an example. Key i, in order,
+ * takes one of the (N - 2 K) / 2 slots behind the list, slot j with a probability that is
+ * proportional to a j^(a - 1) among those that are free: its position is even.
+ *
+ *   pairs   K, below V / 2; the length N is even and at least 4 K
+ *   power   a; 1: all slots alike
+ *   zeros   0 between the queries, as the published figures were made; else any token of the
+ *           vocabulary, as the published code has it */
 #include "base/status.h"
+#include "tasks/task.h"
 
 #include <math.h>
 
-static attn_status check(const attn_mqar *t) {
-  if (t->vocabulary < 4 || t->vocabulary > INT32_MAX)
+static attn_status check(const attn_task *task, const attn_task_options *o) {
+  (void)task;
+  if (o->vocabulary < 4)
     return attn_fail(ATTN_INVALID_ARGUMENT, "mqar: a vocabulary of %lld, expected 4 to %d",
-                     (long long)t->vocabulary, INT32_MAX);
-  if (t->pairs < 1 || t->pairs >= t->vocabulary / 2)
+                     (long long)o->vocabulary, INT32_MAX);
+  if (o->pairs < 1 || o->pairs >= o->vocabulary / 2)
     return attn_fail(
         ATTN_INVALID_ARGUMENT, "mqar: %lld pairs of a vocabulary of %lld, expected 1 to %lld",
-        (long long)t->pairs, (long long)t->vocabulary, (long long)(t->vocabulary / 2 - 1));
-  if (t->length % 2 || t->length < 4 * t->pairs || t->length > INT32_MAX)
+        (long long)o->pairs, (long long)o->vocabulary, (long long)(o->vocabulary / 2 - 1));
+  if (o->length % 2 || o->length < 4 * o->pairs)
     return attn_fail(ATTN_INVALID_ARGUMENT,
                      "mqar: a length of %lld for %lld pairs, expected an even number from %lld on",
-                     (long long)t->length, (long long)t->pairs, 4 * (long long)t->pairs);
-  if (!(t->power > 0) || !isfinite(t->power))
+                     (long long)o->length, (long long)o->pairs, 4 * (long long)o->pairs);
+  if (!(o->power > 0) || !isfinite(o->power))
     return attn_fail(ATTN_INVALID_ARGUMENT, "mqar: the power is %g, expected more than 0",
-                     t->power);
+                     o->power);
   return ATTN_OK;
 }
 
-/* Room for one example. */
-typedef struct scratch {
-  int32_t *tokens; /* of one half of the vocabulary */
-  double *clocks;  /* of the slots */
-} scratch;
+/* Room for one example: the slots' clocks, and the tokens of one half of the vocabulary. */
+static int64_t most_slots(const attn_task_options *o) {
+  return o->length / 2;
+}
 
-/* The first `count` of a random order of low .. high - 1, to every second place of `to`. */
-static void draw_distinct(attn_random *random, int32_t *tokens, int64_t low, int64_t high,
-                          int64_t count, int32_t *to) {
-  for (int64_t i = low; i < high; ++i) tokens[i - low] = (int32_t)i;
-  for (int64_t i = 0; i < count; ++i) {
-    int64_t j = i + (int64_t)attn_random_below(random, (uint64_t)(high - low - i));
-    int32_t chosen = tokens[j];
-    tokens[j] = tokens[i];
-    tokens[i] = chosen;
-    to[2 * i] = chosen;
-  }
+static size_t scratch_bytes(const attn_task *task, const attn_task_options *o) {
+  (void)task;
+  return (size_t)most_slots(o) * sizeof(double) +
+         (size_t)((o->vocabulary + 1) / 2) * sizeof(int32_t);
 }
 
 /* Draws without replacement by weights are the order in which exponential clocks ring that run with
@@ -57,38 +62,35 @@ static int64_t next_to_ring(double *clocks, int64_t slots) {
   return first;
 }
 
-static void make_example(const attn_mqar *t, attn_random *random, scratch *s, int32_t *inputs,
-                         int32_t *labels) {
-  int64_t half = t->vocabulary / 2, slots = (t->length - 2 * t->pairs) / 2;
-  for (int64_t i = 0; i < t->length; ++i) {
-    inputs[i] = 0;
-    labels[i] = ATTN_NO_LABEL;
-  }
-  draw_distinct(random, s->tokens, 1, half, t->pairs, inputs);
-  draw_distinct(random, s->tokens, half, t->vocabulary, t->pairs, inputs + 1);
-  start_clocks(random, t->power, s->clocks, slots);
-  for (int64_t i = 0; i < t->pairs; ++i) {
-    int64_t at = 2 * t->pairs + 2 * next_to_ring(s->clocks, slots);
+static void example(const attn_task *task, const attn_task_options *o, attn_random *random,
+                    void *scratch, int32_t *inputs, int32_t *labels) {
+  (void)task;
+  int64_t half = o->vocabulary / 2, slots = (o->length - 2 * o->pairs) / 2;
+  double *clocks = scratch;
+  int32_t *tokens = (int32_t *)(clocks + most_slots(o));
+  attn_task_draw_distinct(random, tokens, 1, half, o->pairs, inputs, 2);
+  attn_task_draw_distinct(random, tokens, half, o->vocabulary, o->pairs, inputs + 1, 2);
+  start_clocks(random, o->power, clocks, slots);
+  for (int64_t i = 0; i < o->pairs; ++i) {
+    int64_t at = 2 * o->pairs + 2 * next_to_ring(clocks, slots);
     inputs[at] = inputs[2 * i];
     labels[at] = inputs[2 * i + 1];
   }
-  for (int64_t i = 0; i < t->length && t->random_filler; ++i)
-    if (inputs[i] == 0) inputs[i] = (int32_t)attn_random_below(random, (uint64_t)t->vocabulary);
+  for (int64_t i = 0; i < o->length && !o->zeros; ++i)
+    if (inputs[i] == 0) inputs[i] = (int32_t)attn_random_below(random, (uint64_t)o->vocabulary);
 }
 
-attn_status attn_mqar_generate(const attn_mqar *task, uint64_t seed, attn_task_part part,
-                               int64_t first, int64_t count, int32_t *inputs, int32_t *labels) {
-  ATTN_TRY(check(task));
-  scratch s = {
-      .tokens = attn_alloc_array((size_t)(task->vocabulary + 1) / 2 + 1, sizeof *s.tokens),
-      .clocks = attn_alloc_array((size_t)task->length, sizeof *s.clocks),
-  };
-  attn_status status = s.tokens && s.clocks ? ATTN_OK : ATTN_OUT_OF_MEMORY;
-  for (int64_t i = 0; i < count && status == ATTN_OK; ++i) {
-    attn_random random = {.seed = seed, .stream = (uint64_t)part << 62 | (uint64_t)(first + i)};
-    make_example(task, &random, &s, inputs + i * task->length, labels + i * task->length);
-  }
-  attn_free(s.tokens);
-  attn_free(s.clocks);
-  return status;
+static double chance(const attn_task_options *o) {
+  return 1 / (double)(o->vocabulary - o->vocabulary / 2);
 }
+
+const attn_task attn_task_mqar = {
+    .name = "mqar",
+    .summary = "recall the values of several keys (Zoology, arXiv 2312.04927)",
+    .takes = ATTN_TAKES_PAIRS | ATTN_TAKES_POWER | ATTN_TAKES_ZEROS,
+    .usual = {.vocabulary = 8192, .length = 64, .pairs = 4, .power = 0.01},
+    .check = check,
+    .scratch = scratch_bytes,
+    .example = example,
+    .chance = chance,
+};

@@ -7,16 +7,14 @@
 enum { BYTE_VALUES = 256 };
 
 static attn_status open_task(const attn_training_options *o, attn_training_data *d) {
-  d->task = (attn_mqar)ATTN_MQAR_INIT;
-  if (strcmp(o->task, "mqar") != 0)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "training: there is no task '%s'; mqar is one",
-                     o->task);
+  ATTN_TRY(attn_task_find(o->task, &d->task));
   if (o->data_count > 0)
     return attn_fail(ATTN_INVALID_ARGUMENT, "training: both a text and a task are given");
-  d->task.length = o->length;
-  d->task.vocabulary = o->task_vocabulary;
-  if (o->task_pairs) d->task.pairs = o->task_pairs;
-  if (o->task_power != 0) d->task.power = o->task_power;
+  d->task_options = (attn_task_options){.vocabulary = o->task_vocabulary,
+                                        .length = o->length,
+                                        .pairs = o->task_pairs,
+                                        .power = o->task_power,
+                                        .zeros = o->task_zeros};
   return ATTN_OK;
 }
 
@@ -49,13 +47,13 @@ attn_status attn_training_data_fit(attn_training_data *d, int64_t vocabulary) {
                      "training: the model has a vocabulary of %lld; the bytes of a text need %d",
                      (long long)vocabulary, BYTE_VALUES);
   if (d->corpus) return ATTN_OK;
-  if (!d->task.vocabulary) d->task.vocabulary = vocabulary;
-  if (d->task.vocabulary > vocabulary)
+  attn_task_options *o = &d->task_options;
+  if (!o->vocabulary) o->vocabulary = vocabulary;
+  if (o->vocabulary > vocabulary)
     return attn_fail(ATTN_INVALID_ARGUMENT,
                      "training: the model has a vocabulary of %lld; the task's is %lld",
-                     (long long)vocabulary, (long long)d->task.vocabulary);
-  return attn_mqar_generate(&d->task, d->seed, ATTN_TASK_TRAINING, 0, 0, NULL,
-                            NULL); /* whether it can be made */
+                     (long long)vocabulary, (long long)o->vocabulary);
+  return attn_task_settle(d->task, o);
 }
 
 void attn_training_data_identify(const attn_training_data *d, attn_identity *id) {
@@ -65,10 +63,11 @@ void attn_training_data_identify(const attn_training_data *d, attn_identity *id)
     attn_identity_hash(id, "text", attn_corpus_fingerprint(d->corpus));
     return;
   }
-  attn_identity_text(id, "task", "mqar");
-  attn_identity_integer(id, "task_pairs", d->task.pairs);
-  attn_identity_integer(id, "task_vocabulary", d->task.vocabulary);
-  attn_identity_number(id, "task_power", d->task.power);
+  attn_identity_text(id, "task", d->task->name);
+  attn_identity_integer(id, "task_pairs", d->task_options.pairs);
+  attn_identity_integer(id, "task_vocabulary", d->task_options.vocabulary);
+  attn_identity_number(id, "task_power", d->task_options.power);
+  attn_identity_integer(id, "task_zeros", d->task_options.zeros);
 }
 
 /* Windows [count, length + 1] as inputs and, one further, targets [count, length]. */
@@ -84,8 +83,8 @@ static void split_windows(const int32_t *windows, int64_t count, int64_t length,
 attn_status attn_training_data_step(const attn_training_data *d, int64_t step, int64_t count,
                                     int32_t *inputs, int32_t *targets) {
   if (!d->corpus)
-    return attn_mqar_generate(&d->task, d->seed, ATTN_TASK_TRAINING, step * count, count, inputs,
-                              targets);
+    return attn_task_generate(d->task, &d->task_options, d->seed, ATTN_TASK_TRAINING, step * count,
+                              count, inputs, targets);
   ATTN_TRY(attn_corpus_batch(d->corpus, ATTN_TRAINING, d->seed, (uint64_t)step, count, d->length,
                              d->windows));
   split_windows(d->windows, count, d->length, inputs, targets);
@@ -107,8 +106,8 @@ int64_t attn_training_data_validations(const attn_training_data *d, int64_t *len
 attn_status attn_training_data_validation(const attn_training_data *d, int64_t first, int64_t count,
                                           int32_t *inputs, int32_t *targets) {
   if (!d->corpus)
-    return attn_mqar_generate(&d->task, d->seed, ATTN_TASK_VALIDATION, first, count, inputs,
-                              targets);
+    return attn_task_generate(d->task, &d->task_options, d->seed, ATTN_TASK_VALIDATION, first,
+                              count, inputs, targets);
   int64_t length, windows = attn_training_data_validations(d, &length);
   int64_t places = attn_corpus_size(d->corpus, ATTN_VALIDATION) / (length + 1);
   for (int64_t w = 0; w < count; ++w)

@@ -5,12 +5,13 @@
 
 #include "attn/training.h"
 #include "files/corpus.h"
-#include "tasks/mqar.h"
+#include "tasks/task.h"
 #include "training/checkpoint.h"
 
 typedef struct attn_training_data {
-  attn_corpus *corpus; /* NULL: a task */
-  attn_mqar task;
+  attn_corpus *corpus;   /* NULL: a task */
+  const attn_task *task; /* NULL: a text */
+  attn_task_options task_options;
   uint64_t seed;
   int64_t length, validations; /* of a window; how many there are at most */
   int32_t *windows;            /* room for the text of a step */

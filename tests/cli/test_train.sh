@@ -62,6 +62,22 @@ says err "9 pairs"
 run 1 "$attn" train --task mqar --vocabulary 300 --out bad --config config.json --steps 3
 says err "300"
 run 2 "$attn" train --task mqar --data text --out bad
+run 2 "$attn" train --task recite --out bad
+says err "selective_copying"
+run 2 "$attn" eval recall --task recite
+says err "selective_copying"
+run 1 "$attn" train --task parity --pairs 3 --out bad --config config.json --steps 3
+says err "pairs"
+run 1 "$attn" eval recall --task copying --power 1
+says err "power"
+run 2 "$attn" train --data text --zeros --out bad
+for task in copying selective_copying parity permutations passkey niah1 niah2 niah3; do
+  run 0 "$attn" train --task $task --length 40 --out $task --config config.json --batch 2 --steps 2 \
+    --validation-windows 2 --quiet
+  run 0 "$attn" eval $task --task $task --length 40 --examples 10 --json
+  key $task task
+  has accuracy
+done
 run 2 "$attn" train --task mqar --validation 0.2 --out bad
 run 2 "$attn" train --data text --pairs 3 --out bad
 

@@ -286,6 +286,38 @@ static double grid_line(const char *svg, int n) {
   return height;
 }
 
+static int count_of(const char *text, const char *what) {
+  int count = 0;
+  for (const char *at = text; (at = strstr(at, what)); ++at) ++count;
+  return count;
+}
+
+/* Points are not joined; each has the bar of its spread, for which the axis has room, and a line to
+ * its name. */
+static void points_have_a_spread(void **state) {
+  (void)state;
+  double x[] = {1, 8}, y[][2] = {{40, 60}, {50, 55}};
+  double low[][2] = {{20, NAN}, {50, 55}}, high[][2] = {{90, 70}, {50, 55}};
+  attn_chart_series series[] = {{"one", x, y[0], 2}, {"two", x, y[1], 2}};
+  attn_chart_spread spread[] = {{low[0], high[0]}, {low[1], high[1]}};
+  attn_chart chart = chart_of(series, 2);
+  chart.scatter = true;
+  chart.x_scale = ATTN_LOG2;
+  chart.spread = spread;
+  assert_drawn(&chart);
+  attn_axis x_axis, y_axis;
+  assert_ok(attn_chart_axes(&chart, 5, 5, &x_axis, &y_axis));
+  assert_true(y_axis.low <= 20 && y_axis.high >= 90 && y_axis.low > 0 && y_axis.high < 110);
+  assert_true(x_axis.low < 0 && x_axis.high > 3);
+  char *svg;
+  assert_ok(attn_chart_svg(&chart, 0, 0, &svg));
+  assert_int_equal(count_of(svg, "class=\"line dense"), 3); /* one of the four has no low end */
+  assert_int_equal(count_of(svg, "class=\"line"), 3);
+  assert_int_equal(count_of(svg, "class=\"lead"), 2);
+  assert_int_equal(count_of(svg, "class=\"dot"), 4);
+  attn_free(svg);
+}
+
 /* A line of many points is drawn with a bounded number of vertices and keeps its extremes. */
 static void long_series_stay_small(void **state) {
   (void)state;
@@ -364,6 +396,7 @@ int main(void) {
       cmocka_unit_test(hostile_numbers),
       cmocka_unit_test(hostile_names),
       cmocka_unit_test(text_fits),
+      cmocka_unit_test(points_have_a_spread),
       cmocka_unit_test(long_series_stay_small),
       cmocka_unit_test(csv_returns_the_numbers),
       cmocka_unit_test(out_of_memory),
