@@ -113,7 +113,7 @@ typedef struct attn_training_result {
   double validation_loss, best_validation; /* NaN without */
   double seconds, tokens_per_second;       /* of this run */
   double flop_per_second;                  /* 6 x parameters x tokens a second */
-  size_t peak_bytes;                       /* most memory in use by the library */
+  size_t peak_bytes;                       /* most of the device's memory in use by the library */
 } attn_training_result;
 
 /* The configuration of the small default model: bytes, Lightning Attention, about 4M parameters. */

@@ -14,6 +14,7 @@
 #include "graph/replay.h"
 #include "layers/layers.h"
 #include "models/model.h"
+#include "tensor/device.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -353,10 +354,10 @@ attn_status attn_bench_measure_layer(const attn_bench_case *c, const attn_bench_
                      (long long)c->batch);
   ATTN_TRY(check(c, &row->error));
   ATTN_TRY(create(c, &l));
-  size_t before = attn_memory_get_stats().live_bytes;
-  attn_memory_reset_peak();
+  size_t before = attn_device_live_bytes(c->device);
+  attn_device_reset_peak(c->device);
   attn_status status = time_layer(&l, effort, row);
-  row->extra = (double)(attn_memory_get_stats().peak_bytes - before);
+  row->extra = (double)(attn_device_peak_bytes(c->device) - before);
   destroy(&l);
   attn_bench_rate(row, limits);
   return status;

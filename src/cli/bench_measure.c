@@ -236,8 +236,8 @@ static attn_status time_runs(const attn_bench_case *c, const attn_bench_ready *r
                              attn_bench_set *sets, int64_t count, const attn_bench_effort *effort,
                              attn_bench_row *row) {
   attn_bench_timer timer = {.seconds = effort->seconds, .quiet = effort->quiet};
-  size_t before = attn_memory_get_stats().live_bytes;
-  attn_memory_reset_peak();
+  size_t before = attn_device_live_bytes(c->device);
+  attn_device_reset_peak(c->device);
   int64_t together;
   ATTN_TRY(choose_together(c, ready, sets, count, &together));
   /* the first set was warmed by the check: begin with the next */
@@ -247,7 +247,7 @@ static attn_status time_runs(const attn_bench_case *c, const attn_bench_ready *r
     ATTN_TRY(attn_device_synchronize(c->device));
     attn_bench_timer_end(&timer);
   }
-  row->extra = (double)(ready->workspace_bytes + attn_memory_get_stats().peak_bytes - before);
+  row->extra = (double)(ready->workspace_bytes + attn_device_peak_bytes(c->device) - before);
   ATTN_TRY(attn_bench_timer_result(&timer, row));
   row->seconds /= (double)together;
   return ATTN_OK;

@@ -240,7 +240,7 @@ const attn_command attn_command_compare = {
         "wider.\n\nThe table: accuracy (mean over the seeds, from least to most, standard "
         "deviation), parameters, bytes of state that decoding keeps behind an example, the "
         "learning rate that was best, tokens a second in training and in decoding one sequence, "
-        "and the processor's memory in training. The page shows accuracy against state.\n\nCtrl-C "
+        "and the most memory in training. The page shows accuracy against state.\n\nCtrl-C "
         "stops, with a checkpoint; the same command continues. Runs that are over are not done "
         "again, so that mixers and seeds may be added; with other options they are refused. A "
         "mixer that fails does not keep the others from being compared: its row says why, and the "

@@ -233,6 +233,31 @@ void attn_device_free(attn_device device, void *memory) {
   if (gpu) (void)gpu->cuda->release(device.index, memory, attn_gpu_stream(gpu));
 }
 
+static attn_memory_stats memory_of(attn_device device) {
+  if (!attn_is_cuda(device)) return attn_memory_get_stats();
+  attn_memory_stats stats = {0};
+  attn_gpu *gpu = attn_gpu_open(device.index);
+  if (gpu) (void)gpu->cuda->memory_use(device.index, &stats.live_bytes, &stats.peak_bytes);
+  return stats;
+}
+
+size_t attn_device_live_bytes(attn_device device) {
+  return memory_of(device).live_bytes;
+}
+
+size_t attn_device_peak_bytes(attn_device device) {
+  return memory_of(device).peak_bytes;
+}
+
+void attn_device_reset_peak(attn_device device) {
+  if (!attn_is_cuda(device)) {
+    attn_memory_reset_peak();
+    return;
+  }
+  attn_gpu *gpu = attn_gpu_open(device.index);
+  if (gpu) (void)gpu->cuda->memory_reset_peak(device.index);
+}
+
 attn_status attn_device_zero(attn_device device, void *memory, size_t bytes) {
   if (!attn_is_cuda(device)) {
     memset(memory, 0, bytes);

@@ -49,6 +49,11 @@ attn_status attn_gpu_check(const attn_gpu *gpu, attn_status status);
 /* Memory of a device: host memory from attn_alloc for the processor. NULL with the message set. */
 void *attn_device_alloc(attn_device device, size_t bytes);
 void attn_device_free(attn_device device, void *memory);
+/* Bytes of the device's memory that the library has taken and not given back, and the most there
+ * were since the last reset. Zeros for a GPU that cannot be used. */
+size_t attn_device_live_bytes(attn_device device);
+size_t attn_device_peak_bytes(attn_device device);
+void attn_device_reset_peak(attn_device device);
 attn_status attn_device_zero(attn_device device, void *memory, size_t bytes);
 /* Bytes from or to memory of `device`, the other end being on the same device or the processor.
  * Waits where the processor's memory is read or written. */

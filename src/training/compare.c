@@ -5,6 +5,7 @@
 #include "base/status.h"
 #include "engines/plan.h"
 #include "models/model.h"
+#include "tensor/device.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -159,7 +160,7 @@ static attn_status train(runner *r, const char *folder, bool *diverged) {
   t.output = folder;
   t.save_dtype = ATTN_F32;
   t.validation_every = 0;
-  attn_memory_reset_peak();
+  attn_device_reset_peak(t.device);
   attn_status status = attn_train(&t, report_step, r, &result);
   attn_free(config);
   bool measured = result.steps > result.first_step;

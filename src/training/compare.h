@@ -62,7 +62,7 @@ typedef struct attn_comparison_run {
   double test_speed;     /* whole examples; */
   double decode_speed;   /* one sequence token by token, behind one example */
   double seconds;        /* of training, likewise of the part that was not continued */
-  double peak_bytes;     /* most of the processor's memory in use while it was trained */
+  double peak_bytes;     /* most of the device's memory in use while it was trained */
 } attn_comparison_run;
 
 /* The outcome of a mixer: over the seeds, at the learning rate that has the lowest mean validation

@@ -541,7 +541,7 @@ static void fill_result(const run *r, attn_training_result *result) {
       .validation_loss = last >= 0 ? r->history.validation[2 * last + 1] : NAN,
       .best_validation = attn_history_best(&r->history),
       .seconds = seconds_now() - r->start,
-      .peak_bytes = attn_memory_get_stats().peak_bytes,
+      .peak_bytes = attn_device_peak_bytes(o->device),
   };
   if (result->seconds > 0)
     result->tokens_per_second =

@@ -51,6 +51,25 @@ attn_status attn_cuda_memory_info(int device, size_t *free_bytes, size_t *total_
   return ATTN_OK;
 }
 
+attn_status attn_cuda_memory_use(int device, size_t *live_bytes, size_t *peak_bytes) {
+  cudaMemPool_t pool;
+  unsigned long long live = 0, peak = 0;
+  ATTN_CUDA_TRY(cudaDeviceGetDefaultMemPool(&pool, device));
+  ATTN_CUDA_TRY(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &live));
+  ATTN_CUDA_TRY(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &peak));
+  *live_bytes = (size_t)live;
+  *peak_bytes = (size_t)(peak > live ? peak : live);
+  return ATTN_OK;
+}
+
+attn_status attn_cuda_memory_reset_peak(int device) {
+  cudaMemPool_t pool;
+  unsigned long long none = 0;
+  ATTN_CUDA_TRY(cudaDeviceGetDefaultMemPool(&pool, device));
+  ATTN_CUDA_TRY(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &none));
+  return ATTN_OK;
+}
+
 enum { MOST_DEVICES = 64 };
 static std::atomic<bool> scarce[MOST_DEVICES]; /* where memory has run out before */
 

@@ -15,6 +15,9 @@ enum { ATTN_CUDA_STORE = 2048 };
   K(attn_status, device_open, (int index, attn_cuda_device *device))                               \
   /* Free and total bytes now. */                                                                  \
   K(attn_status, memory_info, (int device, size_t *free_bytes, size_t *total_bytes))               \
+  /* Bytes that were allocated and not released: now, and the most since memory_reset_peak. */     \
+  K(attn_status, memory_use, (int device, size_t *live_bytes, size_t *peak_bytes))                 \
+  K(attn_status, memory_reset_peak, (int device))                                                  \
   /* Memory that work queued behind it on the stream may use; given back in the stream's order.    \
    * The error names what was asked for and what is free. */                                       \
   K(attn_status, allocate, (int device, size_t bytes, void **memory, attn_cuda_stream stream))     \
