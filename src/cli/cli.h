@@ -49,7 +49,7 @@ json_t *attn_json_real(double value);
 /* The directory of the model: `given`, or (NULL) the one that comes with attn, whose name is
  * ATTN_DEFAULT_MODEL below $ATTN_MODELS or one of the places relative to the executable. NULL
  * (message set) when there is none. To be freed by attn_free. */
-#define ATTN_DEFAULT_MODEL "lightning-kjv"
+#define ATTN_DEFAULT_MODEL "lightning-english"
 char *attn_find_model(const char *given);
 /* Finds, loads, and brings to a device (attn_device_parse). *path (may be NULL) as from
  * attn_find_model. */

@@ -180,10 +180,10 @@ says err "195"
 
 # The model that comes with attn, where ATTN_MODELS says.
 mkdir models
-cp -r model models/lightning-kjv
+cp -r model models/lightning-english
 ATTN_MODELS="$work/models" run 0 "$attn" run -n 3 --seed 1
 ATTN_MODELS="$work/models" run 0 "$attn" info --json
-key "$work/models/lightning-kjv" model
+key "$work/models/lightning-english" model
 
 # Ctrl-C ends the text, and the session is saved. --foreground: otherwise timeout signals its whole group
 # too, and a second Ctrl-C quits at once.
