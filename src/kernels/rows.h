@@ -67,6 +67,12 @@ typedef enum attn_activation {
   K(void, row_layer_norm_backward,                                                                 \
     (attn_span dx, bool accumulate, attn_span d_weight, attn_span d_bias, attn_span x,             \
      attn_span weight, attn_span dy, int64_t n, double mean, double r))                            \
+  /* y = exp(x - max x), divided by its sum with `divide`; at least `floor`. dx (+)= J^T dy of it, \
+   * where y is the floor nothing flows, and with `divide` false the maximum counts too */         \
+  K(void, row_softmax, (attn_span y, attn_span x, int64_t n, bool divide, double floor))           \
+  K(void, row_softmax_backward,                                                                    \
+    (attn_span dx, bool accumulate, attn_span x, attn_span dy, int64_t n, bool divide,             \
+     double floor))                                                                                \
   /* Replaces logits z (float32 or float64) by scale (softmax(z) - onehot(target)); returns        \
    * logsumexp(z) - z[target] */                                                                   \
   K(double, row_cross_entropy, (attn_span logits, int64_t n, int64_t target, double scale))

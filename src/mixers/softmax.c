@@ -19,20 +19,7 @@ enum { KV }; /* the state: a row a token, its keys and then its values */
 static attn_status configure(attn_mixer_options *o) {
   ATTN_TRY(attn_mixer_check_options(o, "softmax"));
   ATTN_TRY(attn_mixer_configure_heads(o, "softmax"));
-  if (o->rotary_dim == 0) o->rotary_dim = o->dim > 1 ? o->dim / 2 * 2 : -1;
-  if (o->rotary_dim > o->dim || (o->rotary_dim > 0 && o->rotary_dim % 2))
-    return attn_fail(ATTN_INVALID_ARGUMENT,
-                     "softmax: rotary_dim %lld is not even and at most "
-                     "head_dim %lld",
-                     (long long)o->rotary_dim, (long long)o->dim);
-  if (o->rope.base == 0) o->rope.base = 10000;
-  bool factors = o->rope.scaling == ATTN_ROPE_FACTORS && o->rotary_dim > 0;
-  if (factors && (!o->rope.factors || o->rope.factor_count != o->rotary_dim / 2))
-    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: %lld rotary factors, expected %lld",
-                     (long long)o->rope.factor_count, (long long)o->rotary_dim / 2);
-  if (!(o->rope.base > 1))
-    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: rope_theta %g is not above 1", o->rope.base);
-  return ATTN_OK;
+  return attn_mixer_configure_rotary(o, "softmax");
 }
 
 /* Where parameter `which` stands among those that there are; -1: absent. */

@@ -308,6 +308,89 @@ static void test_gla(void **state) {
   test_layer_destroy(&layer);
 }
 
+/* Hedgehog --------------------------------------------------------------------------------------
+ */
+
+static void negate(test_layer *layer, const char *name) {
+  int i = test_layer_find(layer, name);
+  int64_t count = test_parameter_count(layer, i);
+  double *values = malloc((size_t)count * sizeof *values);
+  for (int64_t j = 0; j < count; ++j) values[j] = -layer->values[i][j];
+  set(layer, name, values);
+  free(values);
+}
+
+/* y is a mean of values: the same values everywhere make it that value. */
+static void assert_means_of_values(test_layer *layer) {
+  const int64_t rows = 80, hidden = layer->options.hidden;
+  double *x = inputs_with_one(layer, rows);
+  make_constant(layer, "v_proj.weight", 1.75);
+  double *y = apply(layer, rows, x), *expected = calloc((size_t)(rows * hidden), sizeof *expected);
+  const double *w = get(layer, "o_proj.weight");
+  int64_t width = layer->shapes[test_layer_find(layer, "o_proj.weight")].shape[1];
+  for (int64_t t = 0; t < rows; ++t)
+    for (int64_t i = 0; i < hidden; ++i)
+      for (int64_t c = 0; c < width; ++c) expected[t * hidden + i] += 1.75 * w[i * width + c];
+  test_assert_close(layer, "y of constant values", y, expected, rows * hidden, close);
+  free(x), free(y), free(expected);
+}
+
+/* Row t of y is the mean of what tokens 0 .. t of x give alone. */
+static void assert_running_mean(const test_layer *layer, const double *y, int64_t rows,
+                                const double *x) {
+  int64_t hidden = layer->options.hidden;
+  double *mean = calloc((size_t)(rows * hidden), sizeof *mean);
+  for (int64_t t = 0; t < rows; ++t) {
+    double *alone = apply(layer, 1, x + t * hidden);
+    for (int64_t i = 0; i < hidden; ++i)
+      for (int64_t later = t; later < rows; ++later)
+        mean[later * hidden + i] += alone[i] / (double)(later + 1);
+    free(alone);
+  }
+  test_assert_close(layer, "y of equal weights", y, mean, rows * hidden, close);
+  free(mean);
+}
+
+/* Both signs of a feature count alike, in every variant; weights sum to 1 and have no order. */
+static void test_hedgehog(void **state) {
+  static const attn_feature_map maps[] = {ATTN_FEATURES_SOFTMAX, ATTN_FEATURES_EXP,
+                                          ATTN_FEATURES_JOINT};
+  static const char *const flipped[] = {"q_map.weight", "q_map.bias", "k_map.weight", "k_map.bias"};
+  (void)state;
+  for (int m = 0; m < 3; ++m) {
+    const int64_t rows = 90;
+    attn_mixer_options o = {.hidden = 24, .heads = 2, .feature_map = maps[m]};
+    test_layer layer;
+    create(&layer, "hedgehog", o);
+    double *x = test_inputs(&layer, rows * o.hidden, 50), *y = apply(&layer, rows, x);
+    for (int i = 0; i < 4; ++i) negate(&layer, flipped[i]);
+    double *other = apply(&layer, rows, x);
+    test_assert_close(&layer, "y with features negated", other, y, rows * o.hidden, close);
+    assert_means_of_values(&layer);
+    test_layer_destroy(&layer);
+    free(x), free(y), free(other);
+    o.rotary_dim = -1;
+    create(&layer, "hedgehog", o);
+    assert_order_does_not_matter(&layer);
+    test_layer_destroy(&layer);
+  }
+}
+
+/* W = 0 attends to all alike: y is the running mean of what each token alone gives. */
+static void test_hedgehog_without_features(void **state) {
+  (void)state;
+  const int64_t rows = 60;
+  attn_mixer_options o = {.hidden = 24, .heads = 2};
+  test_layer layer;
+  create(&layer, "hedgehog", o);
+  fill(&layer, "q_map.weight", 0);
+  fill(&layer, "k_map.weight", 0);
+  double *x = test_inputs(&layer, rows * o.hidden, 51), *y = apply(&layer, rows, x);
+  assert_running_mean(&layer, y, rows, x);
+  free(x), free(y);
+  test_layer_destroy(&layer);
+}
+
 /* The delta rule --------------------------------------------------------------------------------
  */
 
@@ -529,13 +612,21 @@ static void test_latents_absorbed(void **state) {
 int main(int argc, char **argv) {
   if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_softmax),          cmocka_unit_test(test_rotary_is_relative),
-      cmocka_unit_test(test_groups),           cmocka_unit_test(test_lightning),
-      cmocka_unit_test(test_shifts),           cmocka_unit_test(test_gla),
-      cmocka_unit_test(test_no_write),         cmocka_unit_test(test_perfect_write),
-      cmocka_unit_test(test_orthonormal_keys), cmocka_unit_test(test_without_decay),
-      cmocka_unit_test(test_equal_channels),   cmocka_unit_test(test_latents_turn),
+      cmocka_unit_test(test_softmax),
+      cmocka_unit_test(test_rotary_is_relative),
+      cmocka_unit_test(test_groups),
+      cmocka_unit_test(test_lightning),
+      cmocka_unit_test(test_shifts),
+      cmocka_unit_test(test_gla),
+      cmocka_unit_test(test_no_write),
+      cmocka_unit_test(test_perfect_write),
+      cmocka_unit_test(test_orthonormal_keys),
+      cmocka_unit_test(test_without_decay),
+      cmocka_unit_test(test_equal_channels),
+      cmocka_unit_test(test_latents_turn),
       cmocka_unit_test(test_latents_absorbed),
+      cmocka_unit_test(test_hedgehog),
+      cmocka_unit_test(test_hedgehog_without_features),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -30,6 +30,7 @@ static const char *const mixer_lists[] = {
     "\"kda\", \"kda\", \"kda\", \"softmax\"",
     "\"mla\"",
     "\"minimax\", \"mla\"",
+    "\"hedgehog\", \"softmax\"",
 };
 
 typedef struct fixture {

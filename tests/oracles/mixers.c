@@ -16,6 +16,7 @@ static const struct {
     {"kda", oracle_kda},
     {"mla", oracle_mla},
     {"minimax", oracle_minimax},
+    {"hedgehog", oracle_hedgehog},
 };
 
 oracle_mixer *oracle_of_mixer(const char *name) {
