@@ -26,7 +26,9 @@ typedef enum attn_activation {
   ATTN_SOFTPLUS,    /* log(1 + exp(x)) */
   ATTN_LOG_SIGMOID, /* -softplus(-x) */
   ATTN_EXP,
-  ATTN_GELU_TANH, /* x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (arXiv 1606.08415) */
+  ATTN_GELU_TANH,    /* x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (arXiv 1606.08415) */
+  ATTN_ELU,          /* x above 0, else exp(x) - 1 (arXiv 1511.07289) */
+  ATTN_ELU_PLUS_ONE, /* x + 1 above 0, else exp(x): positive features (arXiv 2006.16236) */
 } attn_activation;
 
 #define ATTN_ROWS_KERNELS(K)                                                                       \

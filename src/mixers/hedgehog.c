@@ -27,6 +27,9 @@ static attn_status configure(attn_mixer_options *o) {
   if (o->kv_heads != o->heads)
     return attn_fail(ATTN_INVALID_ARGUMENT, "hedgehog: num_kv_heads must equal num_heads");
   if (!o->feature_map) o->feature_map = ATTN_FEATURES_SOFTMAX;
+  if (o->feature_map > ATTN_FEATURES_JOINT)
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "hedgehog: feature_map must be softmax, exp or joint_softmax");
   if (!o->feature_dim) o->feature_dim = o->dim;
   if (2 * o->feature_dim > MOST_FEATURES)
     return attn_fail(ATTN_INVALID_ARGUMENT, "hedgehog: feature_dim %lld is above %d",

@@ -23,10 +23,12 @@ typedef enum attn_decay_schedule {
 
 /* What makes features of queries and keys; a mixer refuses those that it has not. */
 typedef enum attn_feature_map {
-  ATTN_FEATURES_DEFAULT = 0, /* the mixer's first */
-  ATTN_FEATURES_SOFTMAX,     /* hedgehog: [softmax(y), softmax(-y)], at least 1e-12 */
-  ATTN_FEATURES_EXP,         /* hedgehog: [exp(y - max y), exp(min y - y)] */
-  ATTN_FEATURES_JOINT,       /* hedgehog: softmax([2 y, -2 y]) */
+  ATTN_FEATURES_DEFAULT = 0,  /* the mixer's first */
+  ATTN_FEATURES_SOFTMAX,      /* hedgehog: [softmax(y), softmax(-y)], at least 1e-12 */
+  ATTN_FEATURES_EXP,          /* hedgehog: [exp(y - max y), exp(min y - y)] */
+  ATTN_FEATURES_JOINT,        /* hedgehog: softmax([2 y, -2 y]) */
+  ATTN_FEATURES_ELU_PLUS_ONE, /* norm_attention */
+  ATTN_FEATURES_ELU,          /* norm_attention */
 } attn_feature_map;
 
 /* The numbers that a configuration gives for one layer. 0 means the mixer's default, which its
@@ -45,8 +47,10 @@ typedef struct attn_mixer_options {
   bool bias;          /* softmax: q, k and v have biases */
   bool output_bias;   /* softmax: and o has */
   bool qk_norm;       /* softmax: RMSNorm of every query and key head, before the rotation */
-  bool output_gate;   /* softmax: what o takes is multiplied by sigmoid(x Wg^T) */
+  bool output_gate; /* norm_attention: as in TransNormer v2; softmax: what o takes is multiplied by
+                       sigmoid(x Wg^T) */
   bool bidirectional; /* softmax: later tokens are seen too; there is no state then */
+  int64_t block;      /* diag_attention: tokens that see each other; the next block begins anew */
   bool lrpe;          /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;
   attn_feature_map feature_map;
@@ -149,6 +153,17 @@ bool attn_mixer_few_rows(const attn_mixer_call *call);
 attn_status attn_mixer_append(attn_graph *graph, const attn_mixer_call *call, int part,
                               int64_t column, const attn_tensor *rows);
 const int32_t *attn_mixer_key_length(attn_graph *graph, const attn_mixer_call *call);
+/* Rows [n, columns] into a fixed part of a block, from row `row` and column `column` on; in a step
+ * that is replayed, the row of the token to come. And how many of the part's rows are in use when
+ * row `row` is the last one. */
+attn_status attn_mixer_put(attn_graph *graph, const attn_mixer_call *call, int part, int64_t row,
+                           int64_t column, const attn_tensor *rows);
+const int32_t *attn_mixer_block_length(attn_graph *graph, const attn_mixer_call *call, int part,
+                                       int64_t row);
+/* attn_op_softmax within each sequence of a layout: q, k, v [rows, heads, dim]. */
+attn_var *attn_mixer_softmax_within(attn_graph *graph, const attn_layout *layout,
+                                    const attn_softmax_problem *problem, attn_var *q, attn_var *k,
+                                    attn_var *v);
 /* attn_op_softmax of queries q [1, rows, heads, dim] over pages, one row after the other: row r
  * sees the first keys + r keys. */
 attn_var *attn_mixer_softmax_rows(attn_graph *graph, const attn_softmax_problem *problem,

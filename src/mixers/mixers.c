@@ -12,12 +12,20 @@
 
 extern const attn_mixer attn_mixer_softmax, attn_mixer_lightning, attn_mixer_gla,
     attn_mixer_delta_net, attn_mixer_gated_delta_net, attn_mixer_kda, attn_mixer_mla,
-    attn_mixer_minimax, attn_mixer_hedgehog;
+    attn_mixer_minimax, attn_mixer_hedgehog, attn_mixer_norm_attention, attn_mixer_diag_attention;
 
 static const attn_mixer *const table[] = {
-    &attn_mixer_softmax,   &attn_mixer_lightning,       &attn_mixer_gla,
-    &attn_mixer_delta_net, &attn_mixer_gated_delta_net, &attn_mixer_kda,
-    &attn_mixer_mla,       &attn_mixer_minimax,         &attn_mixer_hedgehog,
+    &attn_mixer_softmax,
+    &attn_mixer_lightning,
+    &attn_mixer_gla,
+    &attn_mixer_delta_net,
+    &attn_mixer_gated_delta_net,
+    &attn_mixer_kda,
+    &attn_mixer_mla,
+    &attn_mixer_minimax,
+    &attn_mixer_hedgehog,
+    &attn_mixer_norm_attention,
+    &attn_mixer_diag_attention,
 };
 
 enum { COUNT = sizeof table / sizeof *table };
@@ -104,7 +112,8 @@ enum {
   MOST_HEADS = 1 << 14,
   MOST_DIM = 256,
   MOST_TAPS = 16,
-  MOST_LATENT = 1024
+  MOST_LATENT = 1024,
+  MOST_BLOCK = 1 << 16
 };
 
 /* What the fields of the options may be, defaults included; the names are those of model files. */
@@ -119,6 +128,7 @@ static const struct {
     {"head_dim", offsetof(attn_mixer_options, dim), 0, MOST_DIM},
     {"value_dim", offsetof(attn_mixer_options, value_dim), 0, MOST_DIM},
     {"window", offsetof(attn_mixer_options, window), 0, INT32_MAX},
+    {"block_size", offsetof(attn_mixer_options, block), 0, MOST_BLOCK},
     {"rotary_dim", offsetof(attn_mixer_options, rotary_dim), -1, MOST_DIM},
     {"feature_dim", offsetof(attn_mixer_options, feature_dim), 0, MOST_DIM},
     {"latent_rank", offsetof(attn_mixer_options, latent_rank), 0, MOST_LATENT},
@@ -155,7 +165,7 @@ attn_status attn_mixer_check_options(const attn_mixer_options *o, const char *mi
   if (o->bidirectional && !(table[index]->info.abilities & ATTN_ABILITY_BIDIRECTIONAL))
     return attn_fail(ATTN_INVALID_ARGUMENT, "%s: bidirectional is true, but it is causal", mixer);
   ATTN_TRY(in_range(mixer, "feature_map", (int64_t)o->feature_map, ATTN_FEATURES_DEFAULT,
-                    ATTN_FEATURES_JOINT));
+                    ATTN_FEATURES_ELU));
   return in_range(mixer, "decay schedule", (int64_t)o->schedule, ATTN_SCHEDULE_CODE,
                   ATTN_SCHEDULE_PAPER);
 }
@@ -281,17 +291,44 @@ attn_var *attn_mixer_decays(attn_graph *graph, const attn_mixer_options *options
   return values.data ? attn_graph_input(graph, &values) : NULL;
 }
 
+/* Writes one row to where attn_state_next_row says when the replay runs: to rows of `width`
+ * elements from `first` on. */
+static attn_status place_row(attn_graph *g, const attn_mixer_call *call, int part,
+                             const attn_tensor *first, int64_t width, int64_t column,
+                             const attn_tensor *row) {
+  const int64_t *next = attn_pass_live(g, attn_state_next_row(call->state, part), sizeof *next);
+  if (!next) return g->status;
+  size_t element = attn_dtype_size(first->dtype);
+  return attn_gpu_check(
+      g->gpu, g->gpu->cuda->place(g->device.index, (char *)first->data + (size_t)column * element,
+                                  (size_t)width * element, next, row->data,
+                                  (size_t)row->shape[1] * element, attn_gpu_stream(g->gpu)));
+}
+
 attn_status attn_mixer_append(attn_graph *g, const attn_mixer_call *call, int part, int64_t column,
                               const attn_tensor *rows) {
   if (!g->replay) return attn_state_append(call->state, part, column, rows);
-  const int64_t *row = attn_pass_live(g, attn_state_next_row(call->state, part), sizeof *row);
-  if (!row) return g->status;
   attn_tensor pages = attn_state_pages(call->state, part);
-  size_t element = attn_dtype_size(pages.dtype);
-  return attn_gpu_check(
-      g->gpu, g->gpu->cuda->place(g->device.index, (char *)pages.data + (size_t)column * element,
-                                  (size_t)pages.shape[2] * element, row, rows->data,
-                                  (size_t)rows->shape[1] * element, attn_gpu_stream(g->gpu)));
+  return place_row(g, call, part, &pages, pages.shape[2], column, rows);
+}
+
+attn_status attn_mixer_put(attn_graph *g, const attn_mixer_call *call, int part, int64_t row,
+                           int64_t column, const attn_tensor *rows) {
+  attn_tensor fixed = attn_state_fixed(call->state, part), place;
+  if (g->replay) return place_row(g, call, part, &fixed, fixed.shape[1], column, rows);
+  ATTN_TRY(attn_tensor_slice(&fixed, 0, row, rows->shape[0], &place));
+  ATTN_TRY(attn_tensor_slice(&place, 1, column, rows->shape[1], &place));
+  attn_add_tensor(g, &place, rows, 1, false);
+  return g->status;
+}
+
+const int32_t *attn_mixer_block_length(attn_graph *g, const attn_mixer_call *call, int part,
+                                       int64_t row) {
+  if (g->replay) return attn_state_next_block_length(call->state, part);
+  int32_t *length = attn_arena_alloc(g->arena, sizeof *length);
+  if (!length) return attn_graph_error(g, ATTN_OUT_OF_MEMORY);
+  *length = (int32_t)row + 1;
+  return length;
 }
 
 const int32_t *attn_mixer_key_length(attn_graph *g, const attn_mixer_call *call) {
@@ -348,6 +385,21 @@ attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_m
     if (!put_row(graph, &all, 0, r, y)) return NULL;
   }
   return attn_graph_input(graph, &all);
+}
+
+attn_var *attn_mixer_softmax_within(attn_graph *graph, const attn_layout *layout,
+                                    const attn_softmax_problem *options, attn_var *q, attn_var *k,
+                                    attn_var *v) {
+  attn_softmax_problem problem = *options;
+  attn_softmax_args args = {0};
+  problem.ragged = layout->offsets != NULL;
+  if (problem.ragged) {
+    problem.batch = layout->batch;
+    problem.query_length = problem.key_length = layout->length;
+    args.query_offsets = args.key_offsets = layout->offsets;
+  }
+  return attn_op_softmax(graph, &problem, &args, attn_as_sequences(graph, layout, q),
+                         attn_as_sequences(graph, layout, k), attn_as_sequences(graph, layout, v));
 }
 
 attn_var *attn_mixer_softmax_rows(attn_graph *graph, const attn_softmax_problem *problem,

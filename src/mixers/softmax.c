@@ -108,20 +108,6 @@ static attn_var *attend_with_state(attn_graph *g, const attn_mixer_call *call,
   return attn_op_softmax(g, &problem, &args, q, keys_of, values_of);
 }
 
-static attn_var *attend(attn_graph *g, const attn_mixer_call *call, attn_softmax_problem problem,
-                        attn_var *q, attn_var *k, attn_var *v) {
-  const attn_layout *layout = &call->layout;
-  attn_softmax_args args = {0};
-  problem.ragged = layout->offsets != NULL;
-  if (problem.ragged) {
-    problem.batch = layout->batch;
-    problem.query_length = problem.key_length = layout->length;
-    args.query_offsets = args.key_offsets = layout->offsets;
-  }
-  return attn_op_softmax(g, &problem, &args, attn_as_sequences(g, layout, q),
-                         attn_as_sequences(g, layout, k), attn_as_sequences(g, layout, v));
-}
-
 /* x W^T + b */
 static attn_var *project(attn_graph *g, const attn_mixer_call *call, attn_var *x, int weight,
                          int bias) {
@@ -153,7 +139,7 @@ static attn_var *attention(attn_graph *g, const attn_mixer_call *call, attn_var 
   if (o->window) problem.window_left = o->window - 1;
   if (o->window && o->bidirectional) problem.window_right = o->window - 1;
   return call->state ? attend_with_state(g, call, problem, q, k, in[V])
-                     : attend(g, call, problem, q, k, in[V]);
+                     : attn_mixer_softmax_within(g, &call->layout, &problem, q, k, in[V]);
 }
 
 static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {

@@ -13,10 +13,10 @@
  */
 
 #define FIELD(name) offsetof(attn_mixer_options, name)
-static const size_t integers[] = {FIELD(hidden), FIELD(heads),      FIELD(kv_heads),
-                                  FIELD(dim),    FIELD(value_dim),  FIELD(window),
-                                  FIELD(layer),  FIELD(rotary_dim), FIELD(convolution),
-                                  FIELD(layers), FIELD(gate_rank),  FIELD(feature_dim)};
+static const size_t integers[] = {
+    FIELD(hidden),    FIELD(heads),       FIELD(kv_heads),   FIELD(dim),         FIELD(value_dim),
+    FIELD(window),    FIELD(layer),       FIELD(rotary_dim), FIELD(convolution), FIELD(layers),
+    FIELD(gate_rank), FIELD(feature_dim), FIELD(block)};
 static const size_t numbers[] = {FIELD(rope.base), FIELD(soft_cap), FIELD(scale),
                                  FIELD(norm_epsilon)};
 enum { INTEGERS = sizeof integers / sizeof *integers, NUMBERS = sizeof numbers / sizeof *numbers };
@@ -86,6 +86,7 @@ static void assert_usable(const attn_mixer *mixer, const attn_mixer_options *o) 
   assert_int_equal(again.gate_rank, o->gate_rank);
   assert_int_equal(again.feature_map, o->feature_map);
   assert_int_equal(again.feature_dim, o->feature_dim);
+  assert_int_equal(again.block, o->block);
 }
 
 /* Any mixture of small, large and absurd is refused or leads to sizes that make sense. */
@@ -148,6 +149,12 @@ static void test_inconsistent_options(void **state) {
       {"hedgehog", "features", {.hidden = 32, .heads = 4, .feature_dim = 129}},
       {"hedgehog", "wide heads", {.hidden = 258, .heads = 2}},
       {"hedgehog", "odd rotation", {.hidden = 32, .heads = 2, .rotary_dim = 5}},
+      {"hedgehog", "features", {.hidden = 32, .heads = 4, .feature_map = ATTN_FEATURES_ELU}},
+      {"norm_attention", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
+      {"norm_attention", "features", {.hidden = 32, .heads = 4, .feature_map = ATTN_FEATURES_EXP}},
+      {"norm_attention", "both ways", {.hidden = 32, .heads = 4, .bidirectional = true}},
+      {"diag_attention", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
+      {"diag_attention", "block", {.hidden = 32, .heads = 4, .block = (1 << 16) + 1}},
       {"delta_net", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
       {"gated_delta_net", "groups", {.hidden = 32, .heads = 6, .kv_heads = 4}},
       {"kda", "groups", {.hidden = 32, .heads = 6, .kv_heads = 5}},

@@ -15,7 +15,8 @@ typedef void oracle_mixer(const attn_mixer_options *options, int64_t rows, const
 oracle_mixer *oracle_of_mixer(const char *name);
 
 oracle_mixer oracle_softmax_mixer, oracle_lightning, oracle_gla, oracle_delta_net,
-    oracle_gated_delta_net, oracle_kda, oracle_mla, oracle_minimax, oracle_hedgehog;
+    oracle_gated_delta_net, oracle_kda, oracle_mla, oracle_minimax, oracle_hedgehog,
+    oracle_norm_attention, oracle_diag_attention;
 
 /* Loops that several oracles need. Arrays are row-major; returned ones are malloc'd. */
 
@@ -24,6 +25,9 @@ double oracle_softplus(double x);
 /* y [rows, outputs] = x [rows, inputs] w^T, w [outputs, inputs] */
 double *oracle_linear(int64_t rows, int64_t outputs, int64_t inputs, const double *x,
                       const double *w);
+/* The same plus bias [outputs] */
+double *oracle_affine(int64_t rows, int64_t outputs, int64_t inputs, const double *x,
+                      const double *w, const double *bias);
 /* x := x sigmoid(x) */
 void oracle_silu(double *x, int64_t count);
 /* y_t[c] = sum_j w[c][taps - 1 - j] x_{t-j}[c], zeros before the sequence: x [rows, channels] */

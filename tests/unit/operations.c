@@ -68,6 +68,8 @@ ACTIVATION(sigmoid, ATTN_SIGMOID)
 ACTIVATION(gelu, ATTN_GELU)
 ACTIVATION(gelu_tanh, ATTN_GELU_TANH)
 ACTIVATION(relu, ATTN_RELU)
+ACTIVATION(elu, ATTN_ELU)
+ACTIVATION(elu_plus_one, ATTN_ELU_PLUS_ONE)
 ACTIVATION(softplus, ATTN_SOFTPLUS)
 ACTIVATION(log_sigmoid, ATTN_LOG_SIGMOID)
 ACTIVATION(exp, ATTN_EXP)
@@ -594,6 +596,8 @@ static const operation_case cases[] = {
     UNARY(gelu),
     UNARY(gelu_tanh),
     UNARY(relu),
+    UNARY(elu),
+    UNARY(elu_plus_one),
     UNARY(softplus),
     UNARY(log_sigmoid),
     UNARY(exp),
