@@ -166,6 +166,49 @@ attn_var *attn_op_activate_wide(attn_graph *graph, attn_activation f, attn_var *
   return activate_into(graph, f, x, graph->wide);
 }
 
+typedef struct softmax_node {
+  attn_node node;
+  attn_var *x;
+  bool divide;
+  double floor;
+} softmax_node;
+
+static attn_status softmax_backward(attn_graph *g, attn_node *node) {
+  softmax_node *self = (softmax_node *)node;
+  bool accumulate;
+  attn_tensor dx = attn_gradient_rows(g, self->x, &accumulate);
+  attn_tensor x = rows_of(g, self->x), dy = attn_as_rows(g, &node->output->gradient);
+  if (!dx.data || !x.data || !dy.data) return g->status;
+  attn_pass_softmax_backward(g, &dx, accumulate, &x, &dy, self->divide, self->floor);
+  attn_gradient_add(g, self->x, &dx);
+  return g->status;
+}
+
+static attn_status softmax_again(attn_graph *g, attn_node *node, const attn_tensor *value) {
+  softmax_node *self = (softmax_node *)node;
+  attn_tensor from = rows_of(g, self->x), to = attn_as_rows(g, value);
+  if (g->status == ATTN_OK) attn_pass_softmax(g, &to, &from, self->divide, self->floor);
+  return g->status;
+}
+
+attn_var *attn_op_row_softmax(attn_graph *graph, attn_var *x, bool divide, double floor) {
+  if (!x) return NULL;
+  attn_tensor value = attn_graph_reuse(graph, graph->compute, x->value.rank, x->value.shape);
+  attn_tensor from = attn_as_rows(graph, &x->value), to = attn_as_rows(graph, &value);
+  if (!to.data || !from.data) return NULL;
+  attn_pass_softmax(graph, &to, &from, divide, floor);
+  attn_var *y = attn_graph_result(graph, value, 1, &x);
+  softmax_node *node = attn_graph_record(graph, sizeof *node, y, softmax_backward);
+  if (node) {
+    node->x = x;
+    node->divide = divide;
+    node->floor = floor;
+    node->node.again = softmax_again;
+  }
+  attn_graph_restores(x);
+  return y;
+}
+
 /* One operand's gradient: of a when `first`, else of b. One after the other, because a and b may be
  * views whose rows overlap. */
 static void gate_gradient(attn_graph *g, elementwise_node *self, bool first, const attn_tensor *a,

@@ -29,6 +29,9 @@ attn_var *attn_op_add_bias(attn_graph *graph, attn_var *x, attn_var *bias);
 attn_var *attn_op_scale_columns(attn_graph *graph, attn_var *x, attn_var *s, int64_t repeat);
 /* y[r] = s[r] x[r]: x [rows, n], s [rows, 1]. */
 attn_var *attn_op_scale_rows(attn_graph *graph, attn_var *x, attn_var *s);
+/* y = exp(x - max x) over the innermost axis, divided by its sum with `divide`, at least `floor`:
+ * feature maps. The result has the compute dtype. */
+attn_var *attn_op_row_softmax(attn_graph *graph, attn_var *x, bool divide, double floor);
 /* A copy in another dtype, contiguous. */
 attn_var *attn_op_cast(attn_graph *graph, attn_var *x, attn_dtype dtype);
 

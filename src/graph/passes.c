@@ -181,6 +181,23 @@ void attn_pass_gate_backward(attn_graph *g, attn_activation f, const attn_tensor
   if (y) attn_pass_gate(g, f, y, a, b);
 }
 
+void attn_pass_softmax(attn_graph *g, const attn_tensor *y, const attn_tensor *x, bool divide,
+                       double floor) {
+  ON_GPU(g, row_softmax(y, x, divide, floor, attn_gpu_stream(g->gpu)))
+  row_walk to = walk(y), from = walk(x);
+  FOR_ROWS(g, y) g->kernels->row_softmax(at(to, r), at(from, r), width, divide, floor);
+}
+
+void attn_pass_softmax_backward(attn_graph *g, const attn_tensor *dx, bool accumulate,
+                                const attn_tensor *x, const attn_tensor *dy, bool divide,
+                                double floor) {
+  ON_GPU(g, row_softmax_backward(dx, accumulate, x, dy, divide, floor, attn_gpu_stream(g->gpu)))
+  row_walk to = walk(dx), from = walk(x), upstream = walk(dy);
+  FOR_ROWS(g, dx)
+  g->kernels->row_softmax_backward(at(to, r), accumulate, at(from, r), at(upstream, r), width,
+                                   divide, floor);
+}
+
 void attn_pass_cap(attn_graph *g, const attn_tensor *x, double cap) {
   ON_GPU(g, cap(x, cap, attn_gpu_stream(g->gpu)))
   int64_t count = attn_tensor_count(x);

@@ -46,6 +46,12 @@ void attn_pass_gate_backward(attn_graph *graph, attn_activation f, const attn_te
                              bool accumulate_a, const attn_tensor *db, bool accumulate_b,
                              const attn_tensor *y, const attn_tensor *a, const attn_tensor *b,
                              const attn_tensor *dy);
+/* y = row_softmax of the rows of x (kernels/rows.h), and dx (+)= its backward. */
+void attn_pass_softmax(attn_graph *graph, const attn_tensor *y, const attn_tensor *x, bool divide,
+                       double floor);
+void attn_pass_softmax_backward(attn_graph *graph, const attn_tensor *dx, bool accumulate,
+                                const attn_tensor *x, const attn_tensor *dy, bool divide,
+                                double floor);
 /* x = cap tanh(x / cap), in place: contiguous, wide. */
 void attn_pass_cap(attn_graph *graph, const attn_tensor *x, double cap);
 /* y[r] = a[r] . b[r]: y has the leading axes of a and b. */

@@ -26,7 +26,9 @@ typedef enum attn_activation {
   ATTN_SOFTPLUS,    /* log(1 + exp(x)) */
   ATTN_LOG_SIGMOID, /* -softplus(-x) */
   ATTN_EXP,
-  ATTN_GELU_TANH, /* x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (arXiv 1606.08415) */
+  ATTN_GELU_TANH,    /* x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (arXiv 1606.08415) */
+  ATTN_ELU,          /* x above 0, else exp(x) - 1 (arXiv 1511.07289) */
+  ATTN_ELU_PLUS_ONE, /* x + 1 above 0, else exp(x): positive features (arXiv 2006.16236) */
 } attn_activation;
 
 #define ATTN_ROWS_KERNELS(K)                                                                       \
@@ -67,6 +69,12 @@ typedef enum attn_activation {
   K(void, row_layer_norm_backward,                                                                 \
     (attn_span dx, bool accumulate, attn_span d_weight, attn_span d_bias, attn_span x,             \
      attn_span weight, attn_span dy, int64_t n, double mean, double r))                            \
+  /* y = exp(x - max x), divided by its sum with `divide`; at least `floor`. dx (+)= J^T dy of it, \
+   * where y is the floor nothing flows, and with `divide` false the maximum counts too */         \
+  K(void, row_softmax, (attn_span y, attn_span x, int64_t n, bool divide, double floor))           \
+  K(void, row_softmax_backward,                                                                    \
+    (attn_span dx, bool accumulate, attn_span x, attn_span dy, int64_t n, bool divide,             \
+     double floor))                                                                                \
   /* Replaces logits z (float32 or float64) by scale (softmax(z) - onehot(target)); returns        \
    * logsumexp(z) - z[target] */                                                                   \
   K(double, row_cross_entropy, (attn_span logits, int64_t n, int64_t target, double scale))

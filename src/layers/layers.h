@@ -92,6 +92,10 @@ attn_var *attn_layer_append_channels(attn_graph *graph, attn_var *a, attn_var *b
 attn_var *attn_layer_absorb(attn_graph *graph, attn_var *x, const attn_parameter *w);
 attn_var *attn_layer_expand(attn_graph *graph, attn_var *x, const attn_parameter *w);
 
+/* linear_heads.c: y_h = W_h x_h: x [rows, heads, n], w a parameter [heads m, n], y [rows, heads, m]
+ * of the compute dtype. */
+attn_var *attn_layer_linear_heads(attn_graph *graph, attn_var *x, attn_parameter *w);
+
 /* experts.c: a mixture of experts (arXiv 1701.06538; 2401.04088, Mixtral). Router logits z
  * [rows, experts] give scores s = softmax(z), or sigmoid(z); each row goes to the `active` experts
  * of the highest s + bias, and

@@ -21,6 +21,16 @@ typedef enum attn_decay_schedule {
   ATTN_SCHEDULE_PAPER,    /* slope = (8 h / H) (1 - l / L) */
 } attn_decay_schedule;
 
+/* What makes features of queries and keys; a mixer refuses those that it has not. */
+typedef enum attn_feature_map {
+  ATTN_FEATURES_DEFAULT = 0,  /* the mixer's first */
+  ATTN_FEATURES_SOFTMAX,      /* hedgehog: [softmax(y), softmax(-y)], at least 1e-12 */
+  ATTN_FEATURES_EXP,          /* hedgehog: [exp(y - max y), exp(min y - y)] */
+  ATTN_FEATURES_JOINT,        /* hedgehog: softmax([2 y, -2 y]) */
+  ATTN_FEATURES_ELU_PLUS_ONE, /* norm_attention */
+  ATTN_FEATURES_ELU,          /* norm_attention */
+} attn_feature_map;
+
 /* The numbers that a configuration gives for one layer. 0 means the mixer's default, which its
  * `configure` fills in. attn_mixer_check_options has the range of each. */
 typedef struct attn_mixer_options {
@@ -37,10 +47,14 @@ typedef struct attn_mixer_options {
   bool bias;          /* softmax: q, k and v have biases */
   bool output_bias;   /* softmax: and o has */
   bool qk_norm;       /* softmax: RMSNorm of every query and key head, before the rotation */
-  bool output_gate;   /* softmax: what o takes is multiplied by sigmoid(x Wg^T) */
+  bool output_gate; /* norm_attention: as in TransNormer v2; softmax: what o takes is multiplied by
+                       sigmoid(x Wg^T) */
   bool bidirectional; /* softmax: later tokens are seen too; there is no state then */
+  int64_t block;      /* diag_attention: tokens that see each other; the next block begins anew */
   bool lrpe;          /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;
+  attn_feature_map feature_map;
+  int64_t feature_dim;   /* hedgehog: outputs of the feature map's matrix, half the features */
   int64_t latent_rank;   /* mla: of the latent that keys and values are made of */
   int64_t query_rank;    /* mla: of the queries' latent; 0: there is none */
   int64_t shared_dim;    /* mla: channels of a key that all heads share, beside its own dim */
@@ -57,6 +71,7 @@ typedef enum attn_initial {
   ATTN_INIT_UNIFORM,    /* between -scale and scale */
   ATTN_INIT_LOG_A,      /* log(uniform(1, 16)): decay rates of Gated DeltaNet and KDA */
   ATTN_INIT_DT_BIAS,    /* softplus^-1(dt), dt log-uniform in [0.001, 0.1], at least 1e-4 */
+  ATTN_INIT_IDENTITY,   /* matrices of `scale` rows below each other, each 1 on its diagonal */
   ATTN_INIT_LRPE,       /* theta_j = 10000^(-2 j / n), j over all elements, n = `scale` */
 } attn_initial;
 
@@ -113,6 +128,8 @@ attn_parameter_shape attn_vector(const char *name, int64_t count, attn_initial i
 attn_status attn_mixer_check_options(const attn_mixer_options *options, const char *mixer);
 /* Defaults and checks that all share: heads, kv_heads, dim, value_dim, norm_epsilon. */
 attn_status attn_mixer_configure_heads(attn_mixer_options *options, const char *mixer);
+/* Defaults and checks of rotary_dim and rope. */
+attn_status attn_mixer_configure_rotary(attn_mixer_options *options, const char *mixer);
 /* x [rows, heads * dim] as [rows, heads, dim], and as what the engines take: [batch, length, heads,
  * dim], or [rows, heads, dim] when the layout is packed. */
 attn_var *attn_split_heads(attn_graph *graph, attn_var *x, int64_t heads);
@@ -136,6 +153,17 @@ bool attn_mixer_few_rows(const attn_mixer_call *call);
 attn_status attn_mixer_append(attn_graph *graph, const attn_mixer_call *call, int part,
                               int64_t column, const attn_tensor *rows);
 const int32_t *attn_mixer_key_length(attn_graph *graph, const attn_mixer_call *call);
+/* Rows [n, columns] into a fixed part of a block, from row `row` and column `column` on; in a step
+ * that is replayed, the row of the token to come. And how many of the part's rows are in use when
+ * row `row` is the last one. */
+attn_status attn_mixer_put(attn_graph *graph, const attn_mixer_call *call, int part, int64_t row,
+                           int64_t column, const attn_tensor *rows);
+const int32_t *attn_mixer_block_length(attn_graph *graph, const attn_mixer_call *call, int part,
+                                       int64_t row);
+/* attn_op_softmax within each sequence of a layout: q, k, v [rows, heads, dim]. */
+attn_var *attn_mixer_softmax_within(attn_graph *graph, const attn_layout *layout,
+                                    const attn_softmax_problem *problem, attn_var *q, attn_var *k,
+                                    attn_var *v);
 /* attn_op_softmax of queries q [1, rows, heads, dim] over pages, one row after the other: row r
  * sees the first keys + r keys. */
 attn_var *attn_mixer_softmax_rows(attn_graph *graph, const attn_softmax_problem *problem,
@@ -146,7 +174,8 @@ attn_var *attn_mixer_parameter(attn_graph *graph, const attn_mixer_call *call, i
 /* Decays that a head has once and for all: their logarithms [heads], wide. */
 attn_var *attn_mixer_decays(attn_graph *graph, const attn_mixer_options *options,
                             double (*log_decay)(const attn_mixer_options *options, int64_t head));
-/* attn_op_recurrent with the state of part `part` (a [value_heads, dim, value_dim] matrix). */
+/* attn_op_recurrent with the state of part `part` (a [value_heads, dim, value_dim] matrix) and,
+ * with the normaliser, of the part behind it ([value_heads, dim]). */
 struct attn_recurrent_problem;
 attn_var *attn_mixer_recurrent(attn_graph *graph, const attn_mixer_call *call, int part,
                                const struct attn_recurrent_problem *options, attn_var *q,

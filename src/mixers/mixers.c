@@ -12,11 +12,20 @@
 
 extern const attn_mixer attn_mixer_softmax, attn_mixer_lightning, attn_mixer_gla,
     attn_mixer_delta_net, attn_mixer_gated_delta_net, attn_mixer_kda, attn_mixer_mla,
-    attn_mixer_minimax;
+    attn_mixer_minimax, attn_mixer_hedgehog, attn_mixer_norm_attention, attn_mixer_diag_attention;
 
 static const attn_mixer *const table[] = {
-    &attn_mixer_softmax,         &attn_mixer_lightning, &attn_mixer_gla, &attn_mixer_delta_net,
-    &attn_mixer_gated_delta_net, &attn_mixer_kda,       &attn_mixer_mla, &attn_mixer_minimax,
+    &attn_mixer_softmax,
+    &attn_mixer_lightning,
+    &attn_mixer_gla,
+    &attn_mixer_delta_net,
+    &attn_mixer_gated_delta_net,
+    &attn_mixer_kda,
+    &attn_mixer_mla,
+    &attn_mixer_minimax,
+    &attn_mixer_hedgehog,
+    &attn_mixer_norm_attention,
+    &attn_mixer_diag_attention,
 };
 
 enum { COUNT = sizeof table / sizeof *table };
@@ -103,7 +112,8 @@ enum {
   MOST_HEADS = 1 << 14,
   MOST_DIM = 256,
   MOST_TAPS = 16,
-  MOST_LATENT = 1024
+  MOST_LATENT = 1024,
+  MOST_BLOCK = 1 << 16
 };
 
 /* What the fields of the options may be, defaults included; the names are those of model files. */
@@ -118,7 +128,9 @@ static const struct {
     {"head_dim", offsetof(attn_mixer_options, dim), 0, MOST_DIM},
     {"value_dim", offsetof(attn_mixer_options, value_dim), 0, MOST_DIM},
     {"window", offsetof(attn_mixer_options, window), 0, INT32_MAX},
+    {"block_size", offsetof(attn_mixer_options, block), 0, MOST_BLOCK},
     {"rotary_dim", offsetof(attn_mixer_options, rotary_dim), -1, MOST_DIM},
+    {"feature_dim", offsetof(attn_mixer_options, feature_dim), 0, MOST_DIM},
     {"latent_rank", offsetof(attn_mixer_options, latent_rank), 0, MOST_LATENT},
     {"query_rank", offsetof(attn_mixer_options, query_rank), 0, MOST_HIDDEN},
     {"shared_dim", offsetof(attn_mixer_options, shared_dim), 0, MOST_DIM},
@@ -152,6 +164,8 @@ attn_status attn_mixer_check_options(const attn_mixer_options *o, const char *mi
   if (o->bidirectional) ATTN_TRY(attn_mixer_find(mixer, &index));
   if (o->bidirectional && !(table[index]->info.abilities & ATTN_ABILITY_BIDIRECTIONAL))
     return attn_fail(ATTN_INVALID_ARGUMENT, "%s: bidirectional is true, but it is causal", mixer);
+  ATTN_TRY(in_range(mixer, "feature_map", (int64_t)o->feature_map, ATTN_FEATURES_DEFAULT,
+                    ATTN_FEATURES_ELU));
   return in_range(mixer, "decay schedule", (int64_t)o->schedule, ATTN_SCHEDULE_CODE,
                   ATTN_SCHEDULE_PAPER);
 }
@@ -171,6 +185,24 @@ attn_status attn_mixer_configure_heads(attn_mixer_options *o, const char *mixer)
   return attn_fail(ATTN_INVALID_ARGUMENT,
                    "%s: num_heads %lld is not a multiple of num_kv_heads %lld", mixer,
                    (long long)o->heads, (long long)o->kv_heads);
+}
+
+attn_status attn_mixer_configure_rotary(attn_mixer_options *o, const char *mixer) {
+  const double usual_base = 10000;
+  if (o->rotary_dim == 0) o->rotary_dim = o->dim > 1 ? o->dim / 2 * 2 : -1;
+  if (o->rotary_dim > o->dim || (o->rotary_dim > 0 && o->rotary_dim % 2))
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "%s: rotary_dim %lld is not even and at most head_dim %lld", mixer,
+                     (long long)o->rotary_dim, (long long)o->dim);
+  if (o->rope.base == 0) o->rope.base = usual_base;
+  bool factors = o->rope.scaling == ATTN_ROPE_FACTORS && o->rotary_dim > 0;
+  if (factors && (!o->rope.factors || o->rope.factor_count != o->rotary_dim / 2))
+    return attn_fail(ATTN_INVALID_ARGUMENT, "%s: %lld rotary factors, expected %lld", mixer,
+                     (long long)o->rope.factor_count, (long long)o->rotary_dim / 2);
+  if (!(o->rope.base > 1))
+    return attn_fail(ATTN_INVALID_ARGUMENT, "%s: rope_theta %g is not above 1", mixer,
+                     o->rope.base);
+  return ATTN_OK;
 }
 
 static bool layout_adds_up(const attn_layout *layout) {
@@ -259,17 +291,44 @@ attn_var *attn_mixer_decays(attn_graph *graph, const attn_mixer_options *options
   return values.data ? attn_graph_input(graph, &values) : NULL;
 }
 
+/* Writes one row to where attn_state_next_row says when the replay runs: to rows of `width`
+ * elements from `first` on. */
+static attn_status place_row(attn_graph *g, const attn_mixer_call *call, int part,
+                             const attn_tensor *first, int64_t width, int64_t column,
+                             const attn_tensor *row) {
+  const int64_t *next = attn_pass_live(g, attn_state_next_row(call->state, part), sizeof *next);
+  if (!next) return g->status;
+  size_t element = attn_dtype_size(first->dtype);
+  return attn_gpu_check(
+      g->gpu, g->gpu->cuda->place(g->device.index, (char *)first->data + (size_t)column * element,
+                                  (size_t)width * element, next, row->data,
+                                  (size_t)row->shape[1] * element, attn_gpu_stream(g->gpu)));
+}
+
 attn_status attn_mixer_append(attn_graph *g, const attn_mixer_call *call, int part, int64_t column,
                               const attn_tensor *rows) {
   if (!g->replay) return attn_state_append(call->state, part, column, rows);
-  const int64_t *row = attn_pass_live(g, attn_state_next_row(call->state, part), sizeof *row);
-  if (!row) return g->status;
   attn_tensor pages = attn_state_pages(call->state, part);
-  size_t element = attn_dtype_size(pages.dtype);
-  return attn_gpu_check(
-      g->gpu, g->gpu->cuda->place(g->device.index, (char *)pages.data + (size_t)column * element,
-                                  (size_t)pages.shape[2] * element, row, rows->data,
-                                  (size_t)rows->shape[1] * element, attn_gpu_stream(g->gpu)));
+  return place_row(g, call, part, &pages, pages.shape[2], column, rows);
+}
+
+attn_status attn_mixer_put(attn_graph *g, const attn_mixer_call *call, int part, int64_t row,
+                           int64_t column, const attn_tensor *rows) {
+  attn_tensor fixed = attn_state_fixed(call->state, part), place;
+  if (g->replay) return place_row(g, call, part, &fixed, fixed.shape[1], column, rows);
+  ATTN_TRY(attn_tensor_slice(&fixed, 0, row, rows->shape[0], &place));
+  ATTN_TRY(attn_tensor_slice(&place, 1, column, rows->shape[1], &place));
+  attn_add_tensor(g, &place, rows, 1, false);
+  return g->status;
+}
+
+const int32_t *attn_mixer_block_length(attn_graph *g, const attn_mixer_call *call, int part,
+                                       int64_t row) {
+  if (g->replay) return attn_state_next_block_length(call->state, part);
+  int32_t *length = attn_arena_alloc(g->arena, sizeof *length);
+  if (!length) return attn_graph_error(g, ATTN_OUT_OF_MEMORY);
+  *length = (int32_t)row + 1;
+  return length;
 }
 
 const int32_t *attn_mixer_key_length(attn_graph *g, const attn_mixer_call *call) {
@@ -328,6 +387,21 @@ attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_m
   return attn_graph_input(graph, &all);
 }
 
+attn_var *attn_mixer_softmax_within(attn_graph *graph, const attn_layout *layout,
+                                    const attn_softmax_problem *options, attn_var *q, attn_var *k,
+                                    attn_var *v) {
+  attn_softmax_problem problem = *options;
+  attn_softmax_args args = {0};
+  problem.ragged = layout->offsets != NULL;
+  if (problem.ragged) {
+    problem.batch = layout->batch;
+    problem.query_length = problem.key_length = layout->length;
+    args.query_offsets = args.key_offsets = layout->offsets;
+  }
+  return attn_op_softmax(graph, &problem, &args, attn_as_sequences(graph, layout, q),
+                         attn_as_sequences(graph, layout, k), attn_as_sequences(graph, layout, v));
+}
+
 attn_var *attn_mixer_softmax_rows(attn_graph *graph, const attn_softmax_problem *problem,
                                   const attn_softmax_args *args, attn_var *q, attn_var *k,
                                   attn_var *v, int64_t keys) {
@@ -372,6 +446,25 @@ static attn_var *recurrent_rows(attn_graph *graph, const attn_mixer_call *call, 
   return attn_graph_input(graph, &all);
 }
 
+/* A fixed part as the engine's batch of one. */
+static attn_tensor as_batch(attn_graph *graph, const attn_tensor *fixed) {
+  attn_tensor batch = {0};
+  int64_t shape[ATTN_MAX_RANK] = {1};
+  for (int i = 0; i < fixed->rank; ++i) shape[i + 1] = fixed->shape[i];
+  attn_status status = attn_tensor_reshape(fixed, fixed->rank + 1, shape, &batch);
+  if (status != ATTN_OK) attn_graph_error(graph, status);
+  return batch;
+}
+
+static void bind_state(attn_graph *graph, const attn_mixer_call *call, int part, bool normalise,
+                       attn_recurrent_args *args) {
+  attn_tensor matrix = attn_state_fixed(call->state, part);
+  args->initial_state = args->final_state = as_batch(graph, &matrix);
+  if (!normalise) return;
+  attn_tensor sum = attn_state_fixed(call->state, part + 1);
+  args->initial_normaliser = args->final_normaliser = as_batch(graph, &sum);
+}
+
 attn_var *attn_mixer_recurrent(attn_graph *graph, const attn_mixer_call *call, int part,
                                const attn_recurrent_problem *options, attn_var *q, attn_var *k,
                                attn_var *v, attn_var *decay, attn_var *beta) {
@@ -387,13 +480,7 @@ attn_var *attn_mixer_recurrent(attn_graph *graph, const attn_mixer_call *call, i
     problem.length = layout->length;
     args.offsets = layout->offsets;
   }
-  if (call->state) {
-    attn_tensor matrix = attn_state_fixed(call->state, part);
-    int64_t shape[4] = {1, matrix.shape[0], matrix.shape[1], matrix.shape[2]};
-    attn_status status = attn_tensor_reshape(&matrix, 4, shape, &args.initial_state);
-    if (status != ATTN_OK) return attn_graph_error(graph, status);
-    args.final_state = args.initial_state;
-  }
+  if (call->state) bind_state(graph, call, part, problem.normalise, &args);
   if (problem.decay != ATTN_DECAY_HEAD) decay = attn_as_sequences(graph, layout, decay);
   return attn_op_recurrent(graph, &problem, &args, attn_as_sequences(graph, layout, q),
                            attn_as_sequences(graph, layout, k), attn_as_sequences(graph, layout, v),

@@ -19,20 +19,7 @@ enum { KV }; /* the state: a row a token, its keys and then its values */
 static attn_status configure(attn_mixer_options *o) {
   ATTN_TRY(attn_mixer_check_options(o, "softmax"));
   ATTN_TRY(attn_mixer_configure_heads(o, "softmax"));
-  if (o->rotary_dim == 0) o->rotary_dim = o->dim > 1 ? o->dim / 2 * 2 : -1;
-  if (o->rotary_dim > o->dim || (o->rotary_dim > 0 && o->rotary_dim % 2))
-    return attn_fail(ATTN_INVALID_ARGUMENT,
-                     "softmax: rotary_dim %lld is not even and at most "
-                     "head_dim %lld",
-                     (long long)o->rotary_dim, (long long)o->dim);
-  if (o->rope.base == 0) o->rope.base = 10000;
-  bool factors = o->rope.scaling == ATTN_ROPE_FACTORS && o->rotary_dim > 0;
-  if (factors && (!o->rope.factors || o->rope.factor_count != o->rotary_dim / 2))
-    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: %lld rotary factors, expected %lld",
-                     (long long)o->rope.factor_count, (long long)o->rotary_dim / 2);
-  if (!(o->rope.base > 1))
-    return attn_fail(ATTN_INVALID_ARGUMENT, "softmax: rope_theta %g is not above 1", o->rope.base);
-  return ATTN_OK;
+  return attn_mixer_configure_rotary(o, "softmax");
 }
 
 /* Where parameter `which` stands among those that there are; -1: absent. */
@@ -121,20 +108,6 @@ static attn_var *attend_with_state(attn_graph *g, const attn_mixer_call *call,
   return attn_op_softmax(g, &problem, &args, q, keys_of, values_of);
 }
 
-static attn_var *attend(attn_graph *g, const attn_mixer_call *call, attn_softmax_problem problem,
-                        attn_var *q, attn_var *k, attn_var *v) {
-  const attn_layout *layout = &call->layout;
-  attn_softmax_args args = {0};
-  problem.ragged = layout->offsets != NULL;
-  if (problem.ragged) {
-    problem.batch = layout->batch;
-    problem.query_length = problem.key_length = layout->length;
-    args.query_offsets = args.key_offsets = layout->offsets;
-  }
-  return attn_op_softmax(g, &problem, &args, attn_as_sequences(g, layout, q),
-                         attn_as_sequences(g, layout, k), attn_as_sequences(g, layout, v));
-}
-
 /* x W^T + b */
 static attn_var *project(attn_graph *g, const attn_mixer_call *call, attn_var *x, int weight,
                          int bias) {
@@ -166,7 +139,7 @@ static attn_var *attention(attn_graph *g, const attn_mixer_call *call, attn_var 
   if (o->window) problem.window_left = o->window - 1;
   if (o->window && o->bidirectional) problem.window_right = o->window - 1;
   return call->state ? attend_with_state(g, call, problem, q, k, in[V])
-                     : attend(g, call, problem, q, k, in[V]);
+                     : attn_mixer_softmax_within(g, &call->layout, &problem, q, k, in[V]);
 }
 
 static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {

@@ -190,6 +190,8 @@ static double initial_value(const attn_parameter_shape *shape, int64_t index, at
     if (dt < 1e-4) dt = 1e-4;
     return dt + log(-expm1(-dt)); /* softplus^-1 */
   }
+  case ATTN_INIT_IDENTITY:
+    return index / shape->shape[1] % (int64_t)shape->scale == index % shape->shape[1];
   case ATTN_INIT_LRPE: return pow(10000, -2.0 * (double)index / shape->scale);
   }
   return 0;

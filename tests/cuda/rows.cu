@@ -91,6 +91,8 @@ static double value_of(attn_activation f, double x) {
   case ATTN_SOFTPLUS: return x > 30 ? x + std::exp(-x) : std::log1p(std::exp(x));
   case ATTN_LOG_SIGMOID: return x < -30 ? x - std::exp(x) : -std::log1p(std::exp(-x));
   case ATTN_EXP: return std::exp(x);
+  case ATTN_ELU: return x > 0 ? x : std::expm1(x);
+  case ATTN_ELU_PLUS_ONE: return x > 0 ? x + 1 : std::exp(x);
   default: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
   }
 }
@@ -104,6 +106,8 @@ static double slope_of(attn_activation f, double x) {
   case ATTN_SOFTPLUS: return logistic(x);
   case ATTN_LOG_SIGMOID: return logistic(-x);
   case ATTN_EXP: return std::exp(x);
+  case ATTN_ELU:
+  case ATTN_ELU_PLUS_ONE: return x > 0 ? 1 : std::exp(x);
   default: {
     double c = std::sqrt(2 / M_PI), u = c * (x + 0.044715 * x * x * x), t = std::tanh(u);
     return 0.5 * (1 + t) + 0.5 * x * (1 - t) * (1 + t) * c * (1 + 3 * 0.044715 * x * x);

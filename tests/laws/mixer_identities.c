@@ -308,6 +308,181 @@ static void test_gla(void **state) {
   test_layer_destroy(&layer);
 }
 
+/* Hedgehog --------------------------------------------------------------------------------------
+ */
+
+static void negate(test_layer *layer, const char *name) {
+  int i = test_layer_find(layer, name);
+  int64_t count = test_parameter_count(layer, i);
+  double *values = malloc((size_t)count * sizeof *values);
+  for (int64_t j = 0; j < count; ++j) values[j] = -layer->values[i][j];
+  set(layer, name, values);
+  free(values);
+}
+
+/* y is a mean of values: the same values everywhere make it that value. */
+static void assert_means_of_values(test_layer *layer) {
+  const int64_t rows = 80, hidden = layer->options.hidden;
+  double *x = inputs_with_one(layer, rows);
+  make_constant(layer, "v_proj.weight", 1.75);
+  double *y = apply(layer, rows, x), *expected = calloc((size_t)(rows * hidden), sizeof *expected);
+  const double *w = get(layer, "o_proj.weight");
+  int64_t width = layer->shapes[test_layer_find(layer, "o_proj.weight")].shape[1];
+  for (int64_t t = 0; t < rows; ++t)
+    for (int64_t i = 0; i < hidden; ++i)
+      for (int64_t c = 0; c < width; ++c) expected[t * hidden + i] += 1.75 * w[i * width + c];
+  test_assert_close(layer, "y of constant values", y, expected, rows * hidden, close);
+  free(x), free(y), free(expected);
+}
+
+/* Row t of y is the mean of what tokens 0 .. t of x give alone. */
+static void assert_running_mean(const test_layer *layer, const double *y, int64_t rows,
+                                const double *x) {
+  int64_t hidden = layer->options.hidden;
+  double *mean = calloc((size_t)(rows * hidden), sizeof *mean);
+  for (int64_t t = 0; t < rows; ++t) {
+    double *alone = apply(layer, 1, x + t * hidden);
+    for (int64_t i = 0; i < hidden; ++i)
+      for (int64_t later = t; later < rows; ++later)
+        mean[later * hidden + i] += alone[i] / (double)(later + 1);
+    free(alone);
+  }
+  test_assert_close(layer, "y of equal weights", y, mean, rows * hidden, close);
+  free(mean);
+}
+
+/* Both signs of a feature count alike, in every variant; weights sum to 1 and have no order. */
+static void test_hedgehog(void **state) {
+  static const attn_feature_map maps[] = {ATTN_FEATURES_SOFTMAX, ATTN_FEATURES_EXP,
+                                          ATTN_FEATURES_JOINT};
+  static const char *const flipped[] = {"q_map.weight", "q_map.bias", "k_map.weight", "k_map.bias"};
+  (void)state;
+  for (int m = 0; m < 3; ++m) {
+    const int64_t rows = 90;
+    attn_mixer_options o = {.hidden = 24, .heads = 2, .feature_map = maps[m]};
+    test_layer layer;
+    create(&layer, "hedgehog", o);
+    double *x = test_inputs(&layer, rows * o.hidden, 50), *y = apply(&layer, rows, x);
+    for (int i = 0; i < 4; ++i) negate(&layer, flipped[i]);
+    double *other = apply(&layer, rows, x);
+    test_assert_close(&layer, "y with features negated", other, y, rows * o.hidden, close);
+    assert_means_of_values(&layer);
+    test_layer_destroy(&layer);
+    free(x), free(y), free(other);
+    o.rotary_dim = -1;
+    create(&layer, "hedgehog", o);
+    assert_order_does_not_matter(&layer);
+    test_layer_destroy(&layer);
+  }
+}
+
+/* W = 0 attends to all alike: y is the running mean of what each token alone gives. */
+static void test_hedgehog_without_features(void **state) {
+  (void)state;
+  const int64_t rows = 60;
+  attn_mixer_options o = {.hidden = 24, .heads = 2};
+  test_layer layer;
+  create(&layer, "hedgehog", o);
+  fill(&layer, "q_map.weight", 0);
+  fill(&layer, "k_map.weight", 0);
+  double *x = test_inputs(&layer, rows * o.hidden, 51), *y = apply(&layer, rows, x);
+  assert_running_mean(&layer, y, rows, x);
+  free(x), free(y);
+  test_layer_destroy(&layer);
+}
+
+/* TransNormer -----------------------------------------------------------------------------------
+ */
+
+/* The norm removes what values, features or both are multiplied by; the past has no order. */
+static void test_norm_attention(void **state) {
+  static const struct {
+    const char *weight, *bias;
+    attn_feature_map map; /* elu is linear where it is positive */
+  } scaled[] = {{"v_proj.weight", "v_proj.bias", ATTN_FEATURES_ELU_PLUS_ONE},
+                {"v_proj.weight", "v_proj.bias", ATTN_FEATURES_ELU},
+                {"q_proj.weight", "q_proj.bias", ATTN_FEATURES_ELU},
+                {"k_proj.weight", "k_proj.bias", ATTN_FEATURES_ELU}};
+  (void)state;
+  const int64_t rows = 80;
+  attn_mixer_options o = {.hidden = 24, .heads = 2, .norm_epsilon = 1e-300};
+  for (size_t i = 0; i < sizeof scaled / sizeof *scaled; ++i) {
+    test_layer layer;
+    o.feature_map = scaled[i].map;
+    create(&layer, "norm_attention", o);
+    int64_t width = layer.options.heads * layer.options.dim, count = rows * o.hidden;
+    double *x = test_inputs(&layer, count, 60), *bias = malloc((size_t)width * sizeof *bias);
+    bool keys = scaled[i].weight[0] != 'v';
+    for (int64_t c = 0; c < width; ++c) bias[c] = keys ? 100 : get(&layer, scaled[i].bias)[c];
+    set(&layer, scaled[i].bias, bias);
+    double *y = apply(&layer, rows, x);
+    scale_rows(&layer, scaled[i].weight, 0, width, 37);
+    for (int64_t c = 0; c < width; ++c) bias[c] *= 37;
+    set(&layer, scaled[i].bias, bias);
+    double *other = apply(&layer, rows, x);
+    test_assert_close(&layer, "y with a factor", other, y, count, close);
+    free(x), free(bias), free(y), free(other);
+    test_layer_destroy(&layer);
+  }
+  test_layer unordered;
+  o.rotary_dim = -1;
+  create(&unordered, "norm_attention", o);
+  assert_order_does_not_matter(&unordered);
+  test_layer_destroy(&unordered);
+}
+
+/* A block as long as the sequence is softmax attention; one of a token forgets everything. */
+static void test_diag_attention(void **state) {
+  (void)state;
+  const int64_t rows = 100;
+  attn_mixer_options o = {.hidden = 24, .heads = 4, .kv_heads = 2, .bias = true};
+  for (int both = 0; both < 2; ++both) {
+    test_layer softmax, diag;
+    o.output_bias = true;
+    o.bidirectional = both;
+    o.block = rows + both;
+    create(&softmax, "softmax", o);
+    create(&diag, "diag_attention", o);
+    share_parameters(&diag, &softmax);
+    double *x = test_inputs(&softmax, rows * o.hidden, 61);
+    double *y = apply(&softmax, rows, x), *other = apply(&diag, rows, x);
+    test_assert_close(&diag, "y of one block", other, y, rows * o.hidden, close);
+    free(x), free(y), free(other);
+    test_layer_destroy(&softmax);
+    test_layer_destroy(&diag);
+  }
+  test_layer forgetful;
+  create(&forgetful, "diag_attention", (attn_mixer_options){.hidden = 24, .heads = 2, .block = 1});
+  assert_forgets_everything(&forgetful);
+  test_layer_destroy(&forgetful);
+}
+
+/* Blocks do not see each other: in another order they give the same, in that order, and a block of
+ * a longer sequence is what it is alone. */
+static void test_diag_blocks(void **state) {
+  (void)state;
+  enum { BLOCK = 20, BLOCKS = 5 };
+  static const int64_t order[BLOCKS] = {3, 0, 4, 1, 2};
+  const attn_mixer_options o = {.hidden = 24, .heads = 2, .block = BLOCK, .rotary_dim = -1};
+  test_layer layer;
+  create(&layer, "diag_attention", o);
+  int64_t rows = BLOCK * BLOCKS, piece = BLOCK * o.hidden;
+  double *x = test_inputs(&layer, rows * o.hidden, 62), *y = apply(&layer, rows, x);
+  double *moved = malloc((size_t)(rows * o.hidden) * sizeof *moved);
+  for (int64_t b = 0; b < BLOCKS; ++b)
+    memcpy(moved + b * piece, x + order[b] * piece, (size_t)piece * sizeof *x);
+  double *other = apply(&layer, rows, moved);
+  for (int64_t b = 0; b < BLOCKS; ++b) {
+    double *alone = apply(&layer, BLOCK, x + b * piece);
+    test_assert_close(&layer, "a block elsewhere", other + b * piece, y + order[b] * piece, piece,
+                      close);
+    test_assert_close(&layer, "a block alone", alone, y + b * piece, piece, close);
+    free(alone);
+  }
+  free(x), free(y), free(moved), free(other);
+  test_layer_destroy(&layer);
+}
+
 /* The delta rule --------------------------------------------------------------------------------
  */
 
@@ -529,13 +704,24 @@ static void test_latents_absorbed(void **state) {
 int main(int argc, char **argv) {
   if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_softmax),          cmocka_unit_test(test_rotary_is_relative),
-      cmocka_unit_test(test_groups),           cmocka_unit_test(test_lightning),
-      cmocka_unit_test(test_shifts),           cmocka_unit_test(test_gla),
-      cmocka_unit_test(test_no_write),         cmocka_unit_test(test_perfect_write),
-      cmocka_unit_test(test_orthonormal_keys), cmocka_unit_test(test_without_decay),
-      cmocka_unit_test(test_equal_channels),   cmocka_unit_test(test_latents_turn),
+      cmocka_unit_test(test_softmax),
+      cmocka_unit_test(test_rotary_is_relative),
+      cmocka_unit_test(test_groups),
+      cmocka_unit_test(test_lightning),
+      cmocka_unit_test(test_shifts),
+      cmocka_unit_test(test_gla),
+      cmocka_unit_test(test_no_write),
+      cmocka_unit_test(test_perfect_write),
+      cmocka_unit_test(test_orthonormal_keys),
+      cmocka_unit_test(test_without_decay),
+      cmocka_unit_test(test_equal_channels),
+      cmocka_unit_test(test_latents_turn),
       cmocka_unit_test(test_latents_absorbed),
+      cmocka_unit_test(test_hedgehog),
+      cmocka_unit_test(test_hedgehog_without_features),
+      cmocka_unit_test(test_norm_attention),
+      cmocka_unit_test(test_diag_attention),
+      cmocka_unit_test(test_diag_blocks),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

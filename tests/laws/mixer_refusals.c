@@ -13,10 +13,10 @@
  */
 
 #define FIELD(name) offsetof(attn_mixer_options, name)
-static const size_t integers[] = {FIELD(hidden), FIELD(heads),      FIELD(kv_heads),
-                                  FIELD(dim),    FIELD(value_dim),  FIELD(window),
-                                  FIELD(layer),  FIELD(rotary_dim), FIELD(convolution),
-                                  FIELD(layers), FIELD(gate_rank)};
+static const size_t integers[] = {
+    FIELD(hidden),    FIELD(heads),       FIELD(kv_heads),   FIELD(dim),         FIELD(value_dim),
+    FIELD(window),    FIELD(layer),       FIELD(rotary_dim), FIELD(convolution), FIELD(layers),
+    FIELD(gate_rank), FIELD(feature_dim), FIELD(block)};
 static const size_t numbers[] = {FIELD(rope.base), FIELD(soft_cap), FIELD(scale),
                                  FIELD(norm_epsilon)};
 enum { INTEGERS = sizeof integers / sizeof *integers, NUMBERS = sizeof numbers / sizeof *numbers };
@@ -54,6 +54,9 @@ static void each_field_has_a_range(const attn_mixer *mixer, const attn_mixer_opt
   bad.schedule = (attn_decay_schedule)7;
   assert_refused(mixer, bad);
   bad = *options;
+  bad.feature_map = (attn_feature_map)99;
+  assert_refused(mixer, bad);
+  bad = *options;
   bad.hidden = 0;
   assert_refused(mixer, bad);
 }
@@ -81,6 +84,9 @@ static void assert_usable(const attn_mixer *mixer, const attn_mixer_options *o) 
   assert_int_equal(again.rotary_dim, o->rotary_dim);
   assert_int_equal(again.convolution, o->convolution);
   assert_int_equal(again.gate_rank, o->gate_rank);
+  assert_int_equal(again.feature_map, o->feature_map);
+  assert_int_equal(again.feature_dim, o->feature_dim);
+  assert_int_equal(again.block, o->block);
 }
 
 /* Any mixture of small, large and absurd is refused or leads to sizes that make sense. */
@@ -139,6 +145,16 @@ static void test_inconsistent_options(void **state) {
       {"lightning", "layers", {.hidden = 32, .heads = 4}},
       {"lightning", "lrpe", {.hidden = 32, .dim = 129, .heads = 1, .layers = 1, .lrpe = true}},
       {"gla", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
+      {"hedgehog", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
+      {"hedgehog", "features", {.hidden = 32, .heads = 4, .feature_dim = 129}},
+      {"hedgehog", "wide heads", {.hidden = 258, .heads = 2}},
+      {"hedgehog", "odd rotation", {.hidden = 32, .heads = 2, .rotary_dim = 5}},
+      {"hedgehog", "features", {.hidden = 32, .heads = 4, .feature_map = ATTN_FEATURES_ELU}},
+      {"norm_attention", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
+      {"norm_attention", "features", {.hidden = 32, .heads = 4, .feature_map = ATTN_FEATURES_EXP}},
+      {"norm_attention", "both ways", {.hidden = 32, .heads = 4, .bidirectional = true}},
+      {"diag_attention", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
+      {"diag_attention", "block", {.hidden = 32, .heads = 4, .block = (1 << 16) + 1}},
       {"delta_net", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
       {"gated_delta_net", "groups", {.hidden = 32, .heads = 6, .kv_heads = 4}},
       {"kda", "groups", {.hidden = 32, .heads = 6, .kv_heads = 5}},

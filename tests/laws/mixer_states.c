@@ -105,6 +105,99 @@ static void test_pieces(void **state) {
   test_on_every_path(each_case_in_pieces, NULL);
 }
 
+/* A few tokens give the bits of as many steps: speculation relies on it. Blocks end in between. */
+static void few_rows_equal_steps(const attn_mixer *mixer, const attn_mixer_options *options) {
+  for (int d = 0; d < DTYPES; ++d) {
+    bench b;
+    bench_create(&b, mixer, options, dtypes[d], 100);
+    attn_state *state = new_state(&b, b.rows, 1, NULL);
+    double *steps = malloc((size_t)b.count * sizeof *steps);
+    feed(&b, state, 50);
+    while (attn_state_position(state) < b.rows) feed(&b, state, attn_state_position(state) + 1);
+    memcpy(steps, b.y, (size_t)b.count * sizeof *steps);
+    attn_state_clear(state);
+    feed(&b, state, 50);
+    for (int64_t end = 52, rows = 2; end <= b.rows; rows = rows % ATTN_FEW_ROWS + 1, end += rows)
+      feed(&b, state, end);
+    test_assert_same_bits(&b.layer, "y of a few tokens", b.y, steps,
+                          attn_state_position(state) * b.hidden);
+    free(steps);
+    attn_state_destroy(state);
+    bench_destroy(&b);
+  }
+}
+
+static void each_case_few_rows(void *context) {
+  (void)context;
+  test_each_causal_case(few_rows_equal_steps);
+}
+
+static void test_few_rows(void **state) {
+  (void)state;
+  test_on_every_path(each_case_few_rows, NULL);
+}
+
+enum { STATES = 3 };
+static const int64_t lengths[STATES] = {40, 1, 63}; /* of what the states hold */
+
+/* One token each of several states, at positions of their own, in one call. */
+static void step_together(bench *b, attn_state *const *states, const double *x, double *y) {
+  attn_graph *g = b->layer.graph;
+  attn_graph_reset(g, false);
+  int64_t shape[2] = {STATES, b->hidden};
+  attn_tensor rows = attn_graph_tensor(g, b->layer.compute, 2, shape), numbers;
+  assert_ok(attn_tensor_wrap((void *)(uintptr_t)x, ATTN_F64, 2, shape, &numbers));
+  assert_ok(attn_tensor_copy(&numbers, &rows));
+  attn_mixer_call call = {.options = &b->layer.options,
+                          .parameters = b->layer.pointers,
+                          .layout = attn_layout_equal(STATES, 1),
+                          .states = states};
+  attn_var *out = attn_mixer_apply(g, b->layer.mixer, &call, attn_graph_input(g, &rows));
+  assert_ok(attn_graph_status(g));
+  assert_ok(attn_tensor_wrap(y, ATTN_F64, 2, shape, &numbers));
+  assert_ok(attn_tensor_copy(&out->value, &numbers));
+  for (int i = 0; i < STATES; ++i) attn_state_advance(states[i], 1);
+}
+
+static void steps_together_equal_alone(const attn_mixer *mixer, const attn_mixer_options *options) {
+  enum { STEPS = 3 };
+  for (int d = 0; d < DTYPES; ++d) {
+    bench b;
+    bench_create(&b, mixer, options, dtypes[d], 100);
+    attn_state *alone[STATES], *together[STATES];
+    double *x = malloc((size_t)(STATES * b.hidden) * sizeof *x);
+    double *y = malloc((size_t)(STATES * b.hidden) * sizeof *y);
+    for (int i = 0; i < STATES; ++i) {
+      alone[i] = new_state(&b, b.rows, 2, NULL);
+      together[i] = new_state(&b, b.rows, 1, alone[i]);
+      feed(&b, alone[i], lengths[i]);
+      attn_state_assign(together[i], alone[i]);
+    }
+    for (int step = 0; step < STEPS; ++step) {
+      for (int i = 0; i < STATES; ++i)
+        memcpy(x + i * b.hidden, b.x + (lengths[i] + step) * b.hidden,
+               (size_t)b.hidden * sizeof *x);
+      step_together(&b, together, x, y);
+      for (int i = 0; i < STATES; ++i) {
+        feed(&b, alone[i], lengths[i] + step + 1);
+        test_assert_same_bits(&b.layer, "y of a step together", y + i * b.hidden,
+                              b.y + (lengths[i] + step) * b.hidden, b.hidden);
+      }
+    }
+    for (int i = 0; i < STATES; ++i) {
+      attn_state_destroy(together[i]);
+      attn_state_destroy(alone[i]);
+    }
+    free(x), free(y);
+    bench_destroy(&b);
+  }
+}
+
+static void test_steps_together(void **state) {
+  (void)state;
+  test_each_causal_case(steps_together_equal_alone);
+}
+
 /* Saving ----------------------------------------------------------------------------------------
  */
 
@@ -489,11 +582,12 @@ static void test_decoding(void **state) {
 int main(int argc, char **argv) {
   if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_pieces),    cmocka_unit_test(test_saving),
-      cmocka_unit_test(test_forks),     cmocka_unit_test(test_cuts),
-      cmocka_unit_test(test_strangers), cmocka_unit_test(test_memory),
-      cmocka_unit_test(test_limits),    cmocka_unit_test(test_refusals),
-      cmocka_unit_test(test_decoding),  cmocka_unit_test(test_bidirectional_refuses),
+      cmocka_unit_test(test_pieces),         cmocka_unit_test(test_few_rows),
+      cmocka_unit_test(test_steps_together), cmocka_unit_test(test_saving),
+      cmocka_unit_test(test_forks),          cmocka_unit_test(test_cuts),
+      cmocka_unit_test(test_strangers),      cmocka_unit_test(test_memory),
+      cmocka_unit_test(test_limits),         cmocka_unit_test(test_refusals),
+      cmocka_unit_test(test_decoding),       cmocka_unit_test(test_bidirectional_refuses),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

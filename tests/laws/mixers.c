@@ -319,17 +319,22 @@ static void future_is_hidden(const attn_mixer *mixer, const attn_mixer_options *
   }
 }
 
+/* The first token that sees the last one of `length`. */
+static int64_t first_to_see(const attn_mixer_options *o, int64_t length) {
+  if (o->block) return (length - 1) / o->block * o->block;
+  return o->window && o->window < length ? length - o->window : 0;
+}
+
 /* Without causality the last token reaches the first one, however the sequence is cut into tiles.
  */
 static void future_is_seen(const attn_mixer *mixer, const attn_mixer_options *options) {
   if (!options->bidirectional) return;
-  const int64_t window = options->window ? options->window : 1000, length = 140;
+  const int64_t length = 140, first = first_to_see(options, length);
   for (int d = 0; d < DTYPES; ++d) {
     test_layer layer;
     assert_ok(test_layer_create(&layer, mixer, options, dtypes[d], false));
     attn_layout layout = attn_layout_equal(1, length);
     int64_t hidden = layer.options.hidden, count = length * hidden, last = count - hidden;
-    int64_t first = length - window < 0 ? 0 : length - window; /* that sees the last token */
     double *x = test_inputs(&layer, count, 5), *other = test_inputs(&layer, count, 6);
     double *y = zeros(count), *changed = zeros(count);
     assert_ok(test_layer_forward(&layer, &layout, x, y));

@@ -30,6 +30,8 @@ static const char *const mixer_lists[] = {
     "\"kda\", \"kda\", \"kda\", \"softmax\"",
     "\"mla\"",
     "\"minimax\", \"mla\"",
+    "\"hedgehog\", \"softmax\"",
+    "\"diag_attention\", \"diag_attention\", \"norm_attention\", \"norm_attention\"",
 };
 
 typedef struct fixture {

@@ -50,6 +50,15 @@ static double relu(double x) {
 static double step(double x) {
   return x > 0;
 }
+static double elu(double x) {
+  return x > 0 ? x : expm1(x);
+}
+static double elu_plus_one(double x) {
+  return x > 0 ? x + 1 : exp(x);
+}
+static double elu_slope(double x) {
+  return x > 0 ? 1 : exp(x);
+}
 static double softplus(double x) {
   return x > 0 ? x + log1p(exp(-x)) : log1p(exp(x));
 }
@@ -73,6 +82,8 @@ static const struct {
     {"softplus", softplus, sigmoid},
     {"log_sigmoid", log_sigmoid, log_sigmoid_slope},
     {"exp", exp, exp},
+    {"elu", elu, elu_slope},
+    {"elu_plus_one", elu_plus_one, elu_slope},
 };
 
 oracle_function oracle_activation(const char *name) {

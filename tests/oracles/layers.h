@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 /* Activations and their derivatives, by name: "identity", "silu", "sigmoid", "gelu", "relu",
- * "softplus", "log_sigmoid", "exp". NULL for another name. */
+ * "softplus", "log_sigmoid", "exp", "elu", "elu_plus_one". NULL for another name. */
 typedef double (*oracle_function)(double x);
 oracle_function oracle_activation(const char *name);
 oracle_function oracle_activation_slope(const char *name);

@@ -16,6 +16,9 @@ static const struct {
     {"kda", oracle_kda},
     {"mla", oracle_mla},
     {"minimax", oracle_minimax},
+    {"hedgehog", oracle_hedgehog},
+    {"norm_attention", oracle_norm_attention},
+    {"diag_attention", oracle_diag_attention},
 };
 
 oracle_mixer *oracle_of_mixer(const char *name) {
@@ -41,6 +44,13 @@ double *oracle_linear(int64_t rows, int64_t outputs, int64_t inputs, const doubl
       for (int64_t i = 0; i < inputs; ++i) sum += x[r * inputs + i] * w[o * inputs + i];
       y[r * outputs + o] = sum;
     }
+  return y;
+}
+
+double *oracle_affine(int64_t rows, int64_t outputs, int64_t inputs, const double *x,
+                      const double *w, const double *bias) {
+  double *y = oracle_linear(rows, outputs, inputs, x, w);
+  for (int64_t i = 0; i < rows * outputs; ++i) y[i] += bias[i % outputs];
   return y;
 }
 

@@ -15,7 +15,8 @@ typedef void oracle_mixer(const attn_mixer_options *options, int64_t rows, const
 oracle_mixer *oracle_of_mixer(const char *name);
 
 oracle_mixer oracle_softmax_mixer, oracle_lightning, oracle_gla, oracle_delta_net,
-    oracle_gated_delta_net, oracle_kda, oracle_mla, oracle_minimax;
+    oracle_gated_delta_net, oracle_kda, oracle_mla, oracle_minimax, oracle_hedgehog,
+    oracle_norm_attention, oracle_diag_attention;
 
 /* Loops that several oracles need. Arrays are row-major; returned ones are malloc'd. */
 
@@ -24,11 +25,17 @@ double oracle_softplus(double x);
 /* y [rows, outputs] = x [rows, inputs] w^T, w [outputs, inputs] */
 double *oracle_linear(int64_t rows, int64_t outputs, int64_t inputs, const double *x,
                       const double *w);
+/* The same plus bias [outputs] */
+double *oracle_affine(int64_t rows, int64_t outputs, int64_t inputs, const double *x,
+                      const double *w, const double *bias);
 /* x := x sigmoid(x) */
 void oracle_silu(double *x, int64_t count);
 /* y_t[c] = sum_j w[c][taps - 1 - j] x_{t-j}[c], zeros before the sequence: x [rows, channels] */
 double *oracle_convolve(int64_t rows, int64_t channels, int64_t taps, const double *x,
                         const double *w);
+/* Rotary positions of options: x [rows, heads, dim], turned in place (softmax_mixer.c). */
+void oracle_rotate(const attn_mixer_options *options, int64_t rows, int64_t heads, int64_t dim,
+                   double *x);
 /* Each of `vectors` vectors: x := x / sqrt(sum x^2 + 1e-6) */
 void oracle_l2_normalise(double *x, int64_t vectors, int64_t dim);
 /* Each of `vectors` vectors: x := x / sqrt(mean x^2 + epsilon) (.) weight; weight may be NULL. */

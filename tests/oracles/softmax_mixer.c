@@ -59,12 +59,13 @@ static void normalise(const attn_mixer_options *o, int64_t heads, double *x, con
   }
 }
 
-static void rotate(const attn_mixer_options *o, int64_t rows, int64_t heads, double *x) {
+void oracle_rotate(const attn_mixer_options *o, int64_t rows, int64_t heads, int64_t dim,
+                   double *x) {
   int64_t half = o->rotary_dim / 2;
   for (int64_t n = 0; n < rows; ++n)
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t j = 0; j < half; ++j) {
-        double *pair = x + (n * heads + h) * o->dim + j;
+        double *pair = x + (n * heads + h) * dim + j;
         double theta = pow(o->rope.base, -2.0 * (double)j / (double)o->rotary_dim);
         double angle = (double)n * (o->rope.scaling == ATTN_ROPE_YARN
                                         ? yarn(&o->rope, theta, (double)j, (double)o->rotary_dim)
@@ -106,8 +107,8 @@ void oracle_softmax_mixer(const attn_mixer_options *o, int64_t rows, const doubl
   }
   if (o->output_gate) gate = oracle_linear(rows, width, o->hidden, x, *next++);
   if (o->rotary_dim > 0) {
-    rotate(o, rows, o->heads, q);
-    rotate(o, rows, o->kv_heads, k);
+    oracle_rotate(o, rows, o->heads, o->dim, q);
+    oracle_rotate(o, rows, o->kv_heads, o->dim, k);
   }
   for (int64_t h = 0; h < o->heads; ++h)
     for (int64_t i = 0; i < rows; ++i) {

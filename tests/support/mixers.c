@@ -102,6 +102,28 @@ static const test_case cases[] = {
      "narrow values",
      {.hidden = 24, .heads = 3, .dim = 10, .value_dim = 5, .layers = 1}},
     {"minimax", "last layer", {.hidden = 32, .heads = 2, .layer = 5, .layers = 6}},
+    {"hedgehog",
+     "exponentials",
+     {.hidden = 24, .heads = 2, .value_dim = 5, .feature_map = ATTN_FEATURES_EXP}},
+    {"hedgehog", "joint", {.hidden = 24, .heads = 3, .feature_map = ATTN_FEATURES_JOINT}},
+    {"hedgehog", "few features", {.hidden = 24, .heads = 2, .feature_dim = 3, .rotary_dim = 4}},
+    {"hedgehog", "no positions", {.hidden = 24, .heads = 2, .feature_dim = 20, .rotary_dim = -1}},
+    {"hedgehog", "one channel", {.hidden = 5, .heads = 5, .dim = 1, .value_dim = 3}},
+    {"norm_attention", "elu", {.hidden = 24, .heads = 2, .feature_map = ATTN_FEATURES_ELU}},
+    {"norm_attention", "gated", {.hidden = 24, .heads = 3, .value_dim = 5, .output_gate = true}},
+    {"norm_attention", "no positions", {.hidden = 24, .heads = 2, .rotary_dim = -1}},
+    {"norm_attention", "one channel", {.hidden = 5, .heads = 5, .dim = 1, .value_dim = 3}},
+    {"diag_attention", "blocks of 7", {.hidden = 24, .heads = 2, .block = 7}},
+    {"diag_attention", "blocks of 1", {.hidden = 24, .heads = 2, .block = 1}},
+    {"diag_attention",
+     "blocks of 50, grouped",
+     {.hidden = 24, .heads = 4, .kv_heads = 2, .value_dim = 5, .block = 50, .rotary_dim = 4}},
+    {"diag_attention",
+     "one block, no positions",
+     {.hidden = 24, .heads = 2, .block = 1000, .rotary_dim = -1}},
+    {"diag_attention",
+     "bidirectional, blocks of 20",
+     {.hidden = 24, .heads = 2, .block = 20, .bidirectional = true}},
     {"kda", "plain gate", {.hidden = 24, .heads = 2, .plain_gate = true}},
     {"gla", "narrow values", {.hidden = 24, .heads = 3, .dim = 10, .value_dim = 5, .gate_rank = 3}},
     {"gla", "one channel", {.hidden = 5, .heads = 5, .dim = 1, .value_dim = 3}},
@@ -227,6 +249,11 @@ static void fill_parameter(const attn_parameter_shape *shape, double *x, int64_t
   case ATTN_INIT_CONSTANT: test_fill_normal(x, count, shape->scale, 0.3, seed); break;
   case ATTN_INIT_LOG_A: test_fill_normal(x, count, 0, 0.5, seed); break;
   case ATTN_INIT_DT_BIAS: test_fill_normal(x, count, -2, 1, seed); break;
+  case ATTN_INIT_IDENTITY: /* disturbed, so that every element matters */
+    test_fill_normal(x, count, 0, 0.5 / sqrt(fan_in), seed);
+    for (int64_t i = 0; i < count; ++i)
+      x[i] += i / shape->shape[1] % (int64_t)shape->scale == i % shape->shape[1];
+    break;
   case ATTN_INIT_LRPE: /* frequencies as they start, and disturbed as training would */
     test_fill_normal(x, count, 1, 0.1, seed);
     for (int64_t j = 0; j < count; ++j) x[j] *= pow(10000, -2 * (double)j / shape->scale);

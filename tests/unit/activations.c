@@ -32,6 +32,8 @@ static const struct {
     /* Its exponent, 1.6 x + 0.071 x^3, is rounded some three times: 68 x 3 x 2^-24 at x = -9, below
      * which nothing is left. */
     {ATTN_GELU_TANH, "gelu_tanh", 1},
+    {ATTN_ELU, "elu", 0},
+    {ATTN_ELU_PLUS_ONE, "elu_plus_one", 0},
 };
 enum { FUNCTIONS = sizeof functions / sizeof *functions };
 

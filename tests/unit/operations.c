@@ -68,6 +68,8 @@ ACTIVATION(sigmoid, ATTN_SIGMOID)
 ACTIVATION(gelu, ATTN_GELU)
 ACTIVATION(gelu_tanh, ATTN_GELU_TANH)
 ACTIVATION(relu, ATTN_RELU)
+ACTIVATION(elu, ATTN_ELU)
+ACTIVATION(elu_plus_one, ATTN_ELU_PLUS_ONE)
 ACTIVATION(softplus, ATTN_SOFTPLUS)
 ACTIVATION(log_sigmoid, ATTN_LOG_SIGMOID)
 ACTIVATION(exp, ATTN_EXP)
@@ -412,6 +414,51 @@ static attn_var *scale_rows(trial *t) {
 static void scale_rows_oracle(double *y, double *const input[]) {
   for (int i = 0; i < ROWS * WIDTH; ++i) y[i] = input[1][i / WIDTH] * input[0][i];
 }
+static attn_var *softmax_divided(trial *t) {
+  return attn_op_row_softmax(t->g, t->leaf[0], true, 0);
+}
+static attn_var *softmax_with_floor(trial *t) {
+  return attn_op_row_softmax(t->g, t->leaf[0], true, 0.06);
+}
+static attn_var *softmax_undivided(trial *t) {
+  return attn_op_row_softmax(t->g, t->leaf[0], false, 0);
+}
+static attn_var *softmax_of_view(trial *t) {
+  return attn_op_row_softmax(t->g, head_group(t, 5), true, 0.1);
+}
+static void row_softmax_oracle(double *y, const double *x, bool divide, double least) {
+  for (int r = 0; r < ROWS; ++r, x += WIDTH, y += WIDTH) {
+    double greatest = -INFINITY, sum = 0;
+    for (int i = 0; i < WIDTH; ++i) greatest = fmax(greatest, x[i]);
+    for (int i = 0; i < WIDTH; ++i) sum += exp(x[i] - greatest);
+    for (int i = 0; i < WIDTH; ++i) y[i] = fmax(exp(x[i] - greatest) / (divide ? sum : 1), least);
+  }
+}
+static void softmax_divided_oracle(double *y, double *const input[]) {
+  row_softmax_oracle(y, input[0], true, 0);
+}
+static void softmax_with_floor_oracle(double *y, double *const input[]) {
+  row_softmax_oracle(y, input[0], true, 0.06);
+}
+static void softmax_undivided_oracle(double *y, double *const input[]) {
+  row_softmax_oracle(y, input[0], false, 0);
+}
+enum { MAPPED = 5, MANY_ROWS = 3 * ROWS };
+static attn_var *linear_heads(trial *t) {
+  return attn_layer_linear_heads(t->g, t->leaf[0], &t->parameter[0]);
+}
+static void linear_heads_oracle(double *y, double *const input[]) {
+  for (int r = 0; r < MANY_ROWS; ++r)
+    for (int i = 0; i < HEADS * MAPPED; ++i) {
+      const double *w = input[TRIAL_LEAVES] + i * DIM;
+      const double *x = input[0] + r * WIDTH + i / MAPPED * DIM;
+      y[r * HEADS * MAPPED + i] = 0;
+      for (int c = 0; c < DIM; ++c) y[r * HEADS * MAPPED + i] += w[c] * x[c];
+    }
+}
+static attn_var *linear_heads_view(trial *t) { /* of a fused projection */
+  return attn_layer_linear_heads(t->g, head_group(t, 5), &t->parameter[0]);
+}
 static attn_var *scale_rows_of_view(trial *t) {
   attn_var *x = attn_view_slice(t->g, t->leaf[0], 1, 2, WIDTH);
   return attn_op_scale_rows(t->g, x, attn_view_slice(t->g, t->leaf[0], 1, 4, 1));
@@ -549,9 +596,33 @@ static const operation_case cases[] = {
     UNARY(gelu),
     UNARY(gelu_tanh),
     UNARY(relu),
+    UNARY(elu),
+    UNARY(elu_plus_one),
     UNARY(softplus),
     UNARY(log_sigmoid),
     UNARY(exp),
+    {.name = "softmax of rows",
+     .build = softmax_divided,
+     .leaf = X,
+     .oracle = softmax_divided_oracle},
+    {.name = "softmax of rows, with a floor",
+     .build = softmax_with_floor,
+     .leaf = X,
+     .oracle = softmax_with_floor_oracle},
+    {.name = "softmax of rows, undivided",
+     .build = softmax_undivided,
+     .leaf = X,
+     .oracle = softmax_undivided_oracle},
+    {.name = "softmax of a view's rows", .build = softmax_of_view, .leaf = QKV},
+    {.name = "linear_heads",
+     .build = linear_heads,
+     .leaf = {{MANY_ROWS, HEADS, DIM}},
+     .parameter = {{HEADS * MAPPED, DIM}},
+     .oracle = linear_heads_oracle},
+    {.name = "linear_heads of a view",
+     .build = linear_heads_view,
+     .leaf = QKV,
+     .parameter = {{HEADS * MAPPED, DIM}}},
     {.name = "activate_wide", .build = activate_wide, .leaf = X},
     {.name = "views of a result", .build = views_of_result, .leaf = QKV},
     {.name = "views of rows of a result", .build = row_views_of_result, .leaf = QKV},

@@ -75,4 +75,10 @@ attn_status attn_dense_backward_input(attn_weight *weight, const attn_tensor *dy
 attn_status attn_dense_backward_weight(const attn_tensor *dy, const attn_tensor *x,
                                        const attn_tensor *dw, bool accumulate, attn_arena *scratch);
 
+/* c_i (+)= a_i b_i, or a_i b_i^T, for each i of a batch: a [batch, m, k], b [batch, k, n] or
+ * [batch, n, k], c [batch, m, n], with free strides but the innermost, and any matrices: nothing is
+ * kept packed. a and b are of one dtype, c of that or float32. Errors and scratch as above. */
+attn_status attn_dense_batch(const attn_tensor *a, const attn_tensor *b, bool transpose_b,
+                             const attn_tensor *c, bool accumulate, attn_arena *scratch);
+
 #endif

@@ -62,6 +62,13 @@ static __device__ inline double erfc_of(double a, double) {
   return erfc(a);
 }
 
+static __device__ inline float expm1_of(float x) {
+  return expm1f(x);
+}
+static __device__ inline double expm1_of(double x) {
+  return expm1(x);
+}
+
 static __device__ inline float tanh_of(float x) {
   return tanhf(x);
 }
@@ -102,6 +109,12 @@ static __device__ inline void activation(real x, real *value, real *slope) {
     real plus = z > 0 ? z + tail : tail;
     *value = F == ATTN_SOFTPLUS ? plus : -plus;
     *slope = sigmoid<ROUGH>(z);
+  } else if constexpr (F == ATTN_ELU) {
+    *value = x > 0 ? x : expm1_of(x);
+    *slope = x > 0 ? 1 : exponential<ROUGH>(x);
+  } else if constexpr (F == ATTN_ELU_PLUS_ONE) {
+    *slope = x > 0 ? 1 : exponential<ROUGH>(x);
+    *value = x > 0 ? x + 1 : *slope;
   } else if constexpr (F == ATTN_EXP) {
     *value = *slope = exponential<ROUGH>(x);
   } else { /* (1 + tanh(u)) / 2 is sigmoid<ROUGH>(2 u) */
@@ -132,6 +145,8 @@ static __device__ inline void activate_all(attn_activation f, const real *x, rea
   case ATTN_LOG_SIGMOID: activate_all<ATTN_LOG_SIGMOID, V, ROUGH>(x, value, slope); break;
   case ATTN_EXP: activate_all<ATTN_EXP, V, ROUGH>(x, value, slope); break;
   case ATTN_GELU_TANH: activate_all<ATTN_GELU_TANH, V, ROUGH>(x, value, slope); break;
+  case ATTN_ELU: activate_all<ATTN_ELU, V, ROUGH>(x, value, slope); break;
+  case ATTN_ELU_PLUS_ONE: activate_all<ATTN_ELU_PLUS_ONE, V, ROUGH>(x, value, slope); break;
   }
 }
 

@@ -44,6 +44,13 @@ enum { ATTN_CUDA_TERMS = 8 };
                                  const attn_tensor *db, bool accumulate_b, const attn_tensor *y,   \
                                  const attn_tensor *a, const attn_tensor *b,                       \
                                  const attn_tensor *dy, attn_cuda_stream stream))                  \
+  /* y = exp(x - max x) of each row, divided by its sum with `divide`; at least `floor`; and dx (+)= \
+   * J^T dy of it: where y is the floor nothing flows, without `divide` the maximum counts too */    \
+  K(attn_status, row_softmax, (const attn_tensor *y, const attn_tensor *x, bool divide,            \
+                               double floor, attn_cuda_stream stream))                             \
+  K(attn_status, row_softmax_backward, (const attn_tensor *dx, bool accumulate,                    \
+                                        const attn_tensor *x, const attn_tensor *dy, bool divide,  \
+                                        double floor, attn_cuda_stream stream))                    \
   /* x = cap tanh(x / cap), in place */                                                            \
   K(attn_status, cap, (const attn_tensor *x, double cap, attn_cuda_stream stream))                 \
   /* y[r] = sum over c of a[r, c] b[r, c]: y has the leading axes of a and b */                    \

@@ -110,6 +110,7 @@ typedef struct part_storage {
   int32_t *device_table; /* the table where the engines are: the same one on the processor */
   bool moved;            /* the table has changed since device_table was written */
   int64_t next_row;      /* attn_state_prepare */
+  int32_t next_length;   /* likewise, of a block */
 } part_storage;
 
 struct attn_state {
@@ -164,7 +165,7 @@ static attn_status create_part(attn_device device, part_storage *part, const att
 
 static bool same_part(const attn_state_part *a, const attn_state_part *b) {
   return a->kind == b->kind && a->dtype == b->dtype && a->rank == b->rank &&
-         a->window == b->window &&
+         a->window == b->window && a->block == b->block &&
          memcmp(a->shape, b->shape, (size_t)a->rank * sizeof *a->shape) == 0;
 }
 
@@ -329,6 +330,10 @@ attn_status attn_state_prepare(attn_state *state) {
   state->next_length = (int32_t)(token + 1);
   for (int i = 0; i < state->count; ++i) {
     part_storage *part = &state->parts[i];
+    if (part->shape.block) {
+      part->next_row = token % part->shape.block;
+      part->next_length = (int32_t)part->next_row + 1;
+    }
     if (part->shape.kind != ATTN_STATE_ROWS) continue;
     ATTN_TRY(make_room(state, part, 1));
     ATTN_TRY(send_table(state, part));
@@ -348,6 +353,10 @@ const int32_t *attn_state_next_length(const attn_state *state) {
 
 const int64_t *attn_state_next_row(const attn_state *state, int part) {
   return &state->parts[part].next_row;
+}
+
+const int32_t *attn_state_next_block_length(const attn_state *state, int part) {
+  return &state->parts[part].next_length;
 }
 
 attn_tensor attn_state_pages(const attn_state *state, int index) {

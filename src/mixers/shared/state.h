@@ -21,6 +21,8 @@ typedef struct attn_state_part {
   attn_dtype dtype;
   int rank;
   int64_t shape[4]; /* fixed: of the whole; rows: rank 1, the width of a token's row */
+  int64_t block;    /* fixed: [block, width], the rows of one block of tokens: that of token t is
+                     * row t % block; 0: something else */
   int64_t window;   /* rows: only the last `window` rows are ever read; 0: all of them */
 } attn_state_part;
 
@@ -64,6 +66,8 @@ attn_status attn_state_prepare(attn_state *state);
 const int64_t *attn_state_position_place(const attn_state *state);
 const int32_t *attn_state_next_length(const attn_state *state);
 const int64_t *attn_state_next_row(const attn_state *state, int part);
+/* Of a part with a block: the rows in use with that token's. */
+const int32_t *attn_state_next_block_length(const attn_state *state, int part);
 /* All pages [pages, ATTN_PAGE_TOKENS, width] and this state's table [1, pages a sequence], int32,
  * both on the state's device. */
 attn_tensor attn_state_pages(const attn_state *state, int part);

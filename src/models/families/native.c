@@ -11,6 +11,8 @@
 static const char *const feed_forward_names[] = {"swiglu", "sglu", "geglu", "gelu"};
 static const char *const norm_names[] = {"rms", "srms", "layer"};
 static const char *const schedule_names[] = {"code", "paper"};
+static const char *const feature_names[] = {"softmax", "exp", "joint_softmax", "elu_plus_one",
+                                            "elu"};
 
 static const char *const known_keys[] = {
     "model_type", "architectures", "torch_dtype", "tokenizer", "vocab_size", "hidden_size",
@@ -22,7 +24,7 @@ static const char *const known_keys[] = {
     "eos_token_id", "pad_token_id", "use_cache", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim",
     "use_qk_norm", "use_output_gate", "num_experts", "num_experts_per_tok", "norm_topk_prob",
     "moe_intermediate_size", "shared_expert_intermediate_size", "decoder_sparse_step",
-    "mlp_only_layers",
+    "mlp_only_layers", "feature_map", "feature_dim", "block_size",
     /* TransNormerLLM's own names */
     "decoder_layers", "decoder_embed_dim", "decoder_attention_heads", "hidden_dim", "glu_dim",
     "no_scale_embedding", "linear_use_lrpe_list", "norm_type", "linear_act_fun", "glu_act",
@@ -81,7 +83,7 @@ static attn_status read_layer(const json_t *json, int64_t layer, const attn_mixe
 
 /* Numbers that all layers share; each mixer takes what it knows. */
 static attn_status read_options(const json_t *json, attn_mixer_options *o) {
-  int schedule = ATTN_SCHEDULE_CODE;
+  int schedule = ATTN_SCHEDULE_CODE, features = ATTN_FEATURES_DEFAULT - 1; /* in feature_names */
   ATTN_TRY(integer(json, "num_attention_heads", "decoder_attention_heads", ATTN_OPTIONAL, 1,
                    1 << 14, &o->heads));
   ATTN_TRY(integer(json, "num_key_value_heads", NULL, ATTN_OPTIONAL, 1, 1 << 14, &o->kv_heads));
@@ -94,12 +96,17 @@ static attn_status read_options(const json_t *json, attn_mixer_options *o) {
   ATTN_TRY(integer(json, "kv_lora_rank", NULL, ATTN_OPTIONAL, 1, 1024, &o->latent_rank));
   ATTN_TRY(integer(json, "q_lora_rank", NULL, ATTN_OPTIONAL, 1, ATTN_MOST_HIDDEN, &o->query_rank));
   ATTN_TRY(integer(json, "qk_rope_head_dim", NULL, ATTN_OPTIONAL, 1, 256, &o->shared_dim));
+  ATTN_TRY(integer(json, "block_size", NULL, ATTN_OPTIONAL, 1, 1 << 16, &o->block));
+  ATTN_TRY(integer(json, "feature_dim", NULL, ATTN_OPTIONAL, 1, 256, &o->feature_dim));
   ATTN_TRY(attn_json_bool(json, "use_qk_norm", ATTN_OPTIONAL, &o->qk_norm));
   ATTN_TRY(attn_json_bool(json, "use_output_gate", ATTN_OPTIONAL, &o->output_gate));
   ATTN_TRY(attn_json_double(json, "rope_theta", ATTN_OPTIONAL, 1, 1e12, &o->rope.base));
   ATTN_TRY(attn_json_double(json, "soft_cap", ATTN_OPTIONAL, 0, 1e6, &o->soft_cap));
   ATTN_TRY(attn_json_choice(json, "decay_schedule", ATTN_OPTIONAL, schedule_names, 2, &schedule));
+  ATTN_TRY(attn_json_choice(json, "feature_map", ATTN_OPTIONAL, feature_names,
+                            sizeof feature_names / sizeof *feature_names, &features));
   o->schedule = (attn_decay_schedule)schedule;
+  o->feature_map = (attn_feature_map)(features + 1);
   return ATTN_OK;
 }
 

@@ -1,0 +1,129 @@
+/* Hedgehog: linear attention whose feature maps are learned to copy softmax (arXiv 2402.04347).
+ *
+ *   q, k, v = x Wq^T, x Wk^T, x Wv^T, with rotary positions;  y = W_h q_h + b_h, the same for keys
+ *   phi(y) = [softmax(y), softmax(-y)], each number at least 1e-12 (softmax, the default: as
+ *            LoLCATs has it, arXiv 2410.10254)
+ *          = [exp(y - max y), exp(min y - y)]  (exp)
+ *          = softmax([2 y, -2 y])              (joint_softmax: as flash-linear-attention has it)
+ *   o_t = S_t^T phi(q_t) / (z_t . phi(q_t) + 1e-12),  S_t = S_{t-1} + phi(k_t) v_t^T,
+ *   z_t = z_{t-1} + phi(k_t);  y = o Wo^T
+ *
+ * The maxima are those of a token's own features, so that nothing waits for later tokens. W starts
+ * as the identity and b as 0, where phi(q) . phi(k) grows with q . k already. */
+#include "base/status.h"
+#include "graph/operations.h"
+#include "layers/layers.h"
+#include "mixers/mixer.h"
+
+enum { Q, K, V, Q_MAP, Q_BIAS, K_MAP, K_BIAS, O };
+enum { MATRIX, NORMALISER };
+enum { MOST_FEATURES = 256 }; /* of the engine's keys */
+
+static const double least_feature = 1e-12, least_sum = 1e-12; /* as in the published layers */
+
+static attn_status configure(attn_mixer_options *o) {
+  ATTN_TRY(attn_mixer_check_options(o, "hedgehog"));
+  ATTN_TRY(attn_mixer_configure_heads(o, "hedgehog"));
+  if (o->kv_heads != o->heads)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "hedgehog: num_kv_heads must equal num_heads");
+  if (!o->feature_map) o->feature_map = ATTN_FEATURES_SOFTMAX;
+  if (o->feature_map > ATTN_FEATURES_JOINT)
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "hedgehog: feature_map must be softmax, exp or joint_softmax");
+  if (!o->feature_dim) o->feature_dim = o->dim;
+  if (2 * o->feature_dim > MOST_FEATURES)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "hedgehog: feature_dim %lld is above %d",
+                     (long long)o->feature_dim, MOST_FEATURES / 2);
+  return attn_mixer_configure_rotary(o, "hedgehog");
+}
+
+/* A feature map's matrix for each head, which starts as the identity. */
+static attn_parameter_shape map_matrix(const attn_mixer_options *o, const char *name) {
+  attn_parameter_shape shape = attn_matrix(name, o->heads * o->feature_dim, o->dim);
+  shape.initial = ATTN_INIT_IDENTITY;
+  shape.scale = (double)o->feature_dim;
+  shape.decay = false; /* towards the identity it would have to be */
+  return shape;
+}
+
+static int parameters(const attn_mixer_options *o, attn_parameter_shape *shapes) {
+  int64_t keys = o->heads * o->dim, values = o->heads * o->value_dim;
+  int64_t mapped = o->heads * o->feature_dim;
+  shapes[Q] = attn_matrix("q_proj.weight", keys, o->hidden);
+  shapes[K] = attn_matrix("k_proj.weight", keys, o->hidden);
+  shapes[V] = attn_matrix("v_proj.weight", values, o->hidden);
+  shapes[Q_MAP] = map_matrix(o, "q_map.weight");
+  shapes[Q_BIAS] = attn_vector("q_map.bias", mapped, ATTN_INIT_CONSTANT, 0);
+  shapes[K_MAP] = map_matrix(o, "k_map.weight");
+  shapes[K_BIAS] = attn_vector("k_map.bias", mapped, ATTN_INIT_CONSTANT, 0);
+  shapes[O] = attn_matrix("o_proj.weight", o->hidden, values);
+  return O + 1;
+}
+
+static int state(const attn_mixer_options *o, attn_dtype compute, attn_state_part *parts) {
+  attn_dtype wide = compute == ATTN_F64 ? ATTN_F64 : ATTN_F32;
+  int64_t features = 2 * o->feature_dim;
+  parts[MATRIX] = (attn_state_part){
+      .name = "state", .dtype = wide, .rank = 3, .shape = {o->heads, features, o->value_dim}};
+  parts[NORMALISER] = (attn_state_part){
+      .name = "normaliser", .dtype = wide, .rank = 2, .shape = {o->heads, features}};
+  return 2;
+}
+
+static attn_var *turn(attn_graph *g, const attn_mixer_call *call, attn_var *const *in, int which) {
+  (void)which;
+  return attn_layer_rotary(g, in[0], &call->layout, call->options->rotary_dim,
+                           &call->options->rope);
+}
+
+/* phi of y [rows, heads, n]: [rows, heads, 2 n] */
+static attn_var *features(attn_graph *g, attn_feature_map map, attn_var *y) {
+  attn_var *negative = attn_op_scale(g, y, -1);
+  if (map == ATTN_FEATURES_JOINT) {
+    attn_var *both = attn_op_scale(g, attn_layer_append_channels(g, y, negative), 2);
+    return attn_op_row_softmax(g, both, true, 0);
+  }
+  bool divide = map == ATTN_FEATURES_SOFTMAX;
+  double least = divide ? least_feature : 0;
+  return attn_layer_append_channels(g, attn_op_row_softmax(g, y, divide, least),
+                                    attn_op_row_softmax(g, negative, divide, least));
+}
+
+/* Features of queries or keys: x projected, turned and mapped. */
+static attn_var *mapped(attn_graph *g, const attn_mixer_call *call, attn_var *x, int projection,
+                        int map, int bias) {
+  const attn_mixer_options *o = call->options;
+  attn_var *y = attn_split_heads(g, attn_op_linear(g, x, call->parameters[projection]), o->heads);
+  if (o->rotary_dim > 0)
+    y = attn_split_heads(g, attn_mixer_each(g, call, turn, 0, 1, &y), o->heads);
+  y = attn_layer_linear_heads(g, y, call->parameters[map]);
+  y = attn_op_add_bias(g, attn_join_heads(g, &call->layout, y),
+                       attn_mixer_parameter(g, call, bias));
+  return features(g, o->feature_map, attn_split_heads(g, y, o->heads));
+}
+
+static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
+  attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT;
+  problem.normalise = true;
+  problem.epsilon = least_sum;
+  attn_var *q = mapped(g, call, x, Q, Q_MAP, Q_BIAS), *k = mapped(g, call, x, K, K_MAP, K_BIAS);
+  attn_var *v =
+      attn_split_heads(g, attn_op_linear(g, x, call->parameters[V]), call->options->heads);
+  attn_var *out = attn_mixer_recurrent(g, call, MATRIX, &problem, q, k, v, NULL, NULL);
+  return attn_op_linear(g, attn_join_heads(g, &call->layout, out), call->parameters[O]);
+}
+
+const attn_mixer attn_mixer_hedgehog = {
+    .info = {.name = "hedgehog",
+             .title = "The Hedgehog & the Porcupine: Expressive Linear Attentions with Softmax "
+                      "Mimicry",
+             .arxiv = "2402.04347",
+             .abilities = ATTN_ABILITY_CAUSAL | ATTN_ABILITY_DECODE | ATTN_ABILITY_RAGGED |
+                          ATTN_ABILITY_TRAINABLE,
+             .summary = "linear attention with feature maps that are learned for each head, "
+                        "normalised"},
+    .configure = configure,
+    .parameters = parameters,
+    .state = state,
+    .apply = apply,
+};
