@@ -31,7 +31,8 @@ typedef struct attn_training_options {
   bool checkpoint_activations; /* checkpointing: layers keep their input only and run again in
                            backward; about a third slower, the same bits */
 
-  /* The text (*): files and directories, read as bytes and mapped, not loaded. The last
+  /* The text (*): files and directories. Of a model without a tokenizer the tokens are bytes, which
+   * are mapped, not loaded; else they are the tokenizer's, four bytes of memory each. The last
    * `validation_fraction` of it is never trained on. */
   const char *const *data;
   int data_count;
@@ -89,7 +90,7 @@ typedef struct attn_training_options {
 typedef struct attn_training_progress {
   int64_t step, steps;        /* done so far, this one included; in all */
   int64_t tokens;             /* trained on so far */
-  double loss, smoothed_loss; /* mean -ln p of a byte; bits per byte = loss / ln 2 */
+  double loss, smoothed_loss; /* mean -ln p of a token */
   double learning_rate, gradient_norm;
   double tokens_per_second; /* over about the last half minute; 0 while unknown */
   double seconds_left;      /* -1 while unknown */
@@ -113,6 +114,7 @@ typedef struct attn_training_result {
   double validation_loss, best_validation; /* NaN without */
   double seconds, tokens_per_second;       /* of this run */
   double flop_per_second;                  /* 6 x parameters x tokens a second */
+  double bytes_per_token;                  /* of the text; 0 of a task */
   size_t peak_bytes;                       /* most of the device's memory in use by the library */
 } attn_training_result;
 

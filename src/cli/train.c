@@ -95,8 +95,8 @@ static void print_result(const train_options *o, const attn_training_result *r) 
   char time[ATTN_FORMAT_SIZE], speed[ATTN_FORMAT_SIZE], peak[ATTN_FORMAT_SIZE];
   fprintf(stderr, "%s: %lld steps, loss %.4f", o->training.output, (long long)r->steps, r->loss);
   if (isfinite(r->validation_loss)) fprintf(stderr, ", validation %.4f", r->validation_loss);
-  if (isfinite(r->validation_loss) && !o->training.task)
-    fprintf(stderr, " (%.4f bits per byte)", r->validation_loss / log(2));
+  if (isfinite(r->validation_loss) && r->bytes_per_token > 0)
+    fprintf(stderr, " (%.4f bits per byte)", r->validation_loss / log(2) / r->bytes_per_token);
   fprintf(stderr, "\n%s, %s tokens/s, %.3g TFLOP/s, memory %s\ntry it: attn %s %s%s%s\n",
           attn_format_duration(r->seconds, time, sizeof time),
           attn_format_count(r->tokens_per_second, speed, sizeof speed), r->flop_per_second / 1e12,
@@ -262,7 +262,8 @@ const attn_command attn_command_train = {
     .summary = "train a model on a text",
     .usage = "--data PATH... | --task NAME --out DIR",
     .description =
-        "Trains a language model of bytes on a text and writes config.json and model.safetensors "
+        "Trains a language model on a text, in bytes or in the tokens of the model that it starts "
+        "from, and writes config.json and model.safetensors "
         "into DIR, with the loss curve. If DIR has a checkpoint of the same run, training "
         "continues from it, to the same bits as without the interruption.\n\nCtrl-C writes a "
         "checkpoint and stops; a second Ctrl-C stops at once. With --json, each line is an object "

@@ -21,6 +21,10 @@ struct attn_corpus {
   piece *pieces;
   int64_t count, capacity;
   int64_t size, training; /* bytes in all; bytes of the training part, which comes first */
+  bool encoded;           /* as the tokens below, the first `training_tokens` of them to be trained
+                             on */
+  attn_tokens tokens;
+  int64_t training_tokens;
 };
 
 static attn_status add_file(attn_corpus *corpus, const char *path) {
@@ -108,15 +112,67 @@ void attn_corpus_close(attn_corpus *corpus) {
   if (!corpus) return;
   for (int64_t i = 0; i < corpus->count; ++i) attn_file_map_close(&corpus->pieces[i].map);
   attn_free(corpus->pieces);
+  attn_tokens_free(&corpus->tokens);
   attn_free(corpus);
+}
+
+/* Tokens
+ * --------------------------------------------------------------------------------------------
+ */
+
+/* How many of `size` bytes to encode at once: up to the end of a line, if there is one. */
+static int64_t some_lines(const uint8_t *text, int64_t size) {
+  const int64_t enough = 1 << 20;
+  if (size <= enough) return size;
+  for (int64_t end = enough; end > 0; --end)
+    if (text[end - 1] == '\n') return end;
+  return enough;
+}
+
+/* Bytes first .. end - 1 of the text. */
+static attn_status encode_part(attn_corpus *corpus, const attn_tokenizer *tokenizer, int64_t first,
+                               int64_t end) {
+  for (int64_t p = 0; p < corpus->count; ++p) {
+    const piece *piece = &corpus->pieces[p];
+    int64_t from = first > piece->start ? first - piece->start : 0;
+    int64_t to = end - piece->start < (int64_t)piece->map.size ? end - piece->start
+                                                               : (int64_t)piece->map.size;
+    for (int64_t count; from < to; from += count) {
+      const uint8_t *text = (const uint8_t *)piece->map.data + from;
+      count = some_lines(text, to - from);
+      ATTN_TRY(
+          attn_tokenizer_encode(tokenizer, (const char *)text, (size_t)count, 0, &corpus->tokens));
+    }
+  }
+  return ATTN_OK;
+}
+
+attn_status attn_corpus_encode(attn_corpus *corpus, const attn_tokenizer *tokenizer) {
+  ATTN_TRY(encode_part(corpus, tokenizer, 0, corpus->training));
+  corpus->training_tokens = (int64_t)corpus->tokens.count;
+  ATTN_TRY(encode_part(corpus, tokenizer, corpus->training, corpus->size));
+  corpus->encoded = true;
+  return ATTN_OK;
 }
 
 int64_t attn_corpus_files(const attn_corpus *corpus) {
   return corpus->count;
 }
 
-int64_t attn_corpus_size(const attn_corpus *corpus, attn_corpus_part part) {
+int64_t attn_corpus_bytes(const attn_corpus *corpus, attn_corpus_part part) {
   return part == ATTN_TRAINING ? corpus->training : corpus->size - corpus->training;
+}
+
+/* Where a part begins. */
+static int64_t part_start(const attn_corpus *corpus, attn_corpus_part part) {
+  if (part == ATTN_TRAINING) return 0;
+  return corpus->encoded ? corpus->training_tokens : corpus->training;
+}
+
+int64_t attn_corpus_size(const attn_corpus *corpus, attn_corpus_part part) {
+  if (!corpus->encoded) return attn_corpus_bytes(corpus, part);
+  return part == ATTN_TRAINING ? corpus->training_tokens
+                               : (int64_t)corpus->tokens.count - corpus->training_tokens;
 }
 
 /* The last file that starts at or before `place`. */
@@ -132,8 +188,12 @@ static int64_t find_piece(const attn_corpus *corpus, int64_t place) {
   return low;
 }
 
-/* Copies bytes that may run over several files. */
+/* Copies tokens; bytes that may run over several files. */
 static void gather(const attn_corpus *corpus, int64_t place, int64_t length, int32_t *tokens) {
+  if (corpus->encoded) {
+    memcpy(tokens, corpus->tokens.ids + place, (size_t)length * sizeof *tokens);
+    return;
+  }
   for (int64_t p = find_piece(corpus, place); length > 0; ++p) {
     const piece *piece = &corpus->pieces[p];
     int64_t offset = place - piece->start, left = (int64_t)piece->map.size - offset;
@@ -173,14 +233,13 @@ attn_status attn_corpus_batch(const attn_corpus *corpus, attn_corpus_part part, 
    * seed; each row has words of its own, because drawing below n may take more than one. */
   static const uint64_t stream[] = {UINT64_C(0xc0e9) << 48, UINT64_C(0xc0ea) << 48};
   enum { WORDS_PER_ROW = 256 };
-  int64_t size = attn_corpus_size(corpus, part),
-          start = part == ATTN_TRAINING ? 0 : corpus->training;
+  int64_t size = attn_corpus_size(corpus, part), start = part_start(corpus, part);
   if (batch < 1 || length < 1)
     return attn_fail(ATTN_INVALID_ARGUMENT, "corpus: a batch of %lld windows of %lld tokens",
                      (long long)batch, (long long)length);
   if (size <= length)
     return attn_fail(ATTN_INVALID_ARGUMENT,
-                     "corpus: the %s part has %lld bytes, a window of %lld tokens and its target "
+                     "corpus: the %s part has %lld tokens, a window of %lld tokens and its target "
                      "need %lld: give more text or a shorter length",
                      part_names[part], (long long)size, (long long)length, (long long)length + 1);
   for (int64_t row = 0; row < batch; ++row) {
@@ -198,6 +257,6 @@ attn_status attn_corpus_read(const attn_corpus *corpus, attn_corpus_part part, i
   if (start < 0 || length < 0 || start > size || length > size - start)
     return attn_fail(ATTN_INVALID_ARGUMENT, "corpus: %lld tokens from %lld, the %s part has %lld",
                      (long long)length, (long long)start, part_names[part], (long long)size);
-  gather(corpus, (part == ATTN_TRAINING ? 0 : corpus->training) + start, length, tokens);
+  gather(corpus, part_start(corpus, part) + start, length, tokens);
   return ATTN_OK;
 }

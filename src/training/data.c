@@ -1,6 +1,7 @@
 #include "training/data.h"
 #include "base/memory.h"
 #include "base/status.h"
+#include "models/model.h"
 
 #include <string.h>
 
@@ -18,6 +19,15 @@ static attn_status open_task(const attn_training_options *o, attn_training_data 
   return ATTN_OK;
 }
 
+static attn_status check_size(const attn_training_data *d) {
+  int64_t size = attn_corpus_size(d->corpus, ATTN_TRAINING);
+  if (size > d->length) return ATTN_OK;
+  return attn_fail(ATTN_INVALID_ARGUMENT,
+                   "training: the text has %lld tokens to train on; windows of %lld tokens need "
+                   "%lld",
+                   (long long)size, (long long)d->length, (long long)d->length + 1);
+}
+
 attn_status attn_training_data_open(const attn_training_options *o, attn_training_data *d) {
   *d = (attn_training_data){
       .seed = o->seed, .length = o->length, .validations = o->validation_windows};
@@ -25,12 +35,7 @@ attn_status attn_training_data_open(const attn_training_options *o, attn_trainin
   if (!o->data || o->data_count < 1)
     return attn_fail(ATTN_INVALID_ARGUMENT, "training: no text is given");
   ATTN_TRY(attn_corpus_open(o->data, o->data_count, o->validation_fraction, &d->corpus));
-  int64_t size = attn_corpus_size(d->corpus, ATTN_TRAINING);
-  if (size <= o->length)
-    return attn_fail(ATTN_INVALID_ARGUMENT,
-                     "training: the text has %lld bytes to train on; windows of %lld tokens need "
-                     "%lld",
-                     (long long)size, (long long)o->length, (long long)o->length + 1);
+  ATTN_TRY(check_size(d));
   int64_t windows = o->batch * o->accumulation;
   d->windows = attn_alloc_array((size_t)(windows * (o->length + 1)), sizeof *d->windows);
   return d->windows ? ATTN_OK : ATTN_OUT_OF_MEMORY;
@@ -41,7 +46,14 @@ void attn_training_data_close(attn_training_data *d) {
   attn_free(d->windows);
 }
 
-attn_status attn_training_data_fit(attn_training_data *d, int64_t vocabulary) {
+static attn_status encode(attn_training_data *d, const attn_tokenizer *tokenizer) {
+  ATTN_TRY(attn_corpus_encode(d->corpus, tokenizer));
+  return check_size(d);
+}
+
+attn_status attn_training_data_fit(attn_training_data *d, const attn_model *model) {
+  int64_t vocabulary = model->config.vocabulary;
+  if (d->corpus && model->text.tokenizer) return encode(d, model->text.tokenizer);
   if (d->corpus && vocabulary < BYTE_VALUES)
     return attn_fail(ATTN_INVALID_ARGUMENT,
                      "training: the model has a vocabulary of %lld; the bytes of a text need %d",
@@ -56,10 +68,17 @@ attn_status attn_training_data_fit(attn_training_data *d, int64_t vocabulary) {
   return attn_task_settle(d->task, o);
 }
 
+double attn_training_data_bytes_per_token(const attn_training_data *d) {
+  if (!d->corpus) return 0;
+  attn_corpus_part part = ATTN_VALIDATION;
+  if (attn_corpus_size(d->corpus, part) == 0) part = ATTN_TRAINING;
+  return (double)attn_corpus_bytes(d->corpus, part) / (double)attn_corpus_size(d->corpus, part);
+}
+
 void attn_training_data_identify(const attn_training_data *d, attn_identity *id) {
   if (d->corpus) {
-    attn_identity_integer(id, "training_bytes", attn_corpus_size(d->corpus, ATTN_TRAINING));
-    attn_identity_integer(id, "validation_bytes", attn_corpus_size(d->corpus, ATTN_VALIDATION));
+    attn_identity_integer(id, "training_bytes", attn_corpus_bytes(d->corpus, ATTN_TRAINING));
+    attn_identity_integer(id, "validation_bytes", attn_corpus_bytes(d->corpus, ATTN_VALIDATION));
     attn_identity_hash(id, "text", attn_corpus_fingerprint(d->corpus));
     return;
   }

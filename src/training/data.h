@@ -4,6 +4,7 @@
 #define ATTN_TRAINING_DATA_H
 
 #include "attn/training.h"
+#include "attn/model.h"
 #include "files/corpus.h"
 #include "tasks/task.h"
 #include "training/checkpoint.h"
@@ -19,8 +20,12 @@ typedef struct attn_training_data {
 
 attn_status attn_training_data_open(const attn_training_options *options, attn_training_data *data);
 void attn_training_data_close(attn_training_data *data);
-/* Whether a model's vocabulary holds the tokens; a task takes all of it where none was given. */
-attn_status attn_training_data_fit(attn_training_data *data, int64_t vocabulary);
+/* Makes a text tokens of the model's tokenizer, where it has one, and says whether its vocabulary
+ * holds the tokens; a task takes all of it where none was given. */
+attn_status attn_training_data_fit(attn_training_data *data, const attn_model *model);
+/* How many bytes of text a token stands for, in the part that is validated, if there is one; 0 of a
+ * task. */
+double attn_training_data_bytes_per_token(const attn_training_data *data);
 /* What a checkpoint may only be continued with. */
 void attn_training_data_identify(const attn_training_data *data, attn_identity *identity);
 

@@ -186,7 +186,7 @@ static attn_status open_model(run *r) {
   ATTN_TRY(o->model ? attn_model_load(o->model, o->compute, &r->model)
                     : attn_model_create(config, o->seed, o->compute, &r->model));
   ATTN_TRY(attn_model_check_decoder(r->model, "training"));
-  ATTN_TRY(attn_training_data_fit(&r->data, r->model->config.vocabulary));
+  ATTN_TRY(attn_training_data_fit(&r->data, r->model));
   ATTN_TRY(attn_model_make_trainable(r->model));
   r->starting_weights = starting_weights(r);
   ATTN_TRY(attn_model_move(r->model, o->device));
@@ -542,6 +542,7 @@ static void fill_result(const run *r, attn_training_result *result) {
       .best_validation = attn_history_best(&r->history),
       .seconds = seconds_now() - r->start,
       .peak_bytes = attn_device_peak_bytes(o->device),
+      .bytes_per_token = attn_training_data_bytes_per_token(&r->data),
   };
   if (result->seconds > 0)
     result->tokens_per_second =

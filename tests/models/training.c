@@ -719,7 +719,7 @@ static void bad_options_are_refused(void **state) {
   CASE(beta2 = 1, "beta2");
   CASE(clip = -1, "clip");
   CASE(validation_fraction = 1, "validation fraction");
-  CASE(length = 1620, "bytes to train on");
+  CASE(length = 1620, "tokens to train on");
   CASE(output = NULL, "output");
   CASE(data_count = 0, "text");
   CASE(task = "mqar", "both");

@@ -386,6 +386,38 @@ static void corpus_is_read_in_order(void **state) {
   attn_corpus_close(corpus);
 }
 
+/* Decoded again the tokens are the text, each part by itself. */
+static void corpus_is_encoded(void **state) {
+  (void)state;
+  char whole[2000];
+  attn_corpus *corpus = alphabet(0.25, whole);
+  int64_t bytes = attn_corpus_size(corpus, ATTN_TRAINING), place = 0;
+  uint64_t before = attn_corpus_fingerprint(corpus);
+  attn_tokenizer *tokenizer;
+  assert_ok(
+      attn_tokenizer_load(ATTN_SOURCE_DIR "/tests/unit/fixtures/tokenizer/gpt2.json", &tokenizer));
+  assert_ok(attn_corpus_encode(corpus, tokenizer));
+  assert_int_equal(attn_corpus_bytes(corpus, ATTN_TRAINING), bytes);
+  assert_true(attn_corpus_fingerprint(corpus) == before);
+  for (int part = 0; part < 2; ++part) {
+    attn_corpus_part p = (attn_corpus_part)part;
+    int32_t tokens[2000];
+    attn_text text = {0};
+    int64_t size = attn_corpus_size(corpus, p);
+    assert_in_range(size, 1, attn_corpus_bytes(corpus, p));
+    assert_ok(attn_corpus_read(corpus, p, 0, size, tokens));
+    assert_ok(attn_tokenizer_decode(tokenizer, tokens, (size_t)size, 0, &text));
+    assert_int_equal(text.length, attn_corpus_bytes(corpus, p));
+    assert_memory_equal(text.data, whole + place, text.length);
+    place += (int64_t)text.length;
+    attn_text_free(&text);
+    assert_ok(attn_corpus_batch(corpus, p, 9, 4, 2, 20, tokens));
+    assert_int_not_equal(attn_corpus_batch(corpus, p, 9, 4, 1, size, tokens), ATTN_OK);
+  }
+  attn_tokenizer_destroy(tokenizer);
+  attn_corpus_close(corpus);
+}
+
 static void batches_are_deterministic_windows(void **state) {
   (void)state;
   enum { BATCH = 64, LENGTH = 30 };
@@ -483,6 +515,7 @@ int main(void) {
       cmocka_unit_test(config_getters),
       cmocka_unit_test(bad_json),
       cmocka_unit_test(corpus_is_read_in_order),
+      cmocka_unit_test(corpus_is_encoded),
       cmocka_unit_test(batches_are_deterministic_windows),
       cmocka_unit_test(bad_corpora),
       cmocka_unit_test(close_names),
