@@ -132,6 +132,56 @@ ATTN_API attn_status attn_train(const attn_training_options *options,
                                 attn_training_progress_fn progress, void *context,
                                 attn_training_result *result);
 
+/* Conversion of a model with exact attention into one with another mixer, by attention transfer
+ * (LoLCATs, arXiv 2410.10254, section 3.2): the new mixer's own parameters learn to give what
+ * attention gave in every layer, all others stay as they are. attn_train adapts the rest. */
+typedef struct attn_linearise_options {
+  size_t struct_size;      /* sizeof(attn_linearise_options), set by ATTN_LINEARISE_OPTIONS_INIT */
+  const char *model;       /* a directory or a GGUF file */
+  const char *mixer;       /* "hedgehog", ...: one that offers what its heads give */
+  int64_t keep_every;      /* every so manieth layer keeps its attention; 0: none does */
+  const char *const *data; /* the text, as for attn_train */
+  int data_count;
+  double validation_fraction;   /* [0, 1), of the text, that losses are measured on */
+  int64_t validation_tokens;    /* of that, at most */
+  int64_t steps, batch, length; /* windows of `length` tokens in a step; 0 steps: nothing is learnt
+                                 */
+  double learning_rate;
+  uint64_t seed;
+  attn_dtype compute;
+  attn_device device;
+  const char *output; /* the directory for the model, with its tokenizer */
+  attn_dtype save_dtype;
+  const volatile sig_atomic_t *interrupt; /* stops it; nothing is written then */
+} attn_linearise_options;
+
+#define ATTN_LINEARISE_OPTIONS_INIT                                                                \
+  {                                                                                                \
+    .struct_size = sizeof(attn_linearise_options), .validation_fraction = 0.02,                    \
+    .validation_tokens = 16384, .steps = 500, .batch = 8, .length = 1024, .learning_rate = 1e-2,   \
+    .seed = 1, .compute = ATTN_BF16, .save_dtype = ATTN_BF16                                       \
+  }
+
+typedef struct attn_linearise_result {
+  int64_t parameters, trained; /* of the new model; of them learnt here */
+  int64_t validation_tokens;   /* that were counted */
+  /* Mean -ln p of a token of the text's end: of the model that was given; with the new mixer
+   * untrained; and trained. NaN where they were not measured. */
+  double loss_before, loss_swapped, loss_after;
+  double first_error, last_error; /* of the transfer's loss; NaN without steps */
+  double seconds;
+} attn_linearise_result;
+
+/* After each step: its number and the transfer's loss. false: stop. */
+typedef bool (*attn_linearise_progress_fn)(void *context, int64_t step, double error);
+
+/* `progress` and `result` may be NULL. ATTN_UNSUPPORTED names what the model has that the new one
+ * could not keep, or a mixer that attention cannot be transferred to; ATTN_INTERRUPTED;
+ * ATTN_INVALID_ARGUMENT, ATTN_NOT_FOUND, ATTN_IO_ERROR, ATTN_OUT_OF_MEMORY. */
+ATTN_API attn_status attn_linearise(const attn_linearise_options *options,
+                                    attn_linearise_progress_fn progress, void *context,
+                                    attn_linearise_result *result);
+
 #ifdef __cplusplus
 }
 #endif

@@ -2,16 +2,11 @@
 #include "base/io.h"
 #include "base/memory.h"
 #include "base/progress.h"
-#include "cli/cli.h"
+#include "cli/convert.h"
 #include "files/gguf_split.h"
 #include "models/model.h"
 
 #include <string.h>
-
-typedef struct convert_options {
-  int type;
-  int64_t split, threads;
-} convert_options;
 
 /* In the order of attn_weight_type. */
 static const char *const type_names[] = {"stored", "f32", "f16", "bf16", "q8_0", "q4_0", NULL};
@@ -107,6 +102,12 @@ static attn_status convert(const convert_options *o, const char *from, const cha
 
 static int run(const attn_command *command, void *options, const attn_words *words) {
   const convert_options *o = options;
+  if (o->linearise.mixer && !o->data.count)
+    return attn_misuse(command, "--to needs --data: the text to learn from");
+  if (o->linearise.mixer && attn_path_has_suffix(words->items[1], ".gguf"))
+    return attn_misuse(command, "--to writes a directory: GGUF has no names for other mixers");
+  if (o->linearise.mixer) return attn_convert_mixer(command, o, words);
+  if (o->data.count) return attn_misuse(command, "--data is for --to");
   bool to_gguf = attn_path_has_suffix(words->items[1], ".gguf");
   if (!to_gguf && (o->type == ATTN_WEIGHTS_Q8_0 || o->type == ATTN_WEIGHTS_Q4_0))
     return attn_misuse(command, "--type %s needs a .gguf file: a directory has f32, f16 or bf16",
@@ -115,9 +116,15 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   return status == ATTN_OK ? ATTN_EXIT_OK : attn_report(command, status);
 }
 
-static const convert_options defaults = {.type = ATTN_WEIGHTS_AS_STORED, .split = -1};
+static const convert_options defaults = {.type = ATTN_WEIGHTS_AS_STORED,
+                                         .split = -1,
+                                         .linearise = ATTN_LINEARISE_OPTIONS_INIT,
+                                         .device = ATTN_DEVICE_AUTO};
+
+static const char *const save_dtypes[] = {"bfloat16", "float32", "float16", NULL};
 
 #define AT(field) ATTN_FIELD(convert_options, field)
+#define OF(field) ATTN_FIELD(convert_options, linearise.field)
 static const attn_option table[] = {
     {"type", 't', ATTN_OPTION_CHOICE, "TYPE",
      "Of the matrices; stored: as MODEL has them, of quantised ones f16 in a directory, of float8 "
@@ -129,11 +136,38 @@ static const attn_option table[] = {
      AT(split), 0, 1LL << 50, NULL},
     {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",
      AT(threads), 0, 4096, NULL},
+    {"to", 0, ATTN_OPTION_TEXT, "MIXER",
+     "Replace exact attention by this mixer (hedgehog) and let it learn what attention did.",
+     OF(mixer), 0, 0, NULL},
+    {"data", 'd', ATTN_OPTION_WORDS, "PATH...", "To learn from: files, and directories of files.",
+     AT(data), 0, 0, NULL},
+    {"keep-every", 0, ATTN_OPTION_INT, "N", "Every N-th layer keeps its attention; 0: none does.",
+     OF(keep_every), 0, 4096, NULL},
+    {"steps", 'n', ATTN_OPTION_INT, "N", "Of attention transfer; 0: the new mixer learns nothing.",
+     OF(steps), 0, 1 << 27, NULL},
+    {"batch", 'b', ATTN_OPTION_INT, "N", "Windows of text in a step.", OF(batch), 1, 1 << 20, NULL},
+    {"length", 'l', ATTN_OPTION_INT, "N", "Tokens of a window.", OF(length), 1, 1 << 30, NULL},
+    {"learning-rate", 'r', ATTN_OPTION_REAL, "R", "At the start; it falls to a tenth.",
+     OF(learning_rate), 0, 1e3, NULL},
+    {"validation", 0, ATTN_OPTION_REAL, "F",
+     "Fraction of the text, at its end, that perplexities are measured on.",
+     OF(validation_fraction), 0, 0.999, NULL},
+    {"validation-tokens", 0, ATTN_OPTION_INT, "N", "Of that, at most.", OF(validation_tokens), 0,
+     1 << 30, NULL},
+    {"seed", 's', ATTN_OPTION_SEED, "S", "Of fresh parameters and the order of the text.", OF(seed),
+     0, 0, NULL},
+    {"dtype", 0, ATTN_OPTION_DTYPE, "TYPE", "Of the computation", OF(compute), 0, 0,
+     attn_compute_dtypes},
+    ATTN_DEVICE_OPTION(AT(device)),
+    {"save-dtype", 0, ATTN_OPTION_DTYPE, "TYPE", "Of the converted model's weights", OF(save_dtype),
+     0, 0, save_dtypes},
+    {"json", 0, ATTN_OPTION_FLAG, NULL, "Print a JSON object about --to.", AT(json), 0, 0, NULL},
+    {"quiet", 'q', ATTN_OPTION_FLAG, NULL, "No progress.", AT(quiet), 0, 0, NULL},
 };
 
 const attn_command attn_command_convert = {
     .name = "convert",
-    .summary = "write a model as a GGUF file, or as a directory",
+    .summary = "write a model as another kind of file, or with another mixer",
     .usage = "MODEL OUT",
     .description =
         "Writes MODEL, a directory or a .gguf file, as OUT: one .gguf file (or several, with "
@@ -142,8 +176,15 @@ const attn_command attn_command_convert = {
         "Tokenizer, "
         "chat template and generation_config.json go with it.\n\nVectors and norms stay float32 in "
         "GGUF files, and matrices whose rows are not whole blocks of 32 become f16 where q8_0 or "
-        "q4_0 is asked for. Families that have no names in GGUF are refused.",
+        "q4_0 is asked for. Families that have no names in GGUF are refused.\n\nWith "
+        "--to, a model with exact attention becomes one with another mixer: its weights are "
+        "copied, keys and values get a head for each query head, and what only the new mixer has "
+        "learns to give what attention gave, layer by layer (attention transfer, LoLCATs). The "
+        "perplexity is printed before, after the swap and after the transfer. `attn train --model "
+        "OUT` goes on from there.",
     .examples = "attn convert models/smollm2 smollm2.gguf --type q8_0\ta quantised file\n"
+                "attn convert models/smollm2 runs/hedgehog --to hedgehog --data texts/\tlinear "
+                "attention\n"
                 "attn convert model.gguf model --type bf16\ta directory for other tools\n"
                 "attn convert big.gguf part.gguf --split 4G\tseveral files\n"
                 "attn convert big.gguf big --split 2G\tmodel-00001-of-0000N.safetensors ...",

@@ -56,6 +56,11 @@ attn_var *attn_op_gated_linear(attn_graph *graph, attn_activation f, attn_var *a
 attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_parameter *w,
                                        double cap, const int32_t *targets);
 
+/* scale times the sum of (x - target)^2 over all elements; one element, wide. target: of x's shape,
+ * on its device, of any floating dtype. */
+attn_var *attn_op_squared_error(attn_graph *graph, attn_var *x, const attn_tensor *target,
+                                double scale);
+
 /* attention.c ------------------------------------------------------------------------------------
  * The engines on the tape. The caller fills in the problem's options and, in args, what is not a
  * variable (tables, offsets, states); shapes, dtypes and passes are set here from the variables. */

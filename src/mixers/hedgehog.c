@@ -110,7 +110,7 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   attn_var *v =
       attn_split_heads(g, attn_op_linear(g, x, call->parameters[V]), call->options->heads);
   attn_var *out = attn_mixer_recurrent(g, call, MATRIX, &problem, q, k, v, NULL, NULL);
-  return attn_op_linear(g, attn_join_heads(g, &call->layout, out), call->parameters[O]);
+  return attn_mixer_project(g, call, attn_join_heads(g, &call->layout, out), O);
 }
 
 const attn_mixer attn_mixer_hedgehog = {
@@ -122,6 +122,7 @@ const attn_mixer attn_mixer_hedgehog = {
                           ATTN_ABILITY_TRAINABLE,
              .summary = "linear attention with feature maps that are learned for each head, "
                         "normalised"},
+    .heads = true,
     .configure = configure,
     .parameters = parameters,
     .state = state,

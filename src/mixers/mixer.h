@@ -94,10 +94,14 @@ typedef struct attn_mixer_call {
   /* A step of several sequences: the layout has one token of each, and these are their states, in
    * place of `state`. NULL otherwise. */
   attn_state *const *states;
+  /* The result is what the output's projection is given, [rows, heads * value_dim]: for training a
+   * mixer to do what another does (training/transfer.h). Only for mixers that say `heads`. */
+  bool heads;
 } attn_mixer_call;
 
 typedef struct attn_mixer {
   attn_mixer_info info;
+  bool heads; /* apply can stop before the output's projection */
   /* Fills in defaults and refuses what does not fit: ATTN_INVALID_ARGUMENT names the field. */
   attn_status (*configure)(attn_mixer_options *options);
   /* Both return how many they wrote (at most ATTN_MIXER_PARAMETERS, ATTN_STATE_PARTS). */
@@ -169,6 +173,8 @@ attn_var *attn_mixer_softmax_within(attn_graph *graph, const attn_layout *layout
 attn_var *attn_mixer_softmax_rows(attn_graph *graph, const attn_softmax_problem *problem,
                                   const attn_softmax_args *args, attn_var *q, attn_var *k,
                                   attn_var *v, int64_t keys);
+/* x W^T with parameter i, the output's projection; x itself where the call is for the heads. */
+attn_var *attn_mixer_project(attn_graph *graph, const attn_mixer_call *call, attn_var *x, int i);
 /* The variable of parameter i. */
 attn_var *attn_mixer_parameter(attn_graph *graph, const attn_mixer_call *call, int i);
 /* Decays that a head has once and for all: their logarithms [heads], wide. */

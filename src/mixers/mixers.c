@@ -245,6 +245,10 @@ attn_var *attn_mixer_apply(attn_graph *graph, const attn_mixer *mixer, const att
                            "%s: %lld sequences of %s%lld tokens do not make %lld rows", name,
                            (long long)layout->batch, layout->offsets ? "at most " : "",
                            (long long)layout->length, (long long)layout->rows);
+  if (call->heads && (!mixer->heads || call->state || call->states))
+    return attn_graph_fail(graph, ATTN_UNSUPPORTED,
+                           "%s: what its heads give is not offered by itself%s", name,
+                           mixer->heads ? " with a state" : "");
   if (call->states) return apply_step(graph, mixer, call, x);
   if (!call->state) return mixer->apply(graph, call, x);
   if (call->options->bidirectional)
@@ -259,6 +263,10 @@ attn_var *attn_mixer_apply(attn_graph *graph, const attn_mixer *mixer, const att
         graph, ATTN_INVALID_ARGUMENT, "%s: the tokens begin at %lld, the state ends at %lld", name,
         (long long)layout->position, (long long)attn_state_position(call->state));
   return mixer->apply(graph, call, x);
+}
+
+attn_var *attn_mixer_project(attn_graph *graph, const attn_mixer_call *call, attn_var *x, int i) {
+  return call->heads ? x : attn_op_linear(graph, x, call->parameters[i]);
 }
 
 attn_var *attn_split_heads(attn_graph *graph, attn_var *x, int64_t heads) {

@@ -152,7 +152,7 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
     attn_var *gate = attn_op_linear(g, x, call->parameters[place(o, GATE)]);
     out = attn_op_gate(g, ATTN_SIGMOID, gate, out);
   }
-  return project(g, call, out, O, O_BIAS);
+  return call->heads ? out : project(g, call, out, O, O_BIAS);
 }
 
 const attn_mixer attn_mixer_softmax = {
@@ -162,6 +162,7 @@ const attn_mixer attn_mixer_softmax = {
              .abilities = ATTN_ABILITY_CAUSAL | ATTN_ABILITY_BIDIRECTIONAL | ATTN_ABILITY_DECODE |
                           ATTN_ABILITY_RAGGED | ATTN_ABILITY_TRAINABLE,
              .summary = "exact attention: MHA, GQA, MQA, sliding window, rotary positions"},
+    .heads = true,
     .configure = configure,
     .parameters = parameters,
     .state = state,

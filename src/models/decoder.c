@@ -73,6 +73,8 @@ typedef struct block_context {
   attn_var *normed;            /* its input's norm, where the layer before has made it, */
   attn_parameter *const *next; /* the next layer's norm, to be made of the result here, */
   attn_var *next_normed;       /* and what that gave */
+  attn_mixer_visit *visit;     /* or NULL */
+  void *visitor;
 } block_context;
 
 static attn_var *block(attn_graph *g, void *context, attn_var *x) {
@@ -86,6 +88,10 @@ static attn_var *block(attn_graph *g, void *context, attn_var *x) {
                           .state = c->state,
                           .states = c->states};
   attn_var *in = c->normed ? c->normed : norm(g, config, p->token_norm, x);
+  if (c->visit && in) {
+    attn_status status = c->visit(c->visitor, c->layer, &in->value);
+    if (status != ATTN_OK) return attn_graph_error(g, status);
+  }
   attn_var *mixed = attn_mixer_apply(g, layer->mixer, &call, in);
   if (config->sandwich) mixed = norm(g, config, p->token_after, mixed);
   if (config->normed_residual) x = attn_op_cast(g, in, g->wide);
@@ -115,10 +121,18 @@ static attn_state *const *states_of_layer(attn_graph *g, attn_state *const *cons
   return states;
 }
 
+/* How the layers are gone through; each field as attn_decoder_hidden, attn_decoder_step and
+ * attn_decoder_visit have it. */
+typedef struct passage {
+  attn_state *const *states;
+  attn_state *const *const *sequences;
+  int64_t checkpoints, lean;
+  attn_mixer_visit *visit;
+  void *visitor;
+} passage;
+
 static attn_var *run_layers(attn_graph *graph, const attn_model *model, const attn_layout *layout,
-                            const int32_t *tokens, attn_state *const *states,
-                            attn_state *const *const *sequences, int64_t checkpoints,
-                            int64_t lean) {
+                            const int32_t *tokens, const passage *p) {
   const attn_model_config *config = &model->config;
   attn_var *x =
       attn_layer_embedding(graph, model->embedding, tokens, layout->rows, config->embedding_scale);
@@ -133,22 +147,26 @@ static attn_var *run_layers(attn_graph *graph, const attn_model *model, const at
     block_context *context = attn_arena_alloc(graph->arena, sizeof *context);
     if (!context) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
     const attn_node *before = graph->last;
-    *context = (block_context){
-        .model = model, .layer = l, .layout = *layout, .state = states ? states[l] : NULL};
+    *context = (block_context){.model = model,
+                               .layer = l,
+                               .layout = *layout,
+                               .state = p->states ? p->states[l] : NULL,
+                               .visit = p->visit,
+                               .visitor = p->visitor};
     /* A layer that runs again in backward makes its own norm and no other's; neither does one whose
      * activations go with it. */
-    bool alone = l < checkpoints || !graph->recording, last = l + 1 == config->layer_count;
+    bool alone = l < p->checkpoints || !graph->recording, last = l + 1 == config->layer_count;
     context->normed = normed;
     if (!alone) context->next = last ? model->final_norm : model->layers[l + 1].token_norm;
-    if (sequences) {
-      context->states = states_of_layer(graph, sequences, layout->batch, l);
+    if (p->sequences) {
+      context->states = states_of_layer(graph, p->sequences, layout->batch, l);
       if (!context->states) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
     }
-    x = l < checkpoints ? attn_graph_checkpoint(graph, block, context, x)
-                        : block(graph, context, x);
+    x = l < p->checkpoints ? attn_graph_checkpoint(graph, block, context, x)
+                           : block(graph, context, x);
     normed = context->next_normed;
     /* The last layer's too: what it made for this one has been read now. */
-    if (l < checkpoints + lean) attn_graph_discard(graph, since);
+    if (l < p->checkpoints + p->lean) attn_graph_discard(graph, since);
     since = before;
     if (!graph->recording) x = attn_keep_result(graph, mark, &kept[l % 2], x);
   }
@@ -158,13 +176,22 @@ static attn_var *run_layers(attn_graph *graph, const attn_model *model, const at
 attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
                               const int32_t *tokens, attn_state *const *states, int64_t checkpoints,
                               int64_t lean) {
-  return run_layers(graph, model, layout, tokens, states, NULL, checkpoints, lean);
+  return run_layers(graph, model, layout, tokens,
+                    &(passage){.states = states, .checkpoints = checkpoints, .lean = lean});
+}
+
+attn_status attn_decoder_visit(attn_graph *graph, const attn_model *model,
+                               const attn_layout *layout, const int32_t *tokens,
+                               attn_mixer_visit *visit, void *context) {
+  attn_graph_reset(graph, false);
+  (void)run_layers(graph, model, layout, tokens, &(passage){.visit = visit, .visitor = context});
+  return attn_graph_status(graph);
 }
 
 attn_var *attn_decoder_step(attn_graph *graph, const attn_model *model, int64_t count,
                             const int32_t *tokens, attn_state *const *const *sequences) {
   attn_layout layout = attn_layout_equal(count, 1);
-  return run_layers(graph, model, &layout, tokens, NULL, sequences, 0, 0);
+  return run_layers(graph, model, &layout, tokens, &(passage){.sequences = sequences});
 }
 
 attn_var *attn_decoder_loss(attn_graph *graph, const attn_model *model, const attn_layout *layout,

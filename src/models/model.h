@@ -64,6 +64,13 @@ attn_status attn_model_read(const char *path, attn_dtype compute, attn_model **m
 attn_status attn_model_write_gguf(const attn_model *model, const char *path,
                                   const attn_gguf_options *options, int *files);
 
+/* A new model, on the processor, whose exact attention is replaced by `mixer` but for every
+ * keep_every-th layer (0: all); (*fresh)[i] says whether its parameter i is new, with values from
+ * `seed`, or a copy. `from` lies on the processor too. ATTN_UNSUPPORTED names what cannot be kept.
+ */
+attn_status attn_model_replace_mixer(const attn_model *from, const char *mixer, int64_t keep_every,
+                                     uint64_t seed, attn_model **to, bool **fresh);
+
 /* The tensor of the source that a parameter is, or is part of; false: the model has no source. */
 bool attn_model_find_stored(const attn_model *model, int64_t index, attn_stored *stored);
 
@@ -88,6 +95,12 @@ attn_status attn_model_refresh(attn_model *model);
 attn_var *attn_decoder_hidden(attn_graph *graph, const attn_model *model, const attn_layout *layout,
                               const int32_t *tokens, attn_state *const *states, int64_t checkpoints,
                               int64_t lean);
+/* The same without gradients or states, for what each layer's mixer is given: normalised rows
+ * [rows, hidden] that last until `visit` returns. Resets the graph. */
+typedef attn_status attn_mixer_visit(void *context, int64_t layer, const attn_tensor *in);
+attn_status attn_decoder_visit(attn_graph *graph, const attn_model *model,
+                               const attn_layout *layout, const int32_t *tokens,
+                               attn_mixer_visit *visit, void *context);
 /* One token of each of `count` sequences, tokens [count], with the states of each, a layer each; to
  * [count, hidden] as above. */
 attn_var *attn_decoder_step(attn_graph *graph, const attn_model *model, int64_t count,
