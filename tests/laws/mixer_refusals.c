@@ -155,6 +155,7 @@ static void test_inconsistent_options(void **state) {
       {"norm_attention", "both ways", {.hidden = 32, .heads = 4, .bidirectional = true}},
       {"diag_attention", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
       {"diag_attention", "block", {.hidden = 32, .heads = 4, .block = (1 << 16) + 1}},
+      {"aaren", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
       {"delta_net", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
       {"gated_delta_net", "groups", {.hidden = 32, .heads = 6, .kv_heads = 4}},
       {"kda", "groups", {.hidden = 32, .heads = 6, .kv_heads = 5}},

@@ -124,6 +124,8 @@ static const test_case cases[] = {
     {"diag_attention",
      "bidirectional, blocks of 20",
      {.hidden = 24, .heads = 2, .block = 20, .bidirectional = true}},
+    {"aaren", "narrow values", {.hidden = 24, .heads = 3, .dim = 10, .value_dim = 5}},
+    {"aaren", "one channel", {.hidden = 5, .heads = 5, .dim = 1, .value_dim = 3}},
     {"kda", "plain gate", {.hidden = 24, .heads = 2, .plain_gate = true}},
     {"gla", "narrow values", {.hidden = 24, .heads = 3, .dim = 10, .value_dim = 5, .gate_rank = 3}},
     {"gla", "one channel", {.hidden = 5, .heads = 5, .dim = 1, .value_dim = 3}},
