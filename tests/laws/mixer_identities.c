@@ -483,6 +483,39 @@ static void test_diag_blocks(void **state) {
   test_layer_destroy(&layer);
 }
 
+/* Based -----------------------------------------------------------------------------------------
+ */
+
+/* Means of values without an order, 1 + s + s^2 / 2 in place of exp(s): softmax attention where
+ * scores are small, with an error of the third order. */
+static void test_based(void **state) {
+  (void)state;
+  const int64_t rows = 80;
+  attn_mixer_options o = {.hidden = 24, .heads = 3, .feature_dim = 8, .rotary_dim = -1};
+  test_layer based, softmax;
+  create(&based, "based", o);
+  create(&softmax, "softmax", o);
+  assert_order_does_not_matter(&based);
+  assert_means_of_values(&based);
+  share_parameters(&based, &softmax);
+  double *x = test_inputs(&based, rows * o.hidden, 71), error[2];
+  for (int i = 0; i < 2; ++i) { /* scores shrink to a hundredth, and to a hundredth of that */
+    scale_rows(&based, "q_proj.weight", 0, 24, 0.01);
+    scale_rows(&softmax, "q_proj.weight", 0, 24, 0.01);
+    double *y = apply(&based, rows, x), *expected = apply(&softmax, rows, x);
+    error[i] = test_relative_error(y, expected, rows * o.hidden);
+    free(y), free(expected);
+  }
+  assert_true(error[0] < 1e-5); /* s^3 / 6 for scores of some hundredths */
+  assert_true(error[1] < 1e-5 * error[0]);
+  fill(&based, "q_proj.weight", 0); /* all weights are 1 */
+  double *y = apply(&based, rows, x);
+  assert_running_mean(&based, y, rows, x);
+  free(x), free(y);
+  test_layer_destroy(&based);
+  test_layer_destroy(&softmax);
+}
+
 /* Aaren -----------------------------------------------------------------------------------------
  */
 
@@ -765,6 +798,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_diag_attention),
       cmocka_unit_test(test_diag_blocks),
       cmocka_unit_test(test_aaren),
+      cmocka_unit_test(test_based),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

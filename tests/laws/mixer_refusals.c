@@ -156,6 +156,8 @@ static void test_inconsistent_options(void **state) {
       {"diag_attention", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
       {"diag_attention", "block", {.hidden = 32, .heads = 4, .block = (1 << 16) + 1}},
       {"aaren", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
+      {"based", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
+      {"based", "features", {.hidden = 32, .heads = 4, .feature_dim = 22}},
       {"delta_net", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
       {"gated_delta_net", "groups", {.hidden = 32, .heads = 6, .kv_heads = 4}},
       {"kda", "groups", {.hidden = 32, .heads = 6, .kv_heads = 5}},

@@ -459,6 +459,23 @@ static void linear_heads_oracle(double *y, double *const input[]) {
 static attn_var *linear_heads_view(trial *t) { /* of a fused projection */
   return attn_layer_linear_heads(t->g, head_group(t, 5), &t->parameter[0]);
 }
+static attn_var *taylor(trial *t) {
+  return attn_layer_taylor(t->g, t->leaf[0]);
+}
+static void taylor_oracle(double *y, double *const input[]) {
+  for (int r = 0; r < ROWS * HEADS; ++r) {
+    double x[DIM];
+    for (int i = 0; i < DIM; ++i) x[i] = input[0][r * DIM + i] / pow(DIM, 0.25);
+    *y++ = 1;
+    for (int i = 0; i < DIM; ++i) *y++ = x[i];
+    for (int i = 0; i < DIM; ++i) *y++ = x[i] * x[i] / sqrt(2);
+    for (int i = 0; i < DIM; ++i)
+      for (int j = i + 1; j < DIM; ++j) *y++ = x[i] * x[j];
+  }
+}
+static attn_var *taylor_of_view(trial *t) {
+  return attn_layer_taylor(t->g, head_group(t, 5));
+}
 static attn_var *head_scores(trial *t) {
   return attn_op_head_scores(t->g, t->leaf[0], t->leaf[1]);
 }
@@ -672,6 +689,8 @@ static const operation_case cases[] = {
      .build = linear_heads_view,
      .leaf = QKV,
      .parameter = {{HEADS * MAPPED, DIM}}},
+    {.name = "taylor", .build = taylor, .leaf = H, .oracle = taylor_oracle},
+    {.name = "taylor of a view", .build = taylor_of_view, .leaf = QKV},
     {.name = "head_scores",
      .build = head_scores,
      .leaf = {{ROWS, HEADS, DIM}, {1, HEADS, DIM}},
