@@ -7,6 +7,8 @@
 #include "attn/recurrent.h"
 #include "attn/softmax.h"
 #include "graph/graph.h"
+#include "graph/layout.h"
+#include "kernels/prefix.h"
 
 /* elementwise.c ---------------------------------------------------------------------------------
  * Operands have equal shapes; the result has the dtype of the first. */
@@ -71,6 +73,15 @@ attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options
 attn_var *attn_op_recurrent(attn_graph *graph, const attn_recurrent_problem *options,
                             const attn_recurrent_args *args, attn_var *q, attn_var *k, attn_var *v,
                             attn_var *decay, attn_var *beta);
+
+/* prefix_softmax.c -------------------------------------------------------------------------------
+ * s[r, h] = x[r, h] . q[h]: x [rows, heads, dim], q [1, heads, dim]; s has the wide dtype. */
+attn_var *attn_op_head_scores(attn_graph *graph, attn_var *x, attn_var *q);
+/* o_t = sum_{j <= t} exp(s_j) v_j / sum_{j <= t} exp(s_j) in each sequence: softmax attention whose
+ * scores do not depend on t. s [rows, heads] wide, v and o [rows, heads, dim <= 256]. state, for
+ * one sequence, is continued from and moved on; no gradient flows into it. NULL: none. */
+attn_var *attn_op_prefix_softmax(attn_graph *graph, const attn_layout *layout, attn_var *s,
+                                 attn_var *v, const attn_prefix_state *state);
 
 /* Helpers shared by operations. */
 bool attn_same_shape(const attn_tensor *a, const attn_tensor *b);

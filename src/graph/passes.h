@@ -10,6 +10,7 @@
 #define ATTN_GRAPH_PASSES_H
 
 #include "graph/graph.h"
+#include "kernels/prefix.h"
 
 /* y = alpha a + beta b; b may be absent. */
 void attn_pass_add(attn_graph *graph, const attn_tensor *y, double alpha, const attn_tensor *a,
@@ -113,6 +114,12 @@ void attn_pass_scatter_add(attn_graph *graph, const attn_tensor *table, double f
  * r. */
 void attn_pass_expand_blocks(attn_graph *graph, const attn_tensor *y, double factor,
                              const attn_parameter *table, const int32_t *index);
+
+/* Running means with softmax weights (kernels/prefix.h); state may be NULL, else batch is 1. Chunks
+ * begin at fixed tokens, and one of a few tokens gives the bits of as many steps. */
+void attn_pass_prefix_softmax(attn_graph *graph, const attn_prefix_tensors *tensors,
+                              const attn_prefix_state *state);
+void attn_pass_prefix_softmax_backward(attn_graph *graph, const attn_prefix_tensors *tensors);
 
 /* Host arrays as the device's kernels read them: the same memory on the processor, a copy in the
  * graph's memory on a GPU. NULL after an error. */

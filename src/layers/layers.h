@@ -96,6 +96,12 @@ attn_var *attn_layer_expand(attn_graph *graph, attn_var *x, const attn_parameter
  * of the compute dtype. */
 attn_var *attn_layer_linear_heads(attn_graph *graph, attn_var *x, attn_parameter *w);
 
+/* taylor.c: x [.., n] -> the Taylor map of exp to the second order, [.., attn_taylor_features(n)]
+ * of the compute dtype: phi(q) . phi(k) = 1 + s + s^2 / 2, s = q . k / sqrt(n) (arXiv 2402.18668).
+ */
+int64_t attn_taylor_features(int64_t n);
+attn_var *attn_layer_taylor(attn_graph *graph, attn_var *x);
+
 /* experts.c: a mixture of experts (arXiv 1701.06538; 2401.04088, Mixtral). Router logits z
  * [rows, experts] give scores s = softmax(z), or sigmoid(z); each row goes to the `active` experts
  * of the highest s + bias, and

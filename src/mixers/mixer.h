@@ -54,7 +54,8 @@ typedef struct attn_mixer_options {
   bool lrpe;          /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;
   attn_feature_map feature_map;
-  int64_t feature_dim;   /* hedgehog: outputs of the feature map's matrix, half the features */
+  int64_t feature_dim;   /* hedgehog: outputs of the feature map's matrix, half the features; based:
+                          * channels of a query or key head */
   int64_t latent_rank;   /* mla: of the latent that keys and values are made of */
   int64_t query_rank;    /* mla: of the queries' latent; 0: there is none */
   int64_t shared_dim;    /* mla: channels of a key that all heads share, beside its own dim */

@@ -483,6 +483,81 @@ static void test_diag_blocks(void **state) {
   test_layer_destroy(&layer);
 }
 
+/* Based -----------------------------------------------------------------------------------------
+ */
+
+/* Means of values without an order, 1 + s + s^2 / 2 in place of exp(s): softmax attention where
+ * scores are small, with an error of the third order. */
+static void test_based(void **state) {
+  (void)state;
+  const int64_t rows = 80;
+  attn_mixer_options o = {.hidden = 24, .heads = 3, .feature_dim = 8, .rotary_dim = -1};
+  test_layer based, softmax;
+  create(&based, "based", o);
+  create(&softmax, "softmax", o);
+  assert_order_does_not_matter(&based);
+  assert_means_of_values(&based);
+  share_parameters(&based, &softmax);
+  double *x = test_inputs(&based, rows * o.hidden, 71), error[2];
+  for (int i = 0; i < 2; ++i) { /* scores shrink to a hundredth, and to a hundredth of that */
+    scale_rows(&based, "q_proj.weight", 0, 24, 0.01);
+    scale_rows(&softmax, "q_proj.weight", 0, 24, 0.01);
+    double *y = apply(&based, rows, x), *expected = apply(&softmax, rows, x);
+    error[i] = test_relative_error(y, expected, rows * o.hidden);
+    free(y), free(expected);
+  }
+  assert_true(error[0] < 1e-5); /* s^3 / 6 for scores of some hundredths */
+  assert_true(error[1] < 1e-5 * error[0]);
+  fill(&based, "q_proj.weight", 0); /* all weights are 1 */
+  double *y = apply(&based, rows, x);
+  assert_running_mean(&based, y, rows, x);
+  free(x), free(y);
+  test_layer_destroy(&based);
+  test_layer_destroy(&softmax);
+}
+
+/* Aaren -----------------------------------------------------------------------------------------
+ */
+
+/* Softmax attention whose queries are all W_q h: channel 0 of x, a 1, takes the place of h. With
+ * `factor` scores are large, up to some 10^4 beyond what exp can take. */
+static void assert_is_softmax(double factor) {
+  const int64_t rows = 150;
+  attn_mixer_options o = {.hidden = 24, .heads = 3, .rotary_dim = -1};
+  test_layer aaren, softmax;
+  create(&aaren, "aaren", o);
+  create(&softmax, "softmax", o);
+  scale_rows(&aaren, "q_proj.weight", 0, 24, factor);
+  share_parameters(&softmax, &aaren);
+  const double *w = get(&aaren, "q_proj.weight"), *h = get(&aaren, "query");
+  double *queries = calloc((size_t)(24 * o.hidden), sizeof *queries);
+  for (int64_t i = 0; i < 24; ++i)
+    for (int64_t c = 0; c < o.hidden; ++c) queries[i * o.hidden] += w[i * o.hidden + c] * h[c];
+  set(&softmax, "q_proj.weight", queries);
+  double *x = inputs_with_one(&softmax, rows);
+  double *y = apply(&aaren, rows, x), *expected = apply(&softmax, rows, x);
+  /* large scores carry their own rounding into the exponent */
+  test_assert_close(&aaren, "y", y, expected, rows * o.hidden, close * factor);
+  free(queries), free(x), free(y), free(expected);
+  test_layer_destroy(&aaren);
+  test_layer_destroy(&softmax);
+}
+
+static void test_aaren(void **state) {
+  (void)state;
+  assert_is_softmax(1);
+  assert_is_softmax(1e4);
+  test_layer layer;
+  create(&layer, "aaren", (attn_mixer_options){.hidden = 24, .heads = 2});
+  assert_order_does_not_matter(&layer);
+  assert_means_of_values(&layer);
+  fill(&layer, "query", 0); /* all scores are 0 */
+  double *x = test_inputs(&layer, 100 * 24, 70), *y = apply(&layer, 100, x);
+  assert_running_mean(&layer, y, 100, x);
+  free(x), free(y);
+  test_layer_destroy(&layer);
+}
+
 /* The delta rule --------------------------------------------------------------------------------
  */
 
@@ -722,6 +797,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_norm_attention),
       cmocka_unit_test(test_diag_attention),
       cmocka_unit_test(test_diag_blocks),
+      cmocka_unit_test(test_aaren),
+      cmocka_unit_test(test_based),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

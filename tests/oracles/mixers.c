@@ -19,6 +19,8 @@ static const struct {
     {"hedgehog", oracle_hedgehog},
     {"norm_attention", oracle_norm_attention},
     {"diag_attention", oracle_diag_attention},
+    {"aaren", oracle_aaren},
+    {"based", oracle_based},
 };
 
 oracle_mixer *oracle_of_mixer(const char *name) {

@@ -459,6 +459,72 @@ static void linear_heads_oracle(double *y, double *const input[]) {
 static attn_var *linear_heads_view(trial *t) { /* of a fused projection */
   return attn_layer_linear_heads(t->g, head_group(t, 5), &t->parameter[0]);
 }
+static attn_var *taylor(trial *t) {
+  return attn_layer_taylor(t->g, t->leaf[0]);
+}
+static void taylor_oracle(double *y, double *const input[]) {
+  for (int r = 0; r < ROWS * HEADS; ++r) {
+    double x[DIM];
+    for (int i = 0; i < DIM; ++i) x[i] = input[0][r * DIM + i] / pow(DIM, 0.25);
+    *y++ = 1;
+    for (int i = 0; i < DIM; ++i) *y++ = x[i];
+    for (int i = 0; i < DIM; ++i) *y++ = x[i] * x[i] / sqrt(2);
+    for (int i = 0; i < DIM; ++i)
+      for (int j = i + 1; j < DIM; ++j) *y++ = x[i] * x[j];
+  }
+}
+static attn_var *taylor_of_view(trial *t) {
+  return attn_layer_taylor(t->g, head_group(t, 5));
+}
+static attn_var *head_scores(trial *t) {
+  return attn_op_head_scores(t->g, t->leaf[0], t->leaf[1]);
+}
+static void head_scores_oracle(double *y, double *const input[]) {
+  for (int i = 0; i < ROWS * HEADS; ++i) {
+    y[i] = 0;
+    for (int c = 0; c < DIM; ++c) y[i] += input[0][i * DIM + c] * input[1][i % HEADS * DIM + c];
+  }
+}
+static attn_var *head_scores_view(trial *t) {
+  return attn_op_head_scores(t->g, head_group(t, 5), t->leaf[1]);
+}
+
+/* Two sequences of more than two chunks, or three packed ones. */
+enum { PREFIX_LENGTH = 2 * ATTN_PREFIX_CHUNK + 3, PREFIX_ROWS = 2 * PREFIX_LENGTH, PREFIX_DIM = 3 };
+static const int32_t prefix_offsets[] = {0, 5, 5, PREFIX_ROWS};
+static const int32_t prefix_halves[] = {0, PREFIX_LENGTH, PREFIX_ROWS};
+static attn_var *prefix_equal(trial *t) {
+  attn_layout layout = attn_layout_equal(2, PREFIX_LENGTH);
+  return attn_op_prefix_softmax(t->g, &layout, t->leaf[0], t->leaf[1], NULL);
+}
+static attn_var *prefix_packed(trial *t) {
+  attn_layout layout = attn_layout_packed(3, prefix_offsets);
+  return attn_op_prefix_softmax(t->g, &layout, t->leaf[0], t->leaf[1], NULL);
+}
+static attn_var *prefix_of_view(trial *t) { /* of a fused projection */
+  attn_layout layout = attn_layout_packed(3, offsets);
+  return attn_op_prefix_softmax(t->g, &layout, t->leaf[1], head_group(t, 5), NULL);
+}
+static void prefix_oracle(double *y, double *const input[], const int32_t *ends) {
+  for (int r = 0, first = 0; r < PREFIX_ROWS; ++r) {
+    while (r >= ends[1]) first = *++ends;
+    for (int h = 0; h < HEADS; ++h) {
+      double total = 0, *to = y + (r * HEADS + h) * PREFIX_DIM;
+      for (int c = 0; c < PREFIX_DIM; ++c) to[c] = 0;
+      for (int j = first; j <= r; ++j) total += exp(input[0][j * HEADS + h]);
+      for (int j = first; j <= r; ++j)
+        for (int c = 0; c < PREFIX_DIM; ++c)
+          to[c] +=
+              exp(input[0][j * HEADS + h]) / total * input[1][(j * HEADS + h) * PREFIX_DIM + c];
+    }
+  }
+}
+static void prefix_equal_oracle(double *y, double *const input[]) {
+  prefix_oracle(y, input, prefix_halves);
+}
+static void prefix_packed_oracle(double *y, double *const input[]) {
+  prefix_oracle(y, input, prefix_offsets);
+}
 static attn_var *scale_rows_of_view(trial *t) {
   attn_var *x = attn_view_slice(t->g, t->leaf[0], 1, 2, WIDTH);
   return attn_op_scale_rows(t->g, x, attn_view_slice(t->g, t->leaf[0], 1, 4, 1));
@@ -623,6 +689,30 @@ static const operation_case cases[] = {
      .build = linear_heads_view,
      .leaf = QKV,
      .parameter = {{HEADS * MAPPED, DIM}}},
+    {.name = "taylor", .build = taylor, .leaf = H, .oracle = taylor_oracle},
+    {.name = "taylor of a view", .build = taylor_of_view, .leaf = QKV},
+    {.name = "head_scores",
+     .build = head_scores,
+     .leaf = {{ROWS, HEADS, DIM}, {1, HEADS, DIM}},
+     .wide = 2,
+     .oracle = head_scores_oracle},
+    {.name = "head_scores of a view",
+     .build = head_scores_view,
+     .leaf = {{ROWS, 3 * WIDTH}, {1, HEADS, DIM}}},
+    {.name = "prefix_softmax",
+     .build = prefix_equal,
+     .leaf = {{PREFIX_ROWS, HEADS}, {PREFIX_ROWS, HEADS, PREFIX_DIM}},
+     .wide = 1,
+     .oracle = prefix_equal_oracle},
+    {.name = "prefix_softmax, packed",
+     .build = prefix_packed,
+     .leaf = {{PREFIX_ROWS, HEADS}, {PREFIX_ROWS, HEADS, PREFIX_DIM}},
+     .wide = 1,
+     .oracle = prefix_packed_oracle},
+    {.name = "prefix_softmax of a view",
+     .build = prefix_of_view,
+     .leaf = {{ROWS, 3 * WIDTH}, {ROWS, HEADS}},
+     .wide = 2},
     {.name = "activate_wide", .build = activate_wide, .leaf = X},
     {.name = "views of a result", .build = views_of_result, .leaf = QKV},
     {.name = "views of rows of a result", .build = row_views_of_result, .leaf = QKV},

@@ -11,6 +11,7 @@
 #define ATTN_KERNELS_CUDA_ROWS_H
 
 #include "attn/tensor.h"
+#include "kernels/prefix.h"
 #include "kernels/rows.h"
 
 /* Sums over rows are made in at most this many parts, each in a fixed order, added up in order. */
@@ -123,6 +124,13 @@ enum { ATTN_CUDA_TERMS = 8 };
   K(attn_status, convolve, (const attn_tensor *y, bool accumulate, const attn_tensor *x,           \
                             const attn_tensor *w, const attn_tensor *tail, bool reverse,           \
                             attn_cuda_stream stream))                                              \
+  /* Running means with softmax weights and their gradients (kernels/prefix.h); state may be NULL,   \
+   * else batch is 1. workspace: 2 batch chunks heads (dim + 2) elements of the dtype of s */      \
+  K(attn_status, prefix_softmax, (const attn_prefix_tensors *tensors,                              \
+                                  const attn_prefix_state *state, const attn_tensor *workspace,    \
+                                  attn_cuda_stream stream))                                        \
+  K(attn_status, prefix_softmax_backward, (const attn_prefix_tensors *tensors,                     \
+                                           const attn_tensor *workspace, attn_cuda_stream stream)) \
   /* *sum = the sum of the squares of x (any shape), float64; workspace: ATTN_CUDA_PARTS float64 */\
   K(attn_status, sum_squares, (const attn_tensor *x, double *sum, void *workspace,                 \
                                attn_cuda_stream stream))                                           \
