@@ -96,6 +96,10 @@ attn_var *attn_layer_expand(attn_graph *graph, attn_var *x, const attn_parameter
  * of the compute dtype. */
 attn_var *attn_layer_linear_heads(attn_graph *graph, attn_var *x, attn_parameter *w);
 
+/* repeat_heads.c: y_{h times + i} = x_h for i < times: x [rows, heads, n], y [rows, heads times, n]
+ * of x's dtype; x itself when times is 1. */
+attn_var *attn_layer_repeat_heads(attn_graph *graph, attn_var *x, int64_t times);
+
 /* experts.c: a mixture of experts (arXiv 1701.06538; 2401.04088, Mixtral). Router logits z
  * [rows, experts] give scores s = softmax(z), or sigmoid(z); each row goes to the `active` experts
  * of the highest s + bias, and

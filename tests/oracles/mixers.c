@@ -19,6 +19,7 @@ static const struct {
     {"hedgehog", oracle_hedgehog},
     {"norm_attention", oracle_norm_attention},
     {"diag_attention", oracle_diag_attention},
+    {"lawcat", oracle_lawcat},
 };
 
 oracle_mixer *oracle_of_mixer(const char *name) {
