@@ -102,6 +102,10 @@ attn_var *attn_layer_linear_heads(attn_graph *graph, attn_var *x, attn_parameter
 int64_t attn_taylor_features(int64_t n);
 attn_var *attn_layer_taylor(attn_graph *graph, attn_var *x);
 
+/* repeat_heads.c: y_{h times + i} = x_h for i < times: x [rows, heads, n], y [rows, heads times, n]
+ * of x's dtype; x itself when times is 1. */
+attn_var *attn_layer_repeat_heads(attn_graph *graph, attn_var *x, int64_t times);
+
 /* experts.c: a mixture of experts (arXiv 1701.06538; 2401.04088, Mixtral). Router logits z
  * [rows, experts] give scores s = softmax(z), or sigmoid(z); each row goes to the `active` experts
  * of the highest s + bias, and

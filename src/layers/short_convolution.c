@@ -1,4 +1,5 @@
-/* Causal depthwise convolution over a few tokens, used by KDA and Gated DeltaNet on q, k and v.
+/* Causal depthwise convolution over a few tokens, used by KDA and Gated DeltaNet on q, k and v
+ * and by LAWCAT on q and k.
  *
  *   y_t[c] = sum_{j < W} w[c][W-1-j] x_{t-j}[c]
  *   dx_t[c] = sum_{j < W} w[c][W-1-j] dy_{t+j}[c],  dw[c][W-1-j] = sum_t dy_t[c] x_{t-j}[c] */

@@ -13,13 +13,11 @@
 #include "base/status.h"
 #include "graph/operations.h"
 #include "layers/layers.h"
-#include "mixers/mixer.h"
+#include "mixers/shared/features.h"
 
 enum { Q, K, V, Q_MAP, Q_BIAS, K_MAP, K_BIAS, O };
-enum { MATRIX, NORMALISER };
-enum { MOST_FEATURES = 256 }; /* of the engine's keys */
 
-static const double least_feature = 1e-12, least_sum = 1e-12; /* as in the published layers */
+static const double least_sum = 1e-12; /* as in the published layers */
 
 static attn_status configure(attn_mixer_options *o) {
   ATTN_TRY(attn_mixer_check_options(o, "hedgehog"));
@@ -31,19 +29,8 @@ static attn_status configure(attn_mixer_options *o) {
     return attn_fail(ATTN_INVALID_ARGUMENT,
                      "hedgehog: feature_map must be softmax, exp or joint_softmax");
   if (!o->feature_dim) o->feature_dim = o->dim;
-  if (2 * o->feature_dim > MOST_FEATURES)
-    return attn_fail(ATTN_INVALID_ARGUMENT, "hedgehog: feature_dim %lld is above %d",
-                     (long long)o->feature_dim, MOST_FEATURES / 2);
+  ATTN_TRY(attn_features_check(o, "hedgehog"));
   return attn_mixer_configure_rotary(o, "hedgehog");
-}
-
-/* A feature map's matrix for each head, which starts as the identity. */
-static attn_parameter_shape map_matrix(const attn_mixer_options *o, const char *name) {
-  attn_parameter_shape shape = attn_matrix(name, o->heads * o->feature_dim, o->dim);
-  shape.initial = ATTN_INIT_IDENTITY;
-  shape.scale = (double)o->feature_dim;
-  shape.decay = false; /* towards the identity it would have to be */
-  return shape;
 }
 
 static int parameters(const attn_mixer_options *o, attn_parameter_shape *shapes) {
@@ -52,41 +39,22 @@ static int parameters(const attn_mixer_options *o, attn_parameter_shape *shapes)
   shapes[Q] = attn_matrix("q_proj.weight", keys, o->hidden);
   shapes[K] = attn_matrix("k_proj.weight", keys, o->hidden);
   shapes[V] = attn_matrix("v_proj.weight", values, o->hidden);
-  shapes[Q_MAP] = map_matrix(o, "q_map.weight");
+  shapes[Q_MAP] = attn_features_matrix(o, "q_map.weight");
   shapes[Q_BIAS] = attn_vector("q_map.bias", mapped, ATTN_INIT_CONSTANT, 0);
-  shapes[K_MAP] = map_matrix(o, "k_map.weight");
+  shapes[K_MAP] = attn_features_matrix(o, "k_map.weight");
   shapes[K_BIAS] = attn_vector("k_map.bias", mapped, ATTN_INIT_CONSTANT, 0);
   shapes[O] = attn_matrix("o_proj.weight", o->hidden, values);
   return O + 1;
 }
 
 static int state(const attn_mixer_options *o, attn_dtype compute, attn_state_part *parts) {
-  attn_dtype wide = compute == ATTN_F64 ? ATTN_F64 : ATTN_F32;
-  int64_t features = 2 * o->feature_dim;
-  parts[MATRIX] = (attn_state_part){
-      .name = "state", .dtype = wide, .rank = 3, .shape = {o->heads, features, o->value_dim}};
-  parts[NORMALISER] = (attn_state_part){
-      .name = "normaliser", .dtype = wide, .rank = 2, .shape = {o->heads, features}};
-  return 2;
+  return attn_features_state(o, 2 * o->feature_dim, compute, parts);
 }
 
 static attn_var *turn(attn_graph *g, const attn_mixer_call *call, attn_var *const *in, int which) {
   (void)which;
   return attn_layer_rotary(g, in[0], &call->layout, call->options->rotary_dim,
                            &call->options->rope);
-}
-
-/* phi of y [rows, heads, n]: [rows, heads, 2 n] */
-static attn_var *features(attn_graph *g, attn_feature_map map, attn_var *y) {
-  attn_var *negative = attn_op_scale(g, y, -1);
-  if (map == ATTN_FEATURES_JOINT) {
-    attn_var *both = attn_op_scale(g, attn_layer_append_channels(g, y, negative), 2);
-    return attn_op_row_softmax(g, both, true, 0);
-  }
-  bool divide = map == ATTN_FEATURES_SOFTMAX;
-  double least = divide ? least_feature : 0;
-  return attn_layer_append_channels(g, attn_op_row_softmax(g, y, divide, least),
-                                    attn_op_row_softmax(g, negative, divide, least));
 }
 
 /* Features of queries or keys: x projected, turned and mapped. */
@@ -99,7 +67,7 @@ static attn_var *mapped(attn_graph *g, const attn_mixer_call *call, attn_var *x,
   y = attn_layer_linear_heads(g, y, call->parameters[map]);
   y = attn_op_add_bias(g, attn_join_heads(g, &call->layout, y),
                        attn_mixer_parameter(g, call, bias));
-  return features(g, o->feature_map, attn_split_heads(g, y, o->heads));
+  return attn_features_mirrored(g, o->feature_map, attn_split_heads(g, y, o->heads));
 }
 
 static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
@@ -109,7 +77,8 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   attn_var *q = mapped(g, call, x, Q, Q_MAP, Q_BIAS), *k = mapped(g, call, x, K, K_MAP, K_BIAS);
   attn_var *v =
       attn_split_heads(g, attn_op_linear(g, x, call->parameters[V]), call->options->heads);
-  attn_var *out = attn_mixer_recurrent(g, call, MATRIX, &problem, q, k, v, NULL, NULL);
+  attn_var *out =
+      attn_mixer_recurrent(g, call, ATTN_FEATURES_MATRIX, &problem, q, k, v, NULL, NULL);
   return attn_mixer_project(g, call, attn_join_heads(g, &call->layout, out), O);
 }
 

@@ -24,7 +24,7 @@ typedef enum attn_decay_schedule {
 /* What makes features of queries and keys; a mixer refuses those that it has not. */
 typedef enum attn_feature_map {
   ATTN_FEATURES_DEFAULT = 0,  /* the mixer's first */
-  ATTN_FEATURES_SOFTMAX,      /* hedgehog: [softmax(y), softmax(-y)], at least 1e-12 */
+  ATTN_FEATURES_SOFTMAX,      /* hedgehog, lawcat: [softmax(y), softmax(-y)], at least 1e-12 */
   ATTN_FEATURES_EXP,          /* hedgehog: [exp(y - max y), exp(min y - y)] */
   ATTN_FEATURES_JOINT,        /* hedgehog: softmax([2 y, -2 y]) */
   ATTN_FEATURES_ELU_PLUS_ONE, /* norm_attention */
@@ -54,7 +54,7 @@ typedef struct attn_mixer_options {
   bool lrpe;          /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;
   attn_feature_map feature_map;
-  int64_t feature_dim;   /* hedgehog: outputs of the feature map's matrix, half the features; based:
+  int64_t feature_dim;   /* hedgehog, lawcat: outputs of a map's matrix, half the features; based:
                           * channels of a query or key head */
   int64_t latent_rank;   /* mla: of the latent that keys and values are made of */
   int64_t query_rank;    /* mla: of the queries' latent; 0: there is none */
@@ -73,6 +73,7 @@ typedef enum attn_initial {
   ATTN_INIT_LOG_A,      /* log(uniform(1, 16)): decay rates of Gated DeltaNet and KDA */
   ATTN_INIT_DT_BIAS,    /* softplus^-1(dt), dt log-uniform in [0.001, 0.1], at least 1e-4 */
   ATTN_INIT_IDENTITY,   /* matrices of `scale` rows below each other, each 1 on its diagonal */
+  ATTN_INIT_LAST_TAP,   /* `scale`, but the last column 1: a convolution that passes its input on */
   ATTN_INIT_LRPE,       /* theta_j = 10000^(-2 j / n), j over all elements, n = `scale` */
 } attn_initial;
 

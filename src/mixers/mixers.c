@@ -13,7 +13,7 @@
 extern const attn_mixer attn_mixer_softmax, attn_mixer_lightning, attn_mixer_gla,
     attn_mixer_delta_net, attn_mixer_gated_delta_net, attn_mixer_kda, attn_mixer_mla,
     attn_mixer_minimax, attn_mixer_hedgehog, attn_mixer_norm_attention, attn_mixer_diag_attention,
-    attn_mixer_aaren, attn_mixer_based;
+    attn_mixer_aaren, attn_mixer_based, attn_mixer_lawcat;
 
 static const attn_mixer *const table[] = {
     &attn_mixer_softmax,
@@ -29,6 +29,7 @@ static const attn_mixer *const table[] = {
     &attn_mixer_diag_attention,
     &attn_mixer_aaren,
     &attn_mixer_based,
+    &attn_mixer_lawcat,
 };
 
 enum { COUNT = sizeof table / sizeof *table };

@@ -52,9 +52,22 @@ static attn_status check_layer(const attn_layer_config *layer, const attn_mixer_
   return ATTN_OK;
 }
 
-/* Keys and values get a head for every query head: mixers with features of each query head need
- * them. */
-static json_t *make_config(const attn_model_config *c, const char *mixer, int64_t keep_every) {
+/* Heads of keys and values: as many as there are, or, for mixers that want one for every query
+ * head, as many as those. */
+static attn_status choose_kv_heads(const attn_mixer_options *o, const char *mixer,
+                                   int64_t *kv_heads) {
+  int index;
+  attn_mixer_options trial = *o;
+  ATTN_TRY(attn_mixer_find(mixer, &index));
+  *kv_heads = o->kv_heads;
+  if (attn_mixer_at(index)->configure(&trial) == ATTN_OK) return ATTN_OK;
+  trial = *o;
+  *kv_heads = trial.kv_heads = o->heads;
+  return attn_mixer_at(index)->configure(&trial);
+}
+
+static json_t *make_config(const attn_model_config *c, const char *mixer, int64_t kv_heads,
+                           int64_t keep_every) {
   static const char *const norms[] = {
       [ATTN_NORM_RMS] = "rms", [ATTN_NORM_SRMS] = "srms", [ATTN_NORM_LAYER] = "layer"};
   static const char *const feed_forwards[] = {[ATTN_SWIGLU] = "swiglu",
@@ -70,7 +83,7 @@ static json_t *make_config(const attn_model_config *c, const char *mixer, int64_
       "{s:s, s:I, s:I, s:I, s:o, s:I, s:I, s:I, s:I, s:f, s:s, s:I, s:s, s:f, s:b, s:b}",
       "model_type", "attn_decoder", "vocab_size", (json_int_t)c->vocabulary, "hidden_size",
       (json_int_t)c->hidden, "num_hidden_layers", (json_int_t)c->layer_count, "mixers", mixers,
-      "num_attention_heads", (json_int_t)o->heads, "num_key_value_heads", (json_int_t)o->heads,
+      "num_attention_heads", (json_int_t)o->heads, "num_key_value_heads", (json_int_t)kv_heads,
       "head_dim", (json_int_t)o->dim, "rotary_dim", (json_int_t)o->rotary_dim, "rope_theta",
       o->rope.base, "feed_forward", feed_forwards[c->feed_forward], "intermediate_size",
       (json_int_t)c->feed_forward_width, "norm", norms[c->norm], "norm_eps", c->norm_epsilon,
@@ -132,7 +145,9 @@ attn_status attn_model_replace_mixer(const attn_model *from, const char *mixer, 
   ATTN_TRY(check_model(c));
   for (int64_t l = 0; l < c->layer_count; ++l)
     ATTN_TRY(check_layer(&c->layers[l], &c->layers[0].options));
-  json_t *config = make_config(c, mixer, keep_every);
+  int64_t kv_heads;
+  ATTN_TRY(choose_kv_heads(&c->layers[0].options, mixer, &kv_heads));
+  json_t *config = make_config(c, mixer, kv_heads, keep_every);
   char *text = config ? json_dumps(config, JSON_INDENT(2)) : NULL;
   json_decref(config);
   if (!text) return attn_fail(ATTN_OUT_OF_MEMORY, "replace_mixer: out of memory");

@@ -191,7 +191,7 @@ static void test_rotary_is_relative(void **state) {
 static void set_repeated(test_layer *to, const test_layer *from, const char *name, int64_t block,
                          int64_t times) {
   int i = test_layer_find(to, name);
-  int64_t width = to->shapes[i].shape[1], size = block * width;
+  int64_t width = to->shapes[i].rank == 2 ? to->shapes[i].shape[1] : 1, size = block * width;
   double *values = malloc((size_t)test_parameter_count(to, i) * sizeof *values);
   const double *source = get(from, name);
   for (int64_t b = 0; b < test_parameter_count(to, i) / size; ++b)
@@ -210,6 +210,7 @@ static void test_groups(void **state) {
       {"delta_net", {"q_proj.weight", "k_proj.weight", "q_conv1d.weight", "k_conv1d.weight"}},
       {"gated_delta_net", {"q_proj.weight", "k_proj.weight", "q_conv1d.weight", "k_conv1d.weight"}},
       {"kda", {"q_proj.weight", "k_proj.weight", "q_conv1d.weight", "k_conv1d.weight"}},
+      {"lawcat", {"k_proj.weight", "v_proj.weight", "gk_proj.1.weight", "gk_proj.1.bias"}},
   };
   (void)state;
   for (size_t c = 0; c < sizeof cases / sizeof *cases; ++c) {
@@ -320,8 +321,9 @@ static void negate(test_layer *layer, const char *name) {
   free(values);
 }
 
-/* y is a mean of values: the same values everywhere make it that value. */
-static void assert_means_of_values(test_layer *layer) {
+/* y is a mean of values: the same values everywhere make it that value, to the epsilon of the
+ * denominators. */
+static void assert_means_of_values(test_layer *layer, double limit) {
   const int64_t rows = 80, hidden = layer->options.hidden;
   double *x = inputs_with_one(layer, rows);
   make_constant(layer, "v_proj.weight", 1.75);
@@ -331,7 +333,7 @@ static void assert_means_of_values(test_layer *layer) {
   for (int64_t t = 0; t < rows; ++t)
     for (int64_t i = 0; i < hidden; ++i)
       for (int64_t c = 0; c < width; ++c) expected[t * hidden + i] += 1.75 * w[i * width + c];
-  test_assert_close(layer, "y of constant values", y, expected, rows * hidden, close);
+  test_assert_close(layer, "y of constant values", y, expected, rows * hidden, limit);
   free(x), free(y), free(expected);
 }
 
@@ -366,7 +368,7 @@ static void test_hedgehog(void **state) {
     for (int i = 0; i < 4; ++i) negate(&layer, flipped[i]);
     double *other = apply(&layer, rows, x);
     test_assert_close(&layer, "y with features negated", other, y, rows * o.hidden, close);
-    assert_means_of_values(&layer);
+    assert_means_of_values(&layer, close);
     test_layer_destroy(&layer);
     free(x), free(y), free(other);
     o.rotary_dim = -1;
@@ -388,6 +390,101 @@ static void test_hedgehog_without_features(void **state) {
   double *x = test_inputs(&layer, rows * o.hidden, 51), *y = apply(&layer, rows, x);
   assert_running_mean(&layer, y, rows, x);
   free(x), free(y);
+  test_layer_destroy(&layer);
+}
+
+/* LAWCAT ----------------------------------------------------------------------------------------
+ */
+
+/* What the epsilon of its denominators may change: 1e-10 against weights phi(q) . phi(k) /
+ * sqrt(features), which are 0.01 and more at these inputs. */
+static const double lawcat_close = 1e-8;
+
+/* Every token is convolved with itself alone. */
+static void let_through(test_layer *layer, const char *name) {
+  int i = test_layer_find(layer, name);
+  int64_t count = test_parameter_count(layer, i), taps = layer->shapes[i].shape[1];
+  double *values = calloc((size_t)count, sizeof *values);
+  for (int64_t j = taps - 1; j < count; j += taps) values[j] = 1;
+  set(layer, name, values);
+  free(values);
+}
+
+/* alpha = exp(log sigmoid(gate) / 16) for every token and feature. */
+static void set_decays(test_layer *layer, double gate) {
+  fill(layer, "gk_proj.1.weight", 0);
+  fill(layer, "gk_proj.1.bias", gate);
+}
+
+/* Without convolution and decay it is Hedgehog with one map for both; alpha = 0 remembers nothing.
+ */
+static void test_lawcat_is_hedgehog(void **state) {
+  (void)state;
+  const int64_t rows = 90;
+  attn_mixer_options o = {.hidden = 24, .heads = 2, .feature_dim = 6, .rotary_dim = -1};
+  test_layer lawcat, hedgehog;
+  create(&lawcat, "lawcat", o);
+  create(&hedgehog, "hedgehog", o);
+  share_parameters(&hedgehog, &lawcat);
+  set(&hedgehog, "q_map.weight", get(&lawcat, "feature_map.weight"));
+  set(&hedgehog, "k_map.weight", get(&lawcat, "feature_map.weight"));
+  fill(&hedgehog, "q_map.bias", 0);
+  fill(&hedgehog, "k_map.bias", 0);
+  let_through(&lawcat, "q_conv1d.weight");
+  let_through(&lawcat, "k_conv1d.weight");
+  set_decays(&lawcat, 1e4);
+  double *x = test_inputs(&lawcat, rows * o.hidden, 52);
+  double *y = apply(&lawcat, rows, x), *reference = apply(&hedgehog, rows, x);
+  test_assert_close(&lawcat, "y without decay", y, reference, rows * o.hidden, lawcat_close);
+  set_decays(&lawcat, -1e5);
+  assert_forgets_everything(&lawcat);
+  free(x), free(y), free(reference);
+  test_layer_destroy(&lawcat);
+  test_layer_destroy(&hedgehog);
+}
+
+/* Whatever the gates, and however long the sequence: y lies between the values so far. */
+static void test_lawcat_is_a_mean(void **state) {
+  (void)state;
+  const int64_t rows = 400;
+  attn_mixer_options o = {.hidden = 24, .heads = 4, .value_dim = 6};
+  test_layer layer;
+  create(&layer, "lawcat", o);
+  double *eye = calloc((size_t)(o.hidden * o.hidden), sizeof *eye),
+         *least = calloc(24, sizeof *eye);
+  double *greatest = calloc(24, sizeof *eye), *x = test_inputs(&layer, rows * o.hidden, 53);
+  for (int64_t i = 0; i < o.hidden; ++i) {
+    eye[i * o.hidden + i] = 1;
+    least[i] = INFINITY, greatest[i] = -INFINITY;
+  }
+  set(&layer, "v_proj.weight", eye); /* values are x, y is what attention gives */
+  set(&layer, "o_proj.weight", eye);
+  double *y = apply(&layer, rows, x);
+  for (int64_t i = 0; i < rows * o.hidden; ++i) {
+    int64_t c = i % o.hidden;
+    least[c] = fmin(least[c], x[i]);
+    greatest[c] = fmax(greatest[c], x[i]);
+    assert_true(y[i] >= least[c] - lawcat_close && y[i] <= greatest[c] + lawcat_close);
+  }
+  assert_means_of_values(&layer, lawcat_close);
+  free(eye), free(least), free(greatest), free(x), free(y);
+  test_layer_destroy(&layer);
+}
+
+/* A sequence gives the same wherever it begins: there are no positions. */
+static void test_lawcat_has_no_positions(void **state) {
+  (void)state;
+  const int64_t rows = 70;
+  test_layer layer;
+  create(&layer, "lawcat", (attn_mixer_options){.hidden = 24, .heads = 2});
+  int64_t count = rows * layer.options.hidden;
+  double *x = test_inputs(&layer, count, 54), *y = apply(&layer, rows, x);
+  double *later = calloc((size_t)count, sizeof *later);
+  attn_layout layout = attn_layout_equal(1, rows);
+  layout.position = 1000;
+  assert_ok(test_layer_forward(&layer, &layout, x, later));
+  test_assert_same_bits(&layer, "y of later positions", later, y, count);
+  free(x), free(y), free(later);
   test_layer_destroy(&layer);
 }
 
@@ -496,7 +593,7 @@ static void test_based(void **state) {
   create(&based, "based", o);
   create(&softmax, "softmax", o);
   assert_order_does_not_matter(&based);
-  assert_means_of_values(&based);
+  assert_means_of_values(&based, close);
   share_parameters(&based, &softmax);
   double *x = test_inputs(&based, rows * o.hidden, 71), error[2];
   for (int i = 0; i < 2; ++i) { /* scores shrink to a hundredth, and to a hundredth of that */
@@ -550,7 +647,7 @@ static void test_aaren(void **state) {
   test_layer layer;
   create(&layer, "aaren", (attn_mixer_options){.hidden = 24, .heads = 2});
   assert_order_does_not_matter(&layer);
-  assert_means_of_values(&layer);
+  assert_means_of_values(&layer, close);
   fill(&layer, "query", 0); /* all scores are 0 */
   double *x = test_inputs(&layer, 100 * 24, 70), *y = apply(&layer, 100, x);
   assert_running_mean(&layer, y, 100, x);
@@ -794,6 +891,9 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_latents_absorbed),
       cmocka_unit_test(test_hedgehog),
       cmocka_unit_test(test_hedgehog_without_features),
+      cmocka_unit_test(test_lawcat_is_hedgehog),
+      cmocka_unit_test(test_lawcat_is_a_mean),
+      cmocka_unit_test(test_lawcat_has_no_positions),
       cmocka_unit_test(test_norm_attention),
       cmocka_unit_test(test_diag_attention),
       cmocka_unit_test(test_diag_blocks),

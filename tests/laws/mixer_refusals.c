@@ -150,6 +150,10 @@ static void test_inconsistent_options(void **state) {
       {"hedgehog", "wide heads", {.hidden = 258, .heads = 2}},
       {"hedgehog", "odd rotation", {.hidden = 32, .heads = 2, .rotary_dim = 5}},
       {"hedgehog", "features", {.hidden = 32, .heads = 4, .feature_map = ATTN_FEATURES_ELU}},
+      {"lawcat", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
+      {"lawcat", "features", {.hidden = 32, .heads = 4, .feature_dim = 129}},
+      {"lawcat", "feature map", {.hidden = 32, .heads = 4, .feature_map = ATTN_FEATURES_EXP}},
+      {"lawcat", "taps", {.hidden = 32, .heads = 4, .convolution = 17}},
       {"norm_attention", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
       {"norm_attention", "features", {.hidden = 32, .heads = 4, .feature_map = ATTN_FEATURES_EXP}},
       {"norm_attention", "both ways", {.hidden = 32, .heads = 4, .bidirectional = true}},
@@ -193,6 +197,11 @@ static void test_defaults(void **state) {
   assert_ok(find("gated_delta_net")->configure(&o)); /* keys 1536 = 6 x 256, values twice that */
   assert_int_equal(o.heads * o.dim, 1536);
   assert_int_equal(o.value_dim, 2 * o.dim);
+  o = (attn_mixer_options){.hidden = 2048, .heads = 32, .kv_heads = 8};
+  assert_ok(find("lawcat")->configure(&o)); /* of Llama 3.2 1B: as many features as channels */
+  assert_int_equal(o.feature_dim, 32);
+  assert_int_equal(o.gate_rank, 16);
+  assert_int_equal(o.convolution, 4);
   o = (attn_mixer_options){.hidden = 1024};
   assert_ok(find("delta_net")->configure(&o));
   assert_int_equal(o.heads * o.dim, 1024);

@@ -31,6 +31,7 @@ static const char *const mixer_lists[] = {
     "\"mla\"",
     "\"minimax\", \"mla\"",
     "\"hedgehog\", \"softmax\"",
+    "\"lawcat\"",
     "\"diag_attention\", \"diag_attention\", \"norm_attention\", \"norm_attention\"",
     "\"aaren\", \"softmax\"",
     "\"based\", \"softmax\"",

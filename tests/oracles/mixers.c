@@ -21,6 +21,7 @@ static const struct {
     {"diag_attention", oracle_diag_attention},
     {"aaren", oracle_aaren},
     {"based", oracle_based},
+    {"lawcat", oracle_lawcat},
 };
 
 oracle_mixer *oracle_of_mixer(const char *name) {

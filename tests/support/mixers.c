@@ -109,6 +109,12 @@ static const test_case cases[] = {
     {"hedgehog", "few features", {.hidden = 24, .heads = 2, .feature_dim = 3, .rotary_dim = 4}},
     {"hedgehog", "no positions", {.hidden = 24, .heads = 2, .feature_dim = 20, .rotary_dim = -1}},
     {"hedgehog", "one channel", {.hidden = 5, .heads = 5, .dim = 1, .value_dim = 3}},
+    {"lawcat", "grouped", {.hidden = 32, .heads = 4, .kv_heads = 2, .value_dim = 5}},
+    {"lawcat", "one key head", {.hidden = 30, .heads = 3, .kv_heads = 1, .gate_rank = 3}},
+    {"lawcat", "many features", {.hidden = 24, .heads = 2, .feature_dim = 20}},
+    {"lawcat", "one tap", {.hidden = 24, .heads = 2, .convolution = 1}},
+    {"lawcat", "7 taps", {.hidden = 24, .heads = 2, .feature_dim = 3, .convolution = 7}},
+    {"lawcat", "one channel", {.hidden = 5, .heads = 5, .dim = 1, .value_dim = 3}},
     {"norm_attention", "elu", {.hidden = 24, .heads = 2, .feature_map = ATTN_FEATURES_ELU}},
     {"norm_attention", "gated", {.hidden = 24, .heads = 3, .value_dim = 5, .output_gate = true}},
     {"norm_attention", "no positions", {.hidden = 24, .heads = 2, .rotary_dim = -1}},
@@ -250,6 +256,7 @@ static void fill_parameter(const attn_parameter_shape *shape, double *x, int64_t
   double fan_in = shape->rank == 2 ? (double)shape->shape[1] : 1;
   switch (shape->initial) {
   case ATTN_INIT_NORMAL:
+  case ATTN_INIT_LAST_TAP:
   case ATTN_INIT_UNIFORM: test_fill_normal(x, count, 0, 1 / sqrt(fan_in), seed); break;
   case ATTN_INIT_CONSTANT: test_fill_normal(x, count, shape->scale, 0.3, seed); break;
   case ATTN_INIT_LOG_A: test_fill_normal(x, count, 0, 0.5, seed); break;

@@ -525,6 +525,22 @@ static void prefix_equal_oracle(double *y, double *const input[]) {
 static void prefix_packed_oracle(double *y, double *const input[]) {
   prefix_oracle(y, input, prefix_offsets);
 }
+
+enum { COPIES = 3 };
+static attn_var *repeat_heads(trial *t) {
+  return attn_layer_repeat_heads(t->g, t->leaf[0], COPIES);
+}
+static void repeat_heads_oracle(double *y, double *const input[]) {
+  for (int r = 0; r < ROWS; ++r)
+    for (int h = 0; h < HEADS * COPIES; ++h)
+      for (int c = 0; c < DIM; ++c) *y++ = input[0][(r * HEADS + h / COPIES) * DIM + c];
+}
+static attn_var *repeat_heads_of_view(trial *t) {
+  return attn_layer_repeat_heads(t->g, head_group(t, 5), COPIES);
+}
+static attn_var *repeat_heads_once(trial *t) {
+  return attn_op_scale(t->g, attn_layer_repeat_heads(t->g, head_group(t, 0), 1), -1.5);
+}
 static attn_var *scale_rows_of_view(trial *t) {
   attn_var *x = attn_view_slice(t->g, t->leaf[0], 1, 2, WIDTH);
   return attn_op_scale_rows(t->g, x, attn_view_slice(t->g, t->leaf[0], 1, 4, 1));
@@ -713,6 +729,12 @@ static const operation_case cases[] = {
      .build = prefix_of_view,
      .leaf = {{ROWS, 3 * WIDTH}, {ROWS, HEADS}},
      .wide = 2},
+    {.name = "repeat_heads",
+     .build = repeat_heads,
+     .leaf = {{ROWS, HEADS, DIM}},
+     .oracle = repeat_heads_oracle},
+    {.name = "repeat_heads of a view", .build = repeat_heads_of_view, .leaf = QKV},
+    {.name = "repeat_heads, once", .build = repeat_heads_once, .leaf = QKV},
     {.name = "activate_wide", .build = activate_wide, .leaf = X},
     {.name = "views of a result", .build = views_of_result, .leaf = QKV},
     {.name = "views of rows of a result", .build = row_views_of_result, .leaf = QKV},

@@ -2,23 +2,20 @@
 #include "base/status.h"
 #include "graph/operations.h"
 #include "layers/layers.h"
+#include "mixers/shared/convolution.h"
 
 /* In the options of these mixers `heads` are value heads and `kv_heads` the heads of q and k: each
  * of those serves heads / kv_heads value heads. */
 
 attn_status attn_delta_configure(attn_mixer_options *o, const char *mixer) {
-  const int64_t usual_taps = 4;
   ATTN_TRY(attn_mixer_configure_heads(o, mixer));
-  if (!o->convolution) o->convolution = usual_taps;
+  attn_convolution_configure(o);
   return ATTN_OK;
 }
 
+/* Starts as a depthwise convolution of `taps` inputs usually does. */
 static attn_parameter_shape convolution(const char *name, int64_t channels, int64_t taps) {
-  attn_parameter_shape shape = attn_matrix(name, channels, taps);
-  shape.initial = ATTN_INIT_UNIFORM; /* as a depthwise convolution of `taps` inputs usually is */
-  shape.scale = 1.0 / (double)taps;
-  shape.product = false;
-  return shape;
+  return attn_convolution_taps(name, channels, taps, ATTN_INIT_UNIFORM, 1.0 / (double)taps);
 }
 
 int attn_delta_parameters(const attn_mixer_options *o, attn_parameter_shape *shapes) {
@@ -35,31 +32,23 @@ int attn_delta_parameters(const attn_mixer_options *o, attn_parameter_shape *sha
   return ATTN_DELTA_PARAMETERS;
 }
 
-static attn_state_part tail(const char *name, attn_dtype compute, int64_t taps, int64_t channels) {
-  return (attn_state_part){
-      .name = name, .dtype = compute, .rank = 2, .shape = {taps - 1, channels}};
-}
-
 int attn_delta_state(const attn_mixer_options *o, attn_dtype compute, attn_state_part *parts) {
   int64_t keys = o->kv_heads * o->dim, values = o->heads * o->value_dim, taps = o->convolution;
   parts[ATTN_DELTA_MATRIX] = (attn_state_part){.name = "state",
                                                .dtype = compute == ATTN_F64 ? ATTN_F64 : ATTN_F32,
                                                .rank = 3,
                                                .shape = {o->heads, o->dim, o->value_dim}};
-  parts[ATTN_DELTA_Q_TAIL] = tail("q_tail", compute, taps, keys);
-  parts[ATTN_DELTA_K_TAIL] = tail("k_tail", compute, taps, keys);
-  parts[ATTN_DELTA_V_TAIL] = tail("v_tail", compute, taps, values);
+  parts[ATTN_DELTA_Q_TAIL] = attn_convolution_tail("q_tail", compute, taps, keys);
+  parts[ATTN_DELTA_K_TAIL] = attn_convolution_tail("k_tail", compute, taps, keys);
+  parts[ATTN_DELTA_V_TAIL] = attn_convolution_tail("v_tail", compute, taps, values);
   return 4;
 }
 
 /* The convolution of q, k or v, whose last inputs the state keeps. */
 static attn_var *convolve(attn_graph *g, const attn_mixer_call *call, attn_var *const *in,
                           int which) {
-  attn_tensor memory = {0};
-  if (call->state) memory = attn_state_fixed(call->state, ATTN_DELTA_Q_TAIL + which);
-  return attn_layer_short_convolution(g, in[0],
-                                      attn_mixer_parameter(g, call, ATTN_DELTA_Q_CONV + which),
-                                      &call->layout, call->state ? &memory : NULL);
+  return attn_convolution_apply(g, call, in[0], ATTN_DELTA_Q_CONV + which,
+                                ATTN_DELTA_Q_TAIL + which);
 }
 
 /* silu(conv(x W^T)) split into heads. */
