@@ -49,7 +49,7 @@ typedef struct attn_mixer_options {
   bool qk_norm;       /* softmax: RMSNorm of every query and key head, before the rotation */
   bool output_gate; /* norm_attention: as in TransNormer v2; softmax: what o takes is multiplied by
                        sigmoid(x Wg^T) */
-  bool bidirectional; /* softmax: later tokens are seen too; there is no state then */
+  bool bidirectional; /* softmax, diag_attention: later tokens are seen too; there is no state */
   int64_t block;      /* diag_attention: tokens that see each other; the next block begins anew */
   bool lrpe;          /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;

@@ -142,7 +142,7 @@ static void test_elementwise() {
     extents shape = some_shape();
     array y, a, b, dy, da, db;
     bool accumulate = below(2), accumulate_b = below(2), in_place = below(4) == 0;
-    attn_activation f = (attn_activation)(round % 9);
+    attn_activation f = (attn_activation)(round % (ATTN_ELU_PLUS_ONE + 1));
     draw(a, shape, true, argument, some_dtype());
     draw(b, shape, true, gaussian, some_dtype());
     draw(dy, shape, true, gaussian, some_dtype());
