@@ -59,6 +59,10 @@ static attn_status choose_kv_heads(const attn_mixer_options *o, const char *mixe
   int index;
   attn_mixer_options trial = *o;
   ATTN_TRY(attn_mixer_find(mixer, &index));
+  if (!attn_mixer_at(index)->heads)
+    return attn_fail(
+        ATTN_UNSUPPORTED,
+        "replace_mixer: %s does not have attention's heads: it cannot take their place", mixer);
   *kv_heads = o->kv_heads;
   if (attn_mixer_at(index)->configure(&trial) == ATTN_OK) return ATTN_OK;
   trial = *o;

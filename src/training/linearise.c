@@ -71,9 +71,9 @@ static attn_status open(job *j) {
   const attn_linearise_options *o = &j->options;
   ATTN_TRY(attn_model_load(o->model, o->compute, &j->teacher));
   ATTN_TRY(attn_model_check_decoder(j->teacher, "linearise"));
-  ATTN_TRY(open_data(j));
   ATTN_TRY(attn_model_replace_mixer(j->teacher, o->mixer, o->keep_every, o->seed, &j->student,
                                     &j->fresh));
+  ATTN_TRY(open_data(j));
   for (int64_t i = 0; i < j->student->parameter_count; ++i) {
     int64_t count = attn_tensor_count(&j->student->parameters[i].value);
     j->result.parameters += count;

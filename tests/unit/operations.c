@@ -3,6 +3,7 @@
 #include "support/operations.h"
 #include "support/test.h"
 
+#include "graph/passes.h"
 #include "layers/layers.h"
 #include "oracles/layers.h"
 
@@ -138,6 +139,27 @@ static attn_var *linear_twice(trial *t) { /* one weight, used by two layers */
   return attn_op_linear(t->g, attn_op_linear(t->g, t->leaf[0], &t->parameter[0]), &t->parameter[0]);
 }
 
+static double wanted(int64_t i) {
+  return sin((double)i);
+}
+static attn_var *squared_error_of(trial *t, attn_var *x) {
+  double numbers[ROWS * WIDTH];
+  for (int64_t i = 0; i < ROWS * WIDTH; ++i) numbers[i] = wanted(i);
+  attn_tensor all = attn_pass_numbers(t->g, t->g->wide, ROWS * WIDTH, numbers), target = all;
+  if (!all.data || !x) return NULL;
+  assert_ok(attn_tensor_reshape(&all, x->value.rank, x->value.shape, &target));
+  return attn_op_squared_error(t->g, x, &target, 0.3);
+}
+static attn_var *squared_error(trial *t) {
+  return squared_error_of(t, t->leaf[0]);
+}
+static attn_var *squared_error_of_view(trial *t) {
+  return squared_error_of(t, attn_view_slice(t->g, t->leaf[0], 1, WIDTH, WIDTH));
+}
+static void squared_error_oracle(double *y, double *const input[]) {
+  *y = 0;
+  for (int64_t i = 0; i < ROWS * WIDTH; ++i) *y += 0.3 * pow(input[0][i] - wanted(i), 2);
+}
 static attn_var *cross_entropy(trial *t) {
   return attn_op_linear_cross_entropy(t->g, t->leaf[0], &t->parameter[0], 0, targets);
 }
@@ -776,6 +798,8 @@ static const operation_case cases[] = {
      .parameter = {{WIDTH, WIDTH}},
      .wide = 1},
     {.name = "linear twice", .build = linear_twice, .leaf = X, .parameter = {{WIDTH, WIDTH}}},
+    {.name = "squared_error", .build = squared_error, .leaf = X, .oracle = squared_error_oracle},
+    {.name = "squared_error of a view", .build = squared_error_of_view, .leaf = QKV},
     {.name = "cross_entropy",
      .build = cross_entropy,
      .leaf = X,

@@ -1,0 +1,283 @@
+/* Models whose exact attention becomes another mixer: what is copied, what is learnt and what is
+ * left alone. tests/cli/test_convert.sh has the command. */
+#include "support/test.h"
+
+#include "attn/attn.h"
+#include "base/io.h"
+#include "base/memory.h"
+#include "base/random.h"
+#include "models/model.h"
+#include "training/transfer.h"
+
+#include <ftw.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { PATH_SIZE = 96, TEXT = 4000, LENGTH = 32 };
+
+static char place[PATH_SIZE], text[PATH_SIZE + 8];
+
+static const char teacher_config[] =
+    "{\"model_type\": \"attn_decoder\", \"vocab_size\": 256, \"hidden_size\": 24, "
+    "\"num_hidden_layers\": 3, \"mixer\": \"softmax\", \"num_attention_heads\": 4, "
+    "\"num_key_value_heads\": 2, \"head_dim\": 6, \"intermediate_size\": 32, \"norm_eps\": 1e-5}";
+
+static int make_place(void **state) {
+  (void)state;
+  char letters[TEXT];
+  attn_random random = {.seed = 3};
+  for (int i = 0; i < TEXT; ++i) letters[i] = (char)('a' + attn_random_below(&random, 6));
+  snprintf(place, sizeof place, "/tmp/attn-linearise-XXXXXX");
+  if (!mkdtemp(place)) return -1;
+  snprintf(text, sizeof text, "%s/text", place);
+  FILE *file = fopen(text, "w");
+  return file && fwrite(letters, 1, TEXT, file) == TEXT && fclose(file) == 0 ? 0 : -1;
+}
+
+static int remove_entry(const char *path, const struct stat *info, int kind, struct FTW *at) {
+  (void)info, (void)kind, (void)at;
+  return remove(path);
+}
+
+static int remove_place(void **state) {
+  (void)state;
+  return nftw(place, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
+}
+
+/* A random teacher with attention that depends on more than the diagonal: its weights are larger
+ * than fresh ones. */
+static attn_model *make_teacher(attn_dtype compute) {
+  attn_model *model;
+  assert_ok(attn_model_create(teacher_config, 1, compute, &model));
+  for (int64_t i = 0; i < model->parameter_count; ++i) {
+    attn_tensor *value = &model->parameters[i].value;
+    if (value->rank != 2) continue;
+    int64_t count = attn_tensor_count(value);
+    for (int64_t e = 0; e < count; ++e)
+      if (value->dtype == ATTN_F64)
+        ((double *)value->data)[e] *= 10;
+      else
+        ((float *)value->data)[e] *= 10;
+  }
+  assert_ok(attn_model_refresh(model));
+  return model;
+}
+
+static double loss_of(const attn_model *model) {
+  int32_t tokens[120];
+  double loss;
+  int64_t counted;
+  attn_random random = {.seed = 4};
+  for (int i = 0; i < 120; ++i) tokens[i] = (int32_t)('a' + attn_random_below(&random, 6));
+  assert_ok(attn_model_evaluate(model, tokens, 120, LENGTH, 0, &loss, &counted));
+  return loss;
+}
+
+/* The heads of keys and values are only written out. */
+static void kept_attention_is_the_same(void **state) {
+  (void)state;
+  attn_model *teacher = make_teacher(ATTN_F64), *student;
+  bool *fresh;
+  assert_ok(attn_model_replace_mixer(teacher, "hedgehog", 1, 1, &student, &fresh));
+  for (int64_t i = 0; i < student->parameter_count; ++i) assert_false(fresh[i]);
+  assert_int_equal(student->config.layers[0].options.kv_heads, 4);
+  double difference = fabs(loss_of(teacher) - loss_of(student));
+  assert_true(difference < 1e-13);
+  attn_free(fresh);
+  attn_model_destroy(student);
+  assert_ok(attn_model_replace_mixer(teacher, "lawcat", 2, 1, &student, &fresh));
+  assert_int_equal(student->config.layers[0].options.kv_heads, 2); /* it has a use for them */
+  assert_string_equal(student->config.layers[0].mixer->info.name, "lawcat");
+  assert_string_equal(student->config.layers[1].mixer->info.name, "softmax");
+  assert_string_equal(student->config.layers[2].mixer->info.name, "lawcat");
+  attn_free(fresh);
+  attn_model_destroy(student);
+  attn_model_destroy(teacher);
+}
+
+/* Bits of all values, of those of `which` that are as said. */
+static uint64_t bits_of(const attn_model *model, const bool *fresh, bool which) {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < model->parameter_count; ++i) {
+    if (fresh[i] != which) continue;
+    attn_tensor here;
+    const attn_tensor *value = &model->parameters[i].value;
+    assert_ok(attn_tensor_create(value->dtype, value->rank, value->shape, &here));
+    assert_ok(attn_tensor_copy(value, &here));
+    const unsigned char *bytes = here.data;
+    for (int64_t b = 0; b < attn_tensor_count(&here) * (int64_t)attn_dtype_size(here.dtype); ++b)
+      sum = sum * 31 + bytes[b];
+    attn_tensor_destroy(&here);
+  }
+  return sum;
+}
+
+static attn_training_data open_data(const attn_model *model, int64_t batch) {
+  const char *path = text;
+  attn_training_options o = ATTN_TRAINING_OPTIONS_INIT;
+  attn_training_data data;
+  o.data = &path;
+  o.data_count = 1;
+  o.batch = batch;
+  o.length = LENGTH;
+  assert_ok(attn_training_data_open(&o, &data));
+  assert_ok(attn_training_data_fit(&data, model));
+  return data;
+}
+
+typedef struct record {
+  double first, last;
+  int64_t steps, most;
+} record;
+
+static bool note(void *context, int64_t step, double error) {
+  record *r = context;
+  if (step == 1) r->first = error;
+  r->last = error;
+  r->steps = step;
+  return r->most == 0 || step < r->most;
+}
+
+/* What is new learns, what is old keeps its bits, and the same again gives the same. */
+static void transfer(const char *mixer, attn_dtype compute) {
+  attn_model *teacher = make_teacher(compute), *students[2];
+  bool *fresh;
+  uint64_t learnt[2];
+  attn_training_data data = open_data(teacher, 40);
+  const attn_transfer_options o = {
+      .steps = 60, .batch = 40, .length = LENGTH, .learning_rate = 2e-2};
+  for (int i = 0; i < 2; ++i) {
+    record r = {0};
+    double loss;
+    assert_ok(attn_model_replace_mixer(teacher, mixer, 2, 5, &students[i], &fresh));
+    attn_model *student = students[i];
+    uint64_t old = bits_of(student, fresh, false), new = bits_of(student, fresh, true);
+    assert_ok(attn_model_move(student, test_device()));
+    if (i == 0) assert_ok(attn_model_move(teacher, test_device()));
+    assert_ok(attn_transfer(teacher, student, fresh, &data, &o, note, &r, &loss));
+    assert_true(bits_of(student, fresh, false) == old);
+    learnt[i] = bits_of(student, fresh, true);
+    assert_true(learnt[i] != new);
+    assert_int_equal(r.steps, 60);
+    assert_true(loss == r.last);
+    if (r.last > 0.6 * r.first) fail_msg("%s: error %g became %g", mixer, r.first, r.last);
+    for (int64_t p = 0; p < student->parameter_count; ++p)
+      assert_null(student->parameters[p].gradient.data);
+    attn_free(fresh);
+    attn_model_destroy(student);
+    assert_ok(attn_model_move(teacher, (attn_device){0}));
+    if (i == 0) continue;
+    assert_true(learnt[0] == learnt[1]);
+  }
+  attn_training_data_close(&data);
+  attn_model_destroy(teacher);
+}
+
+static void heads_are_learnt(void **state) {
+  (void)state;
+  transfer("hedgehog", ATTN_F32);
+  transfer("hedgehog", ATTN_BF16);
+  transfer("lawcat", ATTN_F32);
+}
+
+static void it_can_be_stopped(void **state) {
+  (void)state;
+  attn_model *teacher = make_teacher(ATTN_F32), *student;
+  bool *fresh;
+  double loss;
+  record r = {.most = 2};
+  attn_training_data data = open_data(teacher, 4);
+  const attn_transfer_options o = {.steps = 9, .batch = 4, .length = LENGTH, .learning_rate = 1e-2};
+  assert_ok(attn_model_replace_mixer(teacher, "hedgehog", 0, 5, &student, &fresh));
+  assert_int_equal(attn_transfer(teacher, student, fresh, &data, &o, note, &r, &loss),
+                   ATTN_INTERRUPTED);
+  assert_int_equal(r.steps, 2);
+  attn_free(fresh);
+  attn_training_data_close(&data);
+  attn_model_destroy(student);
+  attn_model_destroy(teacher);
+}
+
+/* From file to file: what is written is what was measured. */
+static void a_model_becomes_another(void **state) {
+  (void)state;
+  char from[2 * PATH_SIZE], to[2 * PATH_SIZE];
+  const char *path = text;
+  snprintf(from, sizeof from, "%s/teacher", place);
+  snprintf(to, sizeof to, "%s/student", place);
+  attn_model *teacher = make_teacher(ATTN_F32), *loaded;
+  assert_ok(attn_model_save(teacher, from, ATTN_F32));
+  double before = loss_of(teacher);
+  attn_model_destroy(teacher);
+  attn_linearise_options o = ATTN_LINEARISE_OPTIONS_INIT;
+  attn_linearise_result result;
+  o.model = from, o.output = to, o.mixer = "hedgehog", o.data = &path, o.data_count = 1;
+  o.steps = 12, o.batch = 8, o.length = LENGTH, o.compute = ATTN_F32, o.save_dtype = ATTN_F32;
+  o.validation_fraction = 0.1;
+  o.device = test_device();
+  assert_ok(attn_linearise(&o, NULL, NULL, &result));
+  assert_int_equal(result.validation_tokens, TEXT / 10 - 1);
+  assert_true(isfinite(result.loss_before) && isfinite(result.loss_after));
+  assert_true(result.last_error < result.first_error);
+  assert_true(result.trained > 0 && result.trained < result.parameters);
+  assert_ok(attn_model_load(to, ATTN_F32, &loaded));
+  assert_string_equal(attn_model_mixer(loaded, 0), "hedgehog");
+  assert_true(fabs(loss_of(loaded) - before) > 0);
+  attn_session_options session = ATTN_SESSION_OPTIONS_INIT;
+  attn_session *s;
+  assert_ok(attn_session_create(loaded, &session, &s));
+  assert_ok(attn_session_feed(s, (int32_t[]){'a', 'b', 'c'}, 3));
+  attn_session_destroy(s);
+  attn_model_destroy(loaded);
+}
+
+static void refuse(attn_linearise_options o, const char *word) {
+  assert_int_not_equal(attn_linearise(&o, NULL, NULL, NULL), ATTN_OK);
+  if (!strstr(attn_error_message(), word))
+    fail_msg("\"%s\" does not name %s", attn_error_message(), word);
+}
+
+static void what_cannot_be_kept_is_refused(void **state) {
+  (void)state;
+  const char *path = text;
+  attn_linearise_options good = ATTN_LINEARISE_OPTIONS_INIT;
+  char from[2 * PATH_SIZE], to[2 * PATH_SIZE];
+  snprintf(from, sizeof from, "%s/teacher", place);
+  snprintf(to, sizeof to, "%s/refused", place);
+  good.model = from, good.output = to, good.mixer = "hedgehog", good.data = &path;
+  good.data_count = 1, good.steps = 1, good.batch = 1, good.length = LENGTH;
+#define REFUSE(change, word)                                                                       \
+  do {                                                                                             \
+    attn_linearise_options bad = good;                                                             \
+    bad.change;                                                                                    \
+    refuse(bad, word);                                                                             \
+  } while (0)
+#define FAMILY(name) ATTN_SOURCE_DIR "/tests/models/fixtures/families/" name
+  REFUSE(struct_size = 3, "struct_size");
+  REFUSE(model = NULL, "model");
+  REFUSE(mixer = "porcupine", "porcupine");
+  REFUSE(mixer = "kda", "kda");
+  REFUSE(data_count = 0, "text");
+  REFUSE(keep_every = -1, "keep_every");
+  REFUSE(length = TEXT, "tokens");
+  REFUSE(learning_rate = -1, "rate");
+  REFUSE(model = FAMILY("qwen2"), "biases");
+  REFUSE(model = FAMILY("qwen3"), "normalised queries");
+  REFUSE(model = FAMILY("gemma2"), "norms");
+  REFUSE(model = FAMILY("mixtral"), "experts");
+  REFUSE(model = FAMILY("kimi_linear"), "");
+  REFUSE(model = to, to); /* nothing has been written there */
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(kept_attention_is_the_same),
+      cmocka_unit_test(heads_are_learnt),
+      cmocka_unit_test(it_can_be_stopped),
+      cmocka_unit_test(a_model_becomes_another),
+      cmocka_unit_test(what_cannot_be_kept_is_refused),
+  };
+  return cmocka_run_group_tests(tests, make_place, remove_place);
+}
