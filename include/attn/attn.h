@@ -6,6 +6,7 @@
 #include "attn/device.h"
 #include "attn/mixer.h"
 #include "attn/embedding.h"
+#include "attn/lora.h"
 #include "attn/model.h"
 #include "attn/text.h"
 #include "attn/plan.h"

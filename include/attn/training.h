@@ -4,6 +4,7 @@
 #define ATTN_TRAINING_H
 
 #include "attn/device.h"
+#include "attn/lora.h"
 
 #include <signal.h>
 
@@ -74,6 +75,14 @@ typedef struct attn_training_options {
    * ATTN_INTERRUPTED: for a signal handler to set. May be NULL. */
   const volatile sig_atomic_t *interrupt;
   attn_device device; /* (*) where it computes; {0}: the processor */
+
+  /* (*) NULL: all weights are trained. Else adapters of `model`, whose own weights stay as they
+   * are: gradients, moments and the checkpoint exist for what is trained alone. The output
+   * directory gets the adapters in the format of PEFT (adapter_config.json,
+   * adapter_model.safetensors), and, with lora_merge, also the model with the adapters in its
+   * weights. */
+  const attn_lora_options *lora;
+  bool lora_merge;
 } attn_training_options;
 
 #define ATTN_TRAINING_OPTIONS_INIT                                                                 \
@@ -83,7 +92,7 @@ typedef struct attn_training_options {
     .length = 512, .accumulation = 1, .schedule = "cosine", .learning_rate = 2e-3,                 \
     .final_rate = 0.05, .warmup = -1, .decay = -1, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8,   \
     .weight_decay = 0.1, .clip = 1.0, .validation_every = 100, .validation_windows = 64,           \
-    .checkpoint_every = 250, .line_columns = 100                                                   \
+    .checkpoint_every = 250, .line_columns = 100, .lora_merge = true                               \
   }
 
 /* After each step. */
@@ -106,14 +115,15 @@ typedef struct attn_training_progress {
 typedef bool (*attn_training_progress_fn)(void *context, const attn_training_progress *progress);
 
 typedef struct attn_training_result {
-  int64_t parameters;
+  int64_t parameters;    /* of the model, adapters included */
+  int64_t trained;       /* of these, the ones that are trained */
   int64_t first_step;    /* 0, or where the checkpoint continued */
   int64_t steps, tokens; /* done in all */
   int64_t skipped;
   double loss;                             /* smoothed; NaN before the first step */
   double validation_loss, best_validation; /* NaN without */
   double seconds, tokens_per_second;       /* of this run */
-  double flop_per_second;                  /* 6 x parameters x tokens a second */
+  double flop_per_second;                  /* (4 x parameters + 2 x trained) x tokens a second */
   double bytes_per_token;                  /* of the text; 0 of a task */
   size_t peak_bytes;                       /* most of the device's memory in use by the library */
 } attn_training_result;

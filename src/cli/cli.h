@@ -51,13 +51,22 @@ json_t *attn_json_real(double value);
  * (message set) when there is none. To be freed by attn_free. */
 #define ATTN_DEFAULT_MODEL "lightning-english"
 char *attn_find_model(const char *given);
-/* Finds, loads, and brings to a device (attn_device_parse). *path (may be NULL) as from
- * attn_find_model. */
-attn_status attn_open_model(const char *given, attn_dtype compute, const char *device,
-                            attn_model **model, char **path);
+/* Finds, loads, adds the adapters of the directory `lora` (NULL: none) to the weights, and brings
+ * to a device (attn_device_parse). *path (may be NULL) as from attn_find_model. */
+attn_status attn_open_model(const char *given, const char *lora, attn_dtype compute,
+                            const char *device, attn_model **model, char **path);
 /* One that reads and writes text: by its tokenizer, or bytes. */
-attn_status attn_open_text_model(const char *given, attn_dtype compute, const char *device,
-                                 attn_model **model, char **path);
+attn_status attn_open_text_model(const char *given, const char *lora, attn_dtype compute,
+                                 const char *device, attn_model **model, char **path);
+
+/* The row of the option --lora of commands that run a model. */
+#define ATTN_LORA_OPTION(offset)                                                                   \
+  {                                                                                                \
+    "lora", 0, ATTN_OPTION_TEXT, "DIR",                                                            \
+        "Add the adapters of this directory (adapter_config.json, adapter_model.safetensors, as "  \
+        "attn train --lora and PEFT write them) to the model's weights.",                          \
+        offset, 0, 0, NULL                                                                         \
+  }
 
 /* The row of the option --device. */
 #define ATTN_DEVICE_AUTO "auto"

@@ -203,11 +203,31 @@ static attn_status move_to(attn_model *model, const char *name) {
   return ATTN_OK;
 }
 
-attn_status attn_open_model(const char *given, attn_dtype compute, const char *device,
-                            attn_model **model, char **path) {
+/* attn train --lora leaves a model beside the adapters that has them already. */
+static attn_status check_base(const char *model, const char *lora) {
+  char *base = realpath(model, NULL), *adapters = realpath(lora, NULL);
+  bool same = base && adapters && strcmp(base, adapters) == 0;
+  free(base);
+  free(adapters);
+  if (!same) return ATTN_OK;
+  return attn_fail(ATTN_INVALID_ARGUMENT,
+                   "--lora: the model in %s has these adapters in its weights; name the model that "
+                   "they were trained for",
+                   lora);
+}
+
+static attn_status load(const char *path, const char *lora, attn_dtype compute,
+                        attn_model **model) {
+  if (lora) ATTN_TRY(check_base(path, lora));
+  ATTN_TRY(attn_model_load(path, compute, model));
+  return lora ? attn_model_load_lora(*model, lora) : ATTN_OK;
+}
+
+attn_status attn_open_model(const char *given, const char *lora, attn_dtype compute,
+                            const char *device, attn_model **model, char **path) {
   char *found = attn_find_model(given);
   if (!found) return ATTN_NOT_FOUND;
-  attn_status status = attn_model_load(found, compute, model);
+  attn_status status = load(found, lora, compute, model);
   if (status == ATTN_OK) status = move_to(*model, device);
   if (path && status == ATTN_OK)
     *path = found;
@@ -216,11 +236,11 @@ attn_status attn_open_model(const char *given, attn_dtype compute, const char *d
   return status;
 }
 
-attn_status attn_open_text_model(const char *given, attn_dtype compute, const char *device,
-                                 attn_model **model, char **path) {
+attn_status attn_open_text_model(const char *given, const char *lora, attn_dtype compute,
+                                 const char *device, attn_model **model, char **path) {
   enum { BYTES = 256 }; /* the vocabulary of a model without a tokenizer */
   attn_model_info info;
-  ATTN_TRY(attn_open_model(given, compute, device, model, path));
+  ATTN_TRY(attn_open_model(given, lora, compute, device, model, path));
   ATTN_TRY(attn_model_get_info(*model, &info));
   if ((*model)->text.tokenizer || info.vocabulary <= BYTES) return ATTN_OK;
   return attn_fail(ATTN_UNSUPPORTED,

@@ -161,7 +161,7 @@ static attn_status open_lines(embedder *e) {
 static attn_status prepare(embedder *e) {
   const embed_options *o = e->options;
   ATTN_TRY(attn_set_threads((int)o->threads));
-  ATTN_TRY(attn_open_model(e->words->items[0], o->dtype, o->device, &e->model, &e->path));
+  ATTN_TRY(attn_open_model(e->words->items[0], NULL, o->dtype, o->device, &e->model, &e->path));
   ATTN_TRY(attn_model_get_embedding_info(e->model, &e->info));
   e->how = (attn_embedding_options)ATTN_EMBEDDING_OPTIONS_INIT;
   e->how.pooling = (attn_pooling)o->pooling;

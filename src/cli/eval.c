@@ -21,7 +21,7 @@ typedef struct eval_options {
   uint64_t seed;
   int64_t window, overlap, limit, threads;
   attn_dtype dtype;
-  const char *device;
+  const char *device, *lora;
   bool json;
 } eval_options;
 
@@ -86,7 +86,7 @@ static attn_status encode_text(const eval_options *o, evaluation *e) {
 
 static attn_status evaluate(const eval_options *o, const char *model, evaluation *e) {
   ATTN_TRY(attn_set_threads((int)o->threads));
-  ATTN_TRY(attn_open_model(model, o->dtype, o->device, &e->model, &e->path));
+  ATTN_TRY(attn_open_model(model, o->lora, o->dtype, o->device, &e->model, &e->path));
   ATTN_TRY(encode_text(o, e));
   double start = attn_now();
   ATTN_TRY(attn_model_evaluate(e->model, e->tokens, e->count, o->window, o->overlap, &e->loss,
@@ -138,7 +138,7 @@ static attn_status make_task(const eval_options *o, answers *a) {
 
 static attn_status answer(const eval_options *o, const char *path, answers *a) {
   ATTN_TRY(attn_set_threads((int)o->threads));
-  ATTN_TRY(attn_open_model(path, o->dtype, o->device, &a->model, NULL));
+  ATTN_TRY(attn_open_model(path, o->lora, o->dtype, o->device, &a->model, NULL));
   ATTN_TRY(make_task(o, a));
   int64_t numbers = o->examples * a->options.length;
   int32_t *inputs = attn_alloc_array((size_t)numbers, 2 * sizeof *inputs);
@@ -253,6 +253,7 @@ static const attn_option table[] = {
     {"dtype", 0, ATTN_OPTION_DTYPE, "TYPE", "Of the computation", AT(dtype), 0, 0,
      attn_compute_dtypes},
     ATTN_DEVICE_OPTION(AT(device)),
+    ATTN_LORA_OPTION(AT(lora)),
     {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",
      AT(threads), 0, 4096, NULL},
     {"json", 0, ATTN_OPTION_FLAG, NULL, "Print a JSON object.", AT(json), 0, 0, NULL},

@@ -153,7 +153,7 @@ static attn_status create_speculator(runner *r) {
   attn_speculation options = ATTN_SPECULATION_INIT;
   if (!o->speculate && !o->draft) return ATTN_OK;
   if (o->speculate) options.tokens = o->speculate;
-  if (o->draft) ATTN_TRY(attn_open_model(o->draft, o->dtype, o->device, &r->draft, NULL));
+  if (o->draft) ATTN_TRY(attn_open_model(o->draft, NULL, o->dtype, o->device, &r->draft, NULL));
   options.draft = r->draft;
   return attn_speculator_create(r->session, &options, &r->speculator);
 }
@@ -246,8 +246,8 @@ static attn_status continue_prompt(runner *r) {
 static attn_status run_model(runner *r, const char *model) {
   ATTN_TRY(attn_set_threads((int)r->options->threads));
   ATTN_TRY(read_prompt(r));
-  ATTN_TRY(attn_open_text_model(model, r->options->dtype, r->options->device, &r->model,
-                                &r->model_path));
+  ATTN_TRY(attn_open_text_model(model, r->options->lora, r->options->dtype, r->options->device,
+                                &r->model, &r->model_path));
   choose_sampling(r);
   attn_catch_interrupts();
   ATTN_TRY(create_session(r));
@@ -357,6 +357,7 @@ static const attn_option table[] = {
     {"dtype", 0, ATTN_OPTION_DTYPE, "TYPE", "Of the computation", AT(dtype), 0, 0,
      attn_compute_dtypes},
     ATTN_DEVICE_OPTION(AT(device)),
+    ATTN_LORA_OPTION(AT(lora)),
     {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",
      AT(threads), 0, 4096, NULL},
     {"json", 0, ATTN_OPTION_FLAG, NULL, "Print one JSON object at the end instead of the text.",
@@ -384,6 +385,7 @@ const attn_command attn_command_run = {
         "attn run model.gguf --chat\ttalk to a model\n"
         "attn run runs/mine -n 1000 -t 0.7 --seed 1 < story.txt\tone's own model, a repeatable "
         "text\n"
+        "attn run model --lora runs/tuned --chat\twith adapters\n"
         "attn run --prompt \"One\" --save-session s && attn run --load-session s\tgo on later",
     .options = table,
     .option_count = ATTN_COUNT(table),

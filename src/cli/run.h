@@ -16,7 +16,7 @@ typedef struct run_options {
   int64_t top_k, repetition_window;
   uint64_t seed;
   attn_dtype dtype;
-  const char *device;
+  const char *device, *lora;
   const char *save_session, *load_session;
   const char *draft;
   int64_t speculate;

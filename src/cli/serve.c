@@ -12,7 +12,7 @@ typedef struct serve_options {
   attn_words origins;
   int64_t prefixes, port, sessions, queue, max_tokens, max_body, timeout, drain, threads;
   attn_dtype dtype;
-  const char *device;
+  const char *device, *lora;
 } serve_options;
 
 /* What the API calls the model: the name of its file or directory. */
@@ -74,7 +74,7 @@ static attn_status serve(const attn_command *command, const serve_options *o, co
   char *path = NULL;
   attn_server *server;
   ATTN_TRY(attn_set_threads((int)o->threads));
-  attn_status status = attn_open_text_model(given, o->dtype, o->device, model, &path);
+  attn_status status = attn_open_text_model(given, o->lora, o->dtype, o->device, model, &path);
   char *name = status != ATTN_OK ? NULL : o->name ? attn_strdup(o->name) : name_of(path);
   if (status == ATTN_OK && !name) status = ATTN_OUT_OF_MEMORY;
   sigset_t signals = block_signals();
@@ -154,6 +154,7 @@ static const attn_option table[] = {
     {"dtype", 0, ATTN_OPTION_DTYPE, "TYPE", "Of the computation", AT(dtype), 0, 0,
      attn_compute_dtypes},
     ATTN_DEVICE_OPTION(AT(device)),
+    ATTN_LORA_OPTION(AT(lora)),
     {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",
      AT(threads), 0, 4096, NULL},
 };

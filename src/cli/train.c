@@ -11,8 +11,10 @@
 
 typedef struct train_options {
   attn_words data;
-  const char *config, *device;
-  int schedule;
+  const char *config, *device, *lora_kind;
+  attn_words lora_targets, lora_trained;
+  attn_lora_options lora;
+  int schedule, lora_merge;
   int64_t threads;
   bool resume, fresh, json, quiet;
   attn_training_options training;
@@ -20,6 +22,10 @@ typedef struct train_options {
 
 enum { MOST_CONFIG = 1 << 20 };
 
+/* By attn_lora_kind. */
+static const char *const lora_kinds[] = {"lora", "rslora", "dora", NULL};
+enum { MERGE, DO_NOT_MERGE };
+static const char *const merges[] = {"yes", "no", NULL};
 static const char *const schedules[] = {"cosine", "wsd", "wsd-sqrt", "constant", NULL};
 
 typedef struct reporter {
@@ -80,15 +86,27 @@ static bool report_progress(void *context, const attn_training_progress *p) {
 }
 
 static json_t *result_json(const train_options *o, const attn_training_result *r, bool stopped) {
-  return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:I}",
+  return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:I}",
                    "event", stopped ? "interrupted" : "done", "model", o->training.output,
-                   "parameters", (json_int_t)r->parameters, "first_step", (json_int_t)r->first_step,
-                   "steps", (json_int_t)r->steps, "tokens", (json_int_t)r->tokens, "skipped",
-                   (json_int_t)r->skipped, "loss", attn_json_real(r->loss), "validation_loss",
-                   attn_json_real(r->validation_loss), "best_validation",
-                   attn_json_real(r->best_validation), "seconds", attn_json_real(r->seconds),
-                   "tokens_per_second", attn_json_real(r->tokens_per_second), "flop_per_second",
+                   "parameters", (json_int_t)r->parameters, "trained", (json_int_t)r->trained,
+                   "first_step", (json_int_t)r->first_step, "steps", (json_int_t)r->steps, "tokens",
+                   (json_int_t)r->tokens, "skipped", (json_int_t)r->skipped, "loss",
+                   attn_json_real(r->loss), "validation_loss", attn_json_real(r->validation_loss),
+                   "best_validation", attn_json_real(r->best_validation), "seconds",
+                   attn_json_real(r->seconds), "tokens_per_second",
+                   attn_json_real(r->tokens_per_second), "flop_per_second",
                    attn_json_real(r->flop_per_second), "peak_bytes", (json_int_t)r->peak_bytes);
+}
+
+/* How to see what came of it. */
+static void print_advice(const train_options *o) {
+  const char *task = o->training.task, *output = o->training.output;
+  fprintf(stderr, "try it: attn %s ", task ? "eval" : "run");
+  if (o->lora_kind && o->lora_merge == DO_NOT_MERGE)
+    fprintf(stderr, "%s --lora %s", o->training.model, output);
+  else
+    fputs(output, stderr);
+  fprintf(stderr, "%s%s\n", task ? " --task " : "", task ? task : "");
 }
 
 static void print_result(const train_options *o, const attn_training_result *r) {
@@ -97,12 +115,15 @@ static void print_result(const train_options *o, const attn_training_result *r) 
   if (isfinite(r->validation_loss)) fprintf(stderr, ", validation %.4f", r->validation_loss);
   if (isfinite(r->validation_loss) && r->bytes_per_token > 0)
     fprintf(stderr, " (%.4f bits per byte)", r->validation_loss / log(2) / r->bytes_per_token);
-  fprintf(stderr, "\n%s, %s tokens/s, %.3g TFLOP/s, memory %s\ntry it: attn %s %s%s%s\n",
+  fprintf(stderr, "\n%s, %s tokens/s, %.3g TFLOP/s, memory %s\n",
           attn_format_duration(r->seconds, time, sizeof time),
           attn_format_count(r->tokens_per_second, speed, sizeof speed), r->flop_per_second / 1e12,
-          attn_format_bytes((double)r->peak_bytes, peak, sizeof peak),
-          o->training.task ? "eval" : "run", o->training.output, o->training.task ? " --task " : "",
-          o->training.task ? o->training.task : "");
+          attn_format_bytes((double)r->peak_bytes, peak, sizeof peak));
+  if (o->lora_kind)
+    fprintf(stderr, "trained %s of %s parameters\n",
+            attn_format_count((double)r->trained, time, sizeof time),
+            attn_format_count((double)r->parameters, speed, sizeof speed));
+  print_advice(o);
 }
 
 static int finish(const reporter *r, attn_status status, const attn_training_result *result) {
@@ -127,8 +148,19 @@ static int finish(const reporter *r, attn_status status, const attn_training_res
   return ATTN_EXIT_OK;
 }
 
+static attn_lora_options lora_options(const train_options *o) {
+  attn_lora_options lora = o->lora;
+  while (strcmp(lora_kinds[lora.kind], o->lora_kind) != 0) ++lora.kind;
+  if (o->lora_targets.count) lora.targets = o->lora_targets.items;
+  lora.target_count = o->lora_targets.count;
+  lora.trained = o->lora_trained.items;
+  lora.trained_count = o->lora_trained.count;
+  return lora;
+}
+
 static int train(reporter *r, const train_options *o) {
   attn_training_options options = o->training;
+  attn_lora_options lora;
   attn_training_result result = {0};
   char *config = NULL;
   attn_status status = attn_set_threads((int)o->threads);
@@ -137,6 +169,11 @@ static int train(reporter *r, const train_options *o) {
   if (status == ATTN_OK) status = attn_device_parse(o->device, &options.device);
   if (status != ATTN_OK) return attn_report(r->command, status);
   options.config = config;
+  if (o->lora_kind) {
+    lora = lora_options(o);
+    options.lora = &lora;
+    options.lora_merge = o->lora_merge == MERGE;
+  }
   options.data = o->data.items;
   options.data_count = o->data.count;
   options.schedule = schedules[o->schedule];
@@ -151,7 +188,13 @@ static int train(reporter *r, const train_options *o) {
 }
 
 static const train_options defaults = {.training = ATTN_TRAINING_OPTIONS_INIT,
+                                       .lora = ATTN_LORA_OPTIONS_INIT,
                                        .device = ATTN_DEVICE_AUTO};
+
+static bool says_how_to_adapt(const train_options *o) {
+  return o->lora.rank != defaults.lora.rank || o->lora.alpha != defaults.lora.alpha ||
+         o->lora_targets.count || o->lora_trained.count || o->lora_merge != MERGE;
+}
 
 static int run(const attn_command *command, void *options, const attn_words *words) {
   const train_options *o = options;
@@ -170,6 +213,11 @@ static int run(const attn_command *command, void *options, const attn_words *wor
     return attn_misuse(command, "--out is missing: the directory for the model");
   if (o->config && o->training.model)
     return attn_misuse(command, "--config and --model exclude each other");
+  if (o->lora_kind && !o->training.model)
+    return attn_misuse(command, "--lora needs --model: the one that is adapted");
+  if (!o->lora_kind && says_how_to_adapt(o))
+    return attn_misuse(command, "--lora-rank, --lora-alpha, --lora-targets, --lora-trained and "
+                                "--lora-merge need --lora");
   if (o->resume && o->fresh) return attn_misuse(command, "--resume and --fresh exclude each other");
   reporter r = {.command = command, .options = o};
   r.terminal = !o->quiet && attn_is_terminal(stderr);
@@ -199,6 +247,20 @@ static const attn_option table[] = {
      AT(config), 0, 0, NULL},
     {"model", 'm', ATTN_OPTION_TEXT, "DIR", "Train this model further instead of a fresh one.",
      OF(model), 0, 0, NULL},
+    {"lora", 0, ATTN_OPTION_NAME, "KIND",
+     "Train low-rank adapters of --model alone, whose weights stay as they are", AT(lora_kind), 0,
+     0, lora_kinds},
+    {"lora-rank", 0, ATTN_OPTION_INT, "R", "Of the adapters.", AT(lora.rank), 1, 1 << 16, NULL},
+    {"lora-alpha", 0, ATTN_OPTION_REAL, "A",
+     "They are scaled by A / R; those of rslora by A / sqrt(R).", AT(lora.alpha), 1e-9, 1e9, NULL},
+    {"lora-targets", 0, ATTN_OPTION_LIST, "NAMES",
+     "The matrices that get one, by the ends of their names, e.g. q_proj,mlp.down_proj; all: every "
+     "one in a layer. Without it q_proj,k_proj,v_proj,o_proj.",
+     AT(lora_targets), 0, 0, NULL},
+    {"lora-trained", 0, ATTN_OPTION_LIST, "NAMES",
+     "Parameters that are trained themselves besides, e.g. norm.", AT(lora_trained), 0, 0, NULL},
+    {"lora-merge", 0, ATTN_OPTION_CHOICE, "WHETHER",
+     "Also write the model with the adapters in its weights", AT(lora_merge), 0, 0, merges},
     {"steps", 'n', ATTN_OPTION_INT, "N", "Steps in all.", OF(steps), 1, ATTN_ANY, NULL},
     {"batch", 'b', ATTN_OPTION_INT, "N", "Windows of text in a micro-batch.", OF(batch), 1, 1 << 20,
      NULL},
@@ -270,11 +332,14 @@ const attn_command attn_command_train = {
         "with the key \"event\": \"progress\", \"done\" or \"interrupted\".\n\n"
         "With --task, examples are made by a rule instead of taken from a text, and what the model "
         "has to give is said at some positions; `attn eval --task` counts how often it does. "
-        "docs/tasks.md describes the tasks.",
+        "docs/tasks.md describes the tasks.\n\n"
+        "With --lora, DIR gets adapter_config.json and adapter_model.safetensors in the format of "
+        "PEFT; `attn run MODEL --lora DIR` adds them to the model's weights.",
     .examples =
         "attn train --data book.txt --out runs/mine\tthe small default model\n"
         "attn train --data texts/ --out runs/gdn --config gdn.json --steps 5000\tanother one\n"
         "attn train --data new.txt --model runs/mine --out runs/next -r 2e-4\tfurther\n"
+        "attn train --data new.txt --model m --out runs/a --lora dora -r 2e-4\tits adapters alone\n"
         "attn train --task mqar --pairs 8 --length 128 --out runs/recall\tassociative recall",
     .options = table,
     .option_count = ATTN_COUNT(table),

@@ -65,21 +65,23 @@ typedef struct softmax_node {
 static attn_status softmax_backward(attn_graph *g, attn_node *node) {
   softmax_node *self = (softmax_node *)node;
   attn_softmax_args args = self->args;
+  attn_var *const inputs[3] = {self->q, self->k, self->v};
+  attn_tensor *const targets[3] = {&args.d_q, &args.d_k, &args.d_v};
   args.d_o = node->output->gradient;
-  args.d_q = attn_gradient_overwrite(g, self->q);
-  args.d_k = attn_gradient_overwrite(g, self->k);
-  args.d_v = attn_gradient_overwrite(g, self->v);
+  for (int i = 0; i < 3; ++i) *targets[i] = attn_gradient_overwrite(g, inputs[i]);
+  attn_graph_mark mark = attn_graph_get_mark(g), inner;
+  /* The engine makes all three; what nobody needs goes to scratch. */
+  for (int i = 0; i < 3; ++i)
+    if (!inputs[i]->needs_gradient)
+      *targets[i] = attn_graph_tensor_like(g, self->problem.dtype, &inputs[i]->value);
   if (g->status != ATTN_OK) return g->status;
   const attn_plan *plan;
   ATTN_TRY(attn_plan_cache_softmax(g->plans, &self->problem, &plan));
-  attn_graph_mark mark;
   void *workspace;
-  ATTN_TRY(workspace_for(g, plan, &mark, &workspace));
+  ATTN_TRY(workspace_for(g, plan, &inner, &workspace));
   ATTN_TRY(attn_softmax_backward(plan, &args, workspace));
   attn_graph_release(g, mark);
-  attn_gradient_add(g, self->q, &args.d_q);
-  attn_gradient_add(g, self->k, &args.d_k);
-  attn_gradient_add(g, self->v, &args.d_v);
+  for (int i = 0; i < 3; ++i) attn_gradient_add(g, inputs[i], targets[i]);
   return g->status;
 }
 

@@ -100,17 +100,29 @@ static attn_var *linear(attn_graph *g, attn_var *x, attn_parameter *w, attn_dtyp
   return y;
 }
 
+attn_var *attn_op_linear_frozen(attn_graph *graph, attn_var *x, attn_parameter *w,
+                                attn_dtype dtype) {
+  return linear(graph, x, w, dtype, NULL);
+}
+
+static attn_var *adapted(attn_graph *g, attn_var *x, attn_parameter *w, attn_dtype dtype) {
+  attn_var *y = linear(g, x, w, dtype, NULL);
+  return y && w->adapter ? w->adapter->apply(g, w, x, y) : y;
+}
+
 attn_var *attn_op_linear(attn_graph *graph, attn_var *x, attn_parameter *w) {
-  return linear(graph, x, w, graph->compute, NULL);
+  return adapted(graph, x, w, graph->compute);
 }
 
 attn_var *attn_op_linear_wide(attn_graph *graph, attn_var *x, attn_parameter *w) {
-  return linear(graph, x, w, graph->wide, NULL);
+  return adapted(graph, x, w, graph->wide);
 }
 
 attn_var *attn_op_linear_add(attn_graph *graph, attn_var *residual, attn_var *x,
                              attn_parameter *w) {
-  return residual ? linear(graph, x, w, residual->value.dtype, residual) : NULL;
+  if (!residual) return NULL;
+  if (w->adapter) return attn_op_add(graph, residual, attn_op_linear(graph, x, w));
+  return linear(graph, x, w, residual->value.dtype, residual);
 }
 
 typedef struct gated_node {
@@ -155,7 +167,7 @@ attn_var *attn_op_gated_linear(attn_graph *graph, attn_activation f, attn_var *a
                (a->root ? a->root : a) != (b->root ? b->root : b) &&
                attn_same_shape(&a->value, &b->value) && a->value.dtype == graph->compute &&
                w->weight && w->value.rank == 2 && a->value.rank == 2 &&
-               a->value.shape[1] == w->value.shape[1];
+               a->value.shape[1] == w->value.shape[1] && !w->adapter;
   if (!fuses) return attn_op_linear(graph, attn_op_gate(graph, f, a, b), w);
   int64_t shape[2] = {a->value.shape[0], w->value.shape[0]};
   attn_tensor value = attn_graph_reuse(graph, graph->compute, 2, shape);

@@ -38,10 +38,14 @@ attn_var *attn_op_row_softmax(attn_graph *graph, attn_var *x, bool divide, doubl
 attn_var *attn_op_cast(attn_graph *graph, attn_var *x, attn_dtype dtype);
 
 /* linear.c ---------------------------------------------------------------------------------------
- * y [..., outputs] = x [..., inputs] w^T, w a parameter [outputs, inputs]. x is converted to the
- * compute dtype if needed; y has the compute dtype, or the wide one. */
+ * y [..., outputs] = x [..., inputs] w^T, w a parameter [outputs, inputs], and what w's adapter
+ * makes of it, if there is one. x is converted to the compute dtype if needed; y has the compute
+ * dtype, or the wide one. */
 attn_var *attn_op_linear(attn_graph *graph, attn_var *x, attn_parameter *w);
 attn_var *attn_op_linear_wide(attn_graph *graph, attn_var *x, attn_parameter *w);
+/* The same in a dtype (the compute or the wide one) without the adapter that w may have. */
+attn_var *attn_op_linear_frozen(attn_graph *graph, attn_var *x, attn_parameter *w,
+                                attn_dtype dtype);
 /* residual + x w^T in the residual's dtype, without a pass over memory of its own. */
 attn_var *attn_op_linear_add(attn_graph *graph, attn_var *residual, attn_var *x, attn_parameter *w);
 

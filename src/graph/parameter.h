@@ -5,6 +5,7 @@
 #include "attn/tensor.h"
 #include "tensor/blocks.h"
 
+struct attn_adapter;
 struct attn_weight;
 
 typedef struct attn_parameter {
@@ -19,7 +20,17 @@ typedef struct attn_parameter {
   attn_tensor gradient; /* float32 (float64), summed by backward; data is NULL at inference */
   bool decay;           /* whether weight decay applies (matrices: yes; norms and biases: no) */
   struct attn_weight *weight; /* of a matrix: its compute form, packed for products; else NULL */
+  const struct attn_adapter *adapter; /* of a matrix: what its products are adapted by, or NULL */
 } attn_parameter;
+
+/* What changes the products of a matrix w that stays as it is (layers/lora.h): attn_op_linear makes
+ * y = x w^T and gives what `apply` makes of it. An adapter puts its own data behind this. */
+struct attn_graph;
+struct attn_var;
+typedef struct attn_adapter {
+  struct attn_var *(*apply)(struct attn_graph *graph, attn_parameter *w, struct attn_var *x,
+                            struct attn_var *y);
+} attn_adapter;
 
 /* Row r of a matrix as float32, from whichever form it has. */
 attn_status attn_parameter_row(const attn_parameter *parameter, int64_t r, float *row);

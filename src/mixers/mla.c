@@ -195,6 +195,8 @@ static attn_var *with_state(attn_graph *g, const attn_mixer_call *call, const in
   int64_t bytes = keys * o->heads * (2 * o->dim + o->shared_dim + o->value_dim) *
                   (int64_t)attn_dtype_size(g->compute);
   bool expands = (rows >= EXPANDED_ROWS || (past == 0 && rows > 1)) && bytes <= EXPANDED_BYTES;
+  /* Products by head read the matrices alone. */
+  if (call->parameters[K_UP]->adapter || call->parameters[V_UP]->adapter) expands = true;
   if (!expands) return absorbed(g, call, in, keys);
   attn_var *q = attn_layer_append_channels(g, in->q, in->q_shared);
   if (past == 0) return expanded(g, call, q, in->latent, in->k_shared);

@@ -7,6 +7,7 @@
 #include "engines/dense/dense.h"
 #include "base/io.h"
 #include "files/json.h"
+#include "layers/lora.h"
 #include "tensor/device.h"
 
 #include <math.h>
@@ -244,15 +245,48 @@ static attn_status set_weight(attn_parameter *p) {
                    : attn_weight_set(p->weight, &p->value);
 }
 
+/* The parameters of the adapter that parameter `index` has; how many, 0 without one. */
+static int list_adapter(const attn_model *model, int64_t index,
+                        attn_parameter *list[ATTN_LORA_PARAMETERS]) {
+  bool adapted = model->adapters && model->adapters[index];
+  return adapted ? attn_lora_list(model->adapters[index], list) : 0;
+}
+
 attn_status attn_model_refresh(attn_model *model) {
-  for (int64_t i = 0; i < model->parameter_count; ++i)
+  for (int64_t i = 0; i < model->parameter_count; ++i) {
+    attn_parameter *adapter[ATTN_LORA_PARAMETERS];
+    int count = list_adapter(model, i, adapter);
     if (model->parameters[i].weight) ATTN_TRY(set_weight(&model->parameters[i]));
+    for (int k = 0; k < count; ++k)
+      if (adapter[k]->weight) ATTN_TRY(set_weight(adapter[k]));
+  }
   return ATTN_OK;
 }
 
-static void free_values(attn_model *model, int64_t index) {
-  attn_parameter *p = &model->parameters[index];
-  if (!model->borrowed[index]) {
+int64_t attn_model_count_all(const attn_model *model) {
+  int64_t adapters = 0;
+  for (int64_t i = 0; model->adapters && i < model->parameter_count; ++i)
+    adapters += model->adapters[i] != NULL;
+  return model->parameter_count + adapters * ATTN_LORA_PARAMETERS;
+}
+
+int64_t attn_model_list_all(const attn_model *model, attn_parameter **list) {
+  int64_t count = 0;
+  for (; count < model->parameter_count; ++count) list[count] = &model->parameters[count];
+  for (int64_t i = 0; i < model->parameter_count; ++i)
+    count += list_adapter(model, i, list + count);
+  return count;
+}
+
+int64_t attn_model_list_trained(const attn_model *model, attn_parameter **list) {
+  int64_t all = attn_model_list_all(model, list), count = 0;
+  for (int64_t i = 0; i < all; ++i)
+    if (list[i]->gradient.data) list[count++] = list[i];
+  return count;
+}
+
+static void free_values(attn_parameter *p, bool borrowed) {
+  if (!borrowed) {
     if (p->blocks) attn_device_free(p->value.device, (void *)(uintptr_t)p->blocks);
     attn_tensor_destroy(&p->value);
   }
@@ -273,42 +307,56 @@ static attn_status copy_plain(const attn_parameter *p, attn_dtype dtype, attn_de
   return status;
 }
 
-attn_status attn_model_make_trainable(attn_model *model) {
+attn_status attn_model_replace_values(attn_model *model, int64_t index, attn_tensor *values) {
+  attn_parameter *p = &model->parameters[index];
+  free_values(p, model->borrowed[index]);
+  p->value = *values;
+  *values = (attn_tensor){0};
+  model->borrowed[index] = false;
+  return p->weight ? set_weight(p) : ATTN_OK;
+}
+
+attn_status attn_model_make_parameter_trainable(attn_model *model, int64_t index) {
   attn_dtype dtype = model->compute == ATTN_F64 ? ATTN_F64 : ATTN_F32;
-  for (int64_t i = 0; i < model->parameter_count; ++i) {
-    attn_parameter *p = &model->parameters[i];
-    if (model->borrowed[i] || p->blocks || p->value.dtype != dtype) {
-      attn_tensor master;
-      ATTN_TRY(copy_plain(p, dtype, model->device, &master));
-      free_values(model, i);
-      p->value = master;
-      model->borrowed[i] = false;
-    }
-    if (!p->gradient.data)
-      ATTN_TRY(
-          attn_tensor_create_on(model->device, dtype, p->value.rank, p->value.shape, &p->gradient));
+  attn_parameter *p = &model->parameters[index];
+  if (model->borrowed[index] || p->blocks || p->value.dtype != dtype) {
+    attn_tensor master;
+    ATTN_TRY(copy_plain(p, dtype, model->device, &master));
+    ATTN_TRY(attn_model_replace_values(model, index, &master));
   }
+  if (p->gradient.data) return ATTN_OK;
+  return attn_tensor_create_on(model->device, dtype, p->value.rank, p->value.shape, &p->gradient);
+}
+
+attn_status attn_model_make_trainable(attn_model *model) {
+  for (int64_t i = 0; i < model->parameter_count; ++i)
+    ATTN_TRY(attn_model_make_parameter_trainable(model, i));
   return attn_model_refresh(model);
 }
 
 /* Devices ---------------------------------------------------------------------------------------
  */
 
-uint64_t attn_model_fingerprint(const attn_model *model) {
+static uint64_t hash_sample(uint64_t value, const attn_parameter *p) {
   enum { SAMPLED_BYTES = 64 };
+  size_t size = (size_t)attn_tensor_count(&p->value) * attn_dtype_size(p->value.dtype);
+  value = attn_hash(value, p->name, strlen(p->name));
+  value = attn_hash(value, p->value.shape, (size_t)p->value.rank * sizeof *p->value.shape);
+  const void *data = p->blocks ? p->blocks : p->value.data;
+  if (p->blocks) /* the smallest is a block of at least as many bytes, or all there is */
+    size = (size_t)attn_block_get_format(p->block_type)->bytes;
+  if (p->blocks && p->block_type == ATTN_BLOCK_F8_E4M3) size = (size_t)attn_tensor_count(&p->value);
+  return attn_hash(value, data, size < SAMPLED_BYTES ? size : SAMPLED_BYTES);
+}
+
+uint64_t attn_model_fingerprint(const attn_model *model) {
   uint64_t value = ATTN_HASH_START;
   if (attn_is_cuda(model->device)) return model->fingerprint;
   for (int64_t i = 0; i < model->parameter_count; ++i) {
-    const attn_parameter *p = &model->parameters[i];
-    size_t size = (size_t)attn_tensor_count(&p->value) * attn_dtype_size(p->value.dtype);
-    value = attn_hash(value, p->name, strlen(p->name));
-    value = attn_hash(value, p->value.shape, (size_t)p->value.rank * sizeof *p->value.shape);
-    const void *data = p->blocks ? p->blocks : p->value.data;
-    if (p->blocks) /* the smallest is a block of at least as many bytes, or all there is */
-      size = (size_t)attn_block_get_format(p->block_type)->bytes;
-    if (p->blocks && p->block_type == ATTN_BLOCK_F8_E4M3)
-      size = (size_t)attn_tensor_count(&p->value);
-    value = attn_hash(value, data, size < SAMPLED_BYTES ? size : SAMPLED_BYTES);
+    attn_parameter *adapter[ATTN_LORA_PARAMETERS];
+    int count = list_adapter(model, i, adapter);
+    value = hash_sample(value, &model->parameters[i]);
+    for (int k = 0; k < count; ++k) value = hash_sample(value, adapter[k]);
   }
   return value;
 }
@@ -340,10 +388,9 @@ static attn_status copy_values(const attn_model *model, const attn_parameter *p,
   return copy_plain(p, p->blocks ? model->compute : p->value.dtype, device, &copy->value);
 }
 
-static attn_status copy_to(const attn_model *model, int64_t index, attn_device device,
+static attn_status copy_to(const attn_model *model, const attn_parameter *p, attn_device device,
                            moved *copy) {
-  const attn_parameter *p = &model->parameters[index];
-  const int64_t *shape = model->shapes[index].shape;
+  const int64_t *shape = p->value.shape;
   ATTN_TRY(copy_values(model, p, device, copy));
   if (p->gradient.data)
     ATTN_TRY(attn_tensor_create_on(device, p->gradient.dtype, p->value.rank, p->value.shape,
@@ -363,18 +410,19 @@ static void free_copy(moved *copy, attn_device device) {
     attn_tensor_destroy(&copy->value);
 }
 
-static void take_copies(attn_model *model, attn_device device, const moved *copies) {
+static void take_copies(attn_model *model, attn_device device, attn_parameter *const *all,
+                        int64_t count, const moved *copies) {
   model->fingerprint = attn_model_fingerprint(model);
-  for (int64_t i = 0; i < model->parameter_count; ++i) {
-    attn_parameter *p = &model->parameters[i];
+  for (int64_t i = 0; i < count; ++i) {
+    attn_parameter *p = all[i];
     attn_weight_destroy(p->weight); /* may borrow the values */
     attn_tensor_destroy(&p->gradient);
-    free_values(model, i);
+    free_values(p, i < model->parameter_count && model->borrowed[i]);
     p->value = copies[i].value;
     p->gradient = copies[i].gradient;
     p->blocks = copies[i].blocks;
     p->weight = copies[i].weight;
-    model->borrowed[i] = false;
+    if (i < model->parameter_count) model->borrowed[i] = false;
   }
   model->device = device;
 }
@@ -389,15 +437,18 @@ attn_status attn_model_move(attn_model *model, attn_device device) {
     if (!gpu) return ATTN_UNSUPPORTED;
     ATTN_TRY(attn_gpu_dense(gpu, &products));
   }
-  moved *copies = attn_alloc_array((size_t)model->parameter_count, sizeof *copies);
-  if (!copies) return ATTN_OUT_OF_MEMORY;
-  attn_status status = ATTN_OK;
-  for (int64_t i = 0; i < model->parameter_count && status == ATTN_OK; ++i)
-    status = copy_to(model, i, device, &copies[i]);
+  size_t most = (size_t)attn_model_count_all(model);
+  attn_parameter **all = attn_alloc_array(most, sizeof *all);
+  moved *copies = attn_alloc_array(most, sizeof *copies);
+  int64_t count = all && copies ? attn_model_list_all(model, all) : 0;
+  attn_status status = all && copies ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+  for (int64_t i = 0; i < count && status == ATTN_OK; ++i)
+    status = copy_to(model, all[i], device, &copies[i]);
   if (status == ATTN_OK)
-    take_copies(model, device, copies);
+    take_copies(model, device, all, count, copies);
   else
-    for (int64_t i = 0; i < model->parameter_count; ++i) free_copy(&copies[i], device);
+    for (int64_t i = 0; i < count; ++i) free_copy(&copies[i], device);
+  attn_free(all);
   attn_free(copies);
   return status;
 }
@@ -418,9 +469,10 @@ void attn_model_destroy(attn_model *model) {
     attn_parameter *p = &model->parameters[i];
     attn_weight_destroy(p->weight);
     attn_tensor_destroy(&p->gradient);
-    free_values(model, i);
+    free_values(p, model->borrowed[i]);
     attn_free((void *)(uintptr_t)p->name);
     attn_free((void *)(uintptr_t)model->shapes[i].name);
+    if (model->adapters) attn_lora_destroy(model->adapters[i]);
   }
   for (int64_t l = 0; model->layers && l < model->config.layer_count; ++l)
     attn_free(model->layers[l].experts);
@@ -428,6 +480,7 @@ void attn_model_destroy(attn_model *model) {
   attn_free(model->shapes);
   attn_free(model->layers);
   attn_free(model->borrowed);
+  attn_free(model->adapters);
   attn_model_text_free(&model->text);
   attn_source_close(&model->source);
   attn_model_config_free(&model->config);

@@ -41,6 +41,7 @@ struct attn_model {
   attn_parameter_shape
       *shapes;    /* of each, with the host's full name; parameters have the family's */
   bool *borrowed; /* whose values lie in the source */
+  struct attn_lora **adapters; /* of each parameter that has one, else NULL; NULL: there are none */
   attn_parameter *embedding, *head; /* the same one when tied; an encoder has no head */
   attn_parameter *final_norm[2];
   attn_parameter *positions, *token_types, *embedding_norm[2]; /* of an encoder */
@@ -79,8 +80,16 @@ bool attn_model_find_stored(const attn_model *model, int64_t index, attn_stored 
 uint64_t attn_model_fingerprint(const attn_model *model);
 
 /* Training: turns every parameter into a float32 (float64 for float64) master of its own with a
- * zeroed gradient. */
+ * zeroed gradient; and the same of one. */
 attn_status attn_model_make_trainable(attn_model *model);
+attn_status attn_model_make_parameter_trainable(attn_model *model, int64_t index);
+/* All parameters, those of adapters (lora.h) behind the model's own; and those that are trained, in
+ * the same order. Room for attn_model_count_all of them. */
+int64_t attn_model_count_all(const attn_model *model);
+int64_t attn_model_list_all(const attn_model *model, attn_parameter **list);
+int64_t attn_model_list_trained(const attn_model *model, attn_parameter **list);
+/* Gives a parameter other values, which are taken, instead of those in any form that it has. */
+attn_status attn_model_replace_values(attn_model *model, int64_t index, attn_tensor *values);
 /* How often the most likely next token is the label: of each of `count` sequences, inputs and
  * labels [count, length], the share of its positions with a label (>= 0), and of these the mean. */
 attn_status attn_model_accuracy(const attn_model *model, const int32_t *inputs,

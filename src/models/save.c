@@ -4,6 +4,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 #include "files/json.h"
+#include "layers/lora.h"
 #include "models/model.h"
 
 #include <stdlib.h>
@@ -124,8 +125,10 @@ static attn_status list_tensors(saving *s) {
   return made ? ATTN_OK : ATTN_OUT_OF_MEMORY;
 }
 
+/* An adapter goes into the matrix that it is beside. */
 static attn_status copy_values(const saving *s, int64_t index, attn_tensor *copy) {
   const attn_parameter *p = &s->model->parameters[index];
+  if (p->adapter) return attn_lora_merge(s->model->adapters[index], p, s->dtype, copy);
   return attn_model_norm_offset(s->model, index) ? copy_without_one(p, s->dtype, copy)
                                                  : attn_parameter_copy(p, s->dtype, copy);
 }

@@ -360,6 +360,8 @@ attn_status attn_model_write_gguf(const attn_model *model, const char *path,
                      "save_gguf: model or path is NULL, or type %d or shard_bytes %lld is unknown",
                      options ? (int)options->type : 0, options ? (long long)o->shard_bytes : 0);
   ATTN_TRY(attn_model_check_decoder(model, "save_gguf"));
+  if (model->adapters)
+    return attn_fail(ATTN_UNSUPPORTED, "save_gguf: the model has adapters that are not merged");
   plan p = {.model = model, .wanted = o->type};
   attn_gguf_draft *draft = attn_gguf_draft_create();
   attn_status status =

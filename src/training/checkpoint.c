@@ -12,6 +12,9 @@
 static const char format_key[] = "format", format_name[] = "attn-training-1";
 static const char config_key[] = "config";
 static const char model_prefix[] = "model.";
+/* Keys that not every run has: one that only the file has is a difference too. */
+static const char *const optional_keys[] = {"lora", "task", "device"};
+enum { OPTIONAL_KEYS = sizeof optional_keys / sizeof *optional_keys };
 
 enum { COUNTERS = 3, RUN_TENSORS = 3 };
 
@@ -87,6 +90,12 @@ static attn_status compare_configs(attn_text *text, const char *was, const char 
   return status;
 }
 
+static bool has_key(const attn_identity *identity, const char *key) {
+  for (int i = 0; i < identity->count; ++i)
+    if (strcmp(identity->keys[i], key) == 0) return true;
+  return false;
+}
+
 static attn_status compare(const attn_safetensors *file, const attn_identity *identity) {
   const char *format = attn_safetensors_metadata(file, format_key);
   if (!format || strcmp(format, format_name) != 0)
@@ -101,6 +110,11 @@ static attn_status compare(const attn_safetensors *file, const attn_identity *id
     const char *was = attn_safetensors_metadata(file, identity->keys[i]);
     if (!was || strcmp(was, identity->texts[i]) != 0)
       add_difference(&text, identity->keys[i], was, identity->texts[i]);
+  }
+  for (int i = 0; i < OPTIONAL_KEYS && status == ATTN_OK; ++i) {
+    const char *was = attn_safetensors_metadata(file, optional_keys[i]);
+    if (was && !has_key(identity, optional_keys[i]))
+      add_difference(&text, optional_keys[i], was, NULL);
   }
   bool differ = text.length > 0 || text.failed;
   if (status != ATTN_OK || !differ) {
@@ -144,16 +158,15 @@ static attn_status add_numbers(inventory *list, const char *name, attn_dtype dty
 }
 
 static attn_status take_inventory(const attn_run_state *state, inventory *list) {
-  const attn_model *model = state->model;
   const attn_history *history = state->history;
-  int64_t parameters = model->parameter_count;
+  int64_t parameters = state->parameter_count;
   int64_t moments = attn_optimiser_state_count(state->optimiser);
   *list = (inventory){.counters = {state->step, state->skipped, state->skipped_in_row}};
   list->tensors =
       attn_alloc_array((size_t)(parameters + moments + RUN_TENSORS), sizeof *list->tensors);
   if (!list->tensors) return ATTN_OUT_OF_MEMORY;
   for (; list->own < parameters; ++list->own) {
-    const attn_parameter *parameter = &model->parameters[list->own];
+    const attn_parameter *parameter = state->parameters[list->own];
     attn_named_tensor *entry = &list->tensors[list->own];
     entry->tensor = parameter->value;
     entry->name = model_name(parameter->name);
@@ -192,9 +205,9 @@ static attn_status find(const attn_safetensors *file, const char *name, attn_dty
   return ATTN_OK;
 }
 
-static attn_status read_masters(const attn_safetensors *file, attn_model *model) {
-  for (int64_t i = 0; i < model->parameter_count; ++i) {
-    const attn_parameter *parameter = &model->parameters[i];
+static attn_status read_masters(const attn_safetensors *file, const attn_run_state *state) {
+  for (int64_t i = 0; i < state->parameter_count; ++i) {
+    const attn_parameter *parameter = state->parameters[i];
     char *name = model_name(parameter->name);
     if (!name) return ATTN_OUT_OF_MEMORY;
     attn_tensor stored;
@@ -203,7 +216,7 @@ static attn_status read_masters(const attn_safetensors *file, attn_model *model)
     if (status == ATTN_OK) status = attn_tensor_copy(&stored, &parameter->value);
     if (status != ATTN_OK) return attn_fail_in(ATTN_BAD_FORMAT, "%s", parameter->name);
   }
-  return attn_model_refresh(model);
+  return attn_model_refresh(state->model);
 }
 
 static attn_status read_run(const attn_safetensors *file, attn_run_state *state) {
@@ -242,7 +255,7 @@ attn_status attn_checkpoint_read(const char *path, attn_run_state *state,
   attn_status status = compare(file, identity);
   if (status == ATTN_OK) status = attn_optimiser_load(state->optimiser, file);
   if (status == ATTN_OK) status = read_run(file, state);
-  if (status == ATTN_OK) status = read_masters(file, state->model);
+  if (status == ATTN_OK) status = read_masters(file, state);
   attn_safetensors_close(file);
   return status == ATTN_OK ? ATTN_OK : attn_fail_in(status, "%s", path);
 }

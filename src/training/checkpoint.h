@@ -1,7 +1,7 @@
 /* The checkpoint of a training run: one safetensors file, written beside and renamed, so that the
  * earlier one stays whole until the new one is.
  *
- *   model.NAME, optimiser.*   masters and moments, as they are in memory
+ *   model.NAME, optimiser.*   masters and moments of what is trained, as they are in memory
  *   run.counters              [step, skipped, skipped in a row]
  *   run.loss                  [steps]; run.validation [validations, 2]
  * Metadata: who wrote it, and the identity of the run, one key for each thing that decides its
@@ -15,14 +15,16 @@
 
 /* What a run needs to continue; everything is borrowed. */
 typedef struct attn_run_state {
-  attn_model *model; /* trainable */
+  attn_model *model;
+  attn_parameter *const *parameters; /* that are trained */
+  int64_t parameter_count;
   attn_optimiser *optimiser;
   attn_history *history;
   int64_t step, skipped, skipped_in_row;
 } attn_run_state;
 
 /* What decides the numbers of a run, as text. */
-enum { ATTN_IDENTITY_KEYS = 32, ATTN_IDENTITY_TEXT = 40 };
+enum { ATTN_IDENTITY_KEYS = 40, ATTN_IDENTITY_TEXT = 40 };
 typedef struct attn_identity {
   const char *keys[ATTN_IDENTITY_KEYS];
   char texts[ATTN_IDENTITY_KEYS][ATTN_IDENTITY_TEXT];

@@ -16,6 +16,7 @@
 #include "base/progress.h"
 #include "base/status.h"
 #include "base/io.h"
+#include "models/lora.h"
 #include "models/model.h"
 #include "tensor/device.h"
 #include "training/checkpoint.h"
@@ -62,7 +63,7 @@ typedef struct run {
   attn_schedule schedule;
   attn_identity identity;
   attn_run_state state;
-  attn_parameter **parameters; /* [parameter_count] */
+  attn_parameter **parameters; /* [trained_count], that are trained */
   int32_t *inputs, *targets;   /* [batch * accumulation, length]: of one step */
   char *checkpoint, *svg, *csv;
   uint64_t starting_weights;
@@ -70,8 +71,9 @@ typedef struct run {
   int64_t checkpoints; /* layers that keep their inputs only, */
   int64_t lean;        /* and those after them that keep what is slow to make again */
   bool zeroed;         /* the gradients are zero */
-  int64_t first_step, parameter_count;
-  attn_progress speed; /* in tokens */
+  int64_t first_step, trained_count;
+  int64_t numbers, trained_numbers; /* of all parameters, of those that are trained */
+  attn_progress speed;              /* in tokens */
   double start;
   bool stop;                  /* the caller wants to stop */
   char warning[MESSAGE_SIZE]; /* why the last checkpoint failed, or "" */
@@ -133,6 +135,8 @@ static attn_status check_places(const attn_training_options *o) {
                      "training: the output directory %s is the model that it starts from; give "
                      "another one",
                      o->output);
+  if (o->lora && !o->model)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "training: lora adapts a model, and none is given");
   if ((unsigned)o->start > ATTN_START_RESUME)
     return attn_fail(ATTN_INVALID_ARGUMENT, "training: start is %d", (int)o->start);
   if (o->save_dtype != ATTN_F32 && o->save_dtype != ATTN_BF16 && o->save_dtype != ATTN_F16)
@@ -173,11 +177,42 @@ static attn_status take_options(const attn_training_options *given, run *r) {
 static uint64_t starting_weights(const run *r) {
   uint64_t value = ATTN_HASH_START;
   for (int64_t i = 0; r->options.model && i < r->model->parameter_count; ++i) {
-    const attn_tensor *master = &r->model->parameters[i].value;
-    value = attn_hash(value, master->data,
-                      (size_t)attn_tensor_count(master) * attn_dtype_size(master->dtype));
+    const attn_parameter *p = &r->model->parameters[i];
+    const attn_block_format *format = p->blocks ? attn_block_get_format(p->block_type) : NULL;
+    size_t count = (size_t)attn_tensor_count(&p->value);
+    if (format)
+      value = attn_hash(value, p->blocks, count / (size_t)format->elements * (size_t)format->bytes);
+    else
+      value = attn_hash(value, p->value.data, count * attn_dtype_size(p->value.dtype));
   }
   return r->options.model ? value : 0;
+}
+
+/* Makes what is to be trained trainable: adapters, or everything. */
+static attn_status choose_trained(run *r) {
+  const attn_training_options *o = &r->options;
+  if (o->lora) {
+    r->starting_weights = starting_weights(r);
+    return attn_model_attach_lora(r->model, o->lora, o->seed);
+  }
+  ATTN_TRY(attn_model_make_trainable(r->model));
+  r->starting_weights = starting_weights(r);
+  return ATTN_OK;
+}
+
+static int64_t count_numbers(attn_parameter *const *list, int64_t count) {
+  int64_t numbers = 0;
+  for (int64_t i = 0; i < count; ++i) numbers += attn_tensor_count(&list[i]->value);
+  return numbers;
+}
+
+static attn_status list_parameters(run *r) {
+  r->parameters = attn_alloc_array((size_t)attn_model_count_all(r->model), sizeof *r->parameters);
+  if (!r->parameters) return ATTN_OUT_OF_MEMORY;
+  r->numbers = count_numbers(r->parameters, attn_model_list_all(r->model, r->parameters));
+  r->trained_count = attn_model_list_trained(r->model, r->parameters);
+  r->trained_numbers = count_numbers(r->parameters, r->trained_count);
+  return ATTN_OK;
 }
 
 static attn_status open_model(run *r) {
@@ -187,21 +222,15 @@ static attn_status open_model(run *r) {
                     : attn_model_create(config, o->seed, o->compute, &r->model));
   ATTN_TRY(attn_model_check_decoder(r->model, "training"));
   ATTN_TRY(attn_training_data_fit(&r->data, r->model));
-  ATTN_TRY(attn_model_make_trainable(r->model));
-  r->starting_weights = starting_weights(r);
+  ATTN_TRY(choose_trained(r));
   ATTN_TRY(attn_model_move(r->model, o->device));
-  r->parameters = attn_alloc_array((size_t)r->model->parameter_count, sizeof *r->parameters);
-  if (!r->parameters) return ATTN_OUT_OF_MEMORY;
-  for (int64_t i = 0; i < r->model->parameter_count; ++i) {
-    r->parameters[i] = &r->model->parameters[i];
-    r->parameter_count += attn_tensor_count(&r->parameters[i]->value);
-  }
+  ATTN_TRY(list_parameters(r));
   attn_adamw adamw = {.beta1 = o->beta1,
                       .beta2 = o->beta2,
                       .epsilon = o->epsilon,
                       .weight_decay = o->weight_decay,
                       .clip = o->clip};
-  return attn_optimiser_create(&adamw, r->parameters, r->model->parameter_count, &r->optimiser);
+  return attn_optimiser_create(&adamw, r->parameters, r->trained_count, &r->optimiser);
 }
 
 static const double gpu_activations = 6.82e9;
@@ -260,6 +289,19 @@ static attn_status allocate(run *r) {
   return ATTN_OK;
 }
 
+/* The names say which matrices are adapted, and what is trained besides. */
+static void identify_lora(run *r) {
+  static const char *const kinds[] = {"lora", "rslora", "dora"};
+  const attn_lora_options *lora = r->options.lora;
+  uint64_t names = ATTN_HASH_START;
+  for (int64_t i = 0; i < r->trained_count; ++i)
+    names = attn_hash(names, r->parameters[i]->name, strlen(r->parameters[i]->name) + 1);
+  attn_identity_text(&r->identity, "lora", kinds[lora->kind]);
+  attn_identity_integer(&r->identity, "lora_rank", lora->rank);
+  attn_identity_number(&r->identity, "lora_alpha", lora->alpha);
+  attn_identity_hash(&r->identity, "lora_parameters", names);
+}
+
 static attn_status identify(run *r) {
   const attn_training_options *o = &r->options;
   attn_identity *id = &r->identity;
@@ -283,6 +325,7 @@ static attn_status identify(run *r) {
   attn_identity_number(id, "weight_decay", o->weight_decay);
   attn_identity_number(id, "clip", o->clip);
   attn_identity_integer(id, "validation_windows", o->validation_windows);
+  if (o->lora) identify_lora(r);
   return attn_identity_config(id, r->model->config.json);
 }
 
@@ -301,7 +344,11 @@ static attn_status set_up(const attn_training_options *options, run *r) {
   ATTN_TRY(open_model(r));
   ATTN_TRY(allocate(r));
   ATTN_TRY(identify(r));
-  r->state = (attn_run_state){.model = r->model, .optimiser = r->optimiser, .history = &r->history};
+  r->state = (attn_run_state){.model = r->model,
+                              .parameters = r->parameters,
+                              .parameter_count = r->trained_count,
+                              .optimiser = r->optimiser,
+                              .history = &r->history};
   ATTN_TRY(resume(r));
   return attn_make_directories(r->options.output);
 }
@@ -439,8 +486,10 @@ static attn_status step(run *r, attn_training_progress *report) {
 
 /* The checkpoint first: it is what a run continues from; the rest can be made from it. */
 static attn_status save(run *r) {
+  const attn_training_options *o = &r->options;
   ATTN_TRY(attn_checkpoint_write(r->checkpoint, &r->state, &r->identity));
-  ATTN_TRY(attn_model_save(r->model, r->options.output, r->options.save_dtype));
+  if (o->lora) ATTN_TRY(attn_model_save_lora(r->model, o->lora, o->model, o->output));
+  if (!o->lora || o->lora_merge) ATTN_TRY(attn_model_save(r->model, o->output, o->save_dtype));
   if (r->history.steps == 0) return ATTN_OK; /* nothing to draw */
   ATTN_TRY(attn_history_write_csv(&r->history, r->csv));
   if (isnan(attn_history_smoothed(&r->history))) return ATTN_OK;
@@ -532,7 +581,8 @@ static void fill_result(const run *r, attn_training_result *result) {
   double per_step = (double)o->batch * (double)o->accumulation * (double)o->length;
   int64_t last = r->history.validations - 1;
   *result = (attn_training_result){
-      .parameters = r->parameter_count,
+      .parameters = r->numbers,
+      .trained = r->trained_numbers,
       .first_step = r->first_step,
       .steps = r->state.step,
       .tokens = (int64_t)tokens_done(r),
@@ -547,7 +597,10 @@ static void fill_result(const run *r, attn_training_result *result) {
   if (result->seconds > 0)
     result->tokens_per_second =
         (double)(r->state.step - r->first_step) * per_step / result->seconds;
-  result->flop_per_second = 6 * (double)r->parameter_count * result->tokens_per_second;
+  /* Forward and the gradient of the inputs by all, that of the weights by those that are trained.
+   */
+  result->flop_per_second =
+      (4 * (double)r->numbers + 2 * (double)r->trained_numbers) * result->tokens_per_second;
 }
 
 attn_status attn_train(const attn_training_options *options, attn_training_progress_fn progress,
