@@ -80,6 +80,29 @@ echo '{"top_p": 2}' >directory/generation_config.json
 run 1 "$attn" run directory --prompt user
 says err 'generation_config.json: "top_p"'
 
+# Another mixer, in the tokens of the model.
+for i in 1 2 3 4 5 6 7 8 9; do echo "the user said that the model is a user of the model"; done >text
+run 0 "$attn" convert "$families/llama/model.gguf" hedgehog --to hedgehog --data text --steps 4 --batch 2 --length 8 \
+  --validation 0.3 --dtype float32 --json
+key hedgehog mixer
+key hedgehog model
+says err "step 4/4"
+run 0 "$attn" run hedgehog --prompt user --ignore-end --json -n 7
+key 7 tokens
+run 0 "$attn" info hedgehog
+says out "hedgehog"
+run 0 "$attn" convert "$families/llama/model.gguf" kept --to lawcat --keep-every 1 --data text --steps 0 --length 8 --quiet \
+  --dtype float32
+says out "before"
+run 2 "$attn" convert kept refused --to hedgehog
+says err "--to needs --data"
+run 2 "$attn" convert kept refused.gguf --to hedgehog --data text
+says err "--to writes a directory"
+run 2 "$attn" convert kept refused --data text
+run 1 "$attn" convert kept refused --to kda --data text --length 8
+says err "kda"
+[ ! -e refused ] || fail "what was refused was written"
+
 # Refusals.
 run 1 "$attn" convert "$families/gemma2" gemma2.gguf
 says err "gemma2"
