@@ -8,7 +8,8 @@
 
 #define TASKS(X)                                                                                   \
   X(mqar)                                                                                          \
-  X(copying) X(selective_copying) X(parity) X(permutations) X(passkey) X(niah1) X(niah2) X(niah3) X(listops)
+  X(copying)                                                                                       \
+  X(selective_copying) X(parity) X(permutations) X(passkey) X(niah1) X(niah2) X(niah3) X(listops)
 
 #define DECLARE(name) extern const attn_task attn_task_##name;
 #define ADDRESS(name) &attn_task_##name,
