@@ -47,10 +47,10 @@ static void print_loss(const char *what, double loss) {
 
 static void print_text(const attn_linearise_options *o, const attn_linearise_result *r) {
   char all[ATTN_FORMAT_SIZE], trained[ATTN_FORMAT_SIZE], time[ATTN_FORMAT_SIZE];
-  printf("%s: %s parameters, %s of them learnt in %s\n", o->output,
+  printf("%s: %s parameters, %s of them new%s, in %s\n", o->output,
          attn_format_count((double)r->parameters, all, sizeof all),
          attn_format_count((double)r->trained, trained, sizeof trained),
-         attn_format_duration(r->seconds, time, sizeof time));
+         o->steps ? " and learnt" : "", attn_format_duration(r->seconds, time, sizeof time));
   if (r->validation_tokens)
     printf("perplexity of %lld tokens in windows of %lld\n", (long long)r->validation_tokens,
            (long long)o->length);
