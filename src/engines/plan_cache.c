@@ -3,7 +3,6 @@
 #include "base/status.h"
 #include "engines/plan.h"
 
-#include <stddef.h>
 #include <string.h>
 
 enum { ENTRIES = 64 };
@@ -26,18 +25,23 @@ typedef struct entry {
 #define SOFTMAX_FIELDS(X)                                                                          \
   X(struct_size) X(dtype) X(passes) X(batch) X(query_length) X(key_length) X(heads) X(kv_heads)    \
   X(dim) X(value_dim) X(scale) X(causal) X(window_left) X(window_right) X(soft_cap) X(bias)        \
-  X(alibi) X(sinks) X(ragged) X(paged) X(page_size) X(splits)                   \
+  X(alibi) X(sinks) X(ragged) X(paged) X(page_size) X(list_queries) X(list_keys) X(splits)         \
   X(device.kind) X(device.index) X(planning)
 #define RECURRENT_FIELDS(X)                                                                        \
   X(struct_size) X(dtype) X(passes) X(batch) X(length) X(heads) X(value_heads) X(dim) X(value_dim) \
   X(scale) X(decay) X(update) X(normalise) X(epsilon) X(ragged) X(block)        \
   X(device.kind) X(device.index) X(planning)
 /* clang-format on */
-/* A field added to a problem has to be added above. */
-#define ENDS_WITH_PLANNING(type)                                                                   \
-  (offsetof(type, planning) + sizeof(attn_planning) + _Alignof(type) > sizeof(type))
-_Static_assert(ENDS_WITH_PLANNING(attn_softmax_problem), "the key lacks a field");
-_Static_assert(ENDS_WITH_PLANNING(attn_recurrent_problem), "the key lacks a field");
+/* A field added to a problem has to be added above: all of them and what lies between, at most so
+ * much with 64-bit pointers, make up the struct. */
+enum { SOFTMAX_PADDING = 14, RECURRENT_PADDING = 18 };
+#define SOFTMAX_SIZE(field)   +sizeof(((attn_softmax_problem *)0)->field)
+#define RECURRENT_SIZE(field) +sizeof(((attn_recurrent_problem *)0)->field)
+_Static_assert(SOFTMAX_FIELDS(SOFTMAX_SIZE) + SOFTMAX_PADDING >= sizeof(attn_softmax_problem),
+               "the key lacks a field");
+_Static_assert(RECURRENT_FIELDS(RECURRENT_SIZE) + RECURRENT_PADDING >=
+                   sizeof(attn_recurrent_problem),
+               "the key lacks a field");
 
 static void softmax_key(problem_key *key, const attn_softmax_problem *problem) {
   memset(key, 0, sizeof *key);

@@ -37,6 +37,39 @@ static void equal_problems_share_a_plan(void **state) {
   attn_plan_cache_destroy(cache);
 }
 
+/* Whatever field differs, the plan is another one. */
+static void every_field_counts(void **state) {
+  (void)state;
+  attn_plan_cache *cache = attn_plan_cache_create();
+  attn_softmax_problem good = ATTN_SOFTMAX_PROBLEM_INIT;
+  good.query_length = good.key_length = 64;
+  good.dim = good.value_dim = 8;
+  const attn_plan *first, *other;
+  assert_ok(attn_plan_cache_softmax(cache, &good, &first));
+#define DIFFERS(change)                                                                            \
+  do {                                                                                             \
+    attn_softmax_problem p = good;                                                                 \
+    change;                                                                                        \
+    assert_ok(attn_plan_cache_softmax(cache, &p, &other));                                         \
+    assert_ptr_not_equal(first, other);                                                            \
+  } while (0)
+  DIFFERS(p.dtype = ATTN_F64);
+  DIFFERS(p.causal = true);
+  DIFFERS(p.window_right = 3);
+  DIFFERS(p.soft_cap = 2);
+  DIFFERS(p.sinks = true);
+  DIFFERS((p.paged = true, p.page_size = 16));
+  DIFFERS((p.paged = true, p.page_size = 32));
+  DIFFERS(p.list_queries = p.list_keys = 32);
+  const attn_plan *lists = other;
+  DIFFERS((p.list_queries = 32, p.list_keys = 64));
+  assert_ptr_not_equal(lists, other);
+  DIFFERS(p.splits = 2);
+  assert_ok(attn_plan_cache_softmax(cache, &good, &other));
+  assert_ptr_equal(first, other);
+  attn_plan_cache_destroy(cache);
+}
+
 static void threads_and_paths_have_their_own(void **state) {
   (void)state;
   attn_plan_cache *cache = attn_plan_cache_create();
@@ -92,6 +125,7 @@ static void failures_leave_the_cache_whole(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(equal_problems_share_a_plan),
+                                     cmocka_unit_test(every_field_counts),
                                      cmocka_unit_test(threads_and_paths_have_their_own),
                                      cmocka_unit_test(the_least_recently_used_goes),
                                      cmocka_unit_test(failures_leave_the_cache_whole)};
