@@ -100,14 +100,28 @@ static attn_status convert(const convert_options *o, const char *from, const cha
   return status;
 }
 
+static const convert_options defaults = {.type = ATTN_WEIGHTS_AS_STORED,
+                                         .split = -1,
+                                         .linearise = ATTN_LINEARISE_OPTIONS_INIT,
+                                         .device = ATTN_DEVICE_AUTO};
+
+/* Whether options are given that belong to --to. */
+static bool has_mixer_options(const convert_options *o) {
+  return o->data.count || o->json || o->quiet || strcmp(o->device, defaults.device) != 0 ||
+         memcmp(&o->linearise, &defaults.linearise, sizeof o->linearise) != 0;
+}
+
 static int run(const attn_command *command, void *options, const attn_words *words) {
   const convert_options *o = options;
   if (o->linearise.mixer && !o->data.count)
     return attn_misuse(command, "--to needs --data: the text to learn from");
   if (o->linearise.mixer && attn_path_has_suffix(words->items[1], ".gguf"))
     return attn_misuse(command, "--to writes a directory: GGUF has no names for other mixers");
+  if (o->linearise.mixer && (o->type != defaults.type || o->split != defaults.split))
+    return attn_misuse(command, "--type and --split do not go with --to: it has --save-dtype");
   if (o->linearise.mixer) return attn_convert_mixer(command, o, words);
-  if (o->data.count) return attn_misuse(command, "--data is for --to");
+  if (has_mixer_options(o))
+    return attn_misuse(command, "only --type, --split and --threads go without --to");
   bool to_gguf = attn_path_has_suffix(words->items[1], ".gguf");
   if (!to_gguf && (o->type == ATTN_WEIGHTS_Q8_0 || o->type == ATTN_WEIGHTS_Q4_0))
     return attn_misuse(command, "--type %s needs a .gguf file: a directory has f32, f16 or bf16",
@@ -115,11 +129,6 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   attn_status status = convert(o, words->items[0], words->items[1]);
   return status == ATTN_OK ? ATTN_EXIT_OK : attn_report(command, status);
 }
-
-static const convert_options defaults = {.type = ATTN_WEIGHTS_AS_STORED,
-                                         .split = -1,
-                                         .linearise = ATTN_LINEARISE_OPTIONS_INIT,
-                                         .device = ATTN_DEVICE_AUTO};
 
 static const char *const save_dtypes[] = {"bfloat16", "float32", "float16", NULL};
 

@@ -40,12 +40,13 @@ static attn_status take_options(const attn_linearise_options *given, job *j) {
                      !o->model    ? "the model"
                      : !o->output ? "the output directory"
                                   : "the mixer");
-  if (o->keep_every < 0 || o->validation_tokens < 0 || o->steps < 0 || o->batch < 1)
+  if (o->keep_every < 0 || o->validation_tokens < 0 || o->steps < 0 || o->batch < 1 ||
+      o->length < 1)
     return attn_fail(ATTN_INVALID_ARGUMENT,
                      "linearise: keep_every is %lld, validation_tokens %lld, steps %lld, batch "
-                     "%lld: expected at least 0, 0, 0 and 1",
+                     "%lld, length %lld: expected at least 0, 0, 0, 1 and 1",
                      (long long)o->keep_every, (long long)o->validation_tokens, (long long)o->steps,
-                     (long long)o->batch);
+                     (long long)o->batch, (long long)o->length);
   return ATTN_OK;
 }
 

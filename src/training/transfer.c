@@ -166,8 +166,9 @@ static attn_status set_up(transfer *t, const bool *fresh) {
   ATTN_TRY(attn_tensor_create_on(t->student->device, t->student->compute, 2, shape, &t->wanted));
   size_t rows = (size_t)(o->batch * o->length);
   t->inputs = attn_alloc_array(rows, 2 * sizeof *t->inputs);
+  if (!t->inputs) return ATTN_OUT_OF_MEMORY;
   t->targets = t->inputs + rows;
-  return t->inputs ? ATTN_OK : ATTN_OUT_OF_MEMORY;
+  return ATTN_OK;
 }
 
 /* The student is for inference again. */

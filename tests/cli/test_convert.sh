@@ -99,6 +99,11 @@ says err "--to needs --data"
 run 2 "$attn" convert kept refused.gguf --to hedgehog --data text
 says err "--to writes a directory"
 run 2 "$attn" convert kept refused --data text
+run 2 "$attn" convert kept refused --steps 3
+says err "without --to"
+run 2 "$attn" convert kept refused --json
+run 2 "$attn" convert kept refused --to hedgehog --data text --type f32
+says err "--save-dtype"
 run 1 "$attn" convert kept refused --to kda --data text --length 8
 says err "kda"
 [ ! -e refused ] || fail "what was refused was written"
