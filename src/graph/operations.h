@@ -87,6 +87,19 @@ attn_var *attn_op_head_scores(attn_graph *graph, attn_var *x, attn_var *q);
 attn_var *attn_op_prefix_softmax(attn_graph *graph, const attn_layout *layout, attn_var *s,
                                  attn_var *v, const attn_prefix_state *state);
 
+/* legendre.c -------------------------------------------------------------------------------------
+ * m_t = Abar m_{t-1} + Bbar u_t in each sequence, for each head by itself: the coefficients of the
+ * last theta inputs (engines/legendre/legendre.h). u [rows, heads] wide, m [rows, heads, size]
+ * wide. state [heads, size], for one sequence, is continued from and moved on; no gradient flows
+ * into it. NULL: none. */
+attn_var *attn_op_legendre_memory(attn_graph *graph, const attn_layout *layout, attn_var *u,
+                                  int64_t size, double theta, const attn_tensor *state);
+
+/* concatenate.c ----------------------------------------------------------------------------------
+ * y [rows, a + b] = [x1 | x2] of x1 [rows, a] and x2 [rows, b], of any dtypes, in the compute dtype
+ * or another. */
+attn_var *attn_op_concatenate(attn_graph *graph, attn_var *a, attn_var *b, attn_dtype dtype);
+
 /* Helpers shared by operations. */
 bool attn_same_shape(const attn_tensor *a, const attn_tensor *b);
 const char *attn_shape_text(const attn_tensor *tensor, char text[128]);

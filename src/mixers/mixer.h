@@ -56,6 +56,8 @@ typedef struct attn_mixer_options {
   attn_feature_map feature_map;
   int64_t feature_dim;   /* hedgehog, lawcat: outputs of a map's matrix, half the features; based:
                           * channels of a query or key head */
+  int64_t memory_dim;    /* lmu, spiking_lmu: coefficients of a head's memory */
+  double theta;          /* lmu, spiking_lmu: tokens that the memory reaches back, 1 or more */
   int64_t latent_rank;   /* mla: of the latent that keys and values are made of */
   int64_t query_rank;    /* mla: of the queries' latent; 0: there is none */
   int64_t shared_dim;    /* mla: channels of a key that all heads share, beside its own dim */

@@ -22,6 +22,7 @@ static const struct {
     {"aaren", oracle_aaren},
     {"based", oracle_based},
     {"lawcat", oracle_lawcat},
+    {"lmu", oracle_lmu},
 };
 
 oracle_mixer *oracle_of_mixer(const char *name) {
