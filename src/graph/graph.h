@@ -52,8 +52,10 @@ struct attn_graph {
   attn_gpu *gpu; /* NULL on the processor */
   attn_dtype compute, wide;
   bool recording;
+  bool records_later;   /* not recording, but the same runs again in backward (checkpoints) */
   bool used_up;         /* by a backward: the tape is gone */
   double expected;      /* see attn_graph_expect; 0: nothing is */
+  double scale;         /* that the backward in progress started with */
   const attn_var *loss; /* that backward started from */
   attn_status status;
   attn_node *last;

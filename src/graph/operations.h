@@ -95,6 +95,17 @@ attn_var *attn_op_prefix_softmax(attn_graph *graph, const attn_layout *layout, a
 attn_var *attn_op_legendre_memory(attn_graph *graph, const attn_layout *layout, attn_var *u,
                                   int64_t size, double theta, const attn_tensor *state);
 
+/* lif.c ------------------------------------------------------------------------------------------
+ * Spikes, 0 or 1, of leaky integrate-and-fire neurons that step along each sequence, one a channel
+ * (kernels/spikes.h). x [rows, n] wide, the result [rows, n] of `dtype`. The gradient is the
+ * surrogate's: that of sigmoid(4 (potential - threshold)), none through resets. state [n], of one
+ * sequence, holds the potentials and is moved on; NULL: none, they begin at 0. */
+typedef struct attn_lif {
+  double tau, threshold; /* 1 or more; above 0 */
+} attn_lif;
+attn_var *attn_op_lif(attn_graph *graph, const attn_layout *layout, const attn_lif *neuron,
+                      attn_var *x, attn_dtype dtype, const attn_tensor *state);
+
 /* concatenate.c ----------------------------------------------------------------------------------
  * y [rows, a + b] = [x1 | x2] of x1 [rows, a] and x2 [rows, b], of any dtypes, in the compute dtype
  * or another. */

@@ -12,8 +12,6 @@
 #include "mixers/mixer.h"
 #include "mixers/shared/legendre.h"
 
-#include <math.h>
-
 enum { U, U_BIAS, H, H_BIAS, O, O_BIAS };
 enum { MEMORY };
 
@@ -40,17 +38,11 @@ static attn_var *memory(attn_graph *g, const attn_mixer_call *call, attn_var *co
   return attn_legendre_memory(g, call, in[0], MEMORY);
 }
 
-/* x W^T + b with parameters i and i + 1, wide. */
-static attn_var *affine(attn_graph *g, const attn_mixer_call *call, attn_var *x, int i) {
-  return attn_op_add_bias(g, attn_op_linear_wide(g, x, call->parameters[i]),
-                          attn_mixer_parameter(g, call, i + 1));
-}
-
 static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
-  attn_var *u = attn_op_activate_wide(g, ATTN_RELU, affine(g, call, x, U));
+  attn_var *u = attn_op_activate_wide(g, ATTN_RELU, attn_legendre_apply(g, call, x, U));
   attn_var *m = attn_mixer_each(g, call, memory, 0, 1, &u);
   attn_var *both = attn_op_concatenate(g, m, x, g->compute);
-  attn_var *h = attn_op_activate(g, ATTN_RELU, affine(g, call, both, H));
+  attn_var *h = attn_op_activate(g, ATTN_RELU, attn_legendre_apply(g, call, both, H));
   return attn_op_add_bias(g, attn_op_linear(g, h, call->parameters[O]),
                           attn_mixer_parameter(g, call, O_BIAS));
 }

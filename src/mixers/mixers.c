@@ -13,7 +13,7 @@
 extern const attn_mixer attn_mixer_softmax, attn_mixer_lightning, attn_mixer_gla,
     attn_mixer_delta_net, attn_mixer_gated_delta_net, attn_mixer_kda, attn_mixer_mla,
     attn_mixer_minimax, attn_mixer_hedgehog, attn_mixer_norm_attention, attn_mixer_diag_attention,
-    attn_mixer_aaren, attn_mixer_based, attn_mixer_lawcat, attn_mixer_lmu;
+    attn_mixer_aaren, attn_mixer_based, attn_mixer_lawcat, attn_mixer_lmu, attn_mixer_spiking_lmu;
 
 static const attn_mixer *const table[] = {
     &attn_mixer_softmax,
@@ -31,6 +31,7 @@ static const attn_mixer *const table[] = {
     &attn_mixer_based,
     &attn_mixer_lawcat,
     &attn_mixer_lmu,
+    &attn_mixer_spiking_lmu,
 };
 
 enum { COUNT = sizeof table / sizeof *table };
@@ -104,6 +105,12 @@ attn_parameter_shape attn_vector(const char *name, int64_t count, attn_initial i
       .name = name, .rank = 1, .shape = {count}, .initial = initial, .scale = scale};
 }
 
+attn_parameter_shape attn_statistic(const char *name, int64_t count, double value) {
+  attn_parameter_shape shape = attn_vector(name, count, ATTN_INIT_CONSTANT, value);
+  shape.statistic = true;
+  return shape;
+}
+
 static attn_status in_range(const char *mixer, const char *field, int64_t value, int64_t least,
                             int64_t greatest) {
   if (value >= least && value <= greatest) return ATTN_OK;
@@ -154,6 +161,8 @@ static const struct {
     {"soft_cap", offsetof(attn_mixer_options, soft_cap)},
     {"scale", offsetof(attn_mixer_options, scale)},
     {"theta", offsetof(attn_mixer_options, theta)},
+    {"spike_tau", offsetof(attn_mixer_options, spike_tau)},
+    {"spike_threshold", offsetof(attn_mixer_options, spike_threshold)},
     {"norm_eps", offsetof(attn_mixer_options, norm_epsilon)},
 };
 

@@ -40,6 +40,7 @@ static attn_parameter *add(inventory *list, const char *prefix, attn_parameter_s
         attn_family_place(&list->model->config, &shape, ATTN_IN_SAFETENSORS, &place) != ATTN_OK;
   parameter->name = attn_strdup(place.name);
   parameter->decay = shape.decay;
+  parameter->statistic = shape.statistic;
   list->model->shapes[index] = shape;
   list->failed |= !parameter->name || !shape.name;
   return parameter;

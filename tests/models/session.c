@@ -33,6 +33,7 @@ static const char *const mixer_lists[] = {
     "\"hedgehog\", \"softmax\"",
     "\"lawcat\"",
     "\"lmu\"",
+    "\"spiking_lmu\", \"lmu\"",
     "\"diag_attention\", \"diag_attention\", \"norm_attention\", \"norm_attention\"",
     "\"aaren\", \"softmax\"",
     "\"based\", \"softmax\"",

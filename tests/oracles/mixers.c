@@ -23,6 +23,7 @@ static const struct {
     {"based", oracle_based},
     {"lawcat", oracle_lawcat},
     {"lmu", oracle_lmu},
+    {"spiking_lmu", oracle_spiking_lmu},
 };
 
 oracle_mixer *oracle_of_mixer(const char *name) {

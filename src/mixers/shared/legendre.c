@@ -31,6 +31,11 @@ void attn_legendre_affine(attn_parameter_shape shapes[2], const char *weight, co
   shapes[1] = attn_vector(bias, outputs, ATTN_INIT_UNIFORM, bound);
 }
 
+attn_var *attn_legendre_apply(attn_graph *g, const attn_mixer_call *call, attn_var *x, int i) {
+  return attn_op_add_bias(g, attn_op_linear_wide(g, x, call->parameters[i]),
+                          attn_mixer_parameter(g, call, i + 1));
+}
+
 attn_state_part attn_legendre_state(const attn_mixer_options *o, attn_dtype compute) {
   return (attn_state_part){.name = "memory",
                            .dtype = compute == ATTN_F64 ? ATTN_F64 : ATTN_F32,

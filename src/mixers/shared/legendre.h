@@ -10,6 +10,8 @@ attn_status attn_legendre_configure(attn_mixer_options *options, const char *mix
  * code. */
 void attn_legendre_affine(attn_parameter_shape shapes[2], const char *weight, const char *bias,
                           int64_t outputs, int64_t inputs);
+/* x W^T + b with parameters i and i + 1 of a call, wide. */
+attn_var *attn_legendre_apply(attn_graph *graph, const attn_mixer_call *call, attn_var *x, int i);
 /* m [heads, memory_dim]. */
 attn_state_part attn_legendre_state(const attn_mixer_options *options, attn_dtype compute);
 /* u [rows, heads] into m [rows, heads, memory_dim], with the state of part `part` where there is
