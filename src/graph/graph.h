@@ -45,6 +45,11 @@ struct attn_node {
   attn_node *previous;
 };
 
+/* Of neurons on the processor: steps, and those that were spikes. */
+typedef struct attn_spike_count {
+  double fired, steps;
+} attn_spike_count;
+
 struct attn_graph {
   attn_arena *arena;  /* of the host: nodes, variables, tables of pointers */
   attn_arena *memory; /* of the device: values and gradients; the same one on the processor */
@@ -62,6 +67,7 @@ struct attn_graph {
   struct attn_free_buffer *free_buffers; /* gradients that have been used up */
   const attn_kernels *kernels;
   int threads;
+  attn_spike_count *spikes;      /* where they are counted; NULL: they are not */
   struct attn_replay *replay;    /* the one that is being captured (replay.h), or NULL */
   struct attn_plan_cache *plans; /* of the engines' problems, so that no step plans twice */
 };

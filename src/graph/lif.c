@@ -66,6 +66,14 @@ static attn_status lif_backward(attn_graph *g, attn_node *node) {
   return g->status;
 }
 
+static void count_spikes(attn_graph *g, const attn_tensor *spikes) {
+  for (int64_t r = 0; r < spikes->shape[0]; ++r) {
+    attn_span row = attn_row(spikes, spikes->stride[0], r);
+    g->spikes->fired += g->kernels->row_dot(row, row, spikes->shape[1]); /* 1 times 1 */
+  }
+  g->spikes->steps += (double)attn_tensor_count(spikes);
+}
+
 attn_var *attn_op_lif(attn_graph *graph, const attn_layout *layout, const attn_lif *neuron,
                       attn_var *x, attn_dtype dtype, const attn_tensor *state) {
   if (!x) return NULL;
@@ -91,6 +99,7 @@ attn_var *attn_op_lif(attn_graph *graph, const attn_layout *layout, const attn_l
   if (graph->status != ATTN_OK) return NULL;
   const attn_tensor *const all[TENSORS] = {in, &value, kept ? &potential : NULL};
   each_sequence(graph, layout, neuron, all, state, false);
+  if (graph->spikes && !graph->gpu) count_spikes(graph, &value);
   lif_node *node = attn_graph_record(graph, sizeof *node, spikes, lif_backward);
   if (node) {
     node->x = x;

@@ -95,6 +95,15 @@ attn_var *attn_op_prefix_softmax(attn_graph *graph, const attn_layout *layout, a
 attn_var *attn_op_legendre_memory(attn_graph *graph, const attn_layout *layout, attn_var *u,
                                   int64_t size, double theta, const attn_tensor *state);
 
+/* sequences.c ------------------------------------------------------------------------------------
+ * x [rows, n] with its neighbours in its sequence, y [rows, n taps] in the compute dtype: y[t, c
+ * taps
+ * + k] = x[t + k - taps / 2, c], 0 beyond the ends. taps is odd. A centred convolution is this and
+ * a product. */
+attn_var *attn_op_unfold(attn_graph *graph, const attn_layout *layout, attn_var *x, int64_t taps);
+/* The mean over time of each sequence, [batch, n], wide. None may be empty. */
+attn_var *attn_op_sequence_mean(attn_graph *graph, const attn_layout *layout, attn_var *x);
+
 /* lif.c ------------------------------------------------------------------------------------------
  * Spikes, 0 or 1, of leaky integrate-and-fire neurons that step along each sequence, one a channel
  * (kernels/spikes.h). x [rows, n] wide, the result [rows, n] of `dtype`. The gradient is the
