@@ -96,9 +96,8 @@ attn_var *attn_op_legendre_memory(attn_graph *graph, const attn_layout *layout, 
                                   int64_t size, double theta, const attn_tensor *state);
 
 /* sequences.c ------------------------------------------------------------------------------------
- * x [rows, n] with its neighbours in its sequence, y [rows, n taps] in the compute dtype: y[t, c
- * taps
- * + k] = x[t + k - taps / 2, c], 0 beyond the ends. taps is odd. A centred convolution is this and
+ * x [rows, n] with its neighbours in its sequence, y [rows, taps n] in the compute dtype: y[t, k n
+ * + c] = x[t + k - taps / 2, c], 0 beyond the ends. taps is odd. A centred convolution is this and
  * a product. */
 attn_var *attn_op_unfold(attn_graph *graph, const attn_layout *layout, attn_var *x, int64_t taps);
 /* The mean over time of each sequence, [batch, n], wide. None may be empty. */

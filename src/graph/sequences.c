@@ -26,8 +26,7 @@ typedef struct unfold_node {
 static attn_tensor tap_of(const attn_tensor *y, int64_t taps, int64_t k) {
   attn_tensor columns = *y;
   columns.shape[1] = y->shape[1] / taps;
-  columns.stride[1] = taps;
-  columns.data = (char *)y->data + k * (int64_t)attn_dtype_size(y->dtype);
+  columns.data = (char *)y->data + k * columns.shape[1] * (int64_t)attn_dtype_size(y->dtype);
   return columns;
 }
 

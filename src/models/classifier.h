@@ -31,7 +31,7 @@ struct attn_classifier {
   int64_t parameter_count;
   attn_parameter *parameters;
   attn_parameter_shape *shapes;
-  attn_parameter *convolution[ATTN_CLASSIFIER_CONVOLUTIONS]; /* [hidden, inputs * 3] */
+  attn_parameter *convolution[ATTN_CLASSIFIER_CONVOLUTIONS]; /* [hidden, 3 inputs] */
   attn_norm_parameters convolution_norm[ATTN_CLASSIFIER_CONVOLUTIONS];
   attn_classifier_layer *layers;
   attn_norm_parameters head_norm; /* spiking */

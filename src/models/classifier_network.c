@@ -15,7 +15,6 @@ enum { CONVOLUTIONS = ATTN_CLASSIFIER_CONVOLUTIONS, TAPS = ATTN_CLASSIFIER_TAPS 
 
 struct attn_classifier_stream {
   attn_classifier *c;
-  attn_graph *graph;
   attn_tensor tail[CONVOLUTIONS]; /* [2, inputs], wide: the last inputs, */
   int64_t seen[CONVOLUTIONS];     /* of so many */
   attn_tensor *neurons;           /* potentials of each group, wide */
@@ -77,8 +76,9 @@ static void keep_tail(const network *n, int i, const attn_tensor *all) {
 }
 
 /* Of a stream: the inputs of the frames that can be given now, with their neighbours, [rows, inputs
- * 3]; *x are these inputs alone. NULL where there are none, and no error. */
-static attn_var *window(network *n, attn_var **x, int i) {
+ * 3]; *x are these inputs alone, of which the first `channels` are convolved. NULL where there are
+ * none, and no error. */
+static attn_var *window(network *n, attn_var **x, int i, int64_t channels) {
   attn_classifier_stream *s = n->stream;
   int64_t kept = s->seen[i] < 2 ? s->seen[i] : 2, fresh = *x ? (*x)->value.shape[0] : 0;
   int64_t total = kept + fresh, first = kept ? kept - 1 : 0;
@@ -101,12 +101,14 @@ static attn_var *window(network *n, attn_var **x, int i) {
   attn_layout layout = attn_layout_equal(1, total);
   attn_var *rows = attn_graph_input(n->g, &all);
   *x = attn_view_slice(n->g, rows, 0, first, count);
-  return attn_view_slice(n->g, attn_op_unfold(n->g, &layout, rows, TAPS), 0, first, count);
+  attn_var *convolved = attn_view_slice(n->g, rows, 1, 0, channels);
+  return attn_view_slice(n->g, attn_op_unfold(n->g, &layout, convolved, TAPS), 0, first, count);
 }
 
 /* Convolution i of *x, which in a stream becomes what belongs to the same frames. */
 static attn_var *convolve(network *n, attn_var **x, int i) {
-  attn_var *columns = n->stream ? window(n, x, i) : attn_op_unfold(n->g, &n->layout, *x, TAPS);
+  attn_var *columns = n->stream ? window(n, x, i, n->stream->tail[i].shape[1])
+                                : attn_op_unfold(n->g, &n->layout, *x, TAPS);
   return attn_op_linear_wide(n->g, columns, n->c->convolution[i]);
 }
 
@@ -135,15 +137,10 @@ static attn_var *embed(network *n, attn_var *x) {
   }
   attn_var *spikes = x ? fire(n, x, &c->convolution_norm[last]) : NULL;
   if (!x) ++n->group;
-  if (!n->stream)
-    return attn_op_add(
-        g,
-        attn_op_linear_wide(g, attn_op_unfold(g, &n->layout, spikes, TAPS), c->convolution[last]),
-        x);
+  if (!n->stream) return attn_op_add(g, convolve(n, &spikes, last), x);
   attn_var *both = x ? attn_op_concatenate(g, spikes, x, g->wide) : NULL;
-  attn_var *columns = window(n, &both, last);
+  attn_var *columns = window(n, &both, last, c->hidden);
   if (!columns) return NULL;
-  columns = attn_view_slice(g, columns, 1, 0, c->hidden * TAPS);
   attn_var *y = attn_op_linear_wide(g, columns, c->convolution[last]);
   return attn_op_add(g, y, attn_view_slice(g, both, 1, c->hidden, c->hidden));
 }
@@ -288,7 +285,7 @@ static attn_status make_stream(attn_classifier_stream *s) {
   for (int64_t l = 0; l < c->layer_count; ++l)
     ATTN_TRY(attn_state_create((attn_device){0}, parts, count, ATTN_STATE_CAPACITY, 1, NULL,
                                &s->states[l]));
-  return attn_graph_create(c->compute, &s->graph);
+  return ATTN_OK;
 }
 
 attn_status attn_classifier_stream_create(attn_classifier *c, attn_classifier_stream **stream) {
@@ -314,7 +311,6 @@ void attn_classifier_stream_destroy(attn_classifier_stream *s) {
   for (int64_t i = 0; s->neurons && i < attn_classifier_neurons(s->c); ++i)
     attn_tensor_destroy(&s->neurons[i]);
   for (int64_t l = 0; s->states && l < s->c->layer_count; ++l) attn_state_destroy(s->states[l]);
-  attn_graph_destroy(s->graph);
   attn_free(s->neurons);
   attn_free(s->states);
   attn_free(s->sums);
@@ -343,16 +339,16 @@ static attn_status advance(attn_classifier_stream *s, const float *frames, int64
   if (s->ended || s->failed)
     return attn_fail(ATTN_INVALID_ARGUMENT, "classifier stream: it has %s and was not cleared",
                      s->ended ? "ended" : "failed");
-  attn_graph_reset(s->graph, false);
-  network n = {.g = s->graph, .c = s->c, .stream = s, .last = last};
+  attn_graph_reset(s->c->graph, false);
+  network n = {.g = s->c->graph, .c = s->c, .stream = s, .last = last};
   n.layout = attn_layout_equal(1, count);
-  attn_var *x = count ? input_rows(s->graph, s->c, frames, count) : NULL;
+  attn_var *x = count ? input_rows(s->c->graph, s->c, frames, count) : NULL;
   x = count && !x ? NULL : features(&n, x);
   if (x) x = affine(&n, x, s->c->head);
-  s->failed = attn_graph_status(s->graph) != ATTN_OK;
+  s->failed = attn_graph_status(s->c->graph) != ATTN_OK;
   if (!s->failed && x) count_scores(s, &x->value);
   s->ended = last;
-  return attn_graph_status(s->graph);
+  return attn_graph_status(s->c->graph);
 }
 
 attn_status attn_classifier_stream_feed(attn_classifier_stream *s, const float *frames,

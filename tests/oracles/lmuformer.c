@@ -30,7 +30,7 @@ static double *fire(const oracle_lmuformer *o, const char *prefix, int64_t rows,
   return s;
 }
 
-/* y_t = sum over k of w[.., .., k] x_{t + k - 1}: w [hidden, inputs, 3] */
+/* y_t = sum over k of w[.., .., k] x_{t + k - 1}: w [hidden, 3, inputs] */
 static double *convolve(const oracle_lmuformer *o, int i, int64_t rows, const double *x) {
   char prefix[64];
   snprintf(prefix, sizeof prefix, "embedding.%d.conv.", i);
@@ -42,7 +42,7 @@ static double *convolve(const oracle_lmuformer *o, int i, int64_t rows, const do
       for (int64_t c = 0; c < inputs; ++c)
         for (int64_t k = 0; k < 3; ++k)
           if (t + k - 1 >= 0 && t + k - 1 < rows)
-            y[t * o->hidden + h] += w[(h * inputs + c) * 3 + k] * x[(t + k - 1) * inputs + c];
+            y[t * o->hidden + h] += w[(h * 3 + k) * inputs + c] * x[(t + k - 1) * inputs + c];
   return y;
 }
 
