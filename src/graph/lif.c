@@ -11,20 +11,6 @@ typedef struct lif_node {
   attn_layout layout;
 } lif_node;
 
-/* Sequences b .. of rows [rows, n]: [batch, length, n]. */
-static attn_tensor sequences(const attn_tensor *x, const attn_layout *layout, int64_t b) {
-  attn_tensor part = *x;
-  part.rank = 3;
-  part.data = attn_row(x, x->stride[0], attn_layout_first(layout, b)).data;
-  part.shape[0] = layout->offsets ? 1 : layout->batch;
-  part.shape[1] = attn_layout_length(layout, b);
-  part.shape[2] = x->shape[1];
-  part.stride[0] = part.shape[1] * x->stride[0];
-  part.stride[1] = x->stride[0];
-  part.stride[2] = 1;
-  return part;
-}
-
 enum { TENSORS = 5 };
 
 static void each_sequence(attn_graph *g, const attn_layout *layout, const attn_lif *neuron,
@@ -37,7 +23,7 @@ static void each_sequence(attn_graph *g, const attn_layout *layout, const attn_l
     if (attn_layout_length(layout, b) == 0) continue;
     for (int i = 0; i < TENSORS; ++i)
       if (all[i]) {
-        part[i] = sequences(all[i], layout, b);
+        part[i] = attn_sequences_of(all[i], layout, b);
         of[i] = &part[i];
       }
     attn_lif_tensors x = {.x = of[0],

@@ -120,6 +120,9 @@ attn_var *attn_op_lif(attn_graph *graph, const attn_layout *layout, const attn_l
 attn_var *attn_op_concatenate(attn_graph *graph, attn_var *a, attn_var *b, attn_dtype dtype);
 
 /* Helpers shared by operations. */
+/* Rows x [rows, ..] as [sequences, length, ..]: all of them where they are equally long, sequence b
+ * alone where they are packed. */
+attn_tensor attn_sequences_of(const attn_tensor *x, const attn_layout *layout, int64_t b);
 bool attn_same_shape(const attn_tensor *a, const attn_tensor *b);
 const char *attn_shape_text(const attn_tensor *tensor, char text[128]);
 /* Contiguous, like `shape_of`, in a dtype. */

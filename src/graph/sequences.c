@@ -1,6 +1,22 @@
-/* Operations along sequences that classifiers need: neighbours side by side, and means. */
+/* Rows as sequences, and operations along them that classifiers need: neighbours side by side, and
+ * means. */
 #include "graph/operations.h"
 #include "graph/passes.h"
+
+attn_tensor attn_sequences_of(const attn_tensor *x, const attn_layout *layout, int64_t b) {
+  attn_tensor part = *x;
+  part.rank = x->rank + 1;
+  part.data = attn_row(x, x->stride[0], attn_layout_first(layout, b)).data;
+  part.shape[0] = layout->offsets ? 1 : layout->batch;
+  part.shape[1] = attn_layout_length(layout, b);
+  part.stride[0] = part.shape[1] * x->stride[0];
+  part.stride[1] = x->stride[0];
+  for (int i = 1; i < x->rank; ++i) {
+    part.shape[i + 1] = x->shape[i];
+    part.stride[i + 1] = x->stride[i];
+  }
+  return part;
+}
 
 /* A sequence's rows [first, first + count) of x, counted from its beginning. */
 static attn_tensor part_of(const attn_tensor *x, const attn_layout *layout, int64_t b,
