@@ -131,7 +131,7 @@ attn_var *attn_layer_batch_norm(attn_graph *graph, attn_var *x, attn_var *weight
   if (!x || !weight || !bias || !fits(graph, x, weight, bias, norm)) return NULL;
   int64_t n = x->value.shape[1];
   bool trains = graph->recording || graph->records_later;
-  bool of_batch = trains && norm->mean->gradient.data;
+  bool of_batch = trains && norm->mean->gradient.data && norm->variance->gradient.data;
   attn_tensor mean = vector_of(graph, n), variance = vector_of(graph, n);
   attn_tensor factor = vector_of(graph, n), slope = vector_of(graph, n);
   attn_tensor value = attn_graph_tensor(graph, dtype, 2, x->value.shape);
