@@ -32,6 +32,7 @@ static const char *const mixer_lists[] = {
     "\"minimax\", \"mla\"",
     "\"hedgehog\", \"softmax\"",
     "\"lawcat\"",
+    "\"lolcats\", \"softmax\"",
     "\"diag_attention\", \"diag_attention\", \"norm_attention\", \"norm_attention\"",
     "\"aaren\", \"softmax\"",
     "\"based\", \"softmax\"",

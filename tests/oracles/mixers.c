@@ -22,6 +22,7 @@ static const struct {
     {"aaren", oracle_aaren},
     {"based", oracle_based},
     {"lawcat", oracle_lawcat},
+    {"lolcats", oracle_lolcats},
 };
 
 oracle_mixer *oracle_of_mixer(const char *name) {

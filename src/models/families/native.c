@@ -14,6 +14,9 @@ static const char *const schedule_names[] = {"code", "paper"};
 static const char *const feature_names[] = {"softmax", "exp", "joint_softmax", "elu_plus_one",
                                             "elu"};
 
+/* In the order of attn_window_kind. */
+static const char *const window_names[] = {"terrace", "sliding"};
+
 static const char *const known_keys[] = {
     "model_type", "architectures", "torch_dtype", "tokenizer", "vocab_size", "hidden_size",
     "num_hidden_layers", "mixer", "mixers", "num_attention_heads", "num_key_value_heads",
@@ -24,7 +27,7 @@ static const char *const known_keys[] = {
     "eos_token_id", "pad_token_id", "use_cache", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim",
     "use_qk_norm", "use_output_gate", "num_experts", "num_experts_per_tok", "norm_topk_prob",
     "moe_intermediate_size", "shared_expert_intermediate_size", "decoder_sparse_step",
-    "mlp_only_layers", "feature_map", "feature_dim", "block_size",
+    "mlp_only_layers", "feature_map", "feature_dim", "block_size", "window_kind", "affine_window",
     /* TransNormerLLM's own names */
     "decoder_layers", "decoder_embed_dim", "decoder_attention_heads", "hidden_dim", "glu_dim",
     "no_scale_embedding", "linear_use_lrpe_list", "norm_type", "linear_act_fun", "glu_act",
@@ -83,6 +86,7 @@ static attn_status read_layer(const json_t *json, int64_t layer, const attn_mixe
 
 /* Numbers that all layers share; each mixer takes what it knows. */
 static attn_status read_options(const json_t *json, attn_mixer_options *o) {
+  int window = ATTN_WINDOW_TERRACE;
   int schedule = ATTN_SCHEDULE_CODE, features = ATTN_FEATURES_DEFAULT - 1; /* in feature_names */
   ATTN_TRY(integer(json, "num_attention_heads", "decoder_attention_heads", ATTN_OPTIONAL, 1,
                    1 << 14, &o->heads));
@@ -105,7 +109,11 @@ static attn_status read_options(const json_t *json, attn_mixer_options *o) {
   ATTN_TRY(attn_json_choice(json, "decay_schedule", ATTN_OPTIONAL, schedule_names, 2, &schedule));
   ATTN_TRY(attn_json_choice(json, "feature_map", ATTN_OPTIONAL, feature_names,
                             sizeof feature_names / sizeof *feature_names, &features));
+  ATTN_TRY(attn_json_choice(json, "window_kind", ATTN_OPTIONAL, window_names,
+                            sizeof window_names / sizeof *window_names, &window));
+  ATTN_TRY(attn_json_bool(json, "affine_window", ATTN_OPTIONAL, &o->affine));
   o->schedule = (attn_decay_schedule)schedule;
+  o->window_kind = (attn_window_kind)window;
   o->feature_map = (attn_feature_map)(features + 1);
   return ATTN_OK;
 }
