@@ -20,7 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHECKED_TOKENS = 128, CHECKED_STEPS = 3, SEED = 1 };
+enum { CHECKED_TOKENS = 192, CHECKED_STEPS = 3, SEED = 1 };
 
 /* Errors relative to float64: the operator's rounding (see bench_measure.c) and that of the
  * projections before and behind it, whose weights and results are rounded too. */
@@ -77,7 +77,7 @@ static attn_status create_filled(attn_device device, attn_dtype dtype, const int
 static attn_status create_model(layer *l) {
   const attn_bench_case *c = &l->c;
   char config[512], kv_heads[64] = "";
-  if (!c->op->recurrent)
+  if (c->op->groups)
     snprintf(kv_heads, sizeof kv_heads, ", \"num_key_value_heads\": %lld", (long long)c->kv_heads);
   snprintf(
       config, sizeof config,
