@@ -50,9 +50,10 @@ typedef struct attn_mixer_options {
   attn_rope rope;     /* of rotary embedding */
   double soft_cap;    /* softmax: of the logits; 0: none */
   double scale;       /* softmax: of the logits; 0: 1 / sqrt(dim) */
-  bool bias;          /* softmax, lolcats: q, k and v have biases */
-  bool output_bias;   /* softmax, lolcats: and o has */
-  bool qk_norm;     /* softmax, lolcats: RMSNorm of every query and key head, before the rotation */
+  bool bias;          /* softmax, hedgehog, lolcats: q, k and v have biases */
+  bool output_bias;   /* softmax, hedgehog, lolcats: and o has */
+  bool qk_norm;       /* softmax, hedgehog, lolcats: RMSNorm of every query and key head, before the
+                         rotation */
   bool output_gate; /* norm_attention: as in TransNormer v2; softmax: what o takes is multiplied by
                        sigmoid(x Wg^T) */
   bool bidirectional; /* softmax, diag_attention: later tokens are seen too; there is no state */

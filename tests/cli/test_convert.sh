@@ -103,8 +103,8 @@ run 0 "$attn" run window --prompt user --ignore-end --json -n 20
 key 20 tokens
 run 1 "$attn" convert "$families/llama" refused --to hedgehog --window 4 --data text --length 8
 says err "hedgehog has no window"
-run 1 "$attn" convert "$families/qwen2" refused --to hedgehog --data text --length 8
-says err "q_proj.bias, which hedgehog has not"
+run 1 "$attn" convert "$families/qwen2" refused --to lawcat --data text --length 8
+says err "q_proj.bias, which lawcat has not"
 run 2 "$attn" convert kept refused --window-kind sliding
 says err "without --to"
 run 2 "$attn" convert kept refused --to hedgehog
