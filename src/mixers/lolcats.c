@@ -363,6 +363,9 @@ static void gather_old(attn_graph *g, const attn_mixer_call *call, const steps *
   *v = attn_op_take_rows(g, old_v, s->key, s->count);
 }
 
+/* Memory for larger blocks is taken when they come, if they do: a decode step allocates then. */
+enum { MOST_EXPECTED = 512 };
+
 /* Plans and memory of later steps: of the first that has older tokens, and of those that begin a
  * block, which sum all tokens of another one up. */
 static void expect_steps(attn_graph *g, const attn_mixer_options *o,
@@ -373,7 +376,7 @@ static void expect_steps(attn_graph *g, const attn_mixer_options *o,
   problem.heads = problem.value_heads = o->heads;
   problem.dim = 2 * o->feature_dim, problem.value_dim = padded(o);
   attn_op_recurrent_expect(g, &problem, 0);
-  if (o->window_kind != ATTN_WINDOW_TERRACE) return;
+  if (o->window_kind != ATTN_WINDOW_TERRACE || o->block > MOST_EXPECTED) return;
   int64_t of_token = o->heads * (16 * problem.dim + 8 * (o->dim + problem.value_dim)); /* about */
   problem.length = o->block;
   attn_op_recurrent_expect(g, &problem,
