@@ -3,6 +3,7 @@
 #define ATTN_ATTN_H
 
 #include "attn/base.h"
+#include "attn/classifier.h"
 #include "attn/device.h"
 #include "attn/mixer.h"
 #include "attn/embedding.h"

@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-enum { ENTRIES = 64 };
+enum { ENTRIES = 64, MEMORIES = 8 };
 
 /* A problem as a key: its padding is zero, so that equal problems are equal bytes wherever the
  * caller's struct comes from. */
@@ -57,8 +57,19 @@ static void recurrent_key(problem_key *key, const attn_recurrent_problem *proble
 #undef COPY
 }
 
+/* A Legendre memory's matrices; `legendre` is NULL in an empty place. */
+typedef struct memory_entry {
+  attn_legendre *legendre;
+  attn_device device;
+  attn_dtype dtype;
+  int64_t size;
+  double theta;
+  uint64_t last_used;
+} memory_entry;
+
 struct attn_plan_cache {
   entry entries[ENTRIES];
+  memory_entry memories[MEMORIES];
   uint64_t clock;
 };
 
@@ -69,6 +80,7 @@ attn_plan_cache *attn_plan_cache_create(void) {
 void attn_plan_cache_destroy(attn_plan_cache *cache) {
   if (!cache) return;
   for (int i = 0; i < ENTRIES; ++i) attn_plan_destroy(cache->entries[i].plan);
+  for (int i = 0; i < MEMORIES; ++i) attn_legendre_destroy(cache->memories[i].legendre);
   attn_free(cache);
 }
 
@@ -120,6 +132,30 @@ attn_status attn_plan_cache_recurrent(attn_plan_cache *cache, const attn_recurre
     found = replace_oldest(cache, fresh, &key);
   }
   *plan = found->plan;
+  return ATTN_OK;
+}
+
+attn_status attn_plan_cache_legendre(attn_plan_cache *cache, attn_device device, attn_dtype dtype,
+                                     int64_t size, double theta, attn_legendre **legendre) {
+  memory_entry *oldest = &cache->memories[0];
+  for (int i = 0; i < MEMORIES; ++i) {
+    memory_entry *e = &cache->memories[i];
+    if (e->legendre && e->size == size && e->theta == theta && e->dtype == dtype &&
+        attn_same_device(e->device, device)) {
+      e->last_used = ++cache->clock;
+      *legendre = e->legendre;
+      return ATTN_OK;
+    }
+    if (e->last_used < oldest->last_used) oldest = e;
+  }
+  ATTN_TRY(attn_legendre_create(device, dtype, size, theta, legendre));
+  attn_legendre_destroy(oldest->legendre);
+  *oldest = (memory_entry){.legendre = *legendre,
+                           .device = device,
+                           .dtype = dtype,
+                           .size = size,
+                           .theta = theta,
+                           .last_used = ++cache->clock};
   return ATTN_OK;
 }
 

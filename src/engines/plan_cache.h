@@ -4,6 +4,7 @@
 
 #include "attn/recurrent.h"
 #include "attn/softmax.h"
+#include "engines/legendre/legendre.h"
 
 typedef struct attn_plan_cache attn_plan_cache;
 
@@ -16,6 +17,11 @@ attn_status attn_plan_cache_softmax(attn_plan_cache *cache, const attn_softmax_p
                                     const attn_plan **plan);
 attn_status attn_plan_cache_recurrent(attn_plan_cache *cache, const attn_recurrent_problem *problem,
                                       const attn_plan **plan);
+
+/* The same of Legendre memories, for as many as models usually have; errors are those of
+ * attn_legendre_create. */
+attn_status attn_plan_cache_legendre(attn_plan_cache *cache, attn_device device, attn_dtype dtype,
+                                     int64_t size, double theta, attn_legendre **legendre);
 
 /* Calls visit(context, info) for each plan in the cache. */
 void attn_plan_cache_visit(const attn_plan_cache *cache,

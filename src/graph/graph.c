@@ -501,6 +501,7 @@ attn_status attn_graph_backward(attn_graph *graph, attn_var *loss, double scale)
                      graph->expected, scale);
   graph->used_up = true;
   graph->loss = loss;
+  graph->scale = scale;
   bool accumulate;
   attn_tensor seed = attn_gradient_of(graph, loss, &accumulate);
   if (!seed.data) return graph->status;
@@ -574,8 +575,10 @@ attn_var *attn_graph_checkpoint(attn_graph *graph,
 
   attn_graph_mark mark = attn_graph_get_mark(graph);
   graph->recording = false;
+  graph->records_later = true;
   attn_var *y = block(graph, context, x);
   graph->recording = true;
+  graph->records_later = false;
   if (y && (y->value.dtype != value.dtype || !attn_same_shape(&y->value, &value)))
     attn_graph_fail(graph, ATTN_INVALID_SHAPE,
                     "checkpoint: the block makes %s of %s, it must keep shape and dtype",

@@ -45,6 +45,11 @@ struct attn_node {
   attn_node *previous;
 };
 
+/* Of neurons on the processor: steps, and those that were spikes. */
+typedef struct attn_spike_count {
+  double fired, steps;
+} attn_spike_count;
+
 struct attn_graph {
   attn_arena *arena;  /* of the host: nodes, variables, tables of pointers */
   attn_arena *memory; /* of the device: values and gradients; the same one on the processor */
@@ -52,14 +57,17 @@ struct attn_graph {
   attn_gpu *gpu; /* NULL on the processor */
   attn_dtype compute, wide;
   bool recording;
+  bool records_later;   /* not recording, but the same runs again in backward (checkpoints) */
   bool used_up;         /* by a backward: the tape is gone */
   double expected;      /* see attn_graph_expect; 0: nothing is */
+  double scale;         /* that the backward in progress started with */
   const attn_var *loss; /* that backward started from */
   attn_status status;
   attn_node *last;
   struct attn_free_buffer *free_buffers; /* gradients that have been used up */
   const attn_kernels *kernels;
   int threads;
+  attn_spike_count *spikes;      /* where they are counted; NULL: they are not */
   struct attn_replay *replay;    /* the one that is being captured (replay.h), or NULL */
   struct attn_plan_cache *plans; /* of the engines' problems, so that no step plans twice */
 };

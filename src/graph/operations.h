@@ -87,7 +87,42 @@ attn_var *attn_op_head_scores(attn_graph *graph, attn_var *x, attn_var *q);
 attn_var *attn_op_prefix_softmax(attn_graph *graph, const attn_layout *layout, attn_var *s,
                                  attn_var *v, const attn_prefix_state *state);
 
+/* legendre.c -------------------------------------------------------------------------------------
+ * m_t = Abar m_{t-1} + Bbar u_t in each sequence, for each head by itself: the coefficients of the
+ * last theta inputs (engines/legendre/legendre.h). u [rows, heads] wide, m [rows, heads, size]
+ * wide. state [heads, size], for one sequence, is continued from and moved on; no gradient flows
+ * into it. NULL: none. */
+attn_var *attn_op_legendre_memory(attn_graph *graph, const attn_layout *layout, attn_var *u,
+                                  int64_t size, double theta, const attn_tensor *state);
+
+/* sequences.c ------------------------------------------------------------------------------------
+ * x [rows, n] with its neighbours in its sequence, y [rows, taps n] in the compute dtype: y[t, k n
+ * + c] = x[t + k - taps / 2, c], 0 beyond the ends. taps is odd. A centred convolution is this and
+ * a product. */
+attn_var *attn_op_unfold(attn_graph *graph, const attn_layout *layout, attn_var *x, int64_t taps);
+/* The mean over time of each sequence, [batch, n], wide. None may be empty. */
+attn_var *attn_op_sequence_mean(attn_graph *graph, const attn_layout *layout, attn_var *x);
+
+/* lif.c ------------------------------------------------------------------------------------------
+ * Spikes, 0 or 1, of leaky integrate-and-fire neurons that step along each sequence, one a channel
+ * (kernels/spikes.h). x [rows, n] wide, the result [rows, n] of `dtype`. The gradient is the
+ * surrogate's: that of sigmoid(4 (potential - threshold)), none through resets. state [n], of one
+ * sequence, holds the potentials and is moved on; NULL: none, they begin at 0. */
+typedef struct attn_lif {
+  double tau, threshold; /* 1 or more; above 0 */
+} attn_lif;
+attn_var *attn_op_lif(attn_graph *graph, const attn_layout *layout, const attn_lif *neuron,
+                      attn_var *x, attn_dtype dtype, const attn_tensor *state);
+
+/* concatenate.c ----------------------------------------------------------------------------------
+ * y [rows, a + b] = [x1 | x2] of x1 [rows, a] and x2 [rows, b], of any dtypes, in the compute dtype
+ * or another. */
+attn_var *attn_op_concatenate(attn_graph *graph, attn_var *a, attn_var *b, attn_dtype dtype);
+
 /* Helpers shared by operations. */
+/* Rows x [rows, ..] as [sequences, length, ..]: all of them where they are equally long, sequence b
+ * alone where they are packed. */
+attn_tensor attn_sequences_of(const attn_tensor *x, const attn_layout *layout, int64_t b);
 bool attn_same_shape(const attn_tensor *a, const attn_tensor *b);
 const char *attn_shape_text(const attn_tensor *tensor, char text[128]);
 /* Contiguous, like `shape_of`, in a dtype. */

@@ -18,7 +18,9 @@ typedef struct attn_parameter {
                         * attn_weight_set_scaled has them; NULL: none */
   int64_t scale_rows, scale_columns;
   attn_tensor gradient; /* float32 (float64), summed by backward; data is NULL at inference */
-  bool decay;           /* whether weight decay applies (matrices: yes; norms and biases: no) */
+  bool statistic; /* not learnt but measured: a running mean. Its "gradient" is its distance from
+                   * what was measured, a share of which each step takes off (optimiser.h) */
+  bool decay;     /* whether weight decay applies (matrices: yes; norms and biases: no) */
   struct attn_weight *weight; /* of a matrix: its compute form, packed for products; else NULL */
   const struct attn_adapter *adapter; /* of a matrix: what its products are adapted by, or NULL */
 } attn_parameter;

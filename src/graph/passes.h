@@ -11,6 +11,7 @@
 
 #include "graph/graph.h"
 #include "kernels/prefix.h"
+#include "kernels/spikes.h"
 
 /* y = alpha a + beta b; b may be absent. */
 void attn_pass_add(attn_graph *graph, const attn_tensor *y, double alpha, const attn_tensor *a,
@@ -120,6 +121,13 @@ void attn_pass_expand_blocks(attn_graph *graph, const attn_tensor *y, double fac
 void attn_pass_prefix_softmax(attn_graph *graph, const attn_prefix_tensors *tensors,
                               const attn_prefix_state *state);
 void attn_pass_prefix_softmax_backward(attn_graph *graph, const attn_prefix_tensors *tensors);
+
+/* Spikes of leaky integrate-and-fire neurons, and their surrogate gradients (kernels/spikes.h). */
+void attn_pass_lif(attn_graph *graph, const attn_lif_tensors *tensors);
+void attn_pass_lif_backward(attn_graph *graph, const attn_lif_tensors *tensors);
+/* y = 1 / sqrt(x + epsilon): vectors, y wide. */
+void attn_pass_inverse_root(attn_graph *graph, const attn_tensor *y, const attn_tensor *x,
+                            double epsilon);
 
 /* Host arrays as the device's kernels read them: the same memory on the processor, a copy in the
  * graph's memory on a GPU. NULL after an error. */

@@ -75,22 +75,6 @@ typedef struct prefix_node {
   attn_layout layout;
 } prefix_node;
 
-/* Sequences b .. of rows x [rows, heads, ..]: [batch, length, heads, ..]. */
-static attn_tensor sequences(const attn_tensor *x, const attn_layout *layout, int64_t b) {
-  attn_tensor part = *x;
-  part.rank = x->rank + 1;
-  part.data = attn_row(x, x->stride[0], attn_layout_first(layout, b)).data;
-  part.shape[0] = layout->offsets ? 1 : layout->batch;
-  part.shape[1] = attn_layout_length(layout, b);
-  part.stride[0] = part.shape[1] * x->stride[0];
-  part.stride[1] = x->stride[0];
-  for (int i = 1; i < x->rank; ++i) {
-    part.shape[i + 1] = x->shape[i];
-    part.stride[i + 1] = x->stride[i];
-  }
-  return part;
-}
-
 enum { TENSORS = 8 }; /* of attn_prefix_tensors, in its order */
 
 /* The pass for each sequence, or for all at once where they are equally long. */
@@ -102,7 +86,7 @@ static void each_sequence(attn_graph *g, const attn_layout *layout,
     attn_tensor part[TENSORS];
     if (attn_layout_length(layout, b) == 0) continue;
     for (int i = 0; i < TENSORS; ++i)
-      if (all[i]) part[i] = sequences(all[i], layout, b);
+      if (all[i]) part[i] = attn_sequences_of(all[i], layout, b);
     attn_prefix_tensors x = {.s = &part[0],
                              .v = &part[1],
                              .o = &part[2],

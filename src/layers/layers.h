@@ -25,6 +25,18 @@ attn_var *attn_layer_l2_norm(attn_graph *graph, attn_var *x);
 attn_var *attn_layer_layer_norm(attn_graph *graph, attn_var *x, attn_var *weight, attn_var *bias,
                                 double epsilon);
 
+/* batch_norm.c: w (x - mean) / sqrt(variance + epsilon) + b by channel (arXiv 1502.03167): x
+ * [rows, n], all others [n]. While recording, where the running statistics have gradients, mean and
+ * variance are those of the rows (the variance divided by rows), and backward adds the running
+ * ones' distance from them to those gradients, times the loss's scale; else they are the running
+ * ones, and rows do not meet. The result is of `dtype`. */
+typedef struct attn_batch_norm {
+  attn_parameter *mean, *variance; /* running; parameters with `statistic` */
+  double epsilon;
+} attn_batch_norm;
+attn_var *attn_layer_batch_norm(attn_graph *graph, attn_var *x, attn_var *weight, attn_var *bias,
+                                const attn_batch_norm *norm, attn_dtype dtype);
+
 /* rotary.c: rotary position embedding (arXiv 2104.09864) of x [rows, heads, dim]. The first
  * rotary_dim channels turn in pairs (j, j + rotary_dim / 2) by position * theta_j. */
 typedef enum attn_rope_scaling {

@@ -14,7 +14,7 @@
 #include "layers/layers.h"
 #include "mixers/shared/state.h"
 
-enum { ATTN_MIXER_PARAMETERS = 16 };
+enum { ATTN_MIXER_PARAMETERS = 32 };
 
 typedef enum attn_decay_schedule {
   ATTN_SCHEDULE_CODE = 0, /* slope = base (1 - l / (L - 1) + 1e-5), base = ALiBi slopes */
@@ -54,16 +54,20 @@ typedef struct attn_mixer_options {
   bool lrpe;          /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;
   attn_feature_map feature_map;
-  int64_t feature_dim;   /* hedgehog, lawcat: outputs of a map's matrix, half the features; based:
-                          * channels of a query or key head */
-  int64_t latent_rank;   /* mla: of the latent that keys and values are made of */
-  int64_t query_rank;    /* mla: of the queries' latent; 0: there is none */
-  int64_t shared_dim;    /* mla: channels of a key that all heads share, beside its own dim */
-  int64_t convolution;   /* taps of short convolutions */
-  int64_t gate_rank;     /* of low-rank gates */
-  bool plain_gate;       /* kda: no bias in the output's gate */
-  double norm_epsilon;   /* of norms inside the mixer */
-  int64_t layer, layers; /* which layer of how many: decay schedules depend on it */
+  int64_t feature_dim;    /* hedgehog, lawcat: outputs of a map's matrix, half the features; based:
+                           * channels of a query or key head */
+  int64_t memory_dim;     /* lmu, spiking_lmu: coefficients of a head's memory */
+  double spike_tau;       /* spiking_lmu: time constant of its neurons in tokens, 1 or more */
+  double spike_threshold; /* spiking_lmu: at which they fire; the first ones at half of it */
+  double theta;           /* lmu, spiking_lmu: tokens that the memory reaches back, 1 or more */
+  int64_t latent_rank;    /* mla: of the latent that keys and values are made of */
+  int64_t query_rank;     /* mla: of the queries' latent; 0: there is none */
+  int64_t shared_dim;     /* mla: channels of a key that all heads share, beside its own dim */
+  int64_t convolution;    /* taps of short convolutions */
+  int64_t gate_rank;      /* of low-rank gates */
+  bool plain_gate;        /* kda: no bias in the output's gate */
+  double norm_epsilon;    /* of norms inside the mixer */
+  int64_t layer, layers;  /* which layer of how many: decay schedules depend on it */
 } attn_mixer_options;
 
 typedef enum attn_initial {
@@ -83,8 +87,9 @@ typedef struct attn_parameter_shape {
   int64_t shape[2];
   attn_initial initial;
   double scale;
-  bool decay;   /* whether weight decay applies */
-  bool product; /* a matrix that rows are multiplied by: it gets a packed form */
+  bool decay;     /* whether weight decay applies */
+  bool statistic; /* a running mean, see attn_parameter */
+  bool product;   /* a matrix that rows are multiplied by: it gets a packed form */
 } attn_parameter_shape;
 
 /* What `apply` gets besides x. */
@@ -103,7 +108,9 @@ typedef struct attn_mixer_call {
 
 typedef struct attn_mixer {
   attn_mixer_info info;
-  bool heads; /* apply can stop before the output's projection */
+  bool spiking; /* its neurons fire at thresholds: gradients are surrogates, not derivatives, and a
+                 * rounding may make another spike */
+  bool heads;   /* apply can stop before the output's projection */
   /* Fills in defaults and refuses what does not fit: ATTN_INVALID_ARGUMENT names the field. */
   attn_status (*configure)(attn_mixer_options *options);
   /* Both return how many they wrote (at most ATTN_MIXER_PARAMETERS, ATTN_STATE_PARTS). */
@@ -129,6 +136,8 @@ attn_var *attn_mixer_apply(attn_graph *graph, const attn_mixer *mixer, const att
 attn_parameter_shape attn_matrix(const char *name, int64_t outputs, int64_t inputs);
 attn_parameter_shape attn_vector(const char *name, int64_t count, attn_initial initial,
                                  double scale);
+/* A running mean that begins as `value`. */
+attn_parameter_shape attn_statistic(const char *name, int64_t count, double value);
 /* Refuses options that no mixer takes: what every `configure` begins with, so that its defaults can
  * be computed without overflow. */
 attn_status attn_mixer_check_options(const attn_mixer_options *options, const char *mixer);

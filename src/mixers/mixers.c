@@ -13,7 +13,7 @@
 extern const attn_mixer attn_mixer_softmax, attn_mixer_lightning, attn_mixer_gla,
     attn_mixer_delta_net, attn_mixer_gated_delta_net, attn_mixer_kda, attn_mixer_mla,
     attn_mixer_minimax, attn_mixer_hedgehog, attn_mixer_norm_attention, attn_mixer_diag_attention,
-    attn_mixer_aaren, attn_mixer_based, attn_mixer_lawcat;
+    attn_mixer_aaren, attn_mixer_based, attn_mixer_lawcat, attn_mixer_lmu, attn_mixer_spiking_lmu;
 
 static const attn_mixer *const table[] = {
     &attn_mixer_softmax,
@@ -30,6 +30,8 @@ static const attn_mixer *const table[] = {
     &attn_mixer_aaren,
     &attn_mixer_based,
     &attn_mixer_lawcat,
+    &attn_mixer_lmu,
+    &attn_mixer_spiking_lmu,
 };
 
 enum { COUNT = sizeof table / sizeof *table };
@@ -103,6 +105,12 @@ attn_parameter_shape attn_vector(const char *name, int64_t count, attn_initial i
       .name = name, .rank = 1, .shape = {count}, .initial = initial, .scale = scale};
 }
 
+attn_parameter_shape attn_statistic(const char *name, int64_t count, double value) {
+  attn_parameter_shape shape = attn_vector(name, count, ATTN_INIT_CONSTANT, value);
+  shape.statistic = true;
+  return shape;
+}
+
 static attn_status in_range(const char *mixer, const char *field, int64_t value, int64_t least,
                             int64_t greatest) {
   if (value >= least && value <= greatest) return ATTN_OK;
@@ -117,7 +125,8 @@ enum {
   MOST_DIM = 256,
   MOST_TAPS = 16,
   MOST_LATENT = 1024,
-  MOST_BLOCK = 1 << 16
+  MOST_BLOCK = 1 << 16,
+  MOST_MEMORY = 1024 /* ATTN_LEGENDRE_MOST */
 };
 
 /* What the fields of the options may be, defaults included; the names are those of model files. */
@@ -135,6 +144,7 @@ static const struct {
     {"block_size", offsetof(attn_mixer_options, block), 0, MOST_BLOCK},
     {"rotary_dim", offsetof(attn_mixer_options, rotary_dim), -1, MOST_DIM},
     {"feature_dim", offsetof(attn_mixer_options, feature_dim), 0, MOST_DIM},
+    {"memory_dim", offsetof(attn_mixer_options, memory_dim), 0, MOST_MEMORY},
     {"latent_rank", offsetof(attn_mixer_options, latent_rank), 0, MOST_LATENT},
     {"query_rank", offsetof(attn_mixer_options, query_rank), 0, MOST_HIDDEN},
     {"shared_dim", offsetof(attn_mixer_options, shared_dim), 0, MOST_DIM},
@@ -150,6 +160,9 @@ static const struct {
     {"rope_theta", offsetof(attn_mixer_options, rope.base)},
     {"soft_cap", offsetof(attn_mixer_options, soft_cap)},
     {"scale", offsetof(attn_mixer_options, scale)},
+    {"theta", offsetof(attn_mixer_options, theta)},
+    {"spike_tau", offsetof(attn_mixer_options, spike_tau)},
+    {"spike_threshold", offsetof(attn_mixer_options, spike_threshold)},
     {"norm_eps", offsetof(attn_mixer_options, norm_epsilon)},
 };
 

@@ -40,6 +40,7 @@ static attn_parameter *add(inventory *list, const char *prefix, attn_parameter_s
         attn_family_place(&list->model->config, &shape, ATTN_IN_SAFETENSORS, &place) != ATTN_OK;
   parameter->name = attn_strdup(place.name);
   parameter->decay = shape.decay;
+  parameter->statistic = shape.statistic;
   list->model->shapes[index] = shape;
   list->failed |= !parameter->name || !shape.name;
   return parameter;
@@ -206,23 +207,27 @@ static uint64_t words_of(const attn_parameter_shape *shape) {
 
 /* Every parameter has a random stream of its own: adding one does not change the others; and every
  * element its place in it: threads share a parameter and change no bit. */
+void attn_parameter_initialise(const attn_parameter_shape *shape, uint64_t seed, uint64_t stream,
+                               const attn_tensor *value) {
+  int64_t count = attn_tensor_count(value);
+#pragma omp parallel for num_threads(attn_get_threads()) schedule(static) if (count > 1 << 14)
+  for (int64_t e = 0; e < count; ++e) {
+    attn_random random = {.seed = seed, .stream = stream, .index = (uint64_t)e * words_of(shape)};
+    double number = initial_value(shape, e, &random);
+    if (value->dtype == ATTN_F64)
+      ((double *)value->data)[e] = number;
+    else
+      ((float *)value->data)[e] = (float)number;
+  }
+}
+
 static attn_status initialise(attn_model *model, uint64_t seed) {
   for (int64_t i = 0; i < model->parameter_count; ++i) {
     const attn_parameter_shape *shape = &model->shapes[i];
     attn_tensor *value = &model->parameters[i].value;
     attn_dtype dtype = model->compute == ATTN_F64 ? ATTN_F64 : ATTN_F32;
     ATTN_TRY(attn_tensor_create(dtype, shape->rank, shape->shape, value));
-    int64_t count = attn_tensor_count(value);
-#pragma omp parallel for num_threads(attn_get_threads()) schedule(static) if (count > 1 << 14)
-    for (int64_t e = 0; e < count; ++e) {
-      attn_random random = {
-          .seed = seed, .stream = (uint64_t)i, .index = (uint64_t)e * words_of(shape)};
-      double number = initial_value(shape, e, &random);
-      if (dtype == ATTN_F64)
-        ((double *)value->data)[e] = number;
-      else
-        ((float *)value->data)[e] = (float)number;
-    }
+    attn_parameter_initialise(shape, seed, (uint64_t)i, value);
   }
   return ATTN_OK;
 }

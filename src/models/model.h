@@ -79,6 +79,10 @@ bool attn_model_find_stored(const attn_model *model, int64_t index, attn_stored 
  * the device. */
 uint64_t attn_model_fingerprint(const attn_model *model);
 
+/* First values of a parameter, from random stream number `stream` of a seed: float64 or float32,
+ * contiguous, on the processor. */
+void attn_parameter_initialise(const attn_parameter_shape *shape, uint64_t seed, uint64_t stream,
+                               const attn_tensor *value);
 /* Training: turns every parameter into a float32 (float64 for float64) master of its own with a
  * zeroed gradient; and the same of one. */
 attn_status attn_model_make_trainable(attn_model *model);

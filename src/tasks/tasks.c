@@ -9,7 +9,10 @@
 #define TASKS(X)                                                                                   \
   X(mqar)                                                                                          \
   X(copying)                                                                                       \
-  X(selective_copying) X(parity) X(permutations) X(passkey) X(niah1) X(niah2) X(niah3) X(listops)
+  X(selective_copying)                                                                             \
+  X(parity)                                                                                        \
+  X(permutations)                                                                                  \
+  X(passkey) X(niah1) X(niah2) X(niah3) X(listops) X(text) X(retrieval) X(digits) X(pathfinder)
 
 #define DECLARE(name) extern const attn_task attn_task_##name;
 #define ADDRESS(name) &attn_task_##name,

@@ -14,8 +14,8 @@ enum { BLOCK = 4096, LANES = 8, NAME_PREFIX = 16 };
 
 struct attn_optimiser {
   attn_adamw options;
-  attn_parameter **parameters; /* [count] */
-  int64_t count;
+  attn_parameter **parameters; /* [count] that are learnt; behind them [statistics] */
+  int64_t count, statistics;
   int64_t step;
   attn_tensor *m, *v; /* [count] */
   double *block_sums; /* [blocks of the largest parameter] */
@@ -104,10 +104,11 @@ static attn_status allocate_names(attn_optimiser *optimiser) {
 }
 
 static attn_status allocate(attn_optimiser *optimiser, attn_parameter *const *parameters) {
-  int64_t count = optimiser->count, most_blocks = 1;
-  optimiser->parameters = attn_alloc_array((size_t)count, sizeof *parameters);
+  int64_t count = optimiser->count, most_blocks = 1, all = count + optimiser->statistics;
+  optimiser->parameters = attn_alloc_array((size_t)all, sizeof *parameters);
   if (!optimiser->parameters) return ATTN_OUT_OF_MEMORY;
-  memcpy(optimiser->parameters, parameters, (size_t)count * sizeof *parameters);
+  for (int64_t i = 0, learnt = 0, measured = count; i < all; ++i)
+    optimiser->parameters[parameters[i]->statistic ? measured++ : learnt++] = parameters[i];
   optimiser->m = attn_alloc_array((size_t)count, sizeof *optimiser->m);
   optimiser->v = attn_alloc_array((size_t)count, sizeof *optimiser->v);
   if (!optimiser->m || !optimiser->v) return ATTN_OUT_OF_MEMORY;
@@ -140,12 +141,16 @@ attn_status attn_optimiser_create(const attn_adamw *options, attn_parameter *con
                                   int64_t count, attn_optimiser **optimiser) {
   *optimiser = NULL;
   ATTN_TRY(check_options(options));
-  if (count < 1) return attn_fail(ATTN_INVALID_ARGUMENT, "optimiser: there are no parameters");
+  int64_t statistics = 0;
   for (int64_t i = 0; i < count; ++i) ATTN_TRY(check_parameter(parameters[i]));
+  for (int64_t i = 0; i < count; ++i) statistics += parameters[i]->statistic;
+  if (count - statistics < 1)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "optimiser: there are no parameters");
   attn_optimiser *fresh = attn_alloc_zero(sizeof *fresh);
   if (!fresh) return ATTN_OUT_OF_MEMORY;
   fresh->options = *options;
-  fresh->count = count;
+  fresh->count = count - statistics;
+  fresh->statistics = statistics;
   attn_status status = allocate(fresh, parameters);
   if (status == ATTN_OK)
     *optimiser = fresh;
@@ -319,6 +324,27 @@ static attn_status update_on_gpu(attn_optimiser *o, int64_t i, double learning_r
                                          1 - pow(u->beta2, t), u->scale, attn_gpu_stream(gpu)));
 }
 
+/* value -= share gradient_scale gradient, of what is measured. */
+static attn_status update_statistics(attn_optimiser *o, double gradient_scale) {
+  const double factor = -ATTN_STATISTIC_SHARE * gradient_scale;
+  for (int64_t i = o->count; i < o->count + o->statistics; ++i) {
+    attn_tensor *w = &o->parameters[i]->value, *g = &o->parameters[i]->gradient;
+    if (o->gpu) {
+      attn_cuda_stream stream = attn_gpu_stream(o->gpu);
+      ATTN_TRY(attn_gpu_check(o->gpu, o->gpu->cuda->add(w, 1, w, factor, g, stream)));
+      size_t size = (size_t)attn_tensor_count(g) * attn_dtype_size(g->dtype);
+      ATTN_TRY(attn_device_zero(g->device, g->data, size));
+      continue;
+    }
+    for (int64_t j = 0; j < attn_tensor_count(w); ++j)
+      if (w->dtype == ATTN_F32)
+        ((float *)w->data)[j] += (float)factor * ((const float *)g->data)[j];
+      else
+        ((double *)w->data)[j] += factor * ((const double *)g->data)[j];
+  }
+  return ATTN_OK;
+}
+
 attn_status attn_optimiser_step(attn_optimiser *optimiser, double learning_rate,
                                 double gradient_scale, attn_step_info *info) {
   const attn_adamw *options = &optimiser->options;
@@ -347,6 +373,7 @@ attn_status attn_optimiser_step(attn_optimiser *optimiser, double learning_rate,
     else
       update_parameter(parameter, &optimiser->m[i], &optimiser->v[i], &u);
   }
+  ATTN_TRY(update_statistics(optimiser, gradient_scale));
   return optimiser->gpu ? ATTN_OK : renew_weights(optimiser);
 }
 
@@ -355,7 +382,7 @@ bool attn_optimiser_zeroes(const attn_optimiser *optimiser) {
 }
 
 void attn_optimiser_zero_gradients(attn_optimiser *optimiser) {
-  for (int64_t i = 0; i < optimiser->count; ++i) {
+  for (int64_t i = 0; i < optimiser->count + optimiser->statistics; ++i) {
     const attn_tensor *gradient = &optimiser->parameters[i]->gradient;
     size_t size = (size_t)attn_tensor_count(gradient) * attn_dtype_size(gradient->dtype);
     if (size) (void)attn_device_zero(gradient->device, gradient->data, size);

@@ -9,6 +9,9 @@
  * arXiv:1412.6980; decoupled decay: Loshchilov and Hutter, arXiv:1711.05101; clipping: Pascanu et
  * al., arXiv:1211.5063.
  *
+ * What is measured and not learnt (parameter.h: statistic) is w <- w - 0.1 gradient_scale g, g its
+ * distance from what was measured; it has no moments and no part in the norm.
+ *
  * Values are masters in float32 (or float64, for tests), gradients have the same dtype, moments
  * too. The result does not depend on the number of threads. */
 #ifndef ATTN_TRAINING_OPTIMISER_H
@@ -26,6 +29,8 @@ typedef struct attn_adamw {
 
 #define ATTN_ADAMW_INIT                                                                            \
   { .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1, .clip = 1.0 }
+
+#define ATTN_STATISTIC_SHARE 0.1 /* usual for batch norms */
 
 typedef struct attn_optimiser attn_optimiser;
 
@@ -57,7 +62,7 @@ double attn_optimiser_norm(const attn_optimiser *optimiser);
 
 int64_t attn_optimiser_steps(const attn_optimiser *optimiser); /* done so far */
 
-/* The state for checkpoints: 1 + 2 * parameters tensors, "optimiser.step" (int64 scalar),
+/* The state for checkpoints: 1 + 2 * learnt parameters tensors, "optimiser.step" (int64 scalar),
  * "optimiser.m.NAME" and "optimiser.v.NAME", views of the live state (names borrowed too). */
 int64_t attn_optimiser_state_count(const attn_optimiser *optimiser);
 void attn_optimiser_state(attn_optimiser *optimiser, attn_named_tensor *tensors);

@@ -16,9 +16,9 @@
 static const size_t integers[] = {
     FIELD(hidden),    FIELD(heads),       FIELD(kv_heads),   FIELD(dim),         FIELD(value_dim),
     FIELD(window),    FIELD(layer),       FIELD(rotary_dim), FIELD(convolution), FIELD(layers),
-    FIELD(gate_rank), FIELD(feature_dim), FIELD(block)};
+    FIELD(gate_rank), FIELD(feature_dim), FIELD(block),      FIELD(memory_dim)};
 static const size_t numbers[] = {FIELD(rope.base), FIELD(soft_cap), FIELD(scale),
-                                 FIELD(norm_epsilon)};
+                                 FIELD(norm_epsilon), FIELD(theta)};
 enum { INTEGERS = sizeof integers / sizeof *integers, NUMBERS = sizeof numbers / sizeof *numbers };
 
 static void set_integer(attn_mixer_options *o, int field, int64_t value) {
@@ -154,6 +154,9 @@ static void test_inconsistent_options(void **state) {
       {"lawcat", "features", {.hidden = 32, .heads = 4, .feature_dim = 129}},
       {"lawcat", "feature map", {.hidden = 32, .heads = 4, .feature_map = ATTN_FEATURES_EXP}},
       {"lawcat", "taps", {.hidden = 32, .heads = 4, .convolution = 17}},
+      {"lmu", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
+      {"lmu", "coefficients", {.hidden = 32, .memory_dim = 1025}},
+      {"lmu", "short memory", {.hidden = 32, .theta = 0.5}},
       {"norm_attention", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
       {"norm_attention", "features", {.hidden = 32, .heads = 4, .feature_map = ATTN_FEATURES_EXP}},
       {"norm_attention", "both ways", {.hidden = 32, .heads = 4, .bidirectional = true}},

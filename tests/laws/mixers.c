@@ -182,6 +182,7 @@ static void check_gradient(function *f, int i, const double *gradient, int64_t c
 
 static void gradients_equal_differences(const attn_mixer *mixer,
                                         const attn_mixer_options *options) {
+  if (mixer->spiking) return; /* steps have no slope: tests/unit/spikes.c checks the surrogate */
   test_layer layer;
   assert_ok(test_layer_create(&layer, mixer, options, ATTN_F64, true));
   function f = {.layer = &layer, .layout = attn_layout_equal(2, 35)};
@@ -194,7 +195,8 @@ static void gradients_equal_differences(const attn_mixer *mixer,
   assert_ok(test_layer_gradients(&layer, &f.layout, f.x, f.r, dx, d_parameters));
   check_gradient(&f, -1, dx, count);
   for (int i = 0; i < layer.count; ++i)
-    check_gradient(&f, i, d_parameters[i], test_parameter_count(&layer, i));
+    if (!layer.shapes[i].statistic)
+      check_gradient(&f, i, d_parameters[i], test_parameter_count(&layer, i));
   test_parameters_free(&layer, d_parameters);
   free(f.x), free(f.r), free(f.y), free(dx);
   test_layer_destroy(&layer);
@@ -310,7 +312,10 @@ static void future_is_hidden(const attn_mixer *mixer, const attn_mixer_options *
       memcpy(other, x, (size_t)past * sizeof *x);
       assert_ok(test_layer_forward(&layer, &layout, other, changed));
       test_assert_same_bits(&layer, "y before a change of x", changed, y, past);
-      if (memcmp(changed + past, y + past, (size_t)hidden * sizeof *y) == 0)
+      /* a neuron may gather what it was given and fire some tokens later */
+      int64_t within = mixer->spiking ? length - starts[i] : 1, patience = 20;
+      if (mixer->spiking && within < patience) continue;
+      if (memcmp(changed + past, y + past, (size_t)(within * hidden) * sizeof *y) == 0)
         fail_msg("%s: x at token %lld does not reach y", test_case_name(&layer),
                  (long long)starts[i]);
     }

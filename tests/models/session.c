@@ -32,6 +32,8 @@ static const char *const mixer_lists[] = {
     "\"minimax\", \"mla\"",
     "\"hedgehog\", \"softmax\"",
     "\"lawcat\"",
+    "\"lmu\"",
+    "\"spiking_lmu\", \"lmu\"",
     "\"diag_attention\", \"diag_attention\", \"norm_attention\", \"norm_attention\"",
     "\"aaren\", \"softmax\"",
     "\"based\", \"softmax\"",

@@ -212,7 +212,8 @@ static void losses_follow_the_processor(void **state) {
   if (gpu.kind == ATTN_CPU) skip();
   place p = make_place();
   const char *text = p.text;
-  static const char *const mixers[] = {"lightning", "softmax", "gla", "kda", "hedgehog", "lawcat"};
+  static const char *const mixers[] = {"lightning", "softmax", "gla", "kda",
+                                       "hedgehog",  "lawcat",  "lmu"};
   for (size_t m = 0; m < sizeof mixers / sizeof *mixers; ++m) {
     journal exact = {0}, here = {0}, there = {0}, *logs[] = {&exact, &here, &there};
     for (int i = 0; i < 3; ++i) {
@@ -255,12 +256,12 @@ static void resumed_equals_uninterrupted(void **state) {
   (void)state;
   place p = make_place();
   const char *text = p.text;
-  static const char *const mixers[] = {"lightning", "softmax", "kda"};
-  for (int variant = 0; variant < 6; ++variant) {
+  static const char *const mixers[] = {"lightning", "softmax", "kda", "spiking_lmu"};
+  for (int variant = 0; variant < 8; ++variant) {
     attn_training_options o[2];
     for (int i = 0; i < 2; ++i) {
       o[i] = small_options(&p, &text, i);
-      o[i].config = small_config(mixers[variant % 3]);
+      o[i].config = small_config(mixers[variant % 4]);
       o[i].compute = variant % 2 ? ATTN_F32 : ATTN_BF16;
       o[i].accumulation = variant < 3 ? 1 : 3;
       o[i].checkpoint_activations = variant == 1 || variant == 3;

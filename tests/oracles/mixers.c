@@ -22,6 +22,8 @@ static const struct {
     {"aaren", oracle_aaren},
     {"based", oracle_based},
     {"lawcat", oracle_lawcat},
+    {"lmu", oracle_lmu},
+    {"spiking_lmu", oracle_spiking_lmu},
 };
 
 oracle_mixer *oracle_of_mixer(const char *name) {

@@ -79,7 +79,8 @@ void test_parameters_free(const test_layer *layer, double *arrays[ATTN_MIXER_PAR
  * measured: how far the oracle's own result moves when every input and every weight is moved by a
  * random part of one rounding of the dtype that holds it. A layer rounds about ten intermediate
  * results like that (projections, convolution, activation, norms, rotation, attention, gate), whose
- * errors add like independent ones, sqrt(10), and may each matter twice as much as the inputs'. */
+ * errors add like independent ones, sqrt(10), and may each matter twice as much as the inputs'. At
+ * least one rounding: that of y. */
 /* Of one operation, relative: 2^-9 is bfloat16's rounding; float32's exponentials and the sums of a
  * hundred products are good to 2e-7 (kernels/rows.h), three times its rounding. */
 double test_operation_error(attn_dtype dtype);

@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { MOST_LENGTH = 128, EXAMPLES = 200 };
+enum { MOST_LENGTH = 4096, EXAMPLES = 200 };
 
 static const attn_task *find(const char *name) {
   const attn_task *task;
@@ -119,6 +119,70 @@ static int32_t read_all(const attn_task_options *o, const int32_t *inputs, int64
   return at == t + 1 ? (int32_t)value + 1 : -2;
 }
 
+/* SplitMix64, and the words of the texts, from their recipe. */
+static uint64_t mix(uint64_t z) {
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+  return z ^ z >> 31;
+}
+
+static uint64_t draw(uint64_t *state, uint64_t n) {
+  return (mix(*state += 0x9E3779B97F4A7C15u) >> 32) * n >> 32;
+}
+
+enum { LEXICON = 656 };
+static const char (*lexicon(void))[8] {
+  static char words[LEXICON][8];
+  if (words[0][0]) return (const char(*)[8])words;
+  uint64_t state = mix(mix(1 + 0x9E3779B97F4A7C15u) ^ ((uint64_t)7 << 40 | 1));
+  for (int w = 0; w < LEXICON;) {
+    char word[8] = "";
+    int letters = 2 + (int)draw(&state, 6), i = 0;
+    while (i < letters) word[i++] = (char)('a' + draw(&state, 26));
+    for (i = 0; i < w && strcmp(words[i], word) != 0;) ++i;
+    if (i == w) memcpy(words[w++], word, sizeof word);
+  }
+  return (const char(*)[8])words;
+}
+
+/* The number of the word at *at, behind which *at goes; -1 at the end. */
+static int read_word(const int32_t *inputs, int64_t end, int64_t *at) {
+  char word[8] = "";
+  int letters = 0;
+  if (*at < end && inputs[*at] == ' ') ++*at;
+  while (*at < end && inputs[*at] >= 'a' && inputs[*at] <= 'z' && letters < 7)
+    word[letters++] = (char)inputs[(*at)++];
+  for (int w = 0; letters && w < LEXICON; ++w)
+    if (strcmp(lexicon()[w], word) == 0) return w;
+  return -1;
+}
+
+static int32_t weigh_opinion(const attn_task_options *o, const int32_t *inputs, int64_t t) {
+  int64_t at = 0;
+  int balance = 0, last_negation = -9, n = 0;
+  (void)o;
+  for (int w; (w = read_word(inputs, t + 1, &at)) >= 0; ++n) {
+    int sign = w < 16 ? 1 : w < 32 ? -1 : 0;
+    if (w >= 256) return -2; /* no topics here */
+    balance += n - last_negation <= 3 ? -sign : sign;
+    if (w >= 32 && w < 36) last_negation = n;
+  }
+  return balance > 0 ? 2 : balance < 0 ? 1 : -2;
+}
+
+/* By the topics that are in both: most of those of a long text are in it. */
+static int32_t compare_topics(const attn_task_options *o, const int32_t *inputs, int64_t t) {
+  bool in[2][LEXICON] = {{false}};
+  int64_t at = 0, middle = (o->length - 1) / 2;
+  int both = 0;
+  for (int w; (w = read_word(inputs, middle, &at)) >= 0;) in[0][w] = w >= 256;
+  if (inputs[middle] != 1) return -2;
+  at = middle + 1;
+  for (int w; (w = read_word(inputs, t + 1, &at)) >= 0;) in[1][w] = w >= 256;
+  for (int w = 0; w < LEXICON; ++w) both += in[0][w] && in[1][w];
+  return both > 1 ? 2 : 1;
+}
+
 /* The tasks -------------------------------------------------------------------------------------
  */
 
@@ -149,6 +213,9 @@ static const test_task tests[] = {
     {"listops", read_all, {.length = 128}, 1},
     {"listops", read_all, {.length = 50}, 1},
     {"listops", read_all, {.length = 10}, 1},
+    {"text", weigh_opinion, {.length = 1024}, 1},
+    {"text", weigh_opinion, {.length = 64}, 1},
+    {"retrieval", compare_topics, {.length = 4001}, 1},
 };
 enum { TESTS = sizeof tests / sizeof *tests };
 
@@ -188,7 +255,9 @@ static void solvers_find_every_label(void **state) {
   }
 }
 
+/* Or tests of its own, in image_tasks.c. */
 static bool has_solver(const char *name) {
+  if (strcmp(name, "digits") == 0 || strcmp(name, "pathfinder") == 0) return true;
   for (int i = 0; i < TESTS; ++i)
     if (strcmp(tests[i].name, name) == 0) return true;
   return false;

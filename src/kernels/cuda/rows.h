@@ -13,6 +13,7 @@
 #include "attn/tensor.h"
 #include "kernels/prefix.h"
 #include "kernels/rows.h"
+#include "kernels/spikes.h"
 
 /* Sums over rows are made in at most this many parts, each in a fixed order, added up in order. */
 enum { ATTN_CUDA_PARTS = 256 };
@@ -131,6 +132,12 @@ enum { ATTN_CUDA_TERMS = 8 };
                                   attn_cuda_stream stream))                                        \
   K(attn_status, prefix_softmax_backward, (const attn_prefix_tensors *tensors,                     \
                                            const attn_tensor *workspace, attn_cuda_stream stream)) \
+  /* Spikes of leaky integrate-and-fire neurons and their surrogate gradients (kernels/spikes.h) */ \
+  K(attn_status, lif, (const attn_lif_tensors *tensors, attn_cuda_stream stream))                  \
+  K(attn_status, lif_backward, (const attn_lif_tensors *tensors, attn_cuda_stream stream))         \
+  /* y[i] = 1 / sqrt(x[i] + epsilon): vectors */                                                   \
+  K(attn_status, inverse_root, (const attn_tensor *y, const attn_tensor *x, double epsilon,        \
+                                attn_cuda_stream stream))                                          \
   /* *sum = the sum of the squares of x (any shape), float64; workspace: ATTN_CUDA_PARTS float64 */\
   K(attn_status, sum_squares, (const attn_tensor *x, double *sum, void *workspace,                 \
                                attn_cuda_stream stream))                                           \

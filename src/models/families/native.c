@@ -24,7 +24,8 @@ static const char *const known_keys[] = {
     "eos_token_id", "pad_token_id", "use_cache", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim",
     "use_qk_norm", "use_output_gate", "num_experts", "num_experts_per_tok", "norm_topk_prob",
     "moe_intermediate_size", "shared_expert_intermediate_size", "decoder_sparse_step",
-    "mlp_only_layers", "feature_map", "feature_dim", "block_size",
+    "mlp_only_layers", "feature_map", "feature_dim", "block_size", "memory_dim", "theta",
+    "spike_tau", "spike_threshold",
     /* TransNormerLLM's own names */
     "decoder_layers", "decoder_embed_dim", "decoder_attention_heads", "hidden_dim", "glu_dim",
     "no_scale_embedding", "linear_use_lrpe_list", "norm_type", "linear_act_fun", "glu_act",
@@ -98,6 +99,11 @@ static attn_status read_options(const json_t *json, attn_mixer_options *o) {
   ATTN_TRY(integer(json, "qk_rope_head_dim", NULL, ATTN_OPTIONAL, 1, 256, &o->shared_dim));
   ATTN_TRY(integer(json, "block_size", NULL, ATTN_OPTIONAL, 1, 1 << 16, &o->block));
   ATTN_TRY(integer(json, "feature_dim", NULL, ATTN_OPTIONAL, 1, 256, &o->feature_dim));
+  ATTN_TRY(integer(json, "memory_dim", NULL, ATTN_OPTIONAL, 1, 1024, &o->memory_dim));
+  ATTN_TRY(attn_json_double(json, "theta", ATTN_OPTIONAL, 1, 1e9, &o->theta));
+  ATTN_TRY(attn_json_double(json, "spike_tau", ATTN_OPTIONAL, 1, 1e9, &o->spike_tau));
+  ATTN_TRY(
+      attn_json_double(json, "spike_threshold", ATTN_OPTIONAL, 1e-6, 1e6, &o->spike_threshold));
   ATTN_TRY(attn_json_bool(json, "use_qk_norm", ATTN_OPTIONAL, &o->qk_norm));
   ATTN_TRY(attn_json_bool(json, "use_output_gate", ATTN_OPTIONAL, &o->output_gate));
   ATTN_TRY(attn_json_double(json, "rope_theta", ATTN_OPTIONAL, 1, 1e12, &o->rope.base));
