@@ -341,11 +341,11 @@ void replay(const attn_cuda_device &device, const softmax_algorithm &algorithm, 
 
 /* Whether the problem is not one of tests/cuda/softmax_sm90.cu. */
 bool for_this_file(const softmax_algorithm *algorithm, const attn_softmax_problem &p) {
-  return algorithm != &softmax_sm90_forward || p.list_keys;
+  return (algorithm != &softmax_sm90_forward && algorithm != &softmax_sm90_backward) || p.list_keys;
 }
 
 int decoded, over_latents, over_latents_sm90, few, tiled, tiled_backward,
-    listed_sm90; /* checks that each faster algorithm took part in */
+    listed_sm90[2]; /* checks that each faster algorithm took part in */
 
 void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
   c.problem.dtype = dtype;
@@ -379,11 +379,13 @@ void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
     if (algorithm == &softmax_decode || algorithm == &softmax_latent_sm90)
       replay(device, *algorithm, c, s);
     decoded += algorithm == &softmax_decode, over_latents += algorithm == &softmax_latent;
-    listed_sm90 += algorithm == &softmax_sm90_forward;
+    listed_sm90[0] += algorithm == &softmax_sm90_forward;
     few += algorithm == &softmax_few, tiled += algorithm == &softmax_mma_forward;
   }
-  for (const softmax_algorithm *algorithm : {&softmax_mma_backward, &softmax_generic_backward}) {
+  for (const softmax_algorithm *algorithm :
+       {&softmax_sm90_backward, &softmax_mma_backward, &softmax_generic_backward}) {
     attn_cuda_choice choice = {};
+    if (!for_this_file(algorithm, c.problem)) continue;
     if (c.problem.paged || !algorithm->plan(&device, &c.problem, &choice)) continue;
     if (algorithm->suits && !algorithm->suits(&c.problem, &s.args)) continue;
     snprintf(what, sizeof what, "%s %s %s", c.name, name_of(dtype), algorithm->name);
@@ -401,6 +403,7 @@ void check(const attn_cuda_device &device, scenario c, attn_dtype dtype) {
       }
     }
     tiled_backward += algorithm == &softmax_mma_backward;
+    listed_sm90[1] += algorithm == &softmax_sm90_backward;
     /* delta comes from o as it was rounded: its gradients have that error, not float32's. */
     double through_o = dtype == ATTN_F64 || dtype == ATTN_F32 ? 3 * real : bound;
     worst = fmax(worst, judge(what, "d_k", s.d_k, r.d_k, fmax(bound, through_o)));
@@ -462,10 +465,10 @@ void check_all(const attn_cuda_device &device, const char *part) {
     return all.back();
   };
   scenario *c;
-  static char lists[24][48];
-  for (int i = 0; i < 24; ++i) {
+  static char lists[28][48];
+  for (int i = 0; i < 28; ++i) {
     const int64_t sizes[][2] = {{128, 128}, {128, 64}, {64, 64}, {256, 128}, {32, 32}, {100, 96}};
-    const int64_t widths[][2] = {{128, 128}, {64, 64}, {128, 128}, {96, 96}};
+    const int64_t widths[][2] = {{128, 128}, {64, 64}, {128, 128}, {96, 96}, {64, 64}};
     const int64_t *size = sizes[i % 6], *width = widths[i / 6];
     snprintf(lists[i], sizeof lists[i], "lists of %d x %d, dim %d, %d", (int)size[0], (int)size[1],
              (int)width[0], i / 6);
@@ -476,6 +479,11 @@ void check_all(const attn_cuda_device &device, const char *part) {
     if (i % 7 == 4) c->problem.ragged = true;
     if (i % 7 == 5) c->lengths = true;
     if (i % 7 == 6) c->problem.soft_cap = 3, c->problem.alibi = true;
+  }
+  for (int64_t keys : {64, 128}) {
+    c = &add("lists, long", shape(1, 2100, 4300, 1, 1, 64, 64));
+    c->problem.list_queries = 64, c->problem.list_keys = keys, c->share = 0.08;
+    c->problem.causal = keys == 64;
   }
   c = &add("lists, bias", shape(1, 100, 150, 2, 1, 64, 64));
   c->problem.list_queries = 64, c->problem.list_keys = 32, c->problem.bias = true;
@@ -738,7 +746,7 @@ void bench_lists(const attn_cuda_device &device) {
         p.list_queries = p.list_keys = size;
         double found = make_lists(p, share, true, share == 1 ? 1 : heads, s);
         measure(&softmax_sm90_forward, found), measure(&softmax_mma_forward, found);
-        measure(&softmax_mma_backward, found);
+        measure(&softmax_sm90_backward, found), measure(&softmax_mma_backward, found);
       }
     for (value &x : all) x.release();
     lse.release();
@@ -805,7 +813,8 @@ int main(int argc, char **argv) {
   if (all || !tiles) check_all(device, all ? "" : argv[1]);
   if (all && device.major == 9 && !over_latents_sm90)
     printf("FAILED: Hopper's kernel over latents took part in nothing\n"), ++failures;
-  if ((all || strcmp(argv[1], "lists") == 0) && device.major == 9 && !listed_sm90)
+  if ((all || strcmp(argv[1], "lists") == 0) && device.major == 9 &&
+      (!listed_sm90[0] || !listed_sm90[1]))
     printf("FAILED: Hopper's kernel took part in no block list\n"), ++failures;
   if (all && (!decoded || !over_latents || !few || !tiled || !tiled_backward))
     printf("FAILED: a faster algorithm took part in nothing\n"), ++failures;

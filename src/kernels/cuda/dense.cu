@@ -357,9 +357,12 @@ attn_status attn_cuda_matmul(attn_cuda_dense *dense, const attn_tensor *a, bool 
                                       queue));
     return ATTN_OK;
   }
-  if (as_c.batch == 1 && transpose_b && !transpose_a &&
-      attn_cuda_few_rows_suit(m, k, as_a.ld, as_b.ld, a, b))
-    return attn_cuda_few_rows(m, n, k, a, as_a.ld, b, as_b.ld, c, as_c.ld, accumulate, queue);
+  if (m <= FEW_ROWS && !transpose_a && (transpose_b || as_c.batch > 1) && as_c.batch <= 65535) {
+    const few_rows_problem few = {m,           n,           k,          as_c.batch,
+                                  as_a.ld,     as_b.ld,     as_c.ld,    as_a.stride,
+                                  as_b.stride, as_c.stride, transpose_b};
+    return attn_cuda_few_rows(&few, a, b, c, accumulate, queue);
+  }
   problem key;
   memset(&key, 0, sizeof key);
   key.m = m;

@@ -7,13 +7,17 @@
 
 enum { FEW_ROWS = 8 };
 
-/* Whether c [m, n] (+)= a [m, k] w [n, k]^T goes to attn_cuda_few_rows: at most FEW_ROWS rows of
- * float32, bfloat16 or float16 that 16-byte loads suit. ld: elements from row to row. */
-bool attn_cuda_few_rows_suit(int64_t m, int64_t k, int64_t ld_a, int64_t ld_w, const attn_tensor *a,
-                             const attn_tensor *w);
-/* Each row of c is the same whatever the number of rows. */
-attn_status attn_cuda_few_rows(int64_t m, int64_t n, int64_t k, const attn_tensor *a, int64_t ld_a,
-                               const attn_tensor *w, int64_t ld_w, const attn_tensor *c,
-                               int64_t ld_c, bool accumulate, cudaStream_t stream);
+/* c [m, n] (+)= a [m, k] w, a batch of them, with w [n, k]^T (transposed) or w [k, n]; m is at most
+ * FEW_ROWS. Any dtypes that attn_cuda_matmul takes. In elements; ld: from row to row, stride: from
+ * one product to the next. */
+struct few_rows_problem {
+  int64_t m, n, k, batch;
+  int64_t ld_a, ld_w, ld_c, stride_a, stride_w, stride_c;
+  bool transposed;
+};
+/* Each row of c is the same whatever the number of rows, and wherever it lies. */
+attn_status attn_cuda_few_rows(const few_rows_problem *problem, const attn_tensor *a,
+                               const attn_tensor *w, const attn_tensor *c, bool accumulate,
+                               cudaStream_t stream);
 
 #endif

@@ -23,20 +23,26 @@ template <scan_kind KIND, int DK, int DV, bool CHANNEL> struct shape {
   static constexpr int k_offset = KIND == STATES ? 0 : k_tiles * TILE_BYTES;
   static constexpr int v_offset = k_offset + k_tiles * TILE_BYTES;
   static constexpr int w_offset = v_offset + v_tiles * TILE_BYTES;
-  static constexpr int stage_bytes = w_offset + (KIND == GRADIENTS ? v_tiles * TILE_BYTES : 0);
+  static constexpr int weights_offset = w_offset; /* P, with a decay per channel */
+  static constexpr int stage_bytes = w_offset + (KIND == GRADIENTS            ? v_tiles * TILE_BYTES
+                                                 : KIND == OUTPUTS && CHANNEL ? TILE_BYTES
+                                                                              : 0);
   static constexpr int state_bytes = KIND == STATES ? 0 : k_tiles * v_tiles * TILE_BYTES;
   static constexpr int out_bytes = KIND == STATES    ? 0
                                    : KIND == OUTPUTS ? v_tiles * TILE_BYTES
                                                      : (k_tiles + v_tiles) * TILE_BYTES;
-  static constexpr int weighed_bytes = k_tiles * TILE_BYTES; /* of one of two buffers */
-  static constexpr int room = 224 * 1024 / blocks - state_bytes - out_bytes - 2 * weighed_bytes;
-  static constexpr int stages = room / stage_bytes > 4 ? 4 : room / stage_bytes;
+  /* Of one of two buffers; with a decay per channel keys enter the state as they are. */
+  static constexpr int weighed_bytes = CHANNEL ? 0 : k_tiles * TILE_BYTES;
+  /* Of a stage: A, then G_all; the state's factors with a decay per channel. */
+  static constexpr int exponents = CHUNK + 4 + (CHANNEL ? DK : 0);
+  static constexpr int room =
+      227 * 1024 / blocks - state_bytes - out_bytes - 2 * weighed_bytes - 32;
+  static constexpr int fitting = room / (stage_bytes + exponents * 4 + 16);
+  static constexpr int stages = fitting > 4 ? 4 : fitting;
   static constexpr int state_offset = stages * stage_bytes;
   static constexpr int out_offset = state_offset + state_bytes;
   static constexpr int weighed_offset = out_offset + out_bytes;
   static constexpr int exponents_offset = weighed_offset + 2 * weighed_bytes;
-  /* Of a stage: A, then G_all; the state's factors with a decay per channel. */
-  static constexpr int exponents = CHUNK + 4 + (CHANNEL ? DK : 0);
   static constexpr int barriers_offset = exponents_offset + stages * exponents * 4;
   /* Barriers: full and empty of each stage; full and empty of each weighed buffer. */
   static constexpr int weighed_barriers_offset = barriers_offset + stages * 16;
@@ -119,6 +125,8 @@ __device__ void produce(const scan_parameters &p, char *shared, uint32_t base) {
           tensor_load(tile + S::k_offset + j * TILE_BYTES, &p.k, barrier, j * 64,
                       w.head / p.k_group, token, batch);
         }
+        if (KIND == OUTPUTS && CHANNEL)
+          tensor_load(tile + S::weights_offset, &p.weights, barrier, 0, w.head, token, batch);
 #pragma unroll
         for (int j = 0; j < S::v_tiles; j++) {
           tensor_load(tile + S::v_offset + j * TILE_BYTES, &p.v, barrier, j * 64,
@@ -134,8 +142,9 @@ __device__ void produce(const scan_parameters &p, char *shared, uint32_t base) {
   }
 }
 
-/* Writes 2^{G_all - A_j} K beside each chunk, for the state, and zeros into the rows after the
- * sequence's end: what lies there may be anything, NaN too. Three warps. */
+/* Writes 2^{G_all - A_j} K beside each chunk, for the state (not with a decay per channel), and
+ * zeros into the rows after the sequence's end: what lies there may be anything, NaN too. Three
+ * warps. */
 template <typename T, scan_kind KIND, typename S, bool CHANNEL>
 __device__ void weigh_keys(const scan_parameters &p, char *shared, uint32_t base) {
   constexpr int PIECES = CHUNK * S::k_tiles * 8; /* of 16 bytes */
@@ -165,7 +174,7 @@ __device__ void weigh_keys(const scan_parameters &p, char *shared, uint32_t base
       }
       const float all = exponents[CHUNK];
 #pragma unroll 4
-      for (int j = thread; j < PIECES; j += 96) {
+      for (int j = thread; j < PIECES && !CHANNEL; j += 96) {
         const int at = j * 16, row = j / 8 % CHUNK;
         const float weight = exp2_approximate(all - exponents[row]);
         uint4 piece = *(const uint4 *)(keys + at);

@@ -64,7 +64,8 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
       const int stage = step % S::stages, buffer = step % 2;
       const uint32_t q_tile = base + stage * S::stage_bytes, k_tile = q_tile + S::k_offset;
       const uint32_t v_tile = q_tile + S::v_offset + group * TILE_BYTES;
-      const uint32_t weighed_tile = base + S::weighed_offset + buffer * S::weighed_bytes;
+      const uint32_t weighed_tile =
+          CHANNEL ? k_tile : base + S::weighed_offset + buffer * S::weighed_bytes;
       const float *exponents = (float *)(shared + S::exponents_offset) + stage * S::exponents;
       barrier_wait(full + stage * 8, step / S::stages % 2);
       if (valid < CHUNK) barrier_wait(weighed_full + buffer * 8, step / 2 % 2);
@@ -87,13 +88,19 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
       }
       if (OUTPUT) {
         rows_load(q, q_tile);
-        pin(scores);
-        pin(out);
-        wgmma_fence();
+        if constexpr (CHANNEL) {
+          rows_load(weights, q_tile + S::weights_offset);
+          pin(out);
+          wgmma_fence();
+        } else {
+          pin(scores);
+          pin(out);
+          wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < DK / 16; k++) /* Q K^T */
-          wgmma<T, 0>(scores, q[k], descriptor(k_tile + k / 4 * TILE_BYTES + k % 4 * 32), k > 0);
-        wgmma_commit();
+          for (int k = 0; k < DK / 16; k++) /* Q K^T */
+            wgmma<T, 0>(scores, q[k], descriptor(k_tile + k / 4 * TILE_BYTES + k % 4 * 32), k > 0);
+          wgmma_commit();
+        }
 #pragma unroll
         for (int k = 0; k < DK / 16; k++) /* Q S */
           wgmma<T, 1>(out, q[k], descriptor(state_tile + k * 2048), k > 0);
@@ -103,9 +110,11 @@ __device__ void consume(const scan_parameters &p, char *shared, uint32_t base) {
         const float exponent0 = exponents[row0] + p.log2_scale;
         const float exponent1 = exponents[row0 + 8] + p.log2_scale;
         const float weight0 = exp2_approximate(exponent0), weight1 = exp2_approximate(exponent1);
-        wgmma_wait<1>();
-        pin(scores);
-        weigh<T>(weights, scores, exponents, exponent0, exponent1, p.reverse);
+        if constexpr (!CHANNEL) {
+          wgmma_wait<1>();
+          pin(scores);
+          weigh<T>(weights, scores, exponents, exponent0, exponent1, p.reverse);
+        }
         wgmma_wait<0>();
         pin(out);
 #pragma unroll

@@ -93,7 +93,8 @@ struct scan_operands {
   operand w, d_w;
   operand partner; /* and the products with it, if they are wanted */
   float *products;
-  float *factors; /* with a decay per channel, which also overwrites q and k */
+  operand weights; /* with a decay per channel, which also overwrites q and k */
+  float *factors;
   uint8_t *sizes;
 };
 
@@ -144,8 +145,13 @@ attn_status scan_launch(const attn_cuda_choice *choice, const attn_recurrent_pro
   const struct {
     CUtensorMap *map;
     const operand *tensor;
-  } maps[] = {{&p.q, &x.q}, {&p.k, &x.k}, {&p.v, &x.v},
-              {&p.o, &x.o}, {&p.w, &x.w}, {&p.d_w, &x.d_w}};
+  } maps[] = {{&p.q, &x.q},
+              {&p.k, &x.k},
+              {&p.v, &x.v},
+              {&p.o, &x.o},
+              {&p.w, &x.w},
+              {&p.d_w, &x.d_w},
+              {&p.weights, &x.weights}};
   for (const auto &entry : maps) {
     const operand *t = entry.tensor;
     if (t->data && !map_encode(entry.map, element<T>::map_type, t->data, t->columns, t->heads,
@@ -209,10 +215,14 @@ attn_status scan_launch(const attn_cuda_choice *choice, const attn_recurrent_pro
                                          p.decay,
                                          (void *)x.q.data,
                                          (void *)x.k.data,
+                                         (void *)x.weights.data,
                                          x.factors,
                                          x.sizes};
     const dim3 grid((unsigned)((problem->length + CHUNK - 1) / CHUNK), p.heads, p.batch);
-    channel_operands<T, DK><<<grid, 256, 0, stream>>>(p, operands);
+    const int bytes = channel_tiles<DK>::BYTES;
+    ATTN_CUDA_TRY(cudaFuncSetAttribute(channel_operands<T, DK>,
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    channel_operands<T, DK><<<grid, 256, bytes, stream>>>(p, operands);
     ATTN_CUDA_TRY_LAUNCH("channel_operands");
   }
   int pairs = p.batch * p.heads;
@@ -311,7 +321,7 @@ bool plan_any(const attn_cuda_device *device, const attn_recurrent_problem *prob
 
 /* Where a decay per channel keeps its operands, in bytes from the workspace's start. */
 struct channel_layout {
-  size_t q, k, factors, sizes, bytes;
+  size_t q, k, weights, factors, sizes, bytes;
 };
 
 channel_layout channel_layout_of(const attn_recurrent_problem *problem,
@@ -322,7 +332,8 @@ channel_layout channel_layout_of(const attn_recurrent_problem *problem,
   channel_layout layout;
   layout.q = segments_layout_of(problem, choice).bytes;
   layout.k = layout.q + align(rows * problem->dim * 2);
-  layout.factors = layout.k + align(rows * problem->dim * 2);
+  layout.weights = layout.k + align(rows * problem->dim * 2);
+  layout.factors = layout.weights + align(rows * CHUNK * 2);
   layout.sizes = layout.factors + align(chunks * problem->dim * sizeof(float));
   layout.bytes = layout.sizes + align(chunks);
   return layout;
@@ -377,6 +388,12 @@ attn_status run_forward(const attn_cuda_device *, const attn_cuda_choice *choice
                   problem->value_heads,         problem->dim};
     x.k = x.q;
     x.k.data = (char *)workspace + layout.k;
+    x.weights = operand{(char *)workspace + layout.weights,
+                        problem->length * problem->value_heads * CHUNK,
+                        problem->value_heads * CHUNK,
+                        CHUNK,
+                        problem->value_heads,
+                        CHUNK};
     x.factors = (float *)((char *)workspace + layout.factors);
     x.sizes = (uint8_t *)workspace + layout.sizes;
   }

@@ -40,7 +40,8 @@ struct strides {
 
 struct scan_parameters {
   CUtensorMap q, k, v, o;
-  CUtensorMap w, d_w; /* for gradients: below */
+  CUtensorMap w, d_w;  /* for gradients: below */
+  CUtensorMap weights; /* P, with a decay per channel */
   scan_output d_w_out;
   /* For the decay's gradient: each output row's product with the row of a tensor of its shape, for
    * every warpgroup [tokens, heads]. GRADIENTS take those of d_w and q. */

@@ -9,11 +9,12 @@
  *   S <- Diag(exp(G_C)) S + Kk^T V'                             Kk = k exp(G_C - G)
  * and the additive rule (arXiv 2312.06635, 2401.04658) the last two lines with V' = V: no B, Y, Kg.
  * DELTA says which. "Preparing" a chunk makes Y (forward: Diag(beta) Y), P and the decayed rows;
- * "stepping" (chunks in order) does the rest. A step acts on every value column by itself, so a
- * warp owns 16 of them and keeps S^T [16, dim] in registers as the accumulators of m16n8k16
- * products. Accumulators have the layout of the left operand: S^T Kg^T, R^T Y^T, V'^T P^T and V'^T
- * Kk follow each other in registers, and warps share nothing but the right operands in shared
- * memory.
+ * "stepping" (chunks in order) does the rest. Of Y what lies below the diagonal is kept: the
+ * diagonal is 1 and most of X, so its share is added as it is, in float32. A step acts on every
+ * value column by itself, so a warp owns 16 of them and keeps S^T [16, dim] in registers as the
+ * accumulators of m16n8k16 products. Accumulators have the layout of the left operand: S^T Kg^T,
+ * R^T Y^T, V'^T P^T and V'^T Kk follow each other in registers, and warps share nothing but the
+ * right operands in shared memory.
  *
  * Every factor is the exponential of a non-positive sum, but for one place that is guarded: see
  * prepare_channels. */
@@ -311,7 +312,7 @@ __device__ inline void round_product(E *to, const float (&c)[4], const float *fa
 
 /* a[64, FLOATS], of which only what lies below the diagonal is read, becomes (I + a)^-1, except for
  * blocks of 16 above the diagonal, which are scratch. Rounded, with FOLD each row times its factor,
- * also to y. The diagonal blocks of 16 by substitution, then twice
+ * and with zeros on the diagonal also to y. The diagonal blocks of 16 by substitution, then twice
  *   [D1 0; L D2]^-1 = [D1^-1 0; -D2^-1 L D1^-1 D2^-1]. */
 template <typename E, bool FOLD>
 __device__ inline void invert(float *a, E *y, const float *factor, int thread, int barrier) {
@@ -335,7 +336,9 @@ __device__ inline void invert(float *a, E *y, const float *factor, int thread, i
     } else {
 #pragma unroll
       for (int i = 0; i < SUBBLOCK; ++i)
-        y[(row + i) * SQUARE + row + column] = E(FOLD ? factor[row + i] * z[i] : z[i]);
+        y[(row + i) * SQUARE + row + column] = E(i == column ? 0
+                                                 : FOLD      ? factor[row + i] * z[i]
+                                                             : z[i]);
     }
   }
   barrier_sync(barrier, PREPARE_THREADS);
@@ -990,8 +993,8 @@ struct parameters {
 };
 
 /* A prepared chunk in the workspace: per channel Qg, Kg, Kk; Y, P; the numbers of the tiles; for
- * the backward pass (I + Diag(beta) B)^-1 = Diag(beta) Y Diag(beta)^-1. Without Kg, Y and the last
- * one for the additive rule. Bytes. */
+ * the backward pass (I + Diag(beta) B)^-1 = Diag(beta) Y Diag(beta)^-1, like Y without its
+ * diagonal. Without Kg, Y and the last one for the additive rule. Bytes. */
 template <int DIM, bool CHANNEL, bool DELTA> struct record {
   using tile = tiles<__half, DIM, CHANNEL, DELTA>;
   enum {
@@ -1079,7 +1082,7 @@ __global__ void __launch_bounds__(PREPARE_THREADS) prepare_kernel(parameters p) 
       float beta = limit_beta(tile.beta()[i]);
       float low = beta / limit_beta(tile.beta()[j]), high = beta / limit_beta(tile.beta()[j + 1]);
       ((uint32_t *)(to + record_type::LEFT))[at] = pack<E>(
-          j <= i ? y[i * FLOATS + j] * low : 0, j + 1 <= i ? y[i * FLOATS + j + 1] * high : 0);
+          j < i ? y[i * FLOATS + j] * low : 0, j + 1 < i ? y[i * FLOATS + j + 1] * high : 0);
     }
   }
 }

@@ -132,8 +132,7 @@ __device__ void forward_step(slab<DIM> &state, const tiles<E, DIM, CHANNEL, true
   times_rows<E>(r, state, tile.k(), lane);
   residual(r, v, ld, CHANNEL ? NULL : tile.gamma(), lane);
   tokens_operand<E>(x, r, NULL, lane);
-  clear(r);
-  times_lower(r, x, tile.y(), lane);
+  times_lower(r, x, tile.y(), lane); /* the diagonal's share is there */
   store_transposed(v, ld, r, 1, lane);
   scale_tokens(r, tile.beta(), lane);
   tokens_operand<E>(x, r, CHANNEL ? NULL : tile.kappa(), lane);
@@ -151,8 +150,7 @@ __device__ void backward_step(slab<DIM> &state, const tiles<E, DIM, CHANNEL, tru
   if (!CHANNEL) scale_tokens(r, tile.kappa(), lane);
   times_lower_transposed(r, d_o, tile.p(), lane);
   tokens_operand<E>(x, r, NULL, lane);
-  clear(r);
-  times_lower_transposed(r, x, tile.y(), lane);
+  times_lower_transposed(r, x, tile.y(), lane); /* the diagonal's share is there */
   __syncwarp();
   store_transposed(v, ld, r, 1, lane);
   scale_tokens(r, tile.beta(), lane);

@@ -151,11 +151,6 @@ __device__ inline void times_rows(float (&out)[8][4], const slab<DIM> &s, const 
   }
 }
 
-__device__ inline void clear(float (&x)[8][4]) {
-#pragma unroll
-  for (int n = 0; n < 8; ++n) x[n][0] = x[n][1] = x[n][2] = x[n][3] = 0;
-}
-
 /* Column (token) j times factor[j]. */
 __device__ inline void scale_tokens(float (&x)[8][4], const float *factor, int lane) {
 #pragma unroll
@@ -178,7 +173,7 @@ __device__ inline void scale_operand(uint32_t (&x)[SUBBLOCKS][4], const float *f
     }
 }
 
-/* V' of the slab as an operand. Y is Diag(beta) Y here. */
+/* V' of the slab as an operand. Y is Diag(beta) (Y - I) here. */
 template <typename E, int DIM, bool CHANNEL>
 __device__ inline void written_values(uint32_t (&x)[SUBBLOCKS][4], const slab<DIM> &s,
                                       const tiles<E, DIM, CHANNEL, true> &tile, const E *v,
@@ -187,7 +182,7 @@ __device__ inline void written_values(uint32_t (&x)[SUBBLOCKS][4], const slab<DI
   times_rows<E>(r, s, tile.k(), lane);
   residual(r, v, ld_v, CHANNEL ? NULL : tile.gamma(), lane);
   tokens_operand<E>(x, r, NULL, lane);
-  clear(r);
+  scale_tokens(r, tile.beta(), lane);
   times_lower(r, x, tile.y(), lane);
   tokens_operand<E>(x, r, NULL, lane);
 }

@@ -5,7 +5,9 @@
  * of wgmma. Those have the layout of its left operand, so that
  *   U^T = S^T Kg^T,   V'^T = (V - U)^T (Diag(beta) Y)^T,   O^T = S^T Qg^T + V'^T P^T,
  *   S^T <- S^T Diag(exp(G_C)) + V'^T Kk
- * follow each other in registers. The right operands are swizzled tiles, in a ring of stages.
+ * follow each other in registers. The right operands are swizzled tiles, in a ring of stages. Y's
+ * diagonal is 1 and most of what V' is made of: its share, beta (V - U), is what the product is
+ * added to, in float32, and the tile has zeros there. So neither is rounded on that way.
  *
  * Preparing: a warpgroup makes Y and P of a chunk, 16 tokens a warp. (I + A)^-1 for the strictly
  * lower triangular A = B Diag(beta) goes by blocks of 16: the diagonal blocks D_i by substitution,
@@ -47,10 +49,11 @@ template <int DIM, bool CHANNEL, int GROUPS> struct stage {
     Y = (CHANNEL ? 3 : 2) * ROWS,
     P = Y + TILE_BYTES,
     NUMBERS = P + TILE_BYTES,
-    GAMMA = NUMBERS,       /* [64] exp(G), per token */
-    KAPPA = NUMBERS + 256, /* [64] exp(G_C - G) */
-    FULL = NUMBERS + 512,  /* exp(G_C): [DIM] or [1] */
-    V = NUMBERS + 1024,    /* a tile a warpgroup; O takes its place */
+    GAMMA = NUMBERS,                     /* [64] exp(G), per token */
+    KAPPA = NUMBERS + 256,               /* [64] exp(G_C - G) */
+    FULL = NUMBERS + 512,                /* exp(G_C): [DIM] or [1] */
+    BETA = CHANNEL ? GAMMA : FULL + 256, /* [64] */
+    V = NUMBERS + 1024,                  /* a tile a warpgroup; O takes its place */
     BYTES = V + GROUPS * TILE_BYTES,
     /* What preparing leaves in the workspace for blocks that only step. */
     RECORD = CHANNEL ? 0 : Y,
@@ -167,8 +170,8 @@ __device__ __forceinline__ void times_transposed(float (&c)[2][4], const float (
   }
 }
 
-/* Diag(beta) (I + A)^-1, rounded, to the tile y. Each warp has written its 16 rows of A; nothing on
- * or above the diagonal is read. A warp's rows are announced to the warps before it, at
+/* Diag(beta) ((I + A)^-1 - I), rounded, to the tile y. Each warp has written its 16 rows of A;
+ * nothing on or above the diagonal is read. A warp's rows are announced to the warps before it, at
  * barrier + warp. */
 template <typename E>
 __device__ __forceinline__ void invert(float *a, uint32_t y, const float *beta, int warp, int lane,
@@ -229,6 +232,11 @@ __device__ __forceinline__ void invert(float *a, uint32_t y, const float *beta, 
 #pragma unroll
   for (int i = 0; i < SUBBLOCKS; ++i) {
     if (i < warp) continue;
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int at = 0; at < 4; ++at)
+        if (i == warp && 8 * n + 2 * t + at % 2 == g + at / 2 * 8) x[i][n][at] = 0;
     float2 low = *(const float2 *)(beta + i * SUBBLOCK + 2 * t);
     float2 high = *(const float2 *)(beta + i * SUBBLOCK + 8 + 2 * t);
     matrix_store_transposed(by_rows(y, i * SUBBLOCK, warp * SUBBLOCK, lane),
@@ -330,6 +338,7 @@ __device__ __forceinline__ void prepare_tokens(char *memory, char *work, const t
         make_float2(exp2_approximate(both - y), exp2_approximate(both));
     ((float2 *)(memory + S::KAPPA))[lane] =
         make_float2(exp2_approximate(last - both + y), exp2_approximate(last - both));
+    ((float2 *)(memory + S::BETA))[lane] = of.beta;
     if (lane == 0) *(float *)(memory + S::FULL) = exp2_approximate(last);
   }
   __syncwarp();
@@ -464,6 +473,7 @@ __device__ __forceinline__ void prepare_channels(char *memory, char *work, const
   unsigned *steep = (unsigned *)(work + W::STEEP);
   float *beta = (float *)(work + W::BETA) + warp * CHUNK;
   ((float2 *)beta)[lane] = of.beta;
+  if (warp == 0) ((float2 *)(memory + S::BETA))[lane] = of.beta;
   /* Elementwise a warp has its 16 rows, and a lane of it two channels of each 64. */
   auto own = [&](char *tiles, int half, int i) {
     return (uint32_t *)(tiles + half * TILE_BYTES + row * 128 + i * 128 +
@@ -708,9 +718,10 @@ __device__ __forceinline__ void walk(const chunked::parameters &p, const ring &r
       times_rows<E>(o, rounded, here + S::Q, 0);
       wgmma_commit();
     }
-    /* R^T = V^T - U^T, per token U's rows times exp(G). */
+    /* R^T = V^T - U^T, per token U's rows times exp(G); w begins as beta R^T. */
     const float *gamma = (const float *)(memory + S::GAMMA) + 2 * t;
     const float *kappa = gamma + (S::KAPPA - S::GAMMA) / 4;
+    const float *beta = gamma + (S::BETA - S::GAMMA) / 4;
 #pragma unroll
     for (int c = 0; c < SUBBLOCKS; ++c) {
       uint32_t of_v[4];
@@ -720,13 +731,17 @@ __device__ __forceinline__ void walk(const chunked::parameters &p, const ring &r
         float2 values = element<E>::unpack(of_v[i]);
         float2 factor =
             CHANNEL ? make_float2(1, 1) : *(const float2 *)(gamma + c * SUBBLOCK + i / 2 * 8);
-        y[c][i] = element<E>::pack(values.x - factor.x * u[8 * c + 2 * i],
-                                   values.y - factor.y * u[8 * c + 2 * i + 1]);
+        const float2 of_beta = *(const float2 *)(beta + c * SUBBLOCK + i / 2 * 8);
+        const float low = values.x - factor.x * u[8 * c + 2 * i];
+        const float high = values.y - factor.y * u[8 * c + 2 * i + 1];
+        y[c][i] = element<E>::pack(low, high);
+        w[8 * c + 2 * i] = of_beta.x * low, w[8 * c + 2 * i + 1] = of_beta.y * high;
         if (FUSED && !CHANNEL) o[8 * c + 2 * i] *= factor.x, o[8 * c + 2 * i + 1] *= factor.y;
       }
     }
+    hopper::pin(w);
     wgmma_fence();
-    times_rows<E>(w, y, here + S::Y, 0);
+    times_rows<E>(w, y, here + S::Y, 1);
     wgmma_commit();
     const float *full = gamma + (S::FULL - S::GAMMA) / 4;
     if (CHANNEL) {

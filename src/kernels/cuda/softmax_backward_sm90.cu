@@ -28,7 +28,12 @@
  * them from one counter. A writer waits for later key blocks of the same key head and the same
  * query tile only, which have smaller numbers. A block works on its items in the order of their
  * numbers. So the unfinished item with the smallest number is being worked on and waits for
- * nothing. */
+ * nothing.
+ *
+ * With a block list a block visits the tiles on it, which the list turned round into bits tells;
+ * the turn of a half tile is then the number of the key block that comes next, and a writer hands
+ * it to the next lower one whose bit is set. The argument above holds as it stands. */
+#include "kernels/cuda/block_list.cuh"
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/softmax_sm90.cuh"
 
@@ -37,6 +42,15 @@
 namespace {
 
 using namespace softmax_sm90;
+
+/* Of a block list what blocks of keys visit, as bits: for each 64 keys (one consumer group's) the
+ * tiles of queries [batch, heads, GROUPS blocks, tile_words], and for each tile the blocks that
+ * contribute to it [batch, heads, tiles, block_words]. */
+struct visits {
+  uint32_t *tiles, *blocks; /* NULL: there is no list */
+  int tile_words, block_words;
+  unsigned long long *count, seen; /* visits, and as many as there would be without the list */
+};
 
 struct backward_parameters {
   CUtensorMap q, k, v, d_o;
@@ -50,15 +64,18 @@ struct backward_parameters {
   float scale, scale_log2;
   int blocks, section, items;
   int *counter;
+  visits listed;
 };
 
 constexpr int GROUPS = 2, THREADS = (GROUPS + 1) * 128;
 constexpr int KEYS = GROUPS * GROUP_ROWS; /* of a block */
 constexpr int WIDTH = 64;                 /* queries of a step */
 constexpr int STAGES = 2;                 /* of every ring */
+constexpr int LISTED_STEPS = 8;           /* of the ring of listed steps */
 
-template <int DIM_> struct backward_shape {
+template <int DIM_, bool LISTED_> struct backward_shape {
   static constexpr int DIM = DIM_;
+  static constexpr bool LISTED = LISTED_;      /* there is a block list */
   static constexpr int HALF = WIDTH * DIM / 2; /* elements of dQ that a group computes a step */
   static constexpr int group_bytes = DIM / 64 * TILE_BYTES; /* keys or values of one group */
   static constexpr int keys_bytes = GROUPS * group_bytes;
@@ -73,7 +90,9 @@ template <int DIM_> struct backward_shape {
   static constexpr int delta_offset = lse_offset + STAGES * rows_bytes;
   static constexpr int barriers_offset = delta_offset + STAGES * rows_bytes;
   static constexpr int items_offset = barriers_offset + (6 * STAGES + 2 + 2 * GROUPS) * 8;
-  static constexpr int bytes = items_offset + STAGES * 64 + 1024; /* 1024: to align the base */
+  static constexpr int listed_offset = items_offset + STAGES * 64; /* see listed_step */
+  static constexpr int bytes =
+      listed_offset + (LISTED ? LISTED_STEPS * 8 : 0) + 1024; /* 1024: to align the base */
   static_assert(bytes <= 232448, "shared memory of one block");
 };
 
@@ -111,20 +130,97 @@ struct backward_work {
 };
 static_assert(sizeof(backward_work) <= 64, "size of an item in shared memory");
 
-/* False: the sequence has no such block. */
+/* The tiles of queries that see some of a block's keys. */
+__device__ __forceinline__ range tiles_seen(const extents &e, const sequence &s, int first) {
+  range seen = queries_seen(e, s, first, KEYS, WIDTH);
+  if (first >= s.key_length) seen.high = seen.low;
+  return seen;
+}
+
+/* A warp's walk through the tiles that a block of keys visits with one query head after the other:
+ * every lane has a word of each group's bits, so that looking at 32 of them costs as much as one.
+ */
+struct visit {
+  const uint32_t *words; /* of the head's first group */
+  int block_words;       /* words of a group of one block */
+  int64_t head_words;    /* from a head to the next one */
+  int first;             /* the first lane's word */
+  uint32_t bits[GROUPS]; /* that are left of the lane's word */
+  __device__ __forceinline__ visit(const visits &all, int blocks, int64_t head, int block)
+      : block_words(all.tile_words), head_words((int64_t)blocks * GROUPS * all.tile_words) {
+    words = all.tiles + head * head_words + (int64_t)block * GROUPS * block_words;
+    load(0);
+  }
+  __device__ __forceinline__ void load(int word) {
+    first = word;
+    const int own = first + threadIdx.x % 32;
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) bits[g] = own < block_words ? words[g * block_words + own] : 0;
+  }
+  __device__ __forceinline__ uint32_t any() const {
+    uint32_t all = 0;
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) all |= bits[g];
+    return all;
+  }
+  /* The next tile, times 1 << GROUPS, and a bit for each group that it is listed for; *head goes on
+   * where a head has no more. There is one. */
+  __device__ __forceinline__ int next(int *head) {
+    uint32_t lanes;
+    while (!(lanes = __ballot_sync(~0u, any() != 0))) {
+      if (first + 32 < block_words) {
+        load(first + 32);
+      } else {
+        words += head_words, ++*head;
+        load(0);
+      }
+    }
+    const int lane = __ffs(lanes) - 1, bit = (__ffs(any()) - 1) & 31;
+    int tile = ((first + lane) * 32 + bit) << GROUPS;
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+      tile |= (bits[g] >> bit & 1) << g;
+      if ((int)threadIdx.x % 32 == lane) bits[g] &= ~(1u << bit);
+    }
+    return __shfl_sync(~0u, tile, lane);
+  }
+};
+
+/* Key heads a section. Blocks of one head wait for each other's turns: a chain of visits along
+ * which tiles ascend and blocks descend, whose length falls with the root of the list's share only,
+ * while the work falls with the share itself. So the sparser the list, the more heads at a time; of
+ * dense ones what they read would not stay in the L2 cache. */
+__device__ __forceinline__ int listed_section(const backward_parameters &p) {
+  const float share = (float)*p.listed.count / (float)p.listed.seen;
+  const int factor = share > 0.6f ? 1 : share > 0.15f ? 2 : 4;
+  return min(p.section * factor, p.e.batch * p.e.kv_heads);
+}
+
+/* False: the sequence has no such block. With a list a whole warp calls it. */
+template <bool LISTED>
 __device__ __forceinline__ bool locate(const backward_parameters &p, int item,
                                        volatile backward_work &w) {
-  const int section = item / (p.section * p.blocks), rest = item % (p.section * p.blocks);
-  const int pair0 = section * p.section;
-  const int pairs = min(p.section, p.e.batch * p.e.kv_heads - pair0);
+  const int all = p.e.batch * p.e.kv_heads, heads = LISTED ? listed_section(p) : p.section;
+  const int section = item / (heads * p.blocks), rest = item % (heads * p.blocks);
+  const int pair0 = section * heads, pairs = min(heads, all - pair0);
   const int pair = pair0 + rest % pairs, batch = pair / p.e.kv_heads;
   const int first = (p.blocks - 1 - rest / pairs) * KEYS; /* the last block first: see above */
   const sequence s = sequence_of(p.e, batch);
   const int length = p.e.key_offsets ? p.e.key_offsets[batch + 1] - s.key_start : p.e.key_length;
   if (first >= length) return false;
-  range seen = queries_seen(p.e, s, first, KEYS, WIDTH);
-  if (first >= s.key_length) seen.high = seen.low;
-  w.steps = p.e.heads / p.e.kv_heads * (seen.high - seen.low);
+  const range seen = tiles_seen(p.e, s, first);
+  const int sharing = p.e.heads / p.e.kv_heads;
+  int steps = sharing * (seen.high - seen.low);
+  if (LISTED && steps) {
+    steps = 0;
+    for (int h = 0; h < sharing; h++) {
+      visit v(p.listed, p.blocks, (int64_t)pair * sharing + h, first / KEYS);
+      steps += __popc(v.any());
+      while (v.first + 32 < v.block_words) v.load(v.first + 32), steps += __popc(v.any());
+    }
+    steps = __reduce_add_sync(~0u, steps);
+  }
+  w.steps = steps;
   w.batch = batch, w.kv_head = pair % p.e.kv_heads, w.first = first, w.length = length;
   w.query_start = s.query_start, w.key_start = s.key_start;
   w.key_length = s.key_length, w.shift = s.shift;
@@ -175,26 +271,65 @@ __device__ __forceinline__ void store_release(int *address, int value) {
   asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
-/* Draws items and loads what they need: one thread. */
+/* Where there is a list the producer says of each step which tile it is, as visit::next does, and
+ * of which query head. The producer is at most STAGES steps ahead of the consumers and these are as
+ * far ahead of the writers, who do not wait for the step's barriers but for `round`. */
+struct listed_step {
+  uint32_t code, head_round; /* 2 head + round: 1, 0, 1, ... each time that the ring is full */
+};
+__device__ __forceinline__ volatile uint64_t *listed_at(char *ring, uint32_t step) {
+  return (volatile uint64_t *)ring + step % LISTED_STEPS;
+}
+__device__ __forceinline__ uint32_t round_of(uint32_t step) {
+  return step / LISTED_STEPS % 2 ^ 1;
+}
+__device__ __forceinline__ void put_step(char *ring, uint32_t step, uint32_t code, uint32_t head) {
+  *listed_at(ring, step) = (uint64_t)(2 * head + round_of(step)) << 32 | code;
+}
+__device__ __forceinline__ listed_step get_step(char *ring, uint32_t step) {
+  uint64_t x;
+  do x = *listed_at(ring, step);
+  while ((uint32_t)(x >> 32) % 2 != round_of(step));
+  return {(uint32_t)x, (uint32_t)(x >> 32)};
+}
+
+/* Turns of half tiles where there is a list: 1 + the block whose turn it is, negative where it is
+ * the first one; ALL_DONE after the last; 0 if there are none. */
+enum { ALL_DONE = 1 << 30 };
+__device__ __forceinline__ int turn_after(const uint32_t *blocks, int block) {
+  int word = block / 32;
+  uint32_t bits = blocks[word] & ((1u << block % 32) - 1);
+  while (!bits && word > 0) bits = blocks[--word];
+  return bits ? word * 32 + 32 - __clz(bits) : ALL_DONE;
+}
+
+/* Draws items and loads what they need: one thread; with a list its warp, of which it is the
+ * leader.
+ */
 template <typename S>
 __device__ void backward_produce(const backward_parameters &p, char *shared, uint32_t base) {
   const backward_barriers barriers(base + S::barriers_offset);
+  const bool leader = !S::LISTED || threadIdx.x == 0;
   uint32_t count = 0, step = 0; /* items, steps */
   for (;;) {
     const int at = stage_of(count);
     barrier_wait(barriers.item_empty + 8 * at, parity_of(count) ^ 1);
-    const int item = atomicAdd(p.counter, 1);
+    int item = 0;
+    if (leader) item = atomicAdd(p.counter, 1);
+    if (S::LISTED) item = __shfl_sync(~0u, item, 0);
     volatile backward_work &w = *work_at<S>(shared, at);
     if (item >= p.items)
       w.steps = -1;
-    else if (!locate(p, item, w))
+    else if (!locate<S::LISTED>(p, item, w))
       continue;
+    if (S::LISTED) __syncwarp();
     if (w.steps <= 0) {
-      barrier_arrive(barriers.item_full + 8 * at);
+      if (leader) barrier_arrive(barriers.item_full + 8 * at);
       if (w.steps < 0) break;
     }
     const int batch = p.e.query_offsets ? 0 : w.batch;
     auto load_keys = [&](const CUtensorMap *map, uint32_t target, uint32_t full) {
+      if (!leader) return;
       barrier_expect(full, S::keys_bytes);
 #pragma unroll
       for (int g = 0; g < GROUPS; g++)
@@ -204,32 +339,49 @@ __device__ void backward_produce(const backward_parameters &p, char *shared, uin
     if (w.steps)
       load_keys(&p.k, base + S::k_offset + at * S::keys_bytes, barriers.item_full + 8 * at);
     int n = w.low, head = w.kv_head * (p.e.heads / p.e.kv_heads);
+    auto go_through = [&](auto next) {
 #pragma unroll 1
-    for (int i = 0; i < w.steps; i++, step++) {
-      const int stage = stage_of(step);
-      const uint32_t empty = parity_of(step) ^ 1;
-      auto load_tile = [&](const CUtensorMap *map, int offset, const float *rows, int rows_offset,
-                           uint32_t full) {
-        barrier_expect(full, S::tile_bytes + S::rows_bytes);
-        tile_load<S::DIM>(base + offset + stage * S::tile_bytes, map, full, WIDTH, WIDTH, head,
-                          w.query_start + n * WIDTH, batch);
-        const int64_t row = (int64_t)(w.batch * p.e.heads + head) * p.padded + n * WIDTH;
-        bulk_load(base + rows_offset + stage * S::rows_bytes, rows + row, S::rows_bytes, full);
-      };
-      barrier_wait(barriers.q_empty + 8 * stage, empty);
-      load_tile(&p.q, S::q_offset, p.lse, S::lse_offset, barriers.q_full + 8 * stage);
-      if (i == 0) {
-        barrier_wait(barriers.v_empty, (count & 1) ^ 1);
-        load_keys(&p.v, base + S::v_offset, barriers.v_full);
+      for (int i = 0; i < w.steps; i++, step++) {
+        const int stage = stage_of(step);
+        const uint32_t empty = parity_of(step) ^ 1;
+        next();
+        auto load_tile = [&](const CUtensorMap *map, int offset, const float *rows, int rows_offset,
+                             uint32_t full) {
+          if (!leader) return;
+          barrier_expect(full, S::tile_bytes + S::rows_bytes);
+          tile_load<S::DIM>(base + offset + stage * S::tile_bytes, map, full, WIDTH, WIDTH, head,
+                            w.query_start + n * WIDTH, batch);
+          const int64_t row = (int64_t)(w.batch * p.e.heads + head) * p.padded + n * WIDTH;
+          bulk_load(base + rows_offset + stage * S::rows_bytes, rows + row, S::rows_bytes, full);
+        };
+        barrier_wait(barriers.q_empty + 8 * stage, empty);
+        load_tile(&p.q, S::q_offset, p.lse, S::lse_offset, barriers.q_full + 8 * stage);
+        if (i == 0) {
+          barrier_wait(barriers.v_empty, (count & 1) ^ 1);
+          load_keys(&p.v, base + S::v_offset, barriers.v_full);
+        }
+        barrier_wait(barriers.d_o_empty + 8 * stage, empty);
+        load_tile(&p.d_o, S::d_o_offset, p.delta, S::delta_offset, barriers.d_o_full + 8 * stage);
+        if (!S::LISTED && ++n == w.high) n = w.low, head++;
       }
-      barrier_wait(barriers.d_o_empty + 8 * stage, empty);
-      load_tile(&p.d_o, S::d_o_offset, p.delta, S::delta_offset, barriers.d_o_full + 8 * stage);
-      if (++n == w.high) n = w.low, head++;
+    };
+    if constexpr (S::LISTED) {
+      if (w.steps) {
+        visit listed(p.listed, p.blocks, (int64_t)w.batch * p.e.heads + head, w.first / KEYS);
+        go_through([&] {
+          const int code = listed.next(&head);
+          n = code >> GROUPS;
+          if (leader) put_step(shared + S::listed_offset, step, code, head);
+        });
+      }
+    } else {
+      go_through([] {});
     }
     if (w.steps == 0) {
       barrier_wait(barriers.v_empty, (count & 1) ^ 1);
-      barrier_arrive(barriers.v_full);
+      if (leader) barrier_arrive(barriers.v_full);
     }
+    if (S::LISTED) __syncwarp(); /* all have read the item */
     count++;
   }
 }
@@ -241,36 +393,53 @@ __device__ void backward_write(const backward_parameters &p, char *shared, uint3
   const backward_barriers barriers(base + S::barriers_offset);
   const uint32_t source = base + S::d_q_offset + group * S::HALF * 4;
   const uint32_t full = barriers.d_q_full + 8 * group, empty = barriers.d_q_empty + 8 * group;
-  uint32_t phase = 0;
+  uint32_t step = 0;
   for (uint32_t count = 0;; count++) {
     const int at = stage_of(count);
     barrier_wait(barriers.item_full + 8 * at, parity_of(count));
     const volatile backward_work &w = *work_at<S>(shared, at);
     const int steps = w.steps, block = w.first / KEYS, low = w.low, high = w.high;
     const int key_length = w.key_length, shift = w.shift;
-    int head = w.batch * p.e.heads + w.kv_head * (p.e.heads / p.e.kv_heads);
+    int head = w.kv_head * (p.e.heads / p.e.kv_heads);
+    const int head0 = w.batch * p.e.heads;
     barrier_arrive(barriers.item_empty + 8 * at);
     if (steps < 0) break;
     int n = low;
-    for (int i = 0; i < steps; i++, phase ^= 1) {
-      const int64_t half = ((int64_t)head * (p.padded / WIDTH) + n) * GROUPS + group;
-      const int before = last_block(n, key_length, p.e.right, shift) - block;
-      while (load_acquire(p.turns + half) != before) {
+    for (int i = 0; i < steps; i++, step++) {
+      if (S::LISTED) {
+        const listed_step x = get_step(shared + S::listed_offset, step);
+        n = x.code >> GROUPS, head = x.head_round / 2;
+      }
+      const int64_t tile = (int64_t)(head0 + head) * (p.padded / WIDTH) + n;
+      const int64_t half = tile * GROUPS + group;
+      bool store; /* the first contribution */
+      int next;   /* the turn after this one */
+      if (S::LISTED) {
+        next = turn_after(p.listed.blocks + tile * p.listed.block_words, block);
+        int turn;
+        while (turn = load_acquire(p.turns + half), abs(turn) != block + 1) {
+        }
+        store = turn < 0;
+      } else {
+        const int before = last_block(n, key_length, p.e.right, shift) - block;
+        while (load_acquire(p.turns + half) != before) {
+        }
+        store = before == 0, next = before + 1;
       }
       /* What others have added comes before what the bulk copy adds, and what the group has stored
        * before what it reads: a fence here, where both have been seen, orders them all. */
       asm volatile("fence.proxy.async.global;" ::: "memory");
-      barrier_wait(full, phase);
+      barrier_wait(full, step & 1);
       proxy_fence();
-      if (before == 0)
+      if (store)
         bulk_store(p.d_q + half * S::HALF, source, S::HALF * 4);
       else
         bulk_add(p.d_q + half * S::HALF, source, S::HALF * 4);
       tensor_store_read();
       barrier_arrive(empty);
       tensor_store_wait();
-      store_release(p.turns + half, before + 1);
-      if (++n == high) n = low, head++;
+      store_release(p.turns + half, next);
+      if (!S::LISTED && ++n == high) n = low, head++;
     }
   }
 }
@@ -366,16 +535,17 @@ __device__ __forceinline__ void keys_clear(char *keys, char *values, int group, 
 }
 
 /* Scores of pairs that do not see each other: -inf. `row`: the thread's first key in the block,
- * `start`: its first query. */
+ * `start`: its first query. listed: false where the list keeps all of them from each other. */
 __device__ __forceinline__ void mask(float (&scores)[WIDTH / 2], const backward_parameters &p,
-                                     const volatile backward_work &w, int row, int start) {
+                                     const volatile backward_work &w, int row, int start,
+                                     bool listed) {
   const int shift = w.shift;
   int low[2], high[2];
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     const int key = w.first + row + 8 * i;
     low[i] = key - p.e.right - shift - start;
-    high[i] = key < w.key_length ? key + p.e.left - shift + 1 - start : low[i];
+    high[i] = listed && key < w.key_length ? key + p.e.left - shift + 1 - start : low[i];
   }
   hide(scores, low, high);
 }
@@ -445,8 +615,13 @@ __device__ void backward_consume(const backward_parameters &p, char *shared, uin
       pin(slopes);
       wgmma_fence();
       scores_issue<T, S>(slopes, base + S::v_offset + group * S::group_bytes, d_o);
-      if (n < work().full_low || n >= work().full_high)
-        mask(scores, p, work(), row0, n * WIDTH + column0);
+      bool listed = true;
+      if (S::LISTED) {
+        const int code = __shfl_sync(~0u, (int)*listed_at(shared + S::listed_offset, step), 0);
+        n = code >> GROUPS, listed = code >> group & 1;
+      }
+      if (n < work().full_low || n >= work().full_high || !listed)
+        mask(scores, p, work(), row0, n * WIDTH + column0, listed);
 #pragma unroll
       for (int i = 0; i < WIDTH / 2; i += 2) {
         const float2 row_lse = *(const float2 *)&lse[i / 4 * 8];
@@ -492,7 +667,7 @@ __device__ void backward_consume(const backward_parameters &p, char *shared, uin
         open();
       } else {
         left--;
-        if (n == work().high) n = work().low; /* the next query head */
+        if (!S::LISTED && n == work().high) n = work().low; /* the next query head */
         barrier_wait(barriers.q_full + 8 * stage_of(step), parity_of(step));
       }
       wgmma_wait<1>();
@@ -540,6 +715,8 @@ __launch_bounds__(THREADS, 1) void backward_kernel(const __grid_constant__ backw
   char *shared = memory + (base - start);
   if (threadIdx.x == 0) {
     const backward_barriers barriers(base + S::barriers_offset);
+    for (int i = 0; S::LISTED && i < LISTED_STEPS; i++)
+      *listed_at(shared + S::listed_offset, i) = 0;
     for (int i = 0; i < STAGES; i++) {
       barrier_init(barriers.item_full + 8 * i, 1);
       barrier_init(barriers.item_empty + 8 * i, 4 * GROUPS + GROUPS);
@@ -559,7 +736,7 @@ __launch_bounds__(THREADS, 1) void backward_kernel(const __grid_constant__ backw
   __syncthreads();
   if (threadIdx.x < 128) {
     registers_fewer<24>();
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0 || (S::LISTED && threadIdx.x < 32))
       backward_produce<S>(p, shared, base);
     else if (threadIdx.x % 32 == 0 && threadIdx.x / 32 <= GROUPS)
       backward_write<S>(p, shared, base, threadIdx.x / 32 - 1);
@@ -667,22 +844,77 @@ __global__ __launch_bounds__(256) void rows_kernel(const rows_parameters p) {
   }
 }
 
+/* The list turned round; a warp has one block of queries of a head. All bits are 0 beforehand. */
+__global__ void visits_kernel(extents e, block_list list, visits out, int blocks, int tiles) {
+  const int64_t warp = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32;
+  const int lists = (e.query_length + list.queries - 1) / list.queries;
+  const int64_t pair = warp / lists;
+  const int query_block = warp % lists, batch = pair / e.heads, head = pair % e.heads;
+  if (batch >= e.batch) return;
+  const sequence s = sequence_of(e, batch);
+  const int first_tile = query_block * (list.queries / WIDTH);
+  if (first_tile * WIDTH >= s.query_length) return;
+  const listed_blocks listed = find_listed(list, batch, head, query_block);
+  const int parts = list.keys / GROUP_ROWS;
+  for (int i = threadIdx.x % 32; i < listed.count * parts; i += 32) {
+    const int group = listed.first[i / parts] * parts + i % parts, block = group / GROUPS;
+    if (block >= blocks) continue;
+    const range seen = tiles_seen(e, s, block * KEYS);
+    for (int n = 0; n < list.queries / WIDTH; n++) {
+      const int tile = first_tile + n;
+      if (tile < seen.low || tile >= seen.high) continue;
+      atomicOr(out.tiles + (pair * blocks * GROUPS + group) * out.tile_words + tile / 32,
+               1u << tile % 32);
+      atomicOr(out.blocks + (pair * tiles + tile) * out.block_words + block / 32, 1u << block % 32);
+    }
+  }
+}
+
+/* The first turn of every half tile, in the order of `turns`; adds up the visits. */
+__global__ void first_turns_kernel(visits of, int *turns, int64_t tiles) {
+  const int64_t tile = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  unsigned count = 0;
+  if (tile < tiles) {
+    const uint32_t *blocks = of.blocks + tile * of.block_words;
+    int first = 0;
+    for (int word = 0; word < of.block_words; word++) {
+      const uint32_t bits = blocks[word];
+      if (bits) first = word * 32 + 32 - __clz(bits);
+      count += __popc(bits);
+    }
+    for (int g = 0; g < GROUPS; g++) turns[tile * GROUPS + g] = -first;
+  }
+  count = __reduce_add_sync(~0u, count);
+  if (threadIdx.x % 32 == 0) atomicAdd(of.count, count);
+}
+
 int padded_rows(const attn_softmax_problem *problem) {
   return (int)((problem->query_length + 127) / 128 * 128);
 }
 
 struct backward_memory {
-  int *counters; /* of items, then the turns of dQ's half tiles */
+  int *counters; /* of items, then the turns of dQ's half tiles, then a list's visits */
+  visits listed;
   float *lse, *delta, *d_q;
-  size_t counters_bytes, bytes;
+  size_t counters_bytes, bytes; /* counters_bytes: with visits */
 };
 
 backward_memory memory_of(const attn_softmax_problem *problem, void *workspace) {
   const size_t rows = (size_t)(problem->batch * problem->heads) * padded_rows(problem);
   workspace_cutter cutter = {(char *)workspace, 0};
   backward_memory m;
-  m.counters_bytes = 256 + rows / WIDTH * GROUPS * sizeof(int);
-  m.counters = (int *)cutter.take(m.counters_bytes);
+  m.counters = (int *)cutter.take(256 + rows / WIDTH * GROUPS * sizeof(int));
+  m.listed = {};
+  if (problem->list_keys) {
+    const size_t pairs = (size_t)(problem->batch * problem->heads);
+    const size_t blocks = (size_t)((problem->key_length + KEYS - 1) / KEYS);
+    const size_t tiles = (size_t)(padded_rows(problem) / WIDTH);
+    m.listed.tile_words = (int)((tiles + 31) / 32),
+    m.listed.block_words = (int)((blocks + 31) / 32);
+    m.listed.tiles = (uint32_t *)cutter.take(pairs * blocks * GROUPS * m.listed.tile_words * 4);
+    m.listed.blocks = (uint32_t *)cutter.take(pairs * tiles * m.listed.block_words * 4);
+  }
+  m.counters_bytes = cutter.used;
   m.lse = (float *)cutter.take(rows * sizeof(float));
   m.delta = (float *)cutter.take(rows * sizeof(float));
   m.d_q = (float *)cutter.take(rows * problem->dim * sizeof(float));
@@ -692,7 +924,8 @@ backward_memory memory_of(const attn_softmax_problem *problem, void *workspace) 
 
 bool backward_plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
                    attn_cuda_choice *choice) {
-  if (!offered(device, problem) || problem->list_keys) return false;
+  if (!offered(device, problem)) return false;
+  if (problem->list_queries % WIDTH || problem->list_keys % GROUP_ROWS) return false;
   choice->workspace_bytes = memory_of(problem, NULL).bytes;
   snprintf(choice->description, sizeof choice->description,
            "wgmma, warp-specialised, blocks of %d keys, dQ in order in float32", KEYS);
@@ -707,10 +940,10 @@ bool backward_suits(const attn_softmax_problem *problem, const attn_softmax_args
   return true;
 }
 
-template <typename T, int DIM>
+template <typename T, int DIM, bool LISTED>
 attn_status backward_all(const attn_cuda_device *device, const attn_softmax_problem *problem,
                          const attn_softmax_args *args, void *workspace, cudaStream_t stream) {
-  typedef backward_shape<DIM> S;
+  typedef backward_shape<DIM, LISTED> S;
   const bool ragged = problem->ragged;
   auto strides = [&](const attn_tensor &t, int64_t *batch, int64_t *second, int64_t *third) {
     *batch = ragged ? 0 : t.stride[0];
@@ -753,6 +986,20 @@ attn_status backward_all(const attn_cuda_device *device, const attn_softmax_prob
       (int64_t)(device->l2_bytes / 2) / (problem->query_length * sharing * DIM * (2 + 2 + 4));
   p.section = (int)(section < 1 ? 1 : section < kv_pairs ? section : kv_pairs);
   p.items = (int)(kv_pairs * p.blocks);
+  if (LISTED && problem->key_length) {
+    const block_list list = block_list_of(problem, args);
+    const int64_t warps = pairs * ((problem->query_length + list.queries - 1) / list.queries);
+    const int64_t tiles = r.padded / WIDTH;
+    p.listed = m.listed;
+    p.listed.count = (unsigned long long *)(m.counters + 2);
+    p.listed.seen = (unsigned long long)(pairs * tiles * p.blocks) / (problem->causal ? 2 : 1) + 1;
+    visits_kernel<<<(unsigned)((warps + 3) / 4), 128, 0, stream>>>(p.e, list, p.listed, p.blocks,
+                                                                   (int)tiles);
+    ATTN_CUDA_TRY_LAUNCH("softmax backward, block list");
+    first_turns_kernel<<<(unsigned)((pairs * tiles + 127) / 128), 128, 0, stream>>>(
+        p.listed, p.turns, pairs * tiles);
+    ATTN_CUDA_TRY_LAUNCH("softmax backward, turns");
+  }
   const int grid = p.items < device->multiprocessors ? p.items : device->multiprocessors;
   ATTN_CUDA_TRY(cudaFuncSetAttribute(backward_kernel<T, S>,
                                      cudaFuncAttributeMaxDynamicSharedMemorySize, S::bytes));
@@ -772,8 +1019,10 @@ attn_status backward_all(const attn_cuda_device *device, const attn_softmax_prob
 template <typename T>
 attn_status backward_choose(const attn_cuda_device *device, const attn_softmax_problem *problem,
                             const attn_softmax_args *args, void *workspace, cudaStream_t stream) {
-  if (problem->dim == 64) return backward_all<T, 64>(device, problem, args, workspace, stream);
-  return backward_all<T, 128>(device, problem, args, workspace, stream);
+  auto all = problem->dim == 64 ? backward_all<T, 64, false> : backward_all<T, 128, false>;
+  if (problem->list_keys)
+    all = problem->dim == 64 ? backward_all<T, 64, true> : backward_all<T, 128, true>;
+  return all(device, problem, args, workspace, stream);
 }
 
 attn_status backward_run(const attn_cuda_device *device, const attn_cuda_choice *,

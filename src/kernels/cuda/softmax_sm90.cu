@@ -45,8 +45,9 @@ struct forward_shape {
   static constexpr bool LISTED = LISTED_; /* there is a block list */
   static constexpr int DIM = DIM_, WIDTH = WIDTH_, GROUPS = GROUPS_, STAGES = STAGES_;
   static constexpr int ROWS = GROUPS * GROUP_ROWS, THREADS = (GROUPS + 1) * 128;
-  static constexpr int PRODUCER_REGISTERS = GROUPS == 2 ? 24 : 32;
-  static constexpr int CONSUMER_REGISTERS = GROUPS == 2 ? 240 : 160;
+  static constexpr int BLOCKS = GROUPS == 1 ? 2 : 1; /* a multiprocessor */
+  static constexpr int PRODUCER_REGISTERS = GROUPS == 1 ? 40 : GROUPS == 2 ? 24 : 32;
+  static constexpr int CONSUMER_REGISTERS = GROUPS == 1 ? 216 : GROUPS == 2 ? 240 : 160;
   static constexpr int q_bytes = DIM / 64 * TILE_BYTES; /* of one group */
   static constexpr int block_bytes = WIDTH * DIM * 2;
   static constexpr int k_offset = GROUPS * q_bytes, v_offset = k_offset + STAGES * block_bytes;
@@ -58,7 +59,7 @@ struct forward_shape {
   static constexpr int barriers = 2 * GROUPS + 4 * STAGES;
   static constexpr int items_offset = barriers_offset + barriers * 8;
   static constexpr int bytes = items_offset + GROUPS * 4 + 1024; /* 1024: to align the base */
-  static_assert(bytes <= 232448, "shared memory of one block");
+  static_assert(bytes * BLOCKS <= 232448, "shared memory of a multiprocessor");
 };
 
 /* One block of queries. */
@@ -389,8 +390,9 @@ __device__ void forward_consume(const forward_parameters &p, char *shared, uint3
 }
 
 template <typename T, typename S>
-__global__ __launch_bounds__(S::THREADS,
-                             1) void forward_kernel(const __grid_constant__ forward_parameters p) {
+__global__
+__launch_bounds__(S::THREADS,
+                  S::BLOCKS) void forward_kernel(const __grid_constant__ forward_parameters p) {
   extern __shared__ char memory[];
   const uint32_t start = shared_address(memory), base = (start + 1023) / 1024 * 1024;
   char *shared = memory + (base - start);
@@ -418,18 +420,22 @@ __global__ __launch_bounds__(S::THREADS,
   }
 }
 
-enum { LISTED_ROWS = 128 }; /* of a work item where there is a block list */
+/* Queries of a work item: of a block of the block list, where there is one. */
+int item_rows(const attn_softmax_problem *problem) {
+  if (problem->list_keys) return problem->list_queries % 128 ? 64 : 128;
+  return problem->dim == 64 ? 192 : 128;
+}
 
 bool forward_plan(const attn_cuda_device *device, const attn_softmax_problem *problem,
                   attn_cuda_choice *choice) {
   /* Fewer queries leave most rows of a block empty: decoding has its own algorithms. */
   const int64_t fewest_queries = 16;
   if (!offered(device, problem) || problem->query_length < fewest_queries) return false;
-  if (problem->list_queries % LISTED_ROWS || problem->list_keys % 64) return false;
+  if (problem->list_queries % 64 || problem->list_keys % 64) return false;
   choice->workspace_bytes = 256; /* the counter of work items */
   snprintf(choice->description, sizeof choice->description,
-           "wgmma, warp-specialised, blocks of %d queries, %d multiprocessors",
-           problem->dim == 64 && !problem->list_keys ? 192 : LISTED_ROWS, device->multiprocessors);
+           "wgmma, warp-specialised, blocks of %d queries, %d multiprocessors", item_rows(problem),
+           device->multiprocessors);
   return true;
 }
 
@@ -469,7 +475,8 @@ attn_status forward_launch(const attn_cuda_device *device, const attn_softmax_pr
   p.items = (int)(pairs * p.blocks);
   p.counter = (int *)workspace;
   p.list = block_list_of(problem, args);
-  const int grid = p.items < device->multiprocessors ? p.items : device->multiprocessors;
+  const int places = device->multiprocessors * S::BLOCKS;
+  const int grid = p.items < places ? p.items : places;
   if (grid == 0) return ATTN_OK;
   ATTN_CUDA_TRY(cudaMemsetAsync(workspace, 0, sizeof(int), stream));
   ATTN_CUDA_TRY(cudaFuncSetAttribute(forward_kernel<T, S>,
@@ -482,14 +489,19 @@ attn_status forward_launch(const attn_cuda_device *device, const attn_softmax_pr
 template <typename T>
 attn_status forward_choose(const attn_cuda_device *device, const attn_softmax_problem *problem,
                            const attn_softmax_args *args, void *workspace, cudaStream_t stream) {
-  auto launch = forward_launch<T, forward_shape<128, 128, 2, 2>>;
-  if (problem->dim == 64) launch = forward_launch<T, forward_shape<64, 128, 3, 2>>;
-  if (problem->list_keys && problem->dim == 64)
-    launch = problem->list_keys % 128 ? forward_launch<T, forward_shape<64, 64, 2, 4, true>>
-                                      : forward_launch<T, forward_shape<64, 128, 2, 2, true>>;
+  const bool wide = problem->dim == 128;
+  const bool rows_64 = problem->list_queries % 128, keys_64 = problem->list_keys % 128;
+  auto launch = wide ? forward_launch<T, forward_shape<128, 128, 2, 2>>
+                     : forward_launch<T, forward_shape<64, 128, 3, 2>>;
+  if (problem->list_keys && rows_64)
+    launch = wide ? forward_launch<T, forward_shape<128, 64, 1, 2, true>>
+                  : forward_launch<T, forward_shape<64, 64, 1, 4, true>>;
+  else if (problem->list_keys && keys_64)
+    launch = wide ? forward_launch<T, forward_shape<128, 64, 2, 4, true>>
+                  : forward_launch<T, forward_shape<64, 64, 2, 4, true>>;
   else if (problem->list_keys)
-    launch = problem->list_keys % 128 ? forward_launch<T, forward_shape<128, 64, 2, 4, true>>
-                                      : forward_launch<T, forward_shape<128, 128, 2, 2, true>>;
+    launch = wide ? forward_launch<T, forward_shape<128, 128, 2, 2, true>>
+                  : forward_launch<T, forward_shape<64, 128, 2, 2, true>>;
   return launch(device, problem, args, workspace, stream);
 }
 

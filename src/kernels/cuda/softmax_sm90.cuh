@@ -153,30 +153,6 @@ __device__ __forceinline__ void operands(uint32_t (&a)[count / 8][4],
     a[i / 8][i % 8 / 2] = element<T>::pack(values[i], values[i + 1]);
 }
 
-/* d [64, 176] (+)= a [64, 16] b [16, 176], both in shared memory with K contiguous. */
-#define SOFTMAX_WGMMA_176(type)                                                                    \
-  asm volatile("{\n"                                                                               \
-               ".reg .pred add;\n"                                                                 \
-               "setp.ne.b32 add, %90, 0;\n"                                                        \
-               "wgmma.mma_async.sync.aligned.m64n176k16.f32." type "." type " "                    \
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
-               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "  \
-               "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "  \
-               "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "  \
-               "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "  \
-               "%80, %81, %82, %83, %84, %85, %86, %87}, "                                         \
-               "%88, %89, add, 1, 1, 0, 0;\n"                                                      \
-               "}\n"                                                                               \
-               : HOPPER_32(d, 0), HOPPER_32(d, 32), HOPPER_8(d, 64), HOPPER_8(d, 72),              \
-                 HOPPER_8(d, 80)                                                                   \
-               : "l"(a), "l"(b), "r"(add))
-template <typename T>
-__device__ __forceinline__ void scores_wgmma(float (&d)[88], uint64_t a, uint64_t b, int add) {
-  if constexpr (element<T>::map_type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16)
-    SOFTMAX_WGMMA_176("bf16");
-  else
-    SOFTMAX_WGMMA_176("f16");
-}
 template <typename T, int count>
 __device__ __forceinline__ void scores_wgmma(float (&d)[count], uint64_t a, uint64_t b, int add) {
   wgmma<T, 0, 0>(d, a, b, add);
