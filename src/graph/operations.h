@@ -8,6 +8,7 @@
 #include "attn/softmax.h"
 #include "graph/graph.h"
 #include "graph/layout.h"
+#include "kernels/online_memory.h"
 #include "kernels/prefix.h"
 
 /* elementwise.c ---------------------------------------------------------------------------------
@@ -86,6 +87,19 @@ attn_var *attn_op_head_scores(attn_graph *graph, attn_var *x, attn_var *q);
  * one sequence, is continued from and moved on; no gradient flows into it. NULL: none. */
 attn_var *attn_op_prefix_softmax(attn_graph *graph, const attn_layout *layout, attn_var *s,
                                  attn_var *v, const attn_prefix_state *state);
+
+/* A memory that learns while it reads (kernels/online_memory.h): q, k [rows, heads, features], v
+ * and o [rows, heads, value_dim], gates [rows, heads] wide; eta may be NULL: 1. initial: the
+ * weights of each head before a sequence's first token, matrix by matrix [heads rows, columns].
+ * state, for one sequence, is continued from and moved on; no gradient flows into it. NULL: none.
+ * Any number of tokens gives the bits of as many steps. */
+typedef struct attn_online_memory_inputs {
+  attn_var *q, *k, *v, *alpha, *theta, *eta, *gamma;
+  attn_var *initial[ATTN_MEMORY_MATRICES];
+} attn_online_memory_inputs;
+attn_var *attn_op_online_memory(attn_graph *graph, const attn_layout *layout,
+                                const attn_online_memory *rule, const attn_online_memory_inputs *in,
+                                const attn_online_memory_state *state);
 
 /* Helpers shared by operations. */
 bool attn_same_shape(const attn_tensor *a, const attn_tensor *b);

@@ -10,6 +10,7 @@
 #define ATTN_GRAPH_PASSES_H
 
 #include "graph/graph.h"
+#include "kernels/online_memory.h"
 #include "kernels/prefix.h"
 
 /* y = alpha a + beta b; b may be absent. */
@@ -120,6 +121,14 @@ void attn_pass_expand_blocks(attn_graph *graph, const attn_tensor *y, double fac
 void attn_pass_prefix_softmax(attn_graph *graph, const attn_prefix_tensors *tensors,
                               const attn_prefix_state *state);
 void attn_pass_prefix_softmax_backward(attn_graph *graph, const attn_prefix_tensors *tensors);
+
+/* The memory that learns while it reads (kernels/online_memory.h); state may be NULL, else there is
+ * one sequence. Offsets are the host's. */
+void attn_pass_online_memory(attn_graph *graph, const attn_online_memory *rule,
+                             const attn_online_memory_tensors *tensors,
+                             const attn_online_memory_state *state);
+void attn_pass_online_memory_backward(attn_graph *graph, const attn_online_memory *rule,
+                                      const attn_online_memory_tensors *tensors);
 
 /* Host arrays as the device's kernels read them: the same memory on the processor, a copy in the
  * graph's memory on a GPU. NULL after an error. */

@@ -11,10 +11,11 @@
 #include "attn/softmax.h"
 #include "graph/graph.h"
 #include "graph/layout.h"
+#include "kernels/online_memory.h"
 #include "layers/layers.h"
 #include "mixers/shared/state.h"
 
-enum { ATTN_MIXER_PARAMETERS = 16 };
+enum { ATTN_MIXER_PARAMETERS = 24 };
 
 typedef enum attn_decay_schedule {
   ATTN_SCHEDULE_CODE = 0, /* slope = base (1 - l / (L - 1) + 1e-5), base = ALiBi slopes */
@@ -54,16 +55,24 @@ typedef struct attn_mixer_options {
   bool lrpe;          /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;
   attn_feature_map feature_map;
-  int64_t feature_dim;   /* hedgehog, lawcat: outputs of a map's matrix, half the features; based:
-                          * channels of a query or key head */
-  int64_t latent_rank;   /* mla: of the latent that keys and values are made of */
-  int64_t query_rank;    /* mla: of the queries' latent; 0: there is none */
-  int64_t shared_dim;    /* mla: channels of a key that all heads share, beside its own dim */
-  int64_t convolution;   /* taps of short convolutions */
-  int64_t gate_rank;     /* of low-rank gates */
-  bool plain_gate;       /* kda: no bias in the output's gate */
-  double norm_epsilon;   /* of norms inside the mixer */
-  int64_t layer, layers; /* which layer of how many: decay schedules depend on it */
+  int64_t feature_dim; /* hedgehog, lawcat: outputs of a map's matrix, half the features; based:
+                        * channels of a query or key head; omega_net, atlas: of a key before its
+                        * features */
+  /* titans, omega_net, atlas: memories that learn while they read */
+  attn_memory_kind memory;
+  int64_t memory_width;   /* of the hidden layer of a deep memory */
+  int64_t memory_window;  /* omega_net, atlas: tokens whose gradients a step takes */
+  int64_t memory_chunk;   /* tokens whose gradients are taken at one memory */
+  int64_t feature_degree; /* omega_net, atlas: of the monomials; feature_dim is of what */
+  int64_t newton_schulz;  /* atlas: steps; -1: none */
+  int64_t latent_rank;    /* mla: of the latent that keys and values are made of */
+  int64_t query_rank;     /* mla: of the queries' latent; 0: there is none */
+  int64_t shared_dim;     /* mla: channels of a key that all heads share, beside its own dim */
+  int64_t convolution;    /* taps of short convolutions */
+  int64_t gate_rank;      /* of low-rank gates */
+  bool plain_gate;        /* kda: no bias in the output's gate */
+  double norm_epsilon;    /* of norms inside the mixer */
+  int64_t layer, layers;  /* which layer of how many: decay schedules depend on it */
 } attn_mixer_options;
 
 typedef enum attn_initial {
@@ -74,7 +83,8 @@ typedef enum attn_initial {
   ATTN_INIT_DT_BIAS,    /* softplus^-1(dt), dt log-uniform in [0.001, 0.1], at least 1e-4 */
   ATTN_INIT_IDENTITY,   /* matrices of `scale` rows below each other, each 1 on its diagonal */
   ATTN_INIT_LAST_TAP,   /* `scale`, but the last column 1: a convolution that passes its input on */
-  ATTN_INIT_LRPE,       /* theta_j = 10000^(-2 j / n), j over all elements, n = `scale` */
+  ATTN_INIT_INVERSE_FACTORIAL, /* (1 / j!)^scale for element j */
+  ATTN_INIT_LRPE,              /* theta_j = 10000^(-2 j / n), j over all elements, n = `scale` */
 } attn_initial;
 
 typedef struct attn_parameter_shape {
@@ -145,7 +155,7 @@ attn_var *attn_join_heads(attn_graph *graph, const attn_layout *layout, attn_var
 /* What a mixer does with its state, or with positions: a function of rows whose result has rows
  * too, [rows, ...]. In a step of several sequences it is called for each, with its state and its
  * row of every input [rows, ...]; else once. The result is [rows, width]. */
-enum { ATTN_MIXER_INPUTS = 4 };
+enum { ATTN_MIXER_INPUTS = 8 };
 typedef attn_var *attn_mixer_part(attn_graph *graph, const attn_mixer_call *call,
                                   attn_var *const *inputs, int which);
 attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_mixer_part *part,

@@ -22,6 +22,9 @@ static const struct {
     {"aaren", oracle_aaren},
     {"based", oracle_based},
     {"lawcat", oracle_lawcat},
+    {"titans", oracle_titans},
+    {"omega_net", oracle_omega_net},
+    {"atlas", oracle_atlas},
 };
 
 oracle_mixer *oracle_of_mixer(const char *name) {

@@ -13,6 +13,7 @@ static const char *const norm_names[] = {"rms", "srms", "layer"};
 static const char *const schedule_names[] = {"code", "paper"};
 static const char *const feature_names[] = {"softmax", "exp", "joint_softmax", "elu_plus_one",
                                             "elu"};
+static const char *const memory_names[] = {"matrix", "mlp", "gated_mlp"};
 
 static const char *const known_keys[] = {
     "model_type", "architectures", "torch_dtype", "tokenizer", "vocab_size", "hidden_size",
@@ -24,7 +25,8 @@ static const char *const known_keys[] = {
     "eos_token_id", "pad_token_id", "use_cache", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim",
     "use_qk_norm", "use_output_gate", "num_experts", "num_experts_per_tok", "norm_topk_prob",
     "moe_intermediate_size", "shared_expert_intermediate_size", "decoder_sparse_step",
-    "mlp_only_layers", "feature_map", "feature_dim", "block_size",
+    "mlp_only_layers", "feature_map", "feature_dim", "block_size", "memory", "memory_width",
+    "memory_window", "memory_chunk", "feature_degree", "newton_schulz_steps",
     /* TransNormerLLM's own names */
     "decoder_layers", "decoder_embed_dim", "decoder_attention_heads", "hidden_dim", "glu_dim",
     "no_scale_embedding", "linear_use_lrpe_list", "norm_type", "linear_act_fun", "glu_act",
@@ -84,6 +86,8 @@ static attn_status read_layer(const json_t *json, int64_t layer, const attn_mixe
 /* Numbers that all layers share; each mixer takes what it knows. */
 static attn_status read_options(const json_t *json, attn_mixer_options *o) {
   int schedule = ATTN_SCHEDULE_CODE, features = ATTN_FEATURES_DEFAULT - 1; /* in feature_names */
+  int memory = ATTN_MEMORY_DEFAULT - 1;                                    /* in memory_names */
+  int64_t steps = -1;
   ATTN_TRY(integer(json, "num_attention_heads", "decoder_attention_heads", ATTN_OPTIONAL, 1,
                    1 << 14, &o->heads));
   ATTN_TRY(integer(json, "num_key_value_heads", NULL, ATTN_OPTIONAL, 1, 1 << 14, &o->kv_heads));
@@ -98,6 +102,12 @@ static attn_status read_options(const json_t *json, attn_mixer_options *o) {
   ATTN_TRY(integer(json, "qk_rope_head_dim", NULL, ATTN_OPTIONAL, 1, 256, &o->shared_dim));
   ATTN_TRY(integer(json, "block_size", NULL, ATTN_OPTIONAL, 1, 1 << 16, &o->block));
   ATTN_TRY(integer(json, "feature_dim", NULL, ATTN_OPTIONAL, 1, 256, &o->feature_dim));
+  ATTN_TRY(integer(json, "memory_width", NULL, ATTN_OPTIONAL, 1, 1 << 12, &o->memory_width));
+  ATTN_TRY(integer(json, "memory_window", NULL, ATTN_OPTIONAL, 1, 1 << 10, &o->memory_window));
+  ATTN_TRY(integer(json, "memory_chunk", NULL, ATTN_OPTIONAL, 1, 1 << 10, &o->memory_chunk));
+  ATTN_TRY(integer(json, "feature_degree", NULL, ATTN_OPTIONAL, 1, 6, &o->feature_degree));
+  ATTN_TRY(integer(json, "newton_schulz_steps", NULL, ATTN_OPTIONAL, 0,
+                   ATTN_NEWTON_SCHULZ_MOST_STEPS, &steps));
   ATTN_TRY(attn_json_bool(json, "use_qk_norm", ATTN_OPTIONAL, &o->qk_norm));
   ATTN_TRY(attn_json_bool(json, "use_output_gate", ATTN_OPTIONAL, &o->output_gate));
   ATTN_TRY(attn_json_double(json, "rope_theta", ATTN_OPTIONAL, 1, 1e12, &o->rope.base));
@@ -105,6 +115,10 @@ static attn_status read_options(const json_t *json, attn_mixer_options *o) {
   ATTN_TRY(attn_json_choice(json, "decay_schedule", ATTN_OPTIONAL, schedule_names, 2, &schedule));
   ATTN_TRY(attn_json_choice(json, "feature_map", ATTN_OPTIONAL, feature_names,
                             sizeof feature_names / sizeof *feature_names, &features));
+  ATTN_TRY(attn_json_choice(json, "memory", ATTN_OPTIONAL, memory_names,
+                            sizeof memory_names / sizeof *memory_names, &memory));
+  o->memory = (attn_memory_kind)(memory + 1);
+  o->newton_schulz = steps == 0 ? -1 : steps < 0 ? 0 : steps;
   o->schedule = (attn_decay_schedule)schedule;
   o->feature_map = (attn_feature_map)(features + 1);
   return ATTN_OK;
