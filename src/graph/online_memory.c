@@ -8,7 +8,7 @@ typedef struct memory_node {
   attn_node node;
   attn_online_memory rule;
   attn_online_memory_inputs in;
-  attn_tensor starts;
+  attn_tensor starts, momenta;
   attn_layout layout;
 } memory_node;
 
@@ -82,6 +82,7 @@ static attn_status memory_backward(attn_graph *g, attn_node *node) {
   attn_tensor d_initial = attn_graph_tensor(g, g->wide, 3, shape);
   if (g->status != ATTN_OK) return g->status;
   x.starts = &self->starts;
+  x.momenta = &self->momenta;
   x.d_o = &node->output->gradient;
   x.dq = &dq, x.dk = &dk, x.dv = &dv;
   x.d_alpha = &d_alpha, x.d_theta = &d_theta, x.d_gamma = &d_gamma, x.d_initial = &d_initial;
@@ -170,12 +171,14 @@ attn_var *attn_op_online_memory(attn_graph *graph, const attn_layout *layout,
   attn_var *o = attn_graph_result(graph, value, count, inputs);
   if (graph->status != ATTN_OK || !o) return NULL;
   attn_online_memory_tensors x = tensors_of(layout, in, &o->value);
-  attn_tensor starts = {0};
+  attn_tensor starts = {0}, momenta = {0};
   if (o->needs_gradient) {
     int64_t slots = attn_online_memory_slots(layout->rows, layout->batch, rule->chunk);
-    int64_t shape[4] = {slots, in->v->value.shape[1], 2, attn_online_memory_weights(rule)};
-    starts = attn_graph_tensor(graph, graph->wide, 4, shape);
+    int64_t shape[3] = {slots, in->v->value.shape[1], attn_online_memory_weights(rule)};
+    starts = attn_graph_tensor(graph, graph->wide, 3, shape);
+    momenta = attn_graph_tensor(graph, ATTN_F64, 3, shape);
     x.starts = &starts;
+    x.momenta = &momenta;
   }
   attn_pass_online_memory(graph, rule, &x, state);
   memory_node *node = attn_graph_record(graph, sizeof *node, o, memory_backward);
@@ -183,6 +186,7 @@ attn_var *attn_op_online_memory(attn_graph *graph, const attn_layout *layout,
     node->rule = *rule;
     node->in = *in;
     node->starts = starts;
+    node->momenta = momenta;
     node->layout = *layout;
   }
   return graph->status == ATTN_OK ? o : NULL;

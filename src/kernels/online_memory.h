@@ -67,9 +67,9 @@ typedef struct attn_online_memory_tensors {
   const attn_tensor *v, *o;                       /* [rows, heads, value_dim], likewise */
   const attn_tensor *alpha, *theta, *eta, *gamma; /* [rows, heads], contiguous, wide; eta NULL: 1 */
   const attn_tensor *initial[ATTN_MEMORY_MATRICES]; /* [heads rows, columns], contiguous */
-  /* M and S at the start of each chunk, [slots, heads, 2, weights], contiguous, wide; see
-   * attn_online_memory_slot. Written by forward where it is not NULL, read by backward. */
-  const attn_tensor *starts;
+  /* M and S at the start of each chunk, [slots, heads, weights], contiguous, wide and float64; see
+   * attn_online_memory_slot. Written by forward where they are not NULL, read by backward. */
+  const attn_tensor *starts, *momenta;
   /* Backward, contiguous and wide; those of k, v and gamma must be 0 before. d_initial is
    * [sequences, heads, weights]. */
   const attn_tensor *d_o; /* as o */
@@ -79,7 +79,8 @@ typedef struct attn_online_memory_tensors {
 } attn_online_memory_tensors;
 
 /* What the tokens before the first came to, replaced by what all come to; of one sequence.
- * Contiguous and wide. At position 0 nothing of it is read. */
+ * Contiguous and wide, but the momentum, which is float64: in float32 its rounding has every
+ * direction, and Newton-Schulz raises what has none by 400. At position 0 nothing of it is read. */
 typedef struct attn_online_memory_state {
   attn_tensor memory, momentum, start; /* [heads, weights]; start: M' of the chunk that is open */
   attn_tensor window; /* [heads, window - 1, kept]: token i in row i % (window - 1) */
@@ -110,7 +111,8 @@ static inline int64_t attn_online_memory_scratch(const attn_online_memory *rule,
     own = 2 * (own + 4 * rows * columns) + 1; /* float64, wherever that begins */
     work = own > work ? own : work;
   }
-  int64_t all = places * token + 4 * weights + work + rule->features + rule->value_dim + 7 * hidden;
+  int64_t exact = (backward ? rule->chunk + 1 : 1) * (weights + 1) + 1; /* momenta are wider */
+  int64_t all = exact + places * token + 4 * weights + work + rule->features + rule->value_dim + 7 * hidden;
   if (!backward) return all;
   int64_t gradients = rule->features + rule->value_dim + 4 * hidden + 1;
   return all + places * gradients + 2 * rule->chunk * weights + 4 * weights + rule->features +

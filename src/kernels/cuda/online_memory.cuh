@@ -50,6 +50,32 @@ FN void update(real *w, real factor, int64_t count, const real *s, const real *u
   MEET;
 }
 
+/* The same of momenta. */
+FN void update_exact(double *w, real factor, int64_t count, const real *s, const real *u, const real *x,
+               int64_t rows, int64_t columns) {
+  EACH(e, rows * columns) {
+    int r = (int)e / (int)columns, i = (int)e % (int)columns;
+    double sum = factor * w[e];
+    for (int64_t j = 0; j < count; ++j) sum += (double)s[j] * u[j * rows + r] * x[j * columns + i];
+    w[e] = sum;
+  }
+  MEET;
+}
+
+/* Of gradients and momenta. */
+FN real dot_exact(const real *a, const double *b, int64_t n) {
+  __shared__ double parts[THREADS / WARP];
+  int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  double sum = 0;
+  EACH (i, n) sum += a[i] * b[i];
+  sum = sum_lanes(sum);
+  if (lane == 0) parts[warp] = sum;
+  MEET;
+  sum = sum_lanes(lane < THREADS / WARP ? parts[lane] : 0.0);
+  MEET;
+  return (real)sum;
+}
+
 /* C = A B^T, a warp for each element. */
 FN void times_transposed(real *c, const real *a, const real *b, int64_t m, int64_t n,
                          int64_t depth) {

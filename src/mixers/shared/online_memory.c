@@ -131,6 +131,7 @@ int attn_online_state(const attn_mixer_options *o, const attn_online_mixer *mixe
   parts[MEMORY] = weights;
   weights.name = "momentum";
   parts[MOMENTUM] = weights;
+  parts[MOMENTUM].dtype = ATTN_F64;
   parts[WINDOW] = weights;
   parts[WINDOW].name = "window";
   parts[WINDOW].rank = 3;
