@@ -111,12 +111,13 @@ static inline int64_t attn_online_memory_scratch(const attn_online_memory *rule,
     own = 2 * (own + 4 * rows * columns) + 1; /* float64, wherever that begins */
     work = own > work ? own : work;
   }
-  int64_t exact = (backward ? rule->chunk + 1 : 1) * (weights + 1) + 1; /* momenta are wider */
-  int64_t all = exact + places * token + 4 * weights + work + rule->features + rule->value_dim + 7 * hidden;
+  int64_t exact = (backward ? rule->chunk + 2 : 1) * (weights + 1) + 1; /* momenta are wider */
+  int64_t all =
+      exact + places * token + 4 * weights + work + rule->features + rule->value_dim + 7 * hidden;
   if (!backward) return all;
   int64_t gradients = rule->features + rule->value_dim + 4 * hidden + 1;
   return all + places * gradients + 2 * rule->chunk * weights + 4 * weights + rule->features +
-         2 * rule->value_dim + 8 * hidden;
+         4 * rule->value_dim + 10 * hidden + 2;
 }
 
 #define ATTN_ONLINE_MEMORY_KERNELS(K)                                                              \

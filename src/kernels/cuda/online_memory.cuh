@@ -51,8 +51,8 @@ FN void update(real *w, real factor, int64_t count, const real *s, const real *u
 }
 
 /* The same of momenta. */
-FN void update_exact(double *w, real factor, int64_t count, const real *s, const real *u, const real *x,
-               int64_t rows, int64_t columns) {
+FN void update_exact(double *w, real factor, int64_t count, const real *s, const real *u,
+                     const real *x, int64_t rows, int64_t columns) {
   EACH(e, rows * columns) {
     int r = (int)e / (int)columns, i = (int)e % (int)columns;
     double sum = factor * w[e];
@@ -67,13 +67,49 @@ FN real dot_exact(const real *a, const double *b, int64_t n) {
   __shared__ double parts[THREADS / WARP];
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   double sum = 0;
-  EACH (i, n) sum += a[i] * b[i];
+  EACH(i, n) sum += a[i] * b[i];
   sum = sum_lanes(sum);
   if (lane == 0) parts[warp] = sum;
   MEET;
   sum = sum_lanes(lane < THREADS / WARP ? parts[lane] : 0.0);
   MEET;
   return (real)sum;
+}
+
+FN real dot_wide(const double *a, const double *b, int64_t n) {
+  __shared__ double parts[THREADS / WARP];
+  int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  double sum = 0;
+  EACH(i, n) sum += a[i] * b[i];
+  sum = sum_lanes(sum);
+  if (lane == 0) parts[warp] = sum;
+  MEET;
+  sum = sum_lanes(lane < THREADS / WARP ? parts[lane] : 0.0);
+  MEET;
+  return (real)sum;
+}
+
+/* y = W x, a warp for each row. */
+FN void multiply_exact(double *y, const double *w, const real *x, int64_t rows, int64_t columns) {
+  int lane = threadIdx.x % WARP;
+  for (int64_t r = threadIdx.x / WARP; r < rows; r += THREADS / WARP) {
+    double sum = 0;
+    for (int64_t i = lane; i < columns; i += WARP) sum += w[r * columns + i] * x[i];
+    sum = sum_lanes(sum);
+    if (lane == 0) y[r] = sum;
+  }
+  MEET;
+}
+
+/* y += s W^T u */
+FN void add_transposed_exact(real *y, const double *w, real s, const real *u, int64_t rows,
+                             int64_t columns) {
+  EACH(i, columns) {
+    double sum = 0;
+    for (int64_t r = 0; r < rows; ++r) sum += w[r * columns + i] * u[r];
+    y[i] += (real)(s * sum);
+  }
+  MEET;
 }
 
 /* C = A B^T, a warp for each element. */
