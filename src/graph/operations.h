@@ -8,6 +8,7 @@
 #include "attn/softmax.h"
 #include "graph/graph.h"
 #include "graph/layout.h"
+#include "kernels/online_memory.h"
 #include "kernels/prefix.h"
 #include "kernels/window.h"
 
@@ -143,6 +144,18 @@ attn_var *attn_op_greatest_score(attn_graph *graph, const attn_window_ranges *ra
  * rows] wide (also as [1, heads, rows]), greatest [rows, heads] wide, factor [heads] wide. */
 attn_var *attn_op_join_window(attn_graph *graph, attn_var *window, attn_var *lse,
                               attn_var *greatest, attn_var *factor, attn_var *linear);
+/* A memory that learns while it reads (kernels/online_memory.h): q, k [rows, heads, features], v
+ * and o [rows, heads, value_dim], gates [rows, heads] wide; eta may be NULL: 1. initial: the
+ * weights of each head before a sequence's first token, matrix by matrix [heads rows, columns].
+ * state, for one sequence, is continued from and moved on; no gradient flows into it. NULL: none.
+ * Any number of tokens gives the bits of as many steps. */
+typedef struct attn_online_memory_inputs {
+  attn_var *q, *k, *v, *alpha, *theta, *eta, *gamma;
+  attn_var *initial[ATTN_MEMORY_MATRICES];
+} attn_online_memory_inputs;
+attn_var *attn_op_online_memory(attn_graph *graph, const attn_layout *layout,
+                                const attn_online_memory *rule, const attn_online_memory_inputs *in,
+                                const attn_online_memory_state *state);
 
 /* Helpers shared by operations. */
 /* Rows x [rows, ..] as [sequences, length, ..]: all of them where they are equally long, sequence b

@@ -10,6 +10,7 @@
 #define ATTN_GRAPH_PASSES_H
 
 #include "graph/graph.h"
+#include "kernels/online_memory.h"
 #include "kernels/prefix.h"
 #include "kernels/spikes.h"
 #include "kernels/window.h"
@@ -137,6 +138,13 @@ void attn_pass_greatest_backward(attn_graph *graph, const attn_window_ranges *ra
                                  const attn_greatest_tensors *tensors);
 void attn_pass_join(attn_graph *graph, const attn_join_tensors *tensors);
 void attn_pass_join_backward(attn_graph *graph, const attn_join_tensors *tensors);
+/* The memory that learns while it reads (kernels/online_memory.h); state may be NULL, else there is
+ * one sequence. Offsets are the host's. */
+void attn_pass_online_memory(attn_graph *graph, const attn_online_memory *rule,
+                             const attn_online_memory_tensors *tensors,
+                             const attn_online_memory_state *state);
+void attn_pass_online_memory_backward(attn_graph *graph, const attn_online_memory *rule,
+                                      const attn_online_memory_tensors *tensors);
 
 /* Host arrays as the device's kernels read them: the same memory on the processor, a copy in the
  * graph's memory on a GPU. NULL after an error. */

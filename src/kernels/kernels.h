@@ -1,10 +1,10 @@
 /* The kernel table: everything machine-specific, one slot a kernel.
  *
  * Each family has a header with the list of its kernels: matmul.h, convert.h, matvec.h, blocks.h,
- * rows.h, softmax.h, recurrent.h. Kernel `x` of path `p` is the function attn_p_x in
- * src/kernels/cpu/p/. `generic` has all of them, in portable C; the other paths have some, and a
- * slot that a path lacks is filled from the next slower path. See docs/kernels.md for how to add
- * one. */
+ * rows.h, softmax.h, recurrent.h, newton_schulz.h, online_memory.h. Kernel `x` of path `p` is the
+ * function attn_p_x in src/kernels/cpu/p/. `generic` has all of them, in portable C; the other
+ * paths have some, and a slot that a path lacks is filled from the next slower path. See
+ * docs/kernels.md for how to add one. */
 #ifndef ATTN_KERNELS_KERNELS_H
 #define ATTN_KERNELS_KERNELS_H
 
@@ -17,6 +17,7 @@
 #include "kernels/rows.h"
 #include "kernels/softmax.h"
 #include "kernels/recurrent.h"
+#include "kernels/online_memory.h"
 
 /* K(result, name, (parameters)) for every kernel. */
 #define ATTN_KERNEL_LIST(K)                                                                        \
@@ -26,7 +27,9 @@
   ATTN_BLOCKS_KERNELS(K)                                                                           \
   ATTN_ROWS_KERNELS(K)                                                                             \
   ATTN_SOFTMAX_KERNELS(K)                                                                          \
-  ATTN_RECURRENT_KERNELS(K)
+  ATTN_RECURRENT_KERNELS(K)                                                                        \
+  ATTN_NEWTON_SCHULZ_KERNELS(K)                                                                    \
+  ATTN_ONLINE_MEMORY_KERNELS(K)
 
 typedef struct attn_kernels {
   attn_kernel_path path;

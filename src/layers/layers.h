@@ -108,9 +108,15 @@ attn_var *attn_layer_expand(attn_graph *graph, attn_var *x, const attn_parameter
  * of the compute dtype. */
 attn_var *attn_layer_linear_heads(attn_graph *graph, attn_var *x, attn_parameter *w);
 
-/* taylor.c: x [.., n] -> the Taylor map of exp to the second order, [.., attn_taylor_features(n)]
- * of the compute dtype: phi(q) . phi(k) = 1 + s + s^2 / 2, s = q . k / sqrt(n) (arXiv 2402.18668).
- */
+/* polynomial.c: x [.., n] -> all monomials of degree 0 to `degree` of x' = factor x, [..,
+ * attn_polynomial_features(n, degree)] of the compute dtype: phi(q) . phi(k) = sum over j of a_j
+ * (q' . k')^j, a_j = s_j^2 for scales s [degree + 1] (wide), 1 / j! where they are NULL
+ * (arXiv 2505.23735). Monomials are in lexicographic order, degree by degree. */
+int64_t attn_polynomial_features(int64_t n, int degree);
+attn_var *attn_layer_polynomial(attn_graph *graph, attn_var *x, int degree, double factor,
+                                attn_var *scales);
+/* The Taylor map of exp to the second order: phi(q) . phi(k) = 1 + s + s^2 / 2, s = q . k / sqrt(n)
+ * (arXiv 2402.18668). */
 int64_t attn_taylor_features(int64_t n);
 attn_var *attn_layer_taylor(attn_graph *graph, attn_var *x);
 

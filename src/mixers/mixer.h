@@ -11,6 +11,7 @@
 #include "attn/softmax.h"
 #include "graph/graph.h"
 #include "graph/layout.h"
+#include "kernels/online_memory.h"
 #include "layers/layers.h"
 #include "mixers/shared/state.h"
 
@@ -64,12 +65,20 @@ typedef struct attn_mixer_options {
   bool lrpe;                    /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;
   attn_feature_map feature_map;
-  int64_t feature_dim; /* hedgehog, lawcat, lolcats: outputs of a map's matrix, half the features;
-                        * based: channels of a query or key head */
-  int64_t memory_dim;  /* lmu, spiking_lmu: coefficients of a head's memory */
-  double spike_tau;    /* spiking_lmu: time constant of its neurons in tokens, 1 or more */
+  int64_t memory_dim;     /* lmu, spiking_lmu: coefficients of a head's memory */
+  double spike_tau;       /* spiking_lmu: time constant of its neurons in tokens, 1 or more */
   double spike_threshold; /* spiking_lmu: at which they fire; the first ones at half of it */
   double theta;           /* lmu, spiking_lmu: tokens that the memory reaches back, 1 or more */
+  int64_t feature_dim; /* hedgehog, lawcat, lolcats: outputs of a map's matrix, half the features;
+                        * based: channels of a query or key head; omega_net, atlas: of a key before
+                        * its features */
+  /* titans, omega_net, atlas: memories that learn while they read */
+  attn_memory_kind memory;
+  int64_t memory_width;   /* of the hidden layer of a deep memory */
+  int64_t memory_window;  /* omega_net, atlas: tokens whose gradients a step takes */
+  int64_t memory_chunk;   /* tokens whose gradients are taken at one memory */
+  int64_t feature_degree; /* omega_net, atlas: of the monomials; feature_dim is of what */
+  int64_t newton_schulz;  /* atlas: steps; -1: none */
   int64_t latent_rank;    /* mla: of the latent that keys and values are made of */
   int64_t query_rank;     /* mla: of the queries' latent; 0: there is none */
   int64_t shared_dim;     /* mla: channels of a key that all heads share, beside its own dim */
@@ -88,7 +97,8 @@ typedef enum attn_initial {
   ATTN_INIT_DT_BIAS,    /* softplus^-1(dt), dt log-uniform in [0.001, 0.1], at least 1e-4 */
   ATTN_INIT_IDENTITY,   /* matrices of `scale` rows below each other, each 1 on its diagonal */
   ATTN_INIT_LAST_TAP,   /* `scale`, but the last column 1: a convolution that passes its input on */
-  ATTN_INIT_LRPE,       /* theta_j = 10000^(-2 j / n), j over all elements, n = `scale` */
+  ATTN_INIT_INVERSE_FACTORIAL, /* (1 / j!)^scale for element j */
+  ATTN_INIT_LRPE,              /* theta_j = 10000^(-2 j / n), j over all elements, n = `scale` */
 } attn_initial;
 
 typedef struct attn_parameter_shape {
@@ -164,7 +174,7 @@ attn_var *attn_join_heads(attn_graph *graph, const attn_layout *layout, attn_var
 /* What a mixer does with its state, or with positions: a function of rows whose result has rows
  * too, [rows, ...]. In a step of several sequences it is called for each, with its state and its
  * row of every input [rows, ...]; else once. The result is [rows, width]. */
-enum { ATTN_MIXER_INPUTS = 4 };
+enum { ATTN_MIXER_INPUTS = 8 };
 typedef attn_var *attn_mixer_part(attn_graph *graph, const attn_mixer_call *call,
                                   attn_var *const *inputs, int which);
 attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_mixer_part *part,

@@ -14,7 +14,7 @@ extern const attn_mixer attn_mixer_softmax, attn_mixer_lightning, attn_mixer_gla
     attn_mixer_delta_net, attn_mixer_gated_delta_net, attn_mixer_kda, attn_mixer_mla,
     attn_mixer_minimax, attn_mixer_hedgehog, attn_mixer_norm_attention, attn_mixer_diag_attention,
     attn_mixer_aaren, attn_mixer_based, attn_mixer_lawcat, attn_mixer_lolcats, attn_mixer_lmu,
-    attn_mixer_spiking_lmu;
+    attn_mixer_spiking_lmu, attn_mixer_titans, attn_mixer_omega_net, attn_mixer_atlas;
 
 static const attn_mixer *const table[] = {
     &attn_mixer_softmax,
@@ -34,6 +34,9 @@ static const attn_mixer *const table[] = {
     &attn_mixer_lmu,
     &attn_mixer_spiking_lmu,
     &attn_mixer_lolcats,
+    &attn_mixer_titans,
+    &attn_mixer_omega_net,
+    &attn_mixer_atlas,
 };
 
 enum { COUNT = sizeof table / sizeof *table };
@@ -128,7 +131,10 @@ enum {
   MOST_TAPS = 16,
   MOST_LATENT = 1024,
   MOST_BLOCK = 1 << 16,
-  MOST_MEMORY = 1024 /* ATTN_LEGENDRE_MOST */
+  MOST_MEMORY = 1024, /* ATTN_LEGENDRE_MOST */
+  MOST_WIDTH = 1 << 12,
+  MOST_TOKENS = 1 << 10,
+  MOST_DEGREE = 6
 };
 
 /* What the fields of the options may be, defaults included; the names are those of model files. */
@@ -147,6 +153,12 @@ static const struct {
     {"rotary_dim", offsetof(attn_mixer_options, rotary_dim), -1, MOST_DIM},
     {"feature_dim", offsetof(attn_mixer_options, feature_dim), 0, MOST_DIM},
     {"memory_dim", offsetof(attn_mixer_options, memory_dim), 0, MOST_MEMORY},
+    {"memory_width", offsetof(attn_mixer_options, memory_width), 0, MOST_WIDTH},
+    {"memory_window", offsetof(attn_mixer_options, memory_window), 0, MOST_TOKENS},
+    {"memory_chunk", offsetof(attn_mixer_options, memory_chunk), 0, MOST_TOKENS},
+    {"feature_degree", offsetof(attn_mixer_options, feature_degree), 0, MOST_DEGREE},
+    {"newton_schulz_steps", offsetof(attn_mixer_options, newton_schulz), -1,
+     ATTN_NEWTON_SCHULZ_MOST_STEPS},
     {"latent_rank", offsetof(attn_mixer_options, latent_rank), 0, MOST_LATENT},
     {"query_rank", offsetof(attn_mixer_options, query_rank), 0, MOST_HIDDEN},
     {"shared_dim", offsetof(attn_mixer_options, shared_dim), 0, MOST_DIM},
@@ -187,6 +199,7 @@ attn_status attn_mixer_check_options(const attn_mixer_options *o, const char *mi
                     ATTN_FEATURES_ELU));
   ATTN_TRY(in_range(mixer, "window_kind", (int64_t)o->window_kind, ATTN_WINDOW_TERRACE,
                     ATTN_WINDOW_SLIDING));
+  ATTN_TRY(in_range(mixer, "memory", (int64_t)o->memory, ATTN_MEMORY_DEFAULT, ATTN_MEMORY_GATED));
   return in_range(mixer, "decay schedule", (int64_t)o->schedule, ATTN_SCHEDULE_CODE,
                   ATTN_SCHEDULE_PAPER);
 }

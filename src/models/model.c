@@ -195,6 +195,7 @@ static double initial_value(const attn_parameter_shape *shape, int64_t index, at
   case ATTN_INIT_IDENTITY:
     return index / shape->shape[1] % (int64_t)shape->scale == index % shape->shape[1];
   case ATTN_INIT_LAST_TAP: return (index + 1) % shape->shape[1] == 0 ? 1 : shape->scale;
+  case ATTN_INIT_INVERSE_FACTORIAL: return exp(-shape->scale * lgamma((double)index + 1));
   case ATTN_INIT_LRPE: return pow(10000, -2.0 * (double)index / shape->scale);
   }
   return 0;

@@ -961,6 +961,119 @@ static void test_latents_absorbed(void **state) {
   test_layer_destroy(&layer);
 }
 
+/* Memories that learn while they read
+ * --------------------------------------------------------------
+ */
+
+/* A gate that is `value` for every token: 0 and 1 exactly. */
+static void set_gate(test_layer *layer, const char *weight, const char *bias, double value) {
+  fill(layer, weight, 0);
+  fill(layer, bias, log(value / (1 - value)));
+}
+
+/* The plain rule: nothing is forgotten, no momentum, memories begin empty, the output's gate is the
+ * same everywhere. */
+static void make_plain(test_layer *layer, double gamma) {
+  set_gate(layer, "alpha_proj.weight", "alpha_proj.bias", 1);
+  set_gate(layer, "theta_proj.weight", "theta_proj.bias", 0);
+  set_gate(layer, "gamma_proj.weight", "gamma_proj.bias", gamma);
+  make_constant(layer, "g_proj.weight", 1);
+  fill(layer, "memory.w1", 0);
+}
+
+static const double silu_of_one = 0.73105857863000487925;
+
+/* Titans with a matrix, token by token, without momentum: DeltaNet with beta = 2 gamma. The norm's
+ * epsilon is too small for the scale of DeltaNet's queries to matter. */
+static void test_titans_is_delta_net(void **state) {
+  (void)state;
+  const int64_t rows = 70;
+  attn_mixer_options o = {.hidden = 24,
+                          .heads = 4,
+                          .kv_heads = 2,
+                          .value_dim = 5,
+                          .norm_epsilon = 1e-30,
+                          .memory = ATTN_MEMORY_MATRIX,
+                          .memory_chunk = 1};
+  test_layer titans, delta;
+  create(&titans, "titans", o);
+  create(&delta, "delta_net", o);
+  share_parameters(&titans, &delta);
+  make_plain(&titans, 0.3);
+  make_constant(&delta, "b_proj.weight", log(0.6 / 0.4));
+  double *x = inputs_with_one(&titans, rows);
+  double *y = apply(&titans, rows, x), *expected = apply(&delta, rows, x);
+  assert_scaled(&titans, "y of DeltaNet", y, silu_of_one, expected, rows * o.hidden, close);
+  free(x), free(y), free(expected);
+  test_layer_destroy(&titans);
+  test_layer_destroy(&delta);
+}
+
+/* With linear features, no constant among them and a window of 1, OmegaNet is Titans; and ATLAS
+ * without Newton-Schulz and with eta = 1 is OmegaNet. */
+static void test_omega_net_between(void **state) {
+  (void)state;
+  const int64_t rows = 70;
+  attn_mixer_options o = {.hidden = 24,
+                          .heads = 2,
+                          .memory = ATTN_MEMORY_MATRIX,
+                          .memory_window = 1,
+                          .feature_degree = 1,
+                          .newton_schulz = -1};
+  test_layer titans, omega, atlas;
+  create(&titans, "titans", o);
+  create(&omega, "omega_net", o);
+  create(&atlas, "atlas", o);
+  share_parameters(&omega, &titans);
+  set(&omega, "feature_scale", (double[]){0, 1});
+  fill(&titans, "memory.w1", 0);
+  fill(&omega, "memory.w1", 0);
+  share_parameters(&atlas, &omega);
+  set_gate(&atlas, "eta_proj.weight", "eta_proj.bias", 1);
+  double *x = test_inputs(&titans, rows * o.hidden, 51), *expected = apply(&titans, rows, x);
+  double *y = apply(&omega, rows, x), *other = apply(&atlas, rows, x);
+  test_assert_close(&omega, "y of Titans", y, expected, rows * o.hidden, close);
+  test_assert_close(&atlas, "y of OmegaNet", other, y, rows * o.hidden, close);
+  free(x), free(y), free(other), free(expected);
+  test_layer_destroy(&titans);
+  test_layer_destroy(&omega);
+  test_layer_destroy(&atlas);
+}
+
+/* Newton-Schulz does not see how large a step is: without momentum gamma does not matter. Only its
+ * epsilon does, by 1e-7 of a step. */
+static void test_atlas_ignores_scale(void **state) {
+  (void)state;
+  const int64_t rows = 40;
+  attn_mixer_options o = {.hidden = 24, .heads = 2, .feature_dim = 3};
+  test_layer layer;
+  create(&layer, "atlas", o);
+  set_gate(&layer, "theta_proj.weight", "theta_proj.bias", 0);
+  double *x = test_inputs(&layer, rows * o.hidden, 52);
+  set_gate(&layer, "gamma_proj.weight", "gamma_proj.bias", 0.9);
+  double *y = apply(&layer, rows, x);
+  set_gate(&layer, "gamma_proj.weight", "gamma_proj.bias", 0.5);
+  double *other = apply(&layer, rows, x);
+  test_assert_close(&layer, "y with another gamma", other, y, rows * o.hidden, 1e-4);
+  free(x), free(y), free(other);
+  test_layer_destroy(&layer);
+}
+
+/* Memories that forget everything and do not learn leave the initial one out of it, too: with alpha
+ * = gamma = 0 a matrix recalls nothing. */
+static void test_memory_is_all(void **state) {
+  (void)state;
+  attn_mixer_options o = {.hidden = 24, .heads = 2, .memory = ATTN_MEMORY_MATRIX};
+  test_layer layer;
+  create(&layer, "omega_net", o);
+  set_gate(&layer, "alpha_proj.weight", "alpha_proj.bias", 0);
+  set_gate(&layer, "gamma_proj.weight", "gamma_proj.bias", 0);
+  double *x = test_inputs(&layer, 30 * o.hidden, 53), *y = apply(&layer, 30, x);
+  for (int64_t i = 0; i < 30 * o.hidden; ++i) assert_true(y[i] == 0);
+  free(x), free(y);
+  test_layer_destroy(&layer);
+}
+
 int main(int argc, char **argv) {
   if (argc > 1) cmocka_set_test_filter(argv[1]); /* a pattern of names */
   const struct CMUnitTest tests[] = {
@@ -990,6 +1103,10 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_diag_blocks),
       cmocka_unit_test(test_aaren),
       cmocka_unit_test(test_based),
+      cmocka_unit_test(test_titans_is_delta_net),
+      cmocka_unit_test(test_omega_net_between),
+      cmocka_unit_test(test_atlas_ignores_scale),
+      cmocka_unit_test(test_memory_is_all),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

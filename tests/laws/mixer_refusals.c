@@ -14,9 +14,11 @@
 
 #define FIELD(name) offsetof(attn_mixer_options, name)
 static const size_t integers[] = {
-    FIELD(hidden),    FIELD(heads),       FIELD(kv_heads),   FIELD(dim),         FIELD(value_dim),
-    FIELD(window),    FIELD(layer),       FIELD(rotary_dim), FIELD(convolution), FIELD(layers),
-    FIELD(gate_rank), FIELD(feature_dim), FIELD(block),      FIELD(memory_dim)};
+    FIELD(hidden),       FIELD(heads),          FIELD(kv_heads),     FIELD(dim),
+    FIELD(value_dim),    FIELD(window),         FIELD(layer),        FIELD(rotary_dim),
+    FIELD(convolution),  FIELD(layers),         FIELD(gate_rank),    FIELD(feature_dim),
+    FIELD(block),        FIELD(memory_dim),     FIELD(memory_width), FIELD(memory_window),
+    FIELD(memory_chunk), FIELD(feature_degree), FIELD(newton_schulz)};
 static const size_t numbers[] = {FIELD(rope.base), FIELD(soft_cap), FIELD(scale),
                                  FIELD(norm_epsilon), FIELD(theta)};
 enum { INTEGERS = sizeof integers / sizeof *integers, NUMBERS = sizeof numbers / sizeof *numbers };
@@ -59,6 +61,9 @@ static void each_field_has_a_range(const attn_mixer *mixer, const attn_mixer_opt
   bad = *options;
   bad.hidden = 0;
   assert_refused(mixer, bad);
+  bad = *options;
+  bad.memory = (attn_memory_kind)9;
+  assert_refused(mixer, bad);
 }
 
 static void assert_usable(const attn_mixer *mixer, const attn_mixer_options *o) {
@@ -87,6 +92,12 @@ static void assert_usable(const attn_mixer *mixer, const attn_mixer_options *o) 
   assert_int_equal(again.feature_map, o->feature_map);
   assert_int_equal(again.feature_dim, o->feature_dim);
   assert_int_equal(again.block, o->block);
+  assert_int_equal(again.memory, o->memory);
+  assert_int_equal(again.memory_width, o->memory_width);
+  assert_int_equal(again.memory_window, o->memory_window);
+  assert_int_equal(again.memory_chunk, o->memory_chunk);
+  assert_int_equal(again.feature_degree, o->feature_degree);
+  assert_int_equal(again.newton_schulz, o->newton_schulz);
 }
 
 /* Any mixture of small, large and absurd is refused or leads to sizes that make sense. */
@@ -172,6 +183,15 @@ static void test_inconsistent_options(void **state) {
       {"aaren", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
       {"based", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
       {"based", "features", {.hidden = 32, .heads = 4, .feature_dim = 22}},
+      {"titans", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
+      {"titans", "taps", {.hidden = 32, .heads = 2, .convolution = 17}},
+      {"titans", "chunk", {.hidden = 32, .heads = 2, .memory_chunk = 1025}},
+      {"omega_net", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
+      {"omega_net", "features", {.hidden = 32, .heads = 2, .feature_dim = 90}},
+      {"omega_net", "degree", {.hidden = 32, .heads = 2, .feature_degree = 7}},
+      {"omega_net", "window", {.hidden = 32, .heads = 2, .memory_window = 1025}},
+      {"atlas", "steps", {.hidden = 32, .heads = 2, .newton_schulz = 17}},
+      {"atlas", "features", {.hidden = 32, .heads = 2, .feature_dim = 16, .feature_degree = 5}},
       {"delta_net", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
       {"gated_delta_net", "groups", {.hidden = 32, .heads = 6, .kv_heads = 4}},
       {"kda", "groups", {.hidden = 32, .heads = 6, .kv_heads = 5}},

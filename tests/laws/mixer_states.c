@@ -202,7 +202,7 @@ static void test_steps_together(void **state) {
  */
 
 typedef struct file {
-  char bytes[1 << 20];
+  char bytes[1 << 22];
   size_t size, read;
 } file;
 

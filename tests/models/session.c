@@ -38,6 +38,8 @@ static const char *const mixer_lists[] = {
     "\"diag_attention\", \"diag_attention\", \"norm_attention\", \"norm_attention\"",
     "\"aaren\", \"softmax\"",
     "\"based\", \"softmax\"",
+    "\"titans\"",
+    "\"omega_net\", \"atlas\"",
 };
 
 typedef struct fixture {

@@ -25,6 +25,9 @@ static const struct {
     {"lmu", oracle_lmu},
     {"spiking_lmu", oracle_spiking_lmu},
     {"lolcats", oracle_lolcats},
+    {"titans", oracle_titans},
+    {"omega_net", oracle_omega_net},
+    {"atlas", oracle_atlas},
 };
 
 oracle_mixer *oracle_of_mixer(const char *name) {

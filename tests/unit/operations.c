@@ -490,9 +490,8 @@ static void taylor_oracle(double *y, double *const input[]) {
     for (int i = 0; i < DIM; ++i) x[i] = input[0][r * DIM + i] / pow(DIM, 0.25);
     *y++ = 1;
     for (int i = 0; i < DIM; ++i) *y++ = x[i];
-    for (int i = 0; i < DIM; ++i) *y++ = x[i] * x[i] / sqrt(2);
     for (int i = 0; i < DIM; ++i)
-      for (int j = i + 1; j < DIM; ++j) *y++ = x[i] * x[j];
+      for (int j = i; j < DIM; ++j) *y++ = x[i] * x[j] / (i == j ? sqrt(2) : 1);
   }
 }
 static attn_var *taylor_of_view(trial *t) {

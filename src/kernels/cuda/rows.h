@@ -11,6 +11,7 @@
 #define ATTN_KERNELS_CUDA_ROWS_H
 
 #include "attn/tensor.h"
+#include "kernels/online_memory.h"
 #include "kernels/prefix.h"
 #include "kernels/rows.h"
 #include "kernels/spikes.h"
@@ -149,6 +150,16 @@ enum { ATTN_CUDA_TERMS = 8 };
   K(attn_status, window_join, (const attn_join_tensors *tensors, attn_cuda_stream stream))         \
   K(attn_status, window_join_backward, (const attn_join_tensors *tensors,                          \
                                         attn_cuda_stream stream))                                  \
+  /* A memory that learns while it reads (kernels/online_memory.h); state may be NULL, else there is \
+   * one sequence; offsets are device memory. workspace: attn_online_memory_scratch elements of the \
+   * dtype of alpha for each head of each sequence */                                              \
+  K(attn_status, online_memory, (const attn_online_memory *rule,                                   \
+                                 const attn_online_memory_tensors *tensors,                        \
+                                 const attn_online_memory_state *state,                            \
+                                 const attn_tensor *workspace, attn_cuda_stream stream))           \
+  K(attn_status, online_memory_backward, (const attn_online_memory *rule,                          \
+                                          const attn_online_memory_tensors *tensors,               \
+                                          const attn_tensor *workspace, attn_cuda_stream stream))  \
   /* *sum = the sum of the squares of x (any shape), float64; workspace: ATTN_CUDA_PARTS float64 */\
   K(attn_status, sum_squares, (const attn_tensor *x, double *sum, void *workspace,                 \
                                attn_cuda_stream stream))                                           \

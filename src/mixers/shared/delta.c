@@ -59,16 +59,20 @@ static attn_var *project(attn_graph *g, const attn_mixer_call *call, attn_var *x
   return attn_split_heads(g, attn_op_activate(g, ATTN_SILU, y), heads);
 }
 
-attn_delta_inputs attn_delta_project(attn_graph *graph, const attn_mixer_call *call, attn_var *x) {
+attn_delta_inputs attn_delta_heads(attn_graph *graph, const attn_mixer_call *call, attn_var *x) {
   const attn_mixer_options *o = call->options;
   attn_var *q = project(graph, call, x, 0, o->kv_heads);
   attn_var *k = project(graph, call, x, 1, o->kv_heads);
   attn_var *v = project(graph, call, x, 2, o->heads);
+  return (attn_delta_inputs){
+      .q = attn_layer_l2_norm(graph, q), .k = attn_layer_l2_norm(graph, k), .v = v};
+}
+
+attn_delta_inputs attn_delta_project(attn_graph *graph, const attn_mixer_call *call, attn_var *x) {
+  attn_delta_inputs in = attn_delta_heads(graph, call, x);
   attn_var *beta = attn_op_linear_wide(graph, x, call->parameters[ATTN_DELTA_BETA]);
-  return (attn_delta_inputs){.q = attn_layer_l2_norm(graph, q),
-                             .k = attn_layer_l2_norm(graph, k),
-                             .v = v,
-                             .beta = attn_op_activate(graph, ATTN_SIGMOID, beta)};
+  in.beta = attn_op_activate(graph, ATTN_SIGMOID, beta);
+  return in;
 }
 
 attn_var *attn_delta_normalise(attn_graph *graph, const attn_mixer_call *call, attn_var *o) {

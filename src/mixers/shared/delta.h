@@ -31,6 +31,8 @@ int attn_delta_state(const attn_mixer_options *options, attn_dtype compute, attn
 typedef struct attn_delta_inputs {
   attn_var *q, *k, *v, *beta;
 } attn_delta_inputs;
+/* All of it but beta; then all. */
+attn_delta_inputs attn_delta_heads(attn_graph *graph, const attn_mixer_call *call, attn_var *x);
 attn_delta_inputs attn_delta_project(attn_graph *graph, const attn_mixer_call *call, attn_var *x);
 /* RMSNorm over each head of o, joined to [rows, value heads * value dim]. */
 attn_var *attn_delta_normalise(attn_graph *graph, const attn_mixer_call *call, attn_var *o);

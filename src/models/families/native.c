@@ -13,6 +13,7 @@ static const char *const norm_names[] = {"rms", "srms", "layer"};
 static const char *const schedule_names[] = {"code", "paper"};
 static const char *const feature_names[] = {"softmax", "exp", "joint_softmax", "elu_plus_one",
                                             "elu"};
+static const char *const memory_names[] = {"matrix", "mlp", "gated_mlp"};
 
 /* In the order of attn_window_kind. */
 static const char *const window_names[] = {"terrace", "sliding"};
@@ -29,7 +30,8 @@ static const char *const known_keys[] = {
     "moe_intermediate_size", "shared_expert_intermediate_size", "decoder_sparse_step", "memory_dim",
     "theta", "spike_tau", "spike_threshold", "mlp_only_layers", "feature_map", "feature_dim",
     "block_size", "window_kind", "affine_window", "rope_scaling", "rope_parameters",
-    "attention_bias", "attention_output_bias", "qk_norm_eps",
+    "attention_bias", "attention_output_bias", "qk_norm_eps", "memory", "memory_width",
+    "memory_window", "memory_chunk", "feature_degree", "newton_schulz_steps",
     /* TransNormerLLM's own names */
     "decoder_layers", "decoder_embed_dim", "decoder_attention_heads", "hidden_dim", "glu_dim",
     "no_scale_embedding", "linear_use_lrpe_list", "norm_type", "linear_act_fun", "glu_act",
@@ -93,6 +95,8 @@ static attn_status read_layer(const json_t *json, int64_t layer, const attn_mixe
 static attn_status read_options(const json_t *json, attn_model_config *c, attn_mixer_options *o) {
   int window = ATTN_WINDOW_TERRACE;
   int schedule = ATTN_SCHEDULE_CODE, features = ATTN_FEATURES_DEFAULT - 1; /* in feature_names */
+  int memory = ATTN_MEMORY_DEFAULT - 1;                                    /* in memory_names */
+  int64_t steps = -1;
   ATTN_TRY(integer(json, "num_attention_heads", "decoder_attention_heads", ATTN_OPTIONAL, 1,
                    1 << 14, &o->heads));
   ATTN_TRY(integer(json, "num_key_value_heads", NULL, ATTN_OPTIONAL, 1, 1 << 14, &o->kv_heads));
@@ -112,6 +116,12 @@ static attn_status read_options(const json_t *json, attn_model_config *c, attn_m
   ATTN_TRY(attn_json_double(json, "spike_tau", ATTN_OPTIONAL, 1, 1e9, &o->spike_tau));
   ATTN_TRY(
       attn_json_double(json, "spike_threshold", ATTN_OPTIONAL, 1e-6, 1e6, &o->spike_threshold));
+  ATTN_TRY(integer(json, "memory_width", NULL, ATTN_OPTIONAL, 1, 1 << 12, &o->memory_width));
+  ATTN_TRY(integer(json, "memory_window", NULL, ATTN_OPTIONAL, 1, 1 << 10, &o->memory_window));
+  ATTN_TRY(integer(json, "memory_chunk", NULL, ATTN_OPTIONAL, 1, 1 << 10, &o->memory_chunk));
+  ATTN_TRY(integer(json, "feature_degree", NULL, ATTN_OPTIONAL, 1, 6, &o->feature_degree));
+  ATTN_TRY(integer(json, "newton_schulz_steps", NULL, ATTN_OPTIONAL, 0,
+                   ATTN_NEWTON_SCHULZ_MOST_STEPS, &steps));
   ATTN_TRY(attn_json_bool(json, "use_qk_norm", ATTN_OPTIONAL, &o->qk_norm));
   ATTN_TRY(attn_json_bool(json, "use_output_gate", ATTN_OPTIONAL, &o->output_gate));
   ATTN_TRY(attn_family_read_rope(json, c, &o->rope, NULL));
@@ -124,6 +134,10 @@ static attn_status read_options(const json_t *json, attn_model_config *c, attn_m
   ATTN_TRY(attn_json_choice(json, "window_kind", ATTN_OPTIONAL, window_names,
                             sizeof window_names / sizeof *window_names, &window));
   ATTN_TRY(attn_json_bool(json, "affine_window", ATTN_OPTIONAL, &o->affine));
+  ATTN_TRY(attn_json_choice(json, "memory", ATTN_OPTIONAL, memory_names,
+                            sizeof memory_names / sizeof *memory_names, &memory));
+  o->memory = (attn_memory_kind)(memory + 1);
+  o->newton_schulz = steps == 0 ? -1 : steps < 0 ? 0 : steps;
   o->schedule = (attn_decay_schedule)schedule;
   o->window_kind = (attn_window_kind)window;
   o->feature_map = (attn_feature_map)(features + 1);

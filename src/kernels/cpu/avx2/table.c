@@ -10,6 +10,8 @@ const attn_kernels attn_kernels_avx2 = {
     ATTN_BLOCKS_KERNELS(USE)
     ATTN_ROWS_KERNELS(USE)
     ATTN_RECURRENT_KERNELS(USE)
+    ATTN_NEWTON_SCHULZ_KERNELS(USE)
+    ATTN_ONLINE_MEMORY_KERNELS(USE)
     ATTN_SOFTMAX_FLOAT_KERNELS(USE)
 #undef USE
     .pack_f32 = attn_avx2_pack_f32,

@@ -1,0 +1,2 @@
+#define PATH(name) attn_avx512_##name
+#include "kernels/cpu/online_memory_f32.inc"

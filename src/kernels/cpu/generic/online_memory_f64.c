@@ -1,0 +1,2 @@
+#define PATH(name) attn_generic_##name
+#include "kernels/cpu/online_memory_f64.inc"
