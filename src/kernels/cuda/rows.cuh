@@ -261,7 +261,8 @@ inline walk<N> walk_rows(const attn_tensor *shape, const attn_tensor *const (&op
 }
 
 /* Whether rows of n elements can be read eight elements at a time: contiguous, aligned, no
- * float64. A tensor that is not there can. */
+ * float64. A tensor that is not there can. A single row is asked for its stride too: it has to be
+ * summed as it would be among others. */
 inline bool rows_are_vectors(const attn_tensor *tensor) {
   if (!tensor) return true;
   int inner = tensor->rank - 1, bytes = dtype_bytes(tensor->dtype);
@@ -269,7 +270,7 @@ inline bool rows_are_vectors(const attn_tensor *tensor) {
       (tensor->stride[inner] != 1) || (uintptr_t)tensor->data % 16 != 0)
     return false;
   for (int i = 0; i < inner; ++i)
-    if (tensor->shape[i] > 1 && tensor->stride[i] * bytes % 16 != 0) return false;
+    if (tensor->stride[i] * bytes % 16 != 0) return false;
   return true;
 }
 
