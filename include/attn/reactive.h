@@ -134,6 +134,86 @@ ATTN_API attn_status attn_reactive_session_save(const attn_reactive_session *ses
 ATTN_API attn_status attn_reactive_session_restore(attn_reactive_session *session,
                                                    const char *path);
 
+/* Training ---------------------------------------------------------------------------------------
+ * AdamW, in the paper's supervised stages:
+ *   1, 2  attn_reactive_train_joint     decoder and encoder as language models, on texts, then on
+ *                                       turns by themselves
+ *   3     attn_reactive_train_memory    the memory attention, towards what the encoder gives
+ *   4     attn_reactive_train_dialogues turn after turn, through the memory: first with encoder and
+ *                                       memory frozen (parts: the decoder), then with all
+ * Which parts learn is a trainer's; another stage is another trainer, with fresh moments. */
+enum {
+  ATTN_REACTIVE_DECODER = 1,
+  ATTN_REACTIVE_ENCODER = 2,
+  ATTN_REACTIVE_MEMORY = 4,    /* the memory attention */
+  ATTN_REACTIVE_EMBEDDING = 8, /* which encoder and decoder share */
+  ATTN_REACTIVE_ALL = 15
+};
+
+typedef struct attn_reactive_training {
+  size_t struct_size;                               /* set by ATTN_REACTIVE_TRAINING_INIT */
+  int parts;                                        /* that learn: a sum of the above */
+  double beta1, beta2, epsilon, weight_decay, clip; /* AdamW; see attn_training_options */
+  uint64_t seed;                                    /* of masks, noise and first memories */
+  double deviation;   /* of first memories, N(0, deviation^2); dialogues and stage 3 */
+  double mask_rate;   /* joint: share of tokens that the encoder shall guess, 0 to 1, */
+  int32_t mask_token; /* which it sees as this one */
+  double noise;       /* joint: deviation of what is added to the encoder's outputs; 0: nothing */
+  int64_t through;    /* dialogues: turns a step; 0: all of a call */
+  double new_first, new_then, new_decay, new_least; /* memory: see attn_reactive_train_memory */
+} attn_reactive_training;
+
+#define ATTN_REACTIVE_TRAINING_INIT                                                                \
+  {                                                                                                \
+    .struct_size = sizeof(attn_reactive_training), .parts = ATTN_REACTIVE_ALL, .beta1 = 0.9,       \
+    .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.01, .clip = 1.0, .seed = 1,                  \
+    .deviation = 0.02, .mask_rate = 0.15, .mask_token = 0, .noise = 0, .through = 0,               \
+    .new_first = 0.9, .new_then = 0.5, .new_decay = 0.05, .new_least = 0.05                        \
+  }
+
+/* Sequences of tokens, one behind the other: texts, or one turn of each of several dialogues.
+ * offsets [sequences + 1] are cumulative, from 0; no sequence is empty. targets: at each token the
+ * one that shall follow, -1 where nothing is asked; NULL: the next one, and nothing at the end. */
+typedef struct attn_turns {
+  const int32_t *tokens, *targets, *offsets;
+  int64_t sequences;
+} attn_turns;
+
+typedef struct attn_reactive_trainer attn_reactive_trainer;
+/* The model must outlive it, and have no other. options may be NULL. ATTN_INVALID_ARGUMENT names
+ * the field. */
+ATTN_API attn_status attn_reactive_trainer_create(attn_reactive *model,
+                                                  const attn_reactive_training *options,
+                                                  attn_reactive_trainer **trainer);
+ATTN_API void attn_reactive_trainer_destroy(attn_reactive_trainer *trainer); /* NULL is fine */
+
+/* In the next three *loss is that before the step, or the mean over several steps. When a loss or
+ * its gradient is not finite, or nothing that learns takes part in it, that step changes nothing:
+ * ATTN_INVALID_ARGUMENT, as for turns that do not fit. */
+
+/* One step on the sum of two losses: the encoder's, -log p of the tokens that were masked for it,
+ * from its last layer through a head of its own; and the decoder's, -log p of the targets, whose
+ * memory is what the encoder made of the same sequence with its masks, token by token, with noise,
+ * and without a gradient. losses, if not NULL: the decoder's, the encoder's. */
+ATTN_API attn_status attn_reactive_train_joint(attn_reactive_trainer *trainer,
+                                               const attn_turns *texts, double learning_rate,
+                                               double losses[2]);
+/* `count` steps, one a turn, from a random memory: turns[t] is turn t of all dialogues, as many in
+ * each, and of as many tokens as the memory has slots. With ED the encoder's outputs the loss is
+ * minus the mean, over layers and slots, of the cosine of the new memory and w ED + (1 - w) STM; w
+ * is new_first at the first turn, then new_then less new_decay a turn, and never below new_least.
+ * No gradient goes from one turn to the one before, and none into the encoder. */
+ATTN_API attn_status attn_reactive_train_memory(attn_reactive_trainer *trainer,
+                                                const attn_turns *turns, int64_t count,
+                                                double learning_rate, double *loss);
+/* turns[t] is turn t of all dialogues, as many in each. Each turn is decoded with the memory of
+ * those before, which starts at random. A step takes `through` turns: the loss is the mean of -log
+ * p over their targets, and gradients go back through what they and the turn before them write,
+ * no further. So with 1 it is the paper's: encode turn t - 1, update the memory, answer turn t. */
+ATTN_API attn_status attn_reactive_train_dialogues(attn_reactive_trainer *trainer,
+                                                   const attn_turns *turns, int64_t count,
+                                                   double learning_rate, double *loss);
+
 #ifdef __cplusplus
 }
 #endif

@@ -3,103 +3,26 @@
  * refusals. */
 #include "support/test.h"
 
-#include "base/hash.h"
 #include "base/memory.h"
-#include "engines/dense/dense.h"
-#include "models/reactive.h"
-#include "oracles/reactive.h"
+#include "support/reactive.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { VOCABULARY = 13, HIDDEN = 12, SLOTS = 5, LAYERS = 2, MEMORY = LAYERS * SLOTS * HIDDEN };
-
-static const char *const memories[] = {"simple", "self", "interlayer", "gated_self",
-                                       "gated_interlayer"};
-/* gate, its activation, its status */
-static const char *const gates[][3] = {
-    {"none", "sigmoid", "mean"},        {"static", "sigmoid", "mean"},
-    {"static", "tanh", "mean"},         {"elementwise", "sigmoid", "mean"},
-    {"elementwise", "tanh", "learned"}, {"linear", "sigmoid", "mean"},
-    {"linear", "sigmoid", "learned"},
+enum {
+  VOCABULARY = REACTIVE_VOCABULARY,
+  HIDDEN = REACTIVE_HIDDEN,
+  SLOTS = REACTIVE_SLOTS,
+  LAYERS = REACTIVE_LAYERS,
+  MEMORY = LAYERS * SLOTS * HIDDEN
 };
-enum { MEMORY_KINDS = 5, GATE_KINDS = 7 };
-
-static attn_reactive *create(int memory, int gate, attn_dtype compute) {
-  char config[768];
-  attn_reactive *m;
-  snprintf(config, sizeof config,
-           "{\"model_type\": \"reactive\", \"vocab_size\": %d, \"hidden_size\": %d, "
-           "\"num_memory_slots\": %d, \"num_hidden_layers\": %d, \"num_attention_heads\": 2, "
-           "\"num_key_value_heads\": 1, \"memory_attention_heads\": 4, "
-           "\"memory_key_value_heads\": 2, \"memory_head_dim\": 4, \"intermediate_size\": 20, "
-           "\"memory_attention\": \"%s\", \"memory_gate\": \"%s\", "
-           "\"memory_gate_activation\": \"%s\", \"memory_gate_status\": \"%s\", "
-           "\"head_norm\": %s, \"bos_token_id\": 0, \"query_token_id\": 1, "
-           "\"answer_token_id\": 2, \"eos_token_id\": 3}",
-           VOCABULARY, HIDDEN, SLOTS, LAYERS, memories[memory], gates[gate][0], gates[gate][1],
-           gates[gate][2], gate % 2 ? "true" : "false");
-  assert_ok(attn_reactive_create(config, 3, compute, &m));
-  return m;
-}
-
-static attn_parameter *find(attn_reactive *m, const char *name) {
-  for (int64_t i = 0; i < m->list.count; ++i)
-    if (strcmp(m->list.parameters[i].name, name) == 0) return &m->list.parameters[i];
-  fail_msg("there is no %s", name);
-  return NULL;
-}
-
-static void set(attn_parameter *p, const double *x) {
-  attn_tensor from;
-  assert_ok(attn_tensor_wrap((void *)(uintptr_t)x, ATTN_F64, p->value.rank, p->value.shape, &from));
-  assert_ok(attn_tensor_copy(&from, &p->value));
-  if (p->weight) assert_ok(attn_weight_set(p->weight, &p->value));
-}
-
-static void set_all(attn_parameter *p, double value) {
-  int64_t count = attn_tensor_count(&p->value);
-  double *x = malloc((size_t)count * sizeof *x);
-  for (int64_t i = 0; i < count; ++i) x[i] = value;
-  set(p, x);
-  free(x);
-}
-
-/* One seed a name: models that differ in gates or kind of memory have the other weights in common.
- */
-static uint64_t seed_of(const char *name) {
-  return attn_hash(ATTN_HASH_START, name, strlen(name)) % 100000;
-}
-
-/* Weights away from where they begin, so that everything matters. */
-static attn_reactive *make(int memory, int gate, attn_dtype compute) {
-  attn_reactive *m = create(memory, gate, compute);
-  for (int64_t i = 0; i < m->list.count; ++i) {
-    attn_parameter *p = &m->list.parameters[i];
-    int64_t count = attn_tensor_count(&p->value);
-    double *x = malloc((size_t)count * sizeof *x);
-    bool one = m->list.shapes[i].initial == ATTN_INIT_CONSTANT && m->list.shapes[i].scale == 1;
-    test_fill_normal(x, count, 0, p->weight ? 1.2 / sqrt((double)p->value.shape[1]) : 0.4,
-                     seed_of(p->name));
-    for (int64_t j = 0; j < count; ++j) x[j] = (float)(one ? exp(x[j]) : x[j]);
-    set(p, x);
-    free(x);
-  }
-  assert_ok(attn_reactive_move(m, test_device()));
-  return m;
-}
 
 static void make_memory(float *memory, uint64_t seed) {
   double x[MEMORY];
   test_fill_normal(x, MEMORY, 0, 0.7, seed);
   for (int i = 0; i < MEMORY; ++i) memory[i] = (float)x[i];
-}
-
-static void make_tokens(int32_t *tokens, int64_t count, int seed) {
-  for (int64_t i = 0; i < count; ++i)
-    tokens[i] = (int32_t)((i * i * 5 + 3 * i + seed * 7 + 4) % VOCABULARY);
 }
 
 static attn_reactive_session *open_session(attn_reactive *m, uint64_t memory) {
@@ -130,52 +53,16 @@ static double distance(const float *x, const float *y, int64_t count) {
 /* The oracle ------------------------------------------------------------------------------------
  */
 
-typedef struct values {
-  attn_reactive *m;
-  double **all;
-} values;
-
-static const double *by_name(void *context, const char *name) {
-  values *v = context;
-  return v->all[find(v->m, name) - v->m->list.parameters];
-}
-
-static oracle_reactive oracle_for(attn_reactive *m, int memory, int gate, values *v) {
-  *v = (values){.m = m, .all = malloc((size_t)m->list.count * sizeof *v->all)};
-  for (int64_t i = 0; i < m->list.count; ++i)
-    v->all[i] = test_to_doubles(&m->list.parameters[i].value);
-  return (oracle_reactive){.vocabulary = VOCABULARY,
-                           .hidden = HIDDEN,
-                           .width = 20,
-                           .layers = LAYERS,
-                           .slots = SLOTS,
-                           .epsilon = 1e-6,
-                           .head_norm = gate % 2,
-                           .memory = memories[memory],
-                           .gate = gates[gate][0],
-                           .tanh_gate = strcmp(gates[gate][1], "tanh") == 0,
-                           .learned_status = strcmp(gates[gate][2], "learned") == 0,
-                           .self = m->self,
-                           .cross = m->cross,
-                           .values = by_name,
-                           .context = v};
-}
-
-static void free_values(values *v) {
-  for (int64_t i = 0; i < v->m->list.count; ++i) free(v->all[i]);
-  free(v->all);
-}
-
 /* Three turns of a session, fed in pieces: logits behind each piece, and the memory. */
 static void equals_oracle(void **state) {
   (void)state;
   enum { LONGEST = 9 };
   const int64_t lengths[] = {7, 1, LONGEST}, cuts[] = {4, 1, 2};
-  for (int kind = 0; kind < MEMORY_KINDS * GATE_KINDS; ++kind) {
-    int memory = kind / GATE_KINDS, gate = kind % GATE_KINDS;
-    attn_reactive *m = make(memory, gate, ATTN_F64);
-    values v;
-    oracle_reactive o = oracle_for(m, memory, gate, &v);
+  for (int kind = 0; kind < REACTIVE_MEMORIES * REACTIVE_GATES; ++kind) {
+    int memory = kind / REACTIVE_GATES, gate = kind % REACTIVE_GATES;
+    attn_reactive *m = reactive_make(memory, gate, ATTN_F64);
+    reactive_values v;
+    oracle_reactive o = reactive_oracle(m, memory, gate, &v);
     attn_reactive_session *s = open_session(m, 5);
     float numbers[MEMORY], logits[VOCABULARY];
     double stm[MEMORY], next[MEMORY], encoded[LAYERS * LONGEST * HIDDEN];
@@ -185,14 +72,15 @@ static void equals_oracle(void **state) {
       int32_t tokens[LONGEST];
       double expected[LONGEST * VOCABULARY];
       int64_t rows = lengths[t];
-      make_tokens(tokens, rows, t);
+      reactive_tokens(tokens, rows, t);
       oracle_reactive_logits(&o, rows, tokens, SLOTS, stm, expected);
       for (int64_t from = 0; from < rows; from += cuts[t]) {
         int64_t count = rows - from < cuts[t] ? rows - from : cuts[t];
         assert_ok(attn_reactive_session_feed(s, tokens + from, count, logits));
         double error = error_of(logits, expected + (from + count - 1) * VOCABULARY, VOCABULARY);
         if (!(error < 1e-6)) /* logits are float32 */
-          fail_msg("%s, %s: turn %d is off by %g", memories[memory], gates[gate][0], t, error);
+          fail_msg("%s, %s: turn %d is off by %g", reactive_memories[memory],
+                   reactive_gates[gate][0], t, error);
       }
       assert_ok(attn_reactive_session_end_turn(s));
       oracle_reactive_encode(&o, rows, tokens, encoded);
@@ -201,12 +89,12 @@ static void equals_oracle(void **state) {
       assert_ok(attn_reactive_session_get_memory(s, numbers));
       double error = error_of(numbers, stm, MEMORY);
       if (!(error < 1e-6))
-        fail_msg("%s, %s %s: the memory of turn %d is off by %g", memories[memory], gates[gate][0],
-                 gates[gate][1], t, error);
+        fail_msg("%s, %s %s: the memory of turn %d is off by %g", reactive_memories[memory],
+                 reactive_gates[gate][0], reactive_gates[gate][1], t, error);
     }
     assert_int_equal(attn_reactive_session_turns(s), 3);
     attn_reactive_session_destroy(s);
-    free_values(&v);
+    reactive_free_values(&v);
     attn_reactive_destroy(m);
   }
 }
@@ -219,10 +107,10 @@ static void dtypes_agree(void **state) {
   float memory[3][MEMORY], logits[3][VOCABULARY];
   for (int d = 0; d < 3; ++d) {
     int32_t tokens[8];
-    attn_reactive *m = make(4, 3, dtypes[d]);
+    attn_reactive *m = reactive_make(4, 3, dtypes[d]);
     attn_reactive_session *s = open_session(m, 5);
     for (int t = 0; t < 3; ++t) {
-      make_tokens(tokens, 8, t);
+      reactive_tokens(tokens, 8, t);
       assert_ok(attn_reactive_session_feed(s, tokens, 8, logits[d]));
       assert_ok(attn_reactive_session_end_turn(s));
     }
@@ -241,11 +129,11 @@ static void packed_equals_separate(void **state) {
   (void)state;
   const int32_t offsets[] = {0, 6, 7, 16};
   int32_t tokens[16];
-  for (int gate = 0; gate < GATE_KINDS; ++gate) {
-    attn_reactive *m = make(2, gate, ATTN_F64);
+  for (int gate = 0; gate < REACTIVE_GATES; ++gate) {
+    attn_reactive *m = reactive_make(2, gate, ATTN_F64);
     attn_graph *g = m->graph;
     double numbers[3 * SLOTS * HIDDEN];
-    make_tokens(tokens, 16, 1);
+    reactive_tokens(tokens, 16, 1);
     test_fill_normal(numbers, 3 * SLOTS * HIDDEN, 0, 0.7, 2);
     double *together[3] = {0}, *part;
     for (int b = -1; b < 3; ++b) {
@@ -290,17 +178,17 @@ static void packed_equals_separate(void **state) {
 /* Another past with the same memory gives the same answer, to the bit. */
 static void only_the_memory_remembers(void **state) {
   (void)state;
-  attn_reactive *m = make(2, 1, ATTN_F32);
+  attn_reactive *m = reactive_make(2, 1, ATTN_F32);
   attn_reactive_session *a = open_session(m, 5), *b = open_session(m, 6);
   int32_t tokens[6];
   float memory[MEMORY], logits[3][VOCABULARY], other[MEMORY];
   for (int t = 0; t < 4; ++t) {
-    make_tokens(tokens, 6, t);
+    reactive_tokens(tokens, 6, t);
     assert_ok(attn_reactive_session_feed(a, tokens, 6, logits[2]));
     assert_ok(attn_reactive_session_end_turn(a));
   }
   assert_ok(attn_reactive_session_get_memory(a, memory));
-  make_tokens(tokens, 6, 9);
+  reactive_tokens(tokens, 6, 9);
   assert_ok(attn_reactive_session_feed(b, tokens, 6, logits[1])); /* with another memory */
   attn_reactive_session_drop_turn(b);
   assert_ok(attn_reactive_session_set_memory(b, memory));
@@ -331,7 +219,7 @@ static void permute_gate(attn_parameter *p) {
       y[moved_to(s)] = x[s];
     else
       for (int t = 0; t < SLOTS; ++t) y[moved_to(s) * SLOTS + moved_to(t)] = x[s * SLOTS + t];
-  set(p, y);
+  reactive_set(p, y);
   free(x);
 }
 
@@ -343,11 +231,11 @@ static bool of_slots(const char *name) {
  * order. */
 static void slots_are_a_set(void **state) {
   (void)state;
-  for (int kind = 0; kind < MEMORY_KINDS * GATE_KINDS; ++kind) {
-    attn_reactive *m = make(kind / GATE_KINDS, kind % GATE_KINDS, ATTN_F64);
+  for (int kind = 0; kind < REACTIVE_MEMORIES * REACTIVE_GATES; ++kind) {
+    attn_reactive *m = reactive_make(kind / REACTIVE_GATES, kind % REACTIVE_GATES, ATTN_F64);
     float memory[2][MEMORY], logits[2][VOCABULARY], given[MEMORY];
     int32_t tokens[7];
-    make_tokens(tokens, 7, kind);
+    reactive_tokens(tokens, 7, kind);
     for (int moved = 0; moved < 2; ++moved) {
       attn_reactive_session *s = open_session(m, 5);
       make_memory(given, 5);
@@ -375,18 +263,19 @@ static void slots_are_a_set(void **state) {
 }
 
 /* What the write step lets in: its gate at both ends. With a closed gate the memory stays, to the
- * bit; with an open one nothing is left of the old but what was asked with it: two memories of one
- * slot's worth, whose queries differ, but with one key there is one answer. */
+ * bit; with an open one nothing is left of the old but what was asked with it: two
+ * reactive_memories of one slot's worth, whose queries differ, but with one key there is one
+ * answer. */
 static void gates_have_limits(void **state) {
   (void)state;
-  attn_reactive *m = make(0, 1, ATTN_F64);
+  attn_reactive *m = reactive_make(0, 1, ATTN_F64);
   const int32_t token = 4;
   float before[MEMORY], after[2][MEMORY];
   for (int open = 0; open < 2; ++open) {
     for (int l = 0; l < LAYERS; ++l) {
       char name[64];
       snprintf(name, sizeof name, "layers.%d.memory.write.gate.weight", l);
-      set_all(find(m, name), open ? 60 : -800);
+      reactive_set_all(reactive_find(m, name), open ? 60 : -800);
     }
     for (int which = 0; which < 2; ++which) {
       attn_reactive_session *s = open_session(m, 5 + (uint64_t)which);
@@ -412,7 +301,7 @@ static double slot_norm(const double *x) {
 static void after_a_turn(attn_reactive *m, uint64_t seed, float *memory) {
   attn_reactive_session *s = open_session(m, seed);
   int32_t tokens[6];
-  make_tokens(tokens, 6, (int)seed);
+  reactive_tokens(tokens, 6, (int)seed);
   assert_ok(attn_reactive_session_feed(s, tokens, 6, NULL));
   assert_ok(attn_reactive_session_end_turn(s));
   assert_ok(attn_reactive_session_get_memory(s, memory));
@@ -423,10 +312,10 @@ static void after_a_turn(attn_reactive *m, uint64_t seed, float *memory) {
  * no longer than twice that. The new one is what the model without gates adds. */
 static void gates_keep_norms(void **state) {
   (void)state;
-  attn_reactive *none = make(0, 0, ATTN_F64);
-  for (int gate = 1; gate < GATE_KINDS; ++gate) {
-    attn_reactive *m = make(0, gate, ATTN_F64);
-    double most = strcmp(gates[gate][1], "tanh") == 0 ? 2 : 1, grown = 0;
+  attn_reactive *none = reactive_make(0, 0, ATTN_F64);
+  for (int gate = 1; gate < REACTIVE_GATES; ++gate) {
+    attn_reactive *m = reactive_make(0, gate, ATTN_F64);
+    double most = strcmp(reactive_gates[gate][1], "tanh") == 0 ? 2 : 1, grown = 0;
     for (uint64_t seed = 0; seed < 10; ++seed) {
       float old[MEMORY], sum[MEMORY], got[MEMORY];
       make_memory(old, seed);
@@ -440,8 +329,9 @@ static void gates_keep_norms(void **state) {
         grown = fmax(grown, slot_norm(x[2]) / longest);
       }
     }
-    if (!(grown <= most * (1 + 1e-5) && grown > most / 2)) /* memories are read as float32 */
-      fail_msg("%s %s: %g times", gates[gate][0], gates[gate][1], grown);
+    if (!(grown <= most * (1 + 1e-5) &&
+          grown > most / 2)) /* reactive_memories are read as float32 */
+      fail_msg("%s %s: %g times", reactive_gates[gate][0], reactive_gates[gate][1], grown);
     attn_reactive_destroy(m);
   }
   attn_reactive_destroy(none);
@@ -450,13 +340,13 @@ static void gates_keep_norms(void **state) {
 /* (1 - tanh w) old + (1 + tanh w) new is twice the sigmoid gate of 2 w. */
 static void tanh_gates_are_twice_sigmoid_gates(void **state) {
   (void)state;
-  attn_reactive *m[2] = {make(0, 1, ATTN_F64), make(0, 2, ATTN_F64)};
+  attn_reactive *m[2] = {reactive_make(0, 1, ATTN_F64), reactive_make(0, 2, ATTN_F64)};
   float memory[2][MEMORY];
   for (int which = 0; which < 2; ++which) {
     for (int l = 0; l < LAYERS; ++l) {
       char name[64];
       snprintf(name, sizeof name, "layers.%d.memory.write.gate.weight", l);
-      set_all(find(m[which], name), which ? 0.35 : 0.7);
+      reactive_set_all(reactive_find(m[which], name), which ? 0.35 : 0.7);
     }
     after_a_turn(m[which], 8, memory[which]);
   }
@@ -469,12 +359,12 @@ static void tanh_gates_are_twice_sigmoid_gates(void **state) {
 /* The tenth turn takes no more memory than the second, whatever was said before. */
 static void later_turns_take_no_more_memory(void **state) {
   (void)state;
-  attn_reactive *m = make(2, 1, ATTN_F32);
+  attn_reactive *m = reactive_make(2, 1, ATTN_F32);
   attn_reactive_session *s = open_session(m, 5);
   int32_t tokens[6];
   size_t bytes = 0;
   for (int t = 0; t < 10; ++t) {
-    make_tokens(tokens, 6, t);
+    reactive_tokens(tokens, 6, t);
     assert_ok(attn_reactive_session_feed(s, tokens, 6, NULL));
     assert_ok(attn_reactive_session_end_turn(s));
     if (t == 1) bytes = attn_memory_get_stats().live_bytes;
@@ -487,13 +377,13 @@ static void later_turns_take_no_more_memory(void **state) {
 /* Turns of sessions, in which no new token is far from an old one, keep a memory within bounds. */
 static void sigmoid_gates_bound_the_memory(void **state) {
   (void)state;
-  attn_reactive *m = make(2, 1, ATTN_F32);
+  attn_reactive *m = reactive_make(2, 1, ATTN_F32);
   attn_reactive_session *s = open_session(m, 5);
   float memory[MEMORY];
   double norms[2] = {0};
   int32_t tokens[6];
   for (int t = 0; t < 200; ++t) {
-    make_tokens(tokens, 6, t);
+    reactive_tokens(tokens, 6, t);
     assert_ok(attn_reactive_session_feed(s, tokens, 6, NULL));
     assert_ok(attn_reactive_session_end_turn(s));
     if (t != 20 && t != 199) continue;
@@ -508,15 +398,15 @@ static void sigmoid_gates_bound_the_memory(void **state) {
 /* Without values from the memory the decoder is a plain language model: no memory changes it. */
 static void without_values_it_is_a_plain_model(void **state) {
   (void)state;
-  attn_reactive *m = make(2, 1, ATTN_F64);
+  attn_reactive *m = reactive_make(2, 1, ATTN_F64);
   int32_t tokens[6];
   float logits[2][VOCABULARY];
   for (int l = 0; l < LAYERS; ++l) {
     char name[64];
     snprintf(name, sizeof name, "layers.%d.decoder.cross.v_proj.weight", l);
-    set_all(find(m, name), 0);
+    reactive_set_all(reactive_find(m, name), 0);
   }
-  make_tokens(tokens, 6, 2);
+  reactive_tokens(tokens, 6, 2);
   for (int i = 0; i < 2; ++i) {
     attn_reactive_session *s = open_session(m, 5 + (uint64_t)i);
     assert_ok(attn_reactive_session_feed(s, tokens, 6, logits[i]));
@@ -524,23 +414,23 @@ static void without_values_it_is_a_plain_model(void **state) {
   }
   assert_memory_equal(logits[0], logits[1], sizeof logits[0]);
   /* And by the oracle that of no attention to a memory at all: values of a memory that is 0. */
-  values v;
-  oracle_reactive o = oracle_for(m, 2, 1, &v);
+  reactive_values v;
+  oracle_reactive o = reactive_oracle(m, 2, 1, &v);
   double expected[6 * VOCABULARY], nothing[LAYERS * HIDDEN] = {0};
   oracle_reactive_logits(&o, 6, tokens, 1, nothing, expected);
   assert_true(error_of(logits[0], expected + 5 * VOCABULARY, VOCABULARY) < 1e-6);
-  free_values(&v);
+  reactive_free_values(&v);
   attn_reactive_destroy(m);
 }
 
 /* The keys that a session keeps for a turn give what fresh ones do. */
 static void kept_keys_equal_fresh_ones(void **state) {
   (void)state;
-  attn_reactive *m = make(2, 1, ATTN_F64);
+  attn_reactive *m = reactive_make(2, 1, ATTN_F64);
   attn_graph *g = m->graph;
   float numbers[MEMORY], logits[VOCABULARY];
   int32_t tokens[6];
-  make_tokens(tokens, 6, 2);
+  reactive_tokens(tokens, 6, 2);
   make_memory(numbers, 5);
   attn_reactive_session *s = open_session(m, 5);
   for (int i = 0; i < 6; ++i)
@@ -566,7 +456,7 @@ static void kept_keys_equal_fresh_ones(void **state) {
 static void take_turns(attn_reactive_session *s, int first, int count) {
   int32_t tokens[5];
   for (int t = first; t < first + count; ++t) {
-    make_tokens(tokens, 5, t);
+    reactive_tokens(tokens, 5, t);
     assert_ok(attn_reactive_session_feed(s, tokens, 5, NULL));
     assert_ok(attn_reactive_session_end_turn(s));
   }
@@ -579,7 +469,7 @@ static void forks_and_files_keep_the_memory(void **state) {
   snprintf(path, sizeof path, "%s/memory", directory);
   snprintf(model, sizeof model, "%s/model", directory);
   for (int d = 0; d < 2; ++d) {
-    attn_reactive *m = make(2, 1, d ? ATTN_F32 : ATTN_F64), *loaded;
+    attn_reactive *m = reactive_make(2, 1, d ? ATTN_F32 : ATTN_F64), *loaded;
     attn_reactive_session *s = open_session(m, 5), *fork, *back;
     float expected[MEMORY], got[MEMORY];
     take_turns(s, 0, 2);
@@ -603,7 +493,7 @@ static void forks_and_files_keep_the_memory(void **state) {
     assert_memory_equal(expected, got, sizeof got);
 
     /* Another model's memory, and no memory at all. */
-    set_all(find(loaded, "embedding.weight"), 0.5);
+    reactive_set_all(reactive_find(loaded, "embedding.weight"), 0.5);
     assert_int_equal(attn_reactive_session_restore(back, path), ATTN_BAD_FORMAT);
     assert_non_null(strstr(attn_error_message(), "another model"));
     snprintf(file, sizeof file, "%s/model.safetensors", model);
@@ -634,12 +524,12 @@ static bool three_tokens(void *context, int32_t token) {
 /* A turn by the template is the same turn token by token. */
 static void asks_by_the_template(void **state) {
   (void)state;
-  attn_reactive *m = make(2, 1, ATTN_F32);
+  attn_reactive *m = reactive_make(2, 1, ATTN_F32);
   attn_reactive_session *s = open_session(m, 5), *by_hand = open_session(m, 5);
   const int32_t text[] = {7, 9, 4};
   int32_t answer[12];
   int64_t count;
-  set_all(find(m, "decoder.head.bias"), 0);
+  reactive_set_all(reactive_find(m, "decoder.head.bias"), 0);
   assert_ok(attn_reactive_session_ask(s, text, 3, NULL, NULL, NULL, answer, 12, &count));
   float logits[VOCABULARY], a[MEMORY], b[MEMORY];
   const int32_t turn[] = {0, 1, 7, 9, 4, 2}, end = 3;
@@ -705,7 +595,7 @@ static void bad_input_is_refused(void **state) {
 
 static void bad_turns_are_refused(void **state) {
   (void)state;
-  attn_reactive *m = make(2, 1, ATTN_F32);
+  attn_reactive *m = reactive_make(2, 1, ATTN_F32);
   attn_reactive_session_options options = ATTN_REACTIVE_SESSION_INIT;
   attn_reactive_session *s, *fork;
   float memory[MEMORY], logits[2][VOCABULARY];
@@ -722,7 +612,7 @@ static void bad_turns_are_refused(void **state) {
   assert_int_equal(attn_reactive_session_create(m, &options, &s), ATTN_INVALID_ARGUMENT);
   options.struct_size = sizeof options;
   assert_ok(attn_reactive_session_create(m, &options, &s));
-  make_tokens(tokens, 4, 0);
+  reactive_tokens(tokens, 4, 0);
   assert_int_equal(attn_reactive_session_end_turn(s), ATTN_INVALID_ARGUMENT);
   assert_int_equal(attn_reactive_session_feed(s, tokens, 0, NULL), ATTN_INVALID_ARGUMENT);
   assert_int_equal(attn_reactive_session_feed(s, &bad, 1, NULL), ATTN_INVALID_ARGUMENT);
