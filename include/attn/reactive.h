@@ -19,7 +19,9 @@
  *             "linear": z = W status + b, W [slots, slots];  status: the mean of old + new over
  *             channels, or u . (old + new) + c with memory_gate_status "learned"
  *
- * A tanh gate and none let the memory grow, about twofold a turn.
+ * A sigmoid gate's slot is never longer than the longer of old and new. Without a gate every turn
+ * adds to it, and a tanh gate multiplies what was there by 1 - tanh z, which grows without end
+ * where z is below 0.
  *
  * config.json: model_type "reactive", vocab_size, hidden_size, num_memory_slots (required);
  * num_hidden_layers (1), num_attention_heads (1), num_key_value_heads, head_dim (hidden_size /
