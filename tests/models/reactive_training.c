@@ -2,7 +2,8 @@
  * through the memory against differences, what learns and what does not, and that it learns. */
 #include "support/test.h"
 
-#include "engines/dense/dense.h"
+#include "base/fault.h"
+#include "base/memory.h"
 #include "support/reactive.h"
 
 #include <math.h>
@@ -448,6 +449,50 @@ static void bad_input_is_refused(void **state) {
   attn_reactive_destroy(m);
 }
 
+/* A model's whole life: a step, a turn, a fork. */
+static attn_status live_once(const attn_turns *turns) {
+  attn_reactive *m = NULL;
+  attn_reactive_trainer *trainer = NULL;
+  attn_reactive_session *s = NULL, *fork = NULL;
+  const int32_t tokens[] = {3, 4};
+  attn_status status =
+      attn_reactive_create("{\"model_type\": \"reactive\", \"vocab_size\": 13, \"hidden_size\": 8, "
+                           "\"num_memory_slots\": 5, \"num_hidden_layers\": 2}",
+                           1, ATTN_F32, &m);
+  if (status == ATTN_OK) status = attn_reactive_trainer_create(m, NULL, &trainer);
+  if (status == ATTN_OK) status = attn_reactive_train_dialogues(trainer, turns, 2, 1e-3, NULL);
+  if (status == ATTN_OK) status = attn_reactive_train_joint(trainer, turns, 1e-3, NULL);
+  attn_reactive_trainer_destroy(trainer);
+  if (status == ATTN_OK) status = attn_reactive_session_create(m, NULL, &s);
+  if (status == ATTN_OK) status = attn_reactive_session_feed(s, tokens, 2, NULL);
+  if (status == ATTN_OK) status = attn_reactive_session_end_turn(s);
+  if (status == ATTN_OK) status = attn_reactive_session_fork(s, &fork);
+  attn_reactive_session_destroy(fork);
+  attn_reactive_session_destroy(s);
+  attn_reactive_destroy(m);
+  return status;
+}
+
+/* Every one of its allocations, then fewer of the many that are alike. */
+static void failing_memory_is_a_clean_error(void **state) {
+  (void)state;
+  test_needs_cpu();
+  talk t;
+  make_talk(&t, false);
+  assert_ok(live_once(t.turns)); /* what stays for the whole process is there */
+  size_t before = attn_memory_get_stats().live_bytes;
+  bool failed = true;
+  int64_t tried = 0;
+  for (int64_t n = 0; failed; n += n < 60 ? 1 : n / 12, ++tried) {
+    attn_fault_arm(ATTN_FAULT_ALLOC, n);
+    attn_status status = live_once(t.turns);
+    failed = attn_fault_disarm(ATTN_FAULT_ALLOC);
+    assert_int_equal(status, failed ? ATTN_OUT_OF_MEMORY : ATTN_OK);
+    assert_int_equal(attn_memory_get_stats().live_bytes, before);
+  }
+  assert_true(tried > 60);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(gradients_go_through_the_memory),
@@ -459,6 +504,7 @@ int main(void) {
       cmocka_unit_test(facts_are_learnt),
       cmocka_unit_test(first_stages_learn),
       cmocka_unit_test(bad_input_is_refused),
+      cmocka_unit_test(failing_memory_is_a_clean_error),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
