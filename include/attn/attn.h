@@ -13,6 +13,7 @@
 #include "attn/plan.h"
 #include "attn/prefix_cache.h"
 #include "attn/recurrent.h"
+#include "attn/reactive.h"
 #include "attn/sampling.h"
 #include "attn/softmax.h"
 #include "attn/speculation.h"

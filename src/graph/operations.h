@@ -63,6 +63,9 @@ attn_var *attn_op_gated_linear(attn_graph *graph, attn_activation f, attn_var *a
  * while recording. The result has one element, wide. */
 attn_var *attn_op_linear_cross_entropy(attn_graph *graph, attn_var *x, attn_parameter *w,
                                        double cap, const int32_t *targets);
+/* The same of x w^T + bias, a parameter [vocabulary]. */
+attn_var *attn_op_affine_cross_entropy(attn_graph *graph, attn_var *x, attn_parameter *w,
+                                       attn_parameter *bias, const int32_t *targets);
 
 /* scale times the sum of (x - target)^2 over all elements; one element, wide. target: of x's shape,
  * on its device, of any floating dtype. */

@@ -1,11 +1,7 @@
 /* Classifiers: configuration, parameters, files. The network is in classifier_network.c. */
 #include "models/classifier.h"
-#include "base/io.h"
 #include "base/memory.h"
-#include "base/random.h"
 #include "base/status.h"
-#include "engines/dense/dense.h"
-#include "files/safetensors.h"
 #include "models/model.h"
 
 #include <math.h>
@@ -65,34 +61,12 @@ static attn_status read_config(attn_classifier *c) {
 /* Parameters ------------------------------------------------------------------------------------
  */
 
-/* Counts, or names and places, every parameter. */
-typedef struct inventory {
-  attn_classifier *c;
-  int64_t count;
-  bool counting, failed;
-} inventory;
-
-static attn_parameter *add(inventory *list, const char *prefix, attn_parameter_shape shape) {
-  int64_t index = list->count++;
-  if (list->counting) return NULL;
-  char name[NAME_SIZE];
-  snprintf(name, sizeof name, "%s%s", prefix, shape.name);
-  attn_parameter *p = &list->c->parameters[index];
-  shape.name = attn_strdup(name);
-  p->name = shape.name;
-  p->decay = shape.decay;
-  p->statistic = shape.statistic;
-  list->c->shapes[index] = shape;
-  list->failed |= !shape.name;
-  return p;
-}
-
-static attn_norm_parameters add_norm(inventory *list, const char *prefix, int64_t n) {
+static attn_norm_parameters add_norm(attn_inventory *list, const char *prefix, int64_t n) {
   attn_norm_parameters norm;
-  norm.weight = add(list, prefix, attn_vector("weight", n, ATTN_INIT_CONSTANT, 1));
-  norm.bias = add(list, prefix, attn_vector("bias", n, ATTN_INIT_CONSTANT, 0));
-  norm.mean = add(list, prefix, attn_statistic("running_mean", n, 0));
-  norm.variance = add(list, prefix, attn_statistic("running_var", n, 1));
+  norm.weight = attn_inventory_add(list, prefix, attn_vector("weight", n, ATTN_INIT_CONSTANT, 1));
+  norm.bias = attn_inventory_add(list, prefix, attn_vector("bias", n, ATTN_INIT_CONSTANT, 0));
+  norm.mean = attn_inventory_add(list, prefix, attn_statistic("running_mean", n, 0));
+  norm.variance = attn_inventory_add(list, prefix, attn_statistic("running_var", n, 1));
   return norm;
 }
 
@@ -102,34 +76,33 @@ static attn_parameter_shape uniform(attn_parameter_shape shape, int64_t inputs) 
   return shape;
 }
 
-static void add_affine(inventory *list, const char *prefix, int64_t outputs, int64_t inputs,
+static void add_affine(attn_inventory *list, const char *prefix, int64_t outputs, int64_t inputs,
                        attn_parameter *p[2]) {
-  p[0] = add(list, prefix, uniform(attn_matrix("weight", outputs, inputs), inputs));
-  p[1] = add(list, prefix, uniform(attn_vector("bias", outputs, ATTN_INIT_UNIFORM, 0), inputs));
+  p[0] = attn_inventory_add(list, prefix, uniform(attn_matrix("weight", outputs, inputs), inputs));
+  p[1] = attn_inventory_add(list, prefix,
+                            uniform(attn_vector("bias", outputs, ATTN_INIT_UNIFORM, 0), inputs));
 }
 
-static void add_embedding(inventory *list) {
-  attn_classifier *c = list->c;
+static void add_embedding(attn_inventory *list, attn_classifier *c) {
   char prefix[NAME_SIZE];
   for (int i = 0; i < CONVOLUTIONS; ++i) {
     int64_t inputs = (i ? c->hidden : c->input) * TAPS;
     snprintf(prefix, sizeof prefix, "embedding.%d.conv.", i);
     c->convolution[i] =
-        add(list, prefix, uniform(attn_matrix("weight", c->hidden, inputs), inputs));
+        attn_inventory_add(list, prefix, uniform(attn_matrix("weight", c->hidden, inputs), inputs));
     snprintf(prefix, sizeof prefix, "embedding.%d.norm.", i);
     if (c->spiking ? i > 0 : i + 1 < CONVOLUTIONS)
       c->convolution_norm[i] = add_norm(list, prefix, c->hidden);
   }
 }
 
-static void add_layer(inventory *list, int64_t l) {
-  attn_classifier *c = list->c;
-  attn_classifier_layer unused = {0}, *p = list->counting ? &unused : &c->layers[l];
+static void add_layer(attn_inventory *list, attn_classifier *c, int64_t l) {
+  attn_classifier_layer *p = &c->layers[l];
   attn_parameter_shape shapes[ATTN_MIXER_PARAMETERS];
   char prefix[NAME_SIZE];
   int count = c->mixer->parameters(&c->options, shapes);
   snprintf(prefix, sizeof prefix, "layers.%lld.mixer.", (long long)l);
-  for (int i = 0; i < count; ++i) p->mixer[i] = add(list, prefix, shapes[i]);
+  for (int i = 0; i < count; ++i) p->mixer[i] = attn_inventory_add(list, prefix, shapes[i]);
   snprintf(prefix, sizeof prefix, "layers.%lld.mixer_norm.", (long long)l);
   if (!c->spiking) p->mixer_norm = add_norm(list, prefix, c->hidden);
   snprintf(prefix, sizeof prefix, "layers.%lld.up.", (long long)l);
@@ -142,50 +115,18 @@ static void add_layer(inventory *list, int64_t l) {
   p->down_norm = add_norm(list, prefix, c->spiking ? c->width : c->hidden);
 }
 
-static void take_inventory(inventory *list) {
-  attn_classifier *c = list->c;
-  add_embedding(list);
-  for (int64_t l = 0; l < c->layer_count; ++l) add_layer(list, l);
+static void add_all(attn_inventory *list, void *host) {
+  attn_classifier *c = host;
+  add_embedding(list, c);
+  for (int64_t l = 0; l < c->layer_count; ++l) add_layer(list, c, l);
   if (c->spiking) c->head_norm = add_norm(list, "head_norm.", c->hidden);
   add_affine(list, "head.", c->classes, c->hidden, c->head);
 }
 
 static attn_status list_parameters(attn_classifier *c) {
-  inventory list = {.c = c, .counting = true};
-  take_inventory(&list);
-  c->parameter_count = list.count;
-  c->parameters = attn_alloc_array((size_t)list.count, sizeof *c->parameters);
-  c->shapes = attn_alloc_array((size_t)list.count, sizeof *c->shapes);
   c->layers = attn_alloc_array((size_t)c->layer_count, sizeof *c->layers);
-  if (!c->parameters || !c->shapes || !c->layers) return ATTN_OUT_OF_MEMORY;
-  list = (inventory){.c = c};
-  take_inventory(&list);
-  return list.failed ? ATTN_OUT_OF_MEMORY : ATTN_OK;
-}
-
-/* Values: fresh ones, or those of a file. */
-static attn_status fill(attn_classifier *c, uint64_t seed, const attn_safetensors *file) {
-  attn_dtype dtype = c->compute == ATTN_F64 ? ATTN_F64 : ATTN_F32;
-  for (int64_t i = 0; i < c->parameter_count; ++i) {
-    const attn_parameter_shape *shape = &c->shapes[i];
-    attn_parameter *p = &c->parameters[i];
-    attn_tensor found;
-    ATTN_TRY(attn_tensor_create(dtype, shape->rank, shape->shape, &p->value));
-    if (file) {
-      attn_status status = attn_safetensors_find(file, shape->name, &found);
-      if (status != ATTN_OK) return attn_fail_in(ATTN_BAD_FORMAT, "classifier");
-      if (!attn_same_shape(&found, &p->value))
-        return attn_fail(ATTN_BAD_FORMAT, "%s is not of the shape that config.json asks for",
-                         shape->name);
-      ATTN_TRY(attn_tensor_copy(&found, &p->value));
-    } else {
-      attn_parameter_initialise(shape, seed, (uint64_t)i, &p->value);
-    }
-    if (!shape->product) continue;
-    ATTN_TRY(attn_weight_create(shape->shape[0], shape->shape[1], c->compute, &p->weight));
-    ATTN_TRY(attn_weight_set(p->weight, &p->value));
-  }
-  return ATTN_OK;
+  if (!c->layers) return ATTN_OUT_OF_MEMORY;
+  return attn_parameter_list_make(&c->list, c->compute, add_all, c);
 }
 
 /* Takes `config`. */
@@ -202,7 +143,7 @@ static attn_status make(json_t *config, uint64_t seed, attn_dtype compute,
   attn_status status = attn_model_check_compute(compute);
   if (status == ATTN_OK) status = read_config(c);
   if (status == ATTN_OK) status = list_parameters(c);
-  if (status == ATTN_OK) status = fill(c, seed, file);
+  if (status == ATTN_OK) status = attn_parameter_list_fill(&c->list, seed, file);
   if (status == ATTN_OK) status = attn_graph_create(compute, &c->graph);
   if (status == ATTN_OK)
     *classifier = c;
@@ -224,17 +165,10 @@ attn_status attn_classifier_load(const char *directory, attn_dtype compute,
                                  attn_classifier **classifier) {
   if (!directory || !classifier)
     return attn_fail(ATTN_INVALID_ARGUMENT, "classifier_load: directory or classifier is NULL");
-  char *path = attn_path_join(directory, "config.json");
-  json_t *json = NULL;
-  attn_safetensors *file = NULL;
-  attn_status status = path ? attn_json_load(path, &json) : ATTN_OUT_OF_MEMORY;
-  attn_free(path);
-  if (status != ATTN_OK) return status;
-  status = attn_safetensors_open(directory, &file);
-  if (status == ATTN_OK)
-    status = make(json, 0, compute, file, classifier);
-  else
-    json_decref(json);
+  json_t *json;
+  attn_safetensors *file;
+  ATTN_TRY(attn_parameter_list_open(directory, &json, &file));
+  attn_status status = make(json, 0, compute, file, classifier);
   attn_safetensors_close(file);
   return status;
 }
@@ -242,33 +176,13 @@ attn_status attn_classifier_load(const char *directory, attn_dtype compute,
 attn_status attn_classifier_save(const attn_classifier *c, const char *directory) {
   if (!c || !directory)
     return attn_fail(ATTN_INVALID_ARGUMENT, "classifier_save: classifier or directory is NULL");
-  ATTN_TRY(attn_make_directories(directory));
-  char *config = attn_path_join(directory, "config.json");
-  char *weights = attn_path_join(directory, "model.safetensors");
-  attn_named_tensor *tensors = attn_alloc_array((size_t)c->parameter_count, sizeof *tensors);
-  attn_status status = config && weights && tensors ? ATTN_OK : ATTN_OUT_OF_MEMORY;
-  for (int64_t i = 0; status == ATTN_OK && i < c->parameter_count; ++i)
-    tensors[i] = (attn_named_tensor){c->parameters[i].name, c->parameters[i].value};
-  if (status == ATTN_OK)
-    status = attn_safetensors_write(weights, tensors, c->parameter_count, NULL, 0);
-  if (status == ATTN_OK) status = attn_json_save(config, c->config);
-  attn_free(config);
-  attn_free(weights);
-  attn_free(tensors);
-  return status;
+  return attn_parameter_list_save(&c->list, c->config, directory);
 }
 
 void attn_classifier_destroy(attn_classifier *c) {
   if (!c) return;
-  for (int64_t i = 0; c->parameters && c->shapes && i < c->parameter_count; ++i) {
-    attn_weight_destroy(c->parameters[i].weight);
-    attn_tensor_destroy(&c->parameters[i].value);
-    attn_tensor_destroy(&c->parameters[i].gradient);
-    attn_free((void *)(uintptr_t)c->shapes[i].name);
-  }
   attn_graph_destroy(c->graph);
-  attn_free(c->parameters);
-  attn_free(c->shapes);
+  attn_parameter_list_free(&c->list);
   attn_free(c->layers);
   json_decref(c->config);
   attn_free(c);
@@ -281,9 +195,8 @@ attn_status attn_classifier_get_info(const attn_classifier *c, attn_classifier_i
                                  .classes = c->classes,
                                  .hidden = c->hidden,
                                  .layers = c->layer_count,
+                                 .parameters = attn_parameter_list_numbers(&c->list),
                                  .delay = CONVOLUTIONS,
                                  .spiking = c->spiking};
-  for (int64_t i = 0; i < c->parameter_count; ++i)
-    if (!c->parameters[i].statistic) info->parameters += attn_tensor_count(&c->parameters[i].value);
   return ATTN_OK;
 }

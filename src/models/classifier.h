@@ -3,9 +3,8 @@
 #define ATTN_MODELS_CLASSIFIER_H
 
 #include "attn/classifier.h"
-#include "files/json.h"
 #include "graph/operations.h"
-#include "mixers/mixer.h"
+#include "models/parameter_list.h"
 
 enum { ATTN_CLASSIFIER_CONVOLUTIONS = 5, ATTN_CLASSIFIER_TAPS = 3 };
 
@@ -28,9 +27,7 @@ struct attn_classifier {
   double epsilon;
   const attn_mixer *mixer;
   attn_mixer_options options;
-  int64_t parameter_count;
-  attn_parameter *parameters;
-  attn_parameter_shape *shapes;
+  attn_parameter_list list;
   attn_parameter *convolution[ATTN_CLASSIFIER_CONVOLUTIONS]; /* [hidden, 3 inputs] */
   attn_norm_parameters convolution_norm[ATTN_CLASSIFIER_CONVOLUTIONS];
   attn_classifier_layer *layers;

@@ -220,17 +220,6 @@ static attn_status check_frames(const attn_frames *f) {
                            (long long)f->rows);
 }
 
-/* Rows of float32 in the wide dtype. */
-static attn_var *input_rows(attn_graph *g, const attn_classifier *c, const float *values,
-                            int64_t rows) {
-  int64_t shape[2] = {rows, c->input};
-  attn_tensor from, to = attn_graph_tensor(g, g->wide, 2, shape);
-  if (!to.data) return NULL;
-  attn_status status = attn_tensor_wrap((void *)(uintptr_t)values, ATTN_F32, 2, shape, &from);
-  if (status == ATTN_OK) status = attn_tensor_copy(&from, &to);
-  return status == ATTN_OK ? attn_graph_input(g, &to) : attn_graph_error(g, status);
-}
-
 attn_var *attn_classifier_input(attn_graph *graph, const attn_classifier *c,
                                 const attn_frames *frames, attn_layout *layout) {
   attn_status status = check_frames(frames);
@@ -238,7 +227,7 @@ attn_var *attn_classifier_input(attn_graph *graph, const attn_classifier *c,
   *layout = frames->offsets
                 ? attn_layout_packed(frames->sequences, frames->offsets)
                 : attn_layout_equal(frames->sequences, frames->rows / frames->sequences);
-  return input_rows(graph, c, frames->values, frames->rows);
+  return attn_graph_host_rows(graph, frames->values, ATTN_F32, frames->rows, c->input);
 }
 
 attn_status attn_classifier_run(attn_classifier *c, const attn_frames *frames, float *scores,
@@ -342,7 +331,8 @@ static attn_status advance(attn_classifier_stream *s, const float *frames, int64
   attn_graph_reset(s->c->graph, false);
   network n = {.g = s->c->graph, .c = s->c, .stream = s, .last = last};
   n.layout = attn_layout_equal(1, count);
-  attn_var *x = count ? input_rows(s->c->graph, s->c, frames, count) : NULL;
+  attn_var *x =
+      count ? attn_graph_host_rows(s->c->graph, frames, ATTN_F32, count, s->c->input) : NULL;
   x = count && !x ? NULL : features(&n, x);
   if (x) x = affine(&n, x, s->c->head);
   s->failed = attn_graph_status(s->c->graph) != ATTN_OK;

@@ -104,18 +104,8 @@ static attn_status make_optimiser(attn_classifier *c, const attn_classifier_trai
                       .epsilon = o->epsilon,
                       .weight_decay = o->weight_decay,
                       .clip = o->clip};
-  attn_parameter **list = attn_alloc_array((size_t)c->parameter_count, sizeof *list);
-  if (!list) return ATTN_OUT_OF_MEMORY;
-  attn_status status = ATTN_OK;
-  for (int64_t i = 0; i < c->parameter_count && status == ATTN_OK; ++i) {
-    attn_parameter *p = list[i] = &c->parameters[i];
-    if (!p->gradient.data)
-      status = attn_tensor_create(p->value.dtype, p->value.rank, p->value.shape, &p->gradient);
-  }
-  if (status == ATTN_OK)
-    status = attn_optimiser_create(&adamw, list, c->parameter_count, optimiser);
-  attn_free(list);
-  return status;
+  ATTN_TRY(attn_parameter_list_add_gradients(&c->list, NULL, NULL));
+  return attn_optimiser_create_trained(&adamw, c->list.parameters, c->list.count, optimiser);
 }
 
 attn_status attn_classifier_trainer_create(attn_classifier *c,
@@ -140,8 +130,7 @@ attn_status attn_classifier_trainer_create(attn_classifier *c,
 
 void attn_classifier_trainer_destroy(attn_classifier_trainer *t) {
   if (!t) return;
-  for (int64_t i = 0; i < t->c->parameter_count; ++i)
-    attn_tensor_destroy(&t->c->parameters[i].gradient);
+  attn_parameter_list_drop_gradients(&t->c->list);
   attn_optimiser_destroy(t->optimiser);
   attn_free(t);
 }

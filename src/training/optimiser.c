@@ -159,6 +159,18 @@ attn_status attn_optimiser_create(const attn_adamw *options, attn_parameter *con
   return status;
 }
 
+attn_status attn_optimiser_create_trained(const attn_adamw *options, attn_parameter *parameters,
+                                          int64_t count, attn_optimiser **optimiser) {
+  attn_parameter **trained = attn_alloc_array((size_t)count, sizeof *trained);
+  int64_t found = 0;
+  if (!trained) return ATTN_OUT_OF_MEMORY;
+  for (int64_t i = 0; i < count; ++i)
+    if (parameters[i].gradient.data) trained[found++] = &parameters[i];
+  attn_status status = attn_optimiser_create(options, trained, found, optimiser);
+  attn_free(trained);
+  return status;
+}
+
 void attn_optimiser_destroy(attn_optimiser *optimiser) {
   if (!optimiser) return;
   for (int64_t i = 0; i < optimiser->count; ++i) {

@@ -39,6 +39,9 @@ typedef struct attn_optimiser attn_optimiser;
  * order is part of the result, because the norm is summed in it. */
 attn_status attn_optimiser_create(const attn_adamw *options, attn_parameter *const *parameters,
                                   int64_t count, attn_optimiser **optimiser);
+/* The same of those among `count` parameters that have a gradient. */
+attn_status attn_optimiser_create_trained(const attn_adamw *options, attn_parameter *parameters,
+                                          int64_t count, attn_optimiser **optimiser);
 void attn_optimiser_destroy(attn_optimiser *optimiser); /* NULL is fine */
 
 typedef struct attn_step_info {

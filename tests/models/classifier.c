@@ -24,11 +24,11 @@ static const char *const configs[] = {
 static attn_classifier *make(int kind, attn_dtype compute) {
   attn_classifier *c;
   assert_ok(attn_classifier_create(configs[kind], 3, compute, &c));
-  for (int64_t i = 0; i < c->parameter_count; ++i) {
-    attn_parameter *p = &c->parameters[i];
+  for (int64_t i = 0; i < c->list.count; ++i) {
+    attn_parameter *p = &c->list.parameters[i];
     int64_t count = attn_tensor_count(&p->value);
     double *x = malloc((size_t)count * sizeof *x);
-    bool one = c->shapes[i].initial == ATTN_INIT_CONSTANT && c->shapes[i].scale == 1;
+    bool one = c->list.shapes[i].initial == ATTN_INIT_CONSTANT && c->list.shapes[i].scale == 1;
     test_fill_normal(x, count, 0, p->weight ? 1.5 / sqrt((double)p->value.shape[1]) : 0.3,
                      40 + (uint64_t)i);
     for (int64_t j = 0; j < count; ++j) x[j] = (float)(one ? exp(x[j]) : x[j]);
@@ -68,8 +68,8 @@ typedef struct values {
 
 static const double *by_name(void *context, const char *name) {
   values *v = context;
-  for (int64_t i = 0; i < v->c->parameter_count; ++i)
-    if (strcmp(v->c->parameters[i].name, name) == 0) return v->all[i];
+  for (int64_t i = 0; i < v->c->list.count; ++i)
+    if (strcmp(v->c->list.parameters[i].name, name) == 0) return v->all[i];
   fail_msg("there is no %s", name);
   return NULL;
 }
@@ -79,7 +79,7 @@ static const double *const *of_mixer(void *context, int64_t layer) {
   attn_parameter_shape shapes[ATTN_MIXER_PARAMETERS];
   int count = v->c->mixer->parameters(&v->c->options, shapes);
   for (int i = 0; i < count; ++i)
-    v->mixer[i] = v->all[v->c->layers[layer].mixer[i] - v->c->parameters];
+    v->mixer[i] = v->all[v->c->layers[layer].mixer[i] - v->c->list.parameters];
   return v->mixer;
 }
 
@@ -87,9 +87,9 @@ static void equals_oracle(void **state) {
   (void)state;
   for (int kind = 0; kind < 2; ++kind) {
     attn_classifier *c = make(kind, ATTN_F64);
-    values v = {.c = c, .all = malloc((size_t)c->parameter_count * sizeof *v.all)};
-    for (int64_t i = 0; i < c->parameter_count; ++i)
-      v.all[i] = test_to_doubles(&c->parameters[i].value);
+    values v = {.c = c, .all = malloc((size_t)c->list.count * sizeof *v.all)};
+    for (int64_t i = 0; i < c->list.count; ++i)
+      v.all[i] = test_to_doubles(&c->list.parameters[i].value);
     oracle_lmuformer o = {.input = INPUT,
                           .hidden = HIDDEN,
                           .width = 4 * HIDDEN,
@@ -118,7 +118,7 @@ static void equals_oracle(void **state) {
       if (!kind) assert_true(rate == 0);
       free(x), free(frames);
     }
-    for (int64_t i = 0; i < c->parameter_count; ++i) free(v.all[i]);
+    for (int64_t i = 0; i < c->list.count; ++i) free(v.all[i]);
     free(v.all);
     attn_classifier_destroy(c);
   }
@@ -211,12 +211,12 @@ static void gradients_equal_differences(void **state) {
     double value, above, below;
     const double h = 1e-6;
     double *gradients[256];
-    assert_in_range(c->parameter_count, 1, 256);
+    assert_in_range(c->list.count, 1, 256);
     assert_ok(attn_classifier_train(t, &f, labels, 0, &value));
-    for (int64_t i = 0; i < c->parameter_count; ++i)
-      gradients[i] = test_to_doubles(&c->parameters[i].gradient);
-    for (int64_t i = 0; i < c->parameter_count; ++i) {
-      attn_parameter *p = &c->parameters[i];
+    for (int64_t i = 0; i < c->list.count; ++i)
+      gradients[i] = test_to_doubles(&c->list.parameters[i].gradient);
+    for (int64_t i = 0; i < c->list.count; ++i) {
+      attn_parameter *p = &c->list.parameters[i];
       if (p->statistic) continue;
       int64_t at = attn_tensor_count(&p->value) / 2;
       double *number = (double *)p->value.data + at, before = *number;
@@ -233,7 +233,7 @@ static void gradients_equal_differences(void **state) {
         fail_msg("the gradient of %s is %.9g, by differences %.9g", p->name, gradients[i][at],
                  slope);
     }
-    for (int64_t i = 0; i < c->parameter_count; ++i) free(gradients[i]);
+    for (int64_t i = 0; i < c->list.count; ++i) free(gradients[i]);
     attn_classifier_trainer_destroy(t);
     attn_classifier_destroy(c);
     free(frames);

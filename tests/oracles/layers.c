@@ -158,8 +158,8 @@ void oracle_short_convolution(double *y, const double *x, const double *w, const
     }
 }
 
-void oracle_linear(double *y, const double *x, const double *w, int64_t rows, int64_t inputs,
-                   int64_t outputs) {
+void oracle_product(double *y, const double *x, const double *w, int64_t rows, int64_t inputs,
+                    int64_t outputs) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t o = 0; o < outputs; ++o) {
       double sum = 0;
@@ -177,7 +177,7 @@ double oracle_cross_entropy(const double *x, const double *w, const int32_t *tar
   for (int64_t r = 0; r < rows; ++r) {
     if (targets[r] < 0) continue;
     double greatest = -INFINITY, sum = 0;
-    oracle_linear(z, x + r * inputs, w, 1, inputs, vocabulary);
+    oracle_product(z, x + r * inputs, w, 1, inputs, vocabulary);
     for (int64_t v = 0; v < vocabulary; ++v) greatest = fmax(greatest, z[v]);
     for (int64_t v = 0; v < vocabulary; ++v) sum += exp(z[v] - greatest);
     loss += (greatest + log(sum) - z[targets[r]]) / counted;

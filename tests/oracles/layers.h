@@ -40,8 +40,8 @@ void oracle_experts(double *y, const double *x, const double *logits, const doub
                     int64_t n, int64_t width);
 
 /* y [rows, outputs] = x [rows, inputs] w^T */
-void oracle_linear(double *y, const double *x, const double *w, int64_t rows, int64_t inputs,
-                   int64_t outputs);
+void oracle_product(double *y, const double *x, const double *w, int64_t rows, int64_t inputs,
+                    int64_t outputs);
 /* The mean over rows with target >= 0 of -log softmax(x w^T)[target], and its gradients. */
 double oracle_cross_entropy(const double *x, const double *w, const int32_t *targets, int64_t rows,
                             int64_t inputs, int64_t vocabulary, double *dx, double *dw);

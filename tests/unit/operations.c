@@ -121,7 +121,7 @@ static attn_var *linear(trial *t) {
   return attn_op_linear(t->g, t->leaf[0], &t->parameter[0]);
 }
 static void linear_oracle(double *y, double *const input[]) {
-  oracle_linear(y, input[0], input[TRIAL_LEAVES], ROWS, WIDTH, 5);
+  oracle_product(y, input[0], input[TRIAL_LEAVES], ROWS, WIDTH, 5);
 }
 static attn_var *linear_wide(trial *t) {
   return attn_op_linear_wide(t->g, t->leaf[0], &t->parameter[0]);
@@ -167,6 +167,21 @@ static void cross_entropy_oracle(double *y, double *const input[]) {
   double dx[ROWS * WIDTH], dw[VOCABULARY * WIDTH];
   *y =
       oracle_cross_entropy(input[0], input[TRIAL_LEAVES], targets, ROWS, WIDTH, VOCABULARY, dx, dw);
+}
+
+static attn_var *affine_cross_entropy(trial *t) {
+  return attn_op_affine_cross_entropy(t->g, t->leaf[0], &t->parameter[0], &t->parameter[1],
+                                      targets);
+}
+/* The bias is the weight of a column of ones. */
+static void affine_cross_entropy_oracle(double *y, double *const input[]) {
+  enum { N = WIDTH + 1 };
+  double x[ROWS * N], w[VOCABULARY * N], dx[ROWS * N], dw[VOCABULARY * N];
+  for (int i = 0; i < ROWS * N; ++i) x[i] = i % N == WIDTH ? 1 : input[0][i / N * WIDTH + i % N];
+  for (int i = 0; i < VOCABULARY * N; ++i)
+    w[i] = i % N == WIDTH ? input[TRIAL_LEAVES + 1][i / N]
+                          : input[TRIAL_LEAVES][i / N * WIDTH + i % N];
+  *y = oracle_cross_entropy(x, w, targets, ROWS, N, VOCABULARY, dx, dw);
 }
 
 /* layers ------------------------------------------------------------------------------------------
@@ -887,6 +902,11 @@ static const operation_case cases[] = {
      .leaf = X,
      .parameter = {{VOCABULARY, WIDTH}},
      .oracle = cross_entropy_oracle},
+    {.name = "affine_cross_entropy",
+     .build = affine_cross_entropy,
+     .leaf = X,
+     .parameter = {{VOCABULARY, WIDTH}, {VOCABULARY}},
+     .oracle = affine_cross_entropy_oracle},
     {.name = "rms_norm",
      .build = rms_norm,
      .leaf = X,
