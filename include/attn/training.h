@@ -163,6 +163,10 @@ typedef struct attn_linearise_options {
   const char *output; /* the directory for the model, with its tokenizer */
   attn_dtype save_dtype;
   const volatile sig_atomic_t *interrupt; /* stops it; nothing is written then */
+  int64_t feature_dim;                    /* of the feature maps; 0: the mixer's default */
+  int64_t window;                         /* lolcats: tokens of its window; 0: 64 */
+  bool sliding; /* lolcats: the last `window` tokens, not a terrace of blocks of so many */
+  bool affine;  /* lolcats: the linear part is multiplied by 1 - gamma */
 } attn_linearise_options;
 
 #define ATTN_LINEARISE_OPTIONS_INIT                                                                \

@@ -28,7 +28,7 @@ typedef struct bench_series {
   int64_t length;
 } bench_series;
 
-enum { MOST_SERIES = 64 };
+enum { MOST_SERIES = 192 };
 
 typedef struct bencher {
   const attn_command *command;
@@ -81,6 +81,10 @@ static int find_name(const attn_command *command, const names *among, const char
 
 static bool add_series(bencher *b, int mixer, int pass, int dtype) {
   const bench_options *o = b->options;
+  if (attn_bench_operators[mixer].layer && !o->layer) {
+    attn_misuse(b->command, "%s is measured as a layer: --layer", attn_bench_operators[mixer].name);
+    return false;
+  }
   if (b->series_count == MOST_SERIES) {
     attn_misuse(b->command, "more than %d combinations of mixers, passes and dtypes", MOST_SERIES);
     return false;
@@ -98,13 +102,14 @@ static bool add_series(bencher *b, int mixer, int pass, int dtype) {
   return true;
 }
 
-/* The word "all" stands for every mixer. */
+/* The word "all" stands for every mixer that there is an operator of, or a layer. */
 static bool collect(bencher *b) {
   const bench_options *o = b->options;
-  const names mixers = {"mixer", mixer_name, attn_bench_operator_count};
+  const names mixers = {"mixer", mixer_name, attn_bench_layer_count};
   const names passes = {"pass", pass_name, 3}, dtypes = {"dtype", dtype_name, 3};
   bool all = o->mixers.count == 1 && strcmp(o->mixers.items[0], "all") == 0;
-  int mixer_count = all ? attn_bench_operator_count : o->mixers.count;
+  int every = o->layer ? attn_bench_layer_count : attn_bench_operator_count;
+  int mixer_count = all ? every : o->mixers.count;
   for (int p = 0; p < o->passes.count; ++p)
     for (int d = 0; d < o->dtypes.count; ++d)
       for (int m = 0; m < mixer_count; ++m) {
@@ -276,8 +281,9 @@ static const bench_options defaults = {
 
 #define AT(field) ATTN_FIELD(bench_options, field)
 static const attn_option table[] = {
-    {"mixer", 'm', ATTN_OPTION_LIST, "NAMES", "Mixers with commas between them, or all.",
-     AT(mixers), 0, 0, NULL},
+    {"mixer", 'm', ATTN_OPTION_LIST, "NAMES",
+     "Mixers with commas between them, or all. Some are measured with --layer only.", AT(mixers), 0,
+     0, NULL},
     {"pass", 'p', ATTN_OPTION_LIST, "NAMES",
      "forward, backward, and step: one more token behind "
      "the others.",
@@ -287,8 +293,9 @@ static const attn_option table[] = {
     {"dtype", 0, ATTN_OPTION_LIST, "NAMES", "bfloat16, float32, float64.", AT(dtypes), 0, 0, NULL},
     {"batch", 'b', ATTN_OPTION_INT, "N", "Sequences.", AT(batch), 1, 1 << 20, NULL},
     {"heads", 0, ATTN_OPTION_INT, "N", "Heads.", AT(heads), 1, 1 << 14, NULL},
-    {"kv-heads", 0, ATTN_OPTION_INT, "N", "Heads of keys and values of softmax; 0: as many.",
-     AT(kv_heads), 0, 1 << 14, NULL},
+    {"kv-heads", 0, ATTN_OPTION_INT, "N",
+     "Heads of keys and values, where a mixer has fewer of them; 0: as many.", AT(kv_heads), 0,
+     1 << 14, NULL},
     {"dim", 0, ATTN_OPTION_INT, "D", "Dimension of a head.", AT(dim), 1, 256, NULL},
     {"budget", 0, ATTN_OPTION_REAL, "SECONDS",
      "Time for everything; rows that would take longer "

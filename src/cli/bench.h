@@ -7,17 +7,20 @@
 #include "cli/cli.h"
 
 /* Operators -------------------------------------------------------------------------------------
- * An engine with the settings of one mixer; q, k, v and gates are projected already. */
+ * An engine with the settings of one mixer; q, k, v and gates are projected already. Mixers that
+ * are more than one engine are measured as layers only. */
 
 typedef struct attn_bench_operator {
   const char *name; /* of the mixer */
-  bool recurrent;   /* the recurrent engine, else softmax */
+  bool recurrent;   /* the recurrent engine, else softmax; of layers: the state does not grow */
   attn_decay decay;
   attn_update update;
+  bool layer;  /* there is a layer, but no operator */
+  bool groups; /* a layer takes fewer heads of keys and values than of queries */
 } attn_bench_operator;
 
-extern const attn_bench_operator attn_bench_operators[];
-extern const int attn_bench_operator_count;
+extern const attn_bench_operator attn_bench_operators[]; /* those with an operator first */
+extern const int attn_bench_operator_count, attn_bench_layer_count; /* the latter of all */
 
 typedef enum attn_bench_pass {
   ATTN_BENCH_FORWARD = 0,

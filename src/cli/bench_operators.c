@@ -8,14 +8,23 @@
 #include <string.h>
 
 const attn_bench_operator attn_bench_operators[] = {
-    {"softmax", false, ATTN_DECAY_NONE, ATTN_UPDATE_ADDITIVE},
-    {"lightning", true, ATTN_DECAY_HEAD, ATTN_UPDATE_ADDITIVE},
-    {"gla", true, ATTN_DECAY_CHANNEL, ATTN_UPDATE_ADDITIVE},
-    {"delta_net", true, ATTN_DECAY_NONE, ATTN_UPDATE_DELTA},
-    {"gated_delta_net", true, ATTN_DECAY_TOKEN, ATTN_UPDATE_DELTA},
-    {"kda", true, ATTN_DECAY_CHANNEL, ATTN_UPDATE_DELTA},
+    {"softmax", .groups = true},
+    {"lightning", .recurrent = true, .decay = ATTN_DECAY_HEAD, .update = ATTN_UPDATE_ADDITIVE},
+    {"gla", .recurrent = true, .decay = ATTN_DECAY_CHANNEL, .update = ATTN_UPDATE_ADDITIVE},
+    {"delta_net", .recurrent = true, .decay = ATTN_DECAY_NONE, .update = ATTN_UPDATE_DELTA},
+    {"gated_delta_net", .recurrent = true, .decay = ATTN_DECAY_TOKEN, .update = ATTN_UPDATE_DELTA},
+    {"kda", .recurrent = true, .decay = ATTN_DECAY_CHANNEL, .update = ATTN_UPDATE_DELTA},
+    {"minimax", .recurrent = true, .layer = true},
+    {"hedgehog", .recurrent = true, .layer = true},
+    {"norm_attention", .recurrent = true, .layer = true},
+    {"diag_attention", .recurrent = true, .layer = true, .groups = true},
+    {"aaren", .recurrent = true, .layer = true},
+    {"based", .recurrent = true, .layer = true},
+    {"lawcat", .recurrent = true, .layer = true, .groups = true},
+    {"lolcats", .recurrent = true, .layer = true, .groups = true},
 };
-const int attn_bench_operator_count = ATTN_COUNT(attn_bench_operators);
+const int attn_bench_layer_count = ATTN_COUNT(attn_bench_operators);
+const int attn_bench_operator_count = 6; /* that are not `layer` */
 
 const char *const attn_bench_passes[] = {"forward", "backward", "step", NULL};
 

@@ -108,6 +108,7 @@ static const convert_options defaults = {.type = ATTN_WEIGHTS_AS_STORED,
 /* Whether options are given that belong to --to. */
 static bool has_mixer_options(const convert_options *o) {
   return o->data.count || o->json || o->quiet || strcmp(o->device, defaults.device) != 0 ||
+         o->window_kind != defaults.window_kind ||
          memcmp(&o->linearise, &defaults.linearise, sizeof o->linearise) != 0;
 }
 
@@ -130,6 +131,7 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   return status == ATTN_OK ? ATTN_EXIT_OK : attn_report(command, status);
 }
 
+static const char *const window_kinds[] = {"terrace", "sliding", NULL};
 static const char *const save_dtypes[] = {"bfloat16", "float32", "float16", NULL};
 
 #define AT(field) ATTN_FIELD(convert_options, field)
@@ -146,8 +148,19 @@ static const attn_option table[] = {
     {"threads", 0, ATTN_OPTION_INT, "N", "Threads; 0: as many as there are processors.",
      AT(threads), 0, 4096, NULL},
     {"to", 0, ATTN_OPTION_TEXT, "MIXER",
-     "Replace exact attention by this mixer (hedgehog) and let it learn what attention did.",
+     "Replace exact attention by this mixer (hedgehog, lawcat, lolcats) and let it learn what "
+     "attention did.",
      OF(mixer), 0, 0, NULL},
+    {"window", 'w', ATTN_OPTION_INT, "N", "Tokens of lolcats' window of exact attention; 0: 64.",
+     OF(window), 0, 1 << 16, NULL},
+    {"window-kind", 0, ATTN_OPTION_CHOICE, "KIND",
+     "Of lolcats: terrace, a token's block of N tokens and the one before, or the last N tokens",
+     AT(window_kind), 0, 0, window_kinds},
+    {"affine", 0, ATTN_OPTION_FLAG, NULL,
+     "Lolcats' linear part is weighed by 1 - gamma, as its window is by gamma.", OF(affine), 0, 0,
+     NULL},
+    {"feature-dim", 0, ATTN_OPTION_INT, "N",
+     "Half the features of a head; 0: what the mixer has usually.", OF(feature_dim), 0, 128, NULL},
     {"data", 'd', ATTN_OPTION_WORDS, "PATH...", "To learn from: files, and directories of files.",
      AT(data), 0, 0, NULL},
     {"keep-every", 0, ATTN_OPTION_INT, "N", "Every N-th layer keeps its attention; 0: none does.",
@@ -187,16 +200,20 @@ const attn_command attn_command_convert = {
         "GGUF files, and matrices whose rows are not whole blocks of 32 become f16 where q8_0 or "
         "q4_0 is asked for. Families that have no names in GGUF are refused.\n\nWith "
         "--to, a model with exact attention becomes one with another mixer: its weights are "
-        "copied, keys and values get a head for each query head, and what only the new mixer has "
+        "copied, keys and values get a head for each query head (but in lawcat and lolcats), and "
+        "what only the new mixer has "
         "learns to give what attention gave, layer by layer (attention transfer, LoLCATs). The "
         "perplexity is printed before, after the swap and after the transfer. `attn train --model "
         "OUT` goes on from there.",
-    .examples = "attn convert models/smollm2 smollm2.gguf --type q8_0\ta quantised file\n"
-                "attn convert models/smollm2 runs/hedgehog --to hedgehog --data texts/\tlinear "
-                "attention\n"
-                "attn convert model.gguf model --type bf16\ta directory for other tools\n"
-                "attn convert big.gguf part.gguf --split 4G\tseveral files\n"
-                "attn convert big.gguf big --split 2G\tmodel-00001-of-0000N.safetensors ...",
+    .examples =
+        "attn convert models/smollm2 smollm2.gguf --type q8_0\ta quantised file\n"
+        "attn convert models/smollm2 runs/hedgehog --to hedgehog --data texts/\tlinear "
+        "attention\n"
+        "attn convert models/smollm2 runs/lolcats --to lolcats --window 32 --data texts/\texact "
+        "attention over 33 to 64 tokens, linear over the rest\n"
+        "attn convert model.gguf model --type bf16\ta directory for other tools\n"
+        "attn convert big.gguf part.gguf --split 4G\tseveral files\n"
+        "attn convert big.gguf big --split 2G\tmodel-00001-of-0000N.safetensors ...",
     .options = table,
     .option_count = ATTN_COUNT(table),
     .defaults = &defaults,

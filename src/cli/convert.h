@@ -13,6 +13,7 @@ typedef struct convert_options {
   const char *device;
   attn_words data;
   bool quiet, json;
+  int window_kind; /* in window_kinds */
 } convert_options;
 
 /* convert_mixer.c: words are MODEL and OUT. */

@@ -80,6 +80,7 @@ int attn_convert_mixer(const attn_command *command, const convert_options *o,
   options.data = o->data.items;
   options.data_count = o->data.count;
   options.interrupt = &attn_interrupted;
+  options.sliding = o->window_kind == 1;
   attn_catch_interrupts();
   status = attn_linearise(&options, report, &r, &result);
   attn_free(path);

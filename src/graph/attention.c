@@ -59,7 +59,7 @@ typedef struct softmax_node {
   attn_node node;
   attn_softmax_problem problem;
   attn_softmax_args args;
-  attn_var *q, *k, *v;
+  attn_var *q, *k, *v, *lse; /* lse: NULL where it is no result */
 } softmax_node;
 
 static attn_status softmax_backward(attn_graph *g, attn_node *node) {
@@ -68,6 +68,7 @@ static attn_status softmax_backward(attn_graph *g, attn_node *node) {
   attn_var *const inputs[3] = {self->q, self->k, self->v};
   attn_tensor *const targets[3] = {&args.d_q, &args.d_k, &args.d_v};
   args.d_o = node->output->gradient;
+  if (self->lse) args.d_lse = self->lse->gradient;
   for (int i = 0; i < 3; ++i) *targets[i] = attn_gradient_overwrite(g, inputs[i]);
   attn_graph_mark mark = attn_graph_get_mark(g), inner;
   /* The engine makes all three; what nobody needs goes to scratch. */
@@ -85,8 +86,9 @@ static attn_status softmax_backward(attn_graph *g, attn_node *node) {
   return g->status;
 }
 
-attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options,
-                          const attn_softmax_args *args, attn_var *q, attn_var *k, attn_var *v) {
+attn_var *attn_op_softmax_lse(attn_graph *graph, const attn_softmax_problem *options,
+                              const attn_softmax_args *args, attn_var *q, attn_var *k, attn_var *v,
+                              attn_var **lse) {
   if (!are_sequences(graph, q, k, v, options->ragged, options->paged)) return NULL;
   attn_softmax_problem problem = *options;
   attn_softmax_args bound = *args;
@@ -119,13 +121,14 @@ attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options
       !upload(graph, &bound.query_offsets, problem.batch + 1) ||
       !upload(graph, &bound.key_offsets, problem.batch + 1))
     return NULL;
-  if (records) {
-    int64_t lse[3] = {problem.batch, problem.heads, problem.query_length};
+  if (records || lse) {
+    int64_t equal[3] = {problem.batch, problem.heads, problem.query_length};
     int64_t packed[2] = {problem.heads, q->value.shape[0]};
     bound.lse = problem.ragged ? attn_graph_tensor(graph, graph->wide, 2, packed)
-                               : attn_graph_tensor(graph, graph->wide, 3, lse);
+                               : attn_graph_tensor(graph, graph->wide, 3, equal);
   }
   attn_var *o = attn_graph_result(graph, bound.o, 3, (attn_var *[]){q, k, v});
+  if (lse && o) *lse = attn_graph_result(graph, bound.lse, 1, &o);
   if (!o || graph->status != ATTN_OK) return NULL;
   attn_graph_mark mark;
   void *workspace;
@@ -140,8 +143,14 @@ attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options
     node->q = q;
     node->k = k;
     node->v = v;
+    node->lse = lse ? *lse : NULL;
   }
   return o;
+}
+
+attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options,
+                          const attn_softmax_args *args, attn_var *q, attn_var *k, attn_var *v) {
+  return attn_op_softmax_lse(graph, options, args, q, k, v, NULL);
 }
 
 /* recurrent -------------------------------------------------------------------------------------
@@ -239,4 +248,18 @@ attn_var *attn_op_recurrent(attn_graph *graph, const attn_recurrent_problem *opt
   }
   for (int i = 0; i < 5; ++i) attn_graph_restores(inputs[i]);
   return o;
+}
+
+void attn_op_recurrent_expect(attn_graph *graph, const attn_recurrent_problem *options,
+                              size_t bytes) {
+  const attn_plan *plan;
+  attn_recurrent_problem problem = *options;
+  problem.struct_size = sizeof problem;
+  problem.device = graph->device;
+  attn_status status = attn_plan_cache_recurrent(graph->plans, &problem, &plan);
+  attn_graph_mark mark = attn_graph_get_mark(graph);
+  if (status == ATTN_OK && !attn_arena_alloc(graph->memory, plan->info.workspace_bytes + bytes))
+    status = ATTN_OUT_OF_MEMORY;
+  attn_graph_release(graph, mark);
+  if (status != ATTN_OK) attn_graph_error(graph, status);
 }

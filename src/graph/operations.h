@@ -9,6 +9,7 @@
 #include "graph/graph.h"
 #include "graph/layout.h"
 #include "kernels/prefix.h"
+#include "kernels/window.h"
 
 /* elementwise.c ---------------------------------------------------------------------------------
  * Operands have equal shapes; the result has the dtype of the first. */
@@ -72,11 +73,21 @@ attn_var *attn_op_squared_error(attn_graph *graph, attn_var *x, const attn_tenso
  * variable (tables, offsets, states); shapes, dtypes and passes are set here from the variables. */
 attn_var *attn_op_softmax(attn_graph *graph, const attn_softmax_problem *options,
                           const attn_softmax_args *args, attn_var *q, attn_var *k, attn_var *v);
+/* The same with the logarithms of the sums of weights as a second result: *lse is wide, [batch,
+ * heads, length], when ragged [heads, total]. Gradients flow back from both, if they do from the
+ * first. */
+attn_var *attn_op_softmax_lse(attn_graph *graph, const attn_softmax_problem *options,
+                              const attn_softmax_args *args, attn_var *q, attn_var *k, attn_var *v,
+                              attn_var **lse);
 /* decay and beta may be NULL where the problem has none; decay may be a variable without gradient.
  */
 attn_var *attn_op_recurrent(attn_graph *graph, const attn_recurrent_problem *options,
                             const attn_recurrent_args *args, attn_var *q, attn_var *k, attn_var *v,
                             attn_var *decay, attn_var *beta);
+/* Makes the plan of a problem that a later step will have, all but the device filled in, and the
+ * graph large enough for it and some bytes more, so that that step allocates nothing. */
+void attn_op_recurrent_expect(attn_graph *graph, const attn_recurrent_problem *problem,
+                              size_t bytes);
 
 /* prefix_softmax.c -------------------------------------------------------------------------------
  * s[r, h] = x[r, h] . q[h]: x [rows, heads, dim], q [1, heads, dim]; s has the wide dtype. */
@@ -118,6 +129,20 @@ attn_var *attn_op_lif(attn_graph *graph, const attn_layout *layout, const attn_l
  * y [rows, a + b] = [x1 | x2] of x1 [rows, a] and x2 [rows, b], of any dtypes, in the compute dtype
  * or another. */
 attn_var *attn_op_concatenate(attn_graph *graph, attn_var *a, attn_var *b, attn_dtype dtype);
+/* window.c ---------------------------------------------------------------------------------------
+ * y[r] = x[index[r]], 0 where index[r] is negative: x [rows, ...], y [count, ...]. */
+attn_var *attn_op_take_rows(attn_graph *graph, attn_var *x, const int32_t *index, int64_t count);
+/* The greatest of the scores scale q . k that each query sees, [rows, heads] wide: q [rows, heads,
+ * dim], k [keys, kv_heads, dim]. The ranges are the host's (kernels/window.h). The gradient goes to
+ * the query and the key that have it. */
+attn_var *attn_op_greatest_score(attn_graph *graph, const attn_window_ranges *ranges, double scale,
+                                 attn_var *q, attn_var *k);
+/* What exact attention over a window gives, [rows, heads, dim], and linear attention over other
+ * keys, [rows, heads, n > dim] (weighted sums, sums of weights, zeros), under one normaliser, in
+ * which the window's weights are exp(factor + score - greatest): [rows, heads, dim]. lse [heads,
+ * rows] wide (also as [1, heads, rows]), greatest [rows, heads] wide, factor [heads] wide. */
+attn_var *attn_op_join_window(attn_graph *graph, attn_var *window, attn_var *lse,
+                              attn_var *greatest, attn_var *factor, attn_var *linear);
 
 /* Helpers shared by operations. */
 /* Rows x [rows, ..] as [sequences, length, ..]: all of them where they are equally long, sequence b

@@ -426,8 +426,12 @@ void attn_pass_gather(attn_graph *g, const attn_tensor *y, double factor, const 
                       const int32_t *index) {
   ON_GPU(g, gather(y, factor, table, index, attn_gpu_stream(g->gpu)))
   row_walk to = walk(y), from = walk(table);
-  FOR_ROWS(g, y)
-  g->kernels->row_add(at(to, r), factor, at(from, index[r]), 0, (attn_span){0}, width);
+  FOR_ROWS(g, y) {
+    if (index[r] >= 0)
+      g->kernels->row_add(at(to, r), factor, at(from, index[r]), 0, (attn_span){0}, width);
+    else
+      memset(at(to, r).data, 0, (size_t)width * attn_dtype_size(y->dtype));
+  }
 }
 
 static void scatter_on_gpu(attn_graph *g, const attn_tensor *table, double factor,

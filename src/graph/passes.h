@@ -12,6 +12,7 @@
 #include "graph/graph.h"
 #include "kernels/prefix.h"
 #include "kernels/spikes.h"
+#include "kernels/window.h"
 
 /* y = alpha a + beta b; b may be absent. */
 void attn_pass_add(attn_graph *graph, const attn_tensor *y, double alpha, const attn_tensor *a,
@@ -105,7 +106,8 @@ void attn_pass_cross_entropy(attn_graph *graph, const attn_tensor *z, const int3
 void attn_pass_total(attn_graph *graph, const attn_tensor *sum, double scale,
                      const attn_tensor *values);
 
-/* y[r] = factor table[index[r]], and table[index[r]] += factor x[r] in the order of r. */
+/* y[r] = factor table[index[r]], 0 where index[r] is negative, and table[index[r]] += factor x[r]
+ * in the order of r. */
 void attn_pass_gather(attn_graph *graph, const attn_tensor *y, double factor,
                       const attn_tensor *table, const int32_t *index);
 void attn_pass_scatter_add(attn_graph *graph, const attn_tensor *table, double factor,
@@ -128,6 +130,13 @@ void attn_pass_lif_backward(attn_graph *graph, const attn_lif_tensors *tensors);
 /* y = 1 / sqrt(x + epsilon): vectors, y wide. */
 void attn_pass_inverse_root(attn_graph *graph, const attn_tensor *y, const attn_tensor *x,
                             double epsilon);
+/* Windows of exact attention beside a linear part (kernels/window.h). */
+void attn_pass_greatest(attn_graph *graph, const attn_window_ranges *ranges,
+                        const attn_greatest_tensors *tensors);
+void attn_pass_greatest_backward(attn_graph *graph, const attn_window_ranges *ranges,
+                                 const attn_greatest_tensors *tensors);
+void attn_pass_join(attn_graph *graph, const attn_join_tensors *tensors);
+void attn_pass_join_backward(attn_graph *graph, const attn_join_tensors *tensors);
 
 /* Host arrays as the device's kernels read them: the same memory on the processor, a copy in the
  * graph's memory on a GPU. NULL after an error. */

@@ -1,6 +1,7 @@
 /* Hedgehog: linear attention whose feature maps are learned to copy softmax (arXiv 2402.04347).
  *
- *   q, k, v = x Wq^T, x Wk^T, x Wv^T, with rotary positions;  y = W_h q_h + b_h, the same for keys
+ *   q, k, v = x Wq^T, x Wk^T, x Wv^T (biases and normalised heads, optional), with rotary
+ *   positions;  y = W_h q_h + b_h, the same for keys
  *   phi(y) = [softmax(y), softmax(-y)], each number at least 1e-12 (softmax, the default: as
  *            LoLCATs has it, arXiv 2410.10254)
  *          = [exp(y - max y), exp(min y - y)]  (exp)
@@ -14,8 +15,9 @@
 #include "graph/operations.h"
 #include "layers/layers.h"
 #include "mixers/shared/features.h"
+#include "mixers/shared/heads.h"
 
-enum { Q, K, V, Q_MAP, Q_BIAS, K_MAP, K_BIAS, O };
+enum { Q, K, V, Q_MAP, Q_BIAS, K_MAP, K_BIAS, O, OPTIONAL };
 
 static const double least_sum = 1e-12; /* as in the published layers */
 
@@ -44,26 +46,26 @@ static int parameters(const attn_mixer_options *o, attn_parameter_shape *shapes)
   shapes[K_MAP] = attn_features_matrix(o, "k_map.weight");
   shapes[K_BIAS] = attn_vector("k_map.bias", mapped, ATTN_INIT_CONSTANT, 0);
   shapes[O] = attn_matrix("o_proj.weight", o->hidden, values);
-  return O + 1;
+  return OPTIONAL + attn_heads_parameters(o, shapes + OPTIONAL);
 }
 
 static int state(const attn_mixer_options *o, attn_dtype compute, attn_state_part *parts) {
   return attn_features_state(o, 2 * o->feature_dim, compute, parts);
 }
 
-static attn_var *turn(attn_graph *g, const attn_mixer_call *call, attn_var *const *in, int which) {
-  (void)which;
-  return attn_layer_rotary(g, in[0], &call->layout, call->options->rotary_dim,
-                           &call->options->rope);
+/* `which`: ATTN_HEADS_Q_NORM or K_NORM. */
+static attn_var *position(attn_graph *g, const attn_mixer_call *call, attn_var *const *in,
+                          int which) {
+  return attn_heads_position(g, call, in[0], OPTIONAL, (attn_heads_optional)which);
 }
 
-/* Features of queries or keys: x projected, turned and mapped. */
-static attn_var *mapped(attn_graph *g, const attn_mixer_call *call, attn_var *x, int projection,
-                        int map, int bias) {
+/* Features of heads y [rows, heads dim] that are normalised and turned. */
+static attn_var *mapped(attn_graph *g, const attn_mixer_call *call, attn_var *y, int norm, int map,
+                        int bias) {
   const attn_mixer_options *o = call->options;
-  attn_var *y = attn_split_heads(g, attn_op_linear(g, x, call->parameters[projection]), o->heads);
-  if (o->rotary_dim > 0)
-    y = attn_split_heads(g, attn_mixer_each(g, call, turn, 0, 1, &y), o->heads);
+  y = attn_split_heads(g, y, o->heads);
+  if (o->rotary_dim > 0 || o->qk_norm)
+    y = attn_split_heads(g, attn_mixer_each(g, call, position, norm, 1, &y), o->heads);
   y = attn_layer_linear_heads(g, y, call->parameters[map]);
   y = attn_op_add_bias(g, attn_join_heads(g, &call->layout, y),
                        attn_mixer_parameter(g, call, bias));
@@ -74,12 +76,16 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT;
   problem.normalise = true;
   problem.epsilon = least_sum;
-  attn_var *q = mapped(g, call, x, Q, Q_MAP, Q_BIAS), *k = mapped(g, call, x, K, K_MAP, K_BIAS);
-  attn_var *v =
-      attn_split_heads(g, attn_op_linear(g, x, call->parameters[V]), call->options->heads);
+  attn_var *q = attn_heads_project(g, call, x, Q, OPTIONAL, ATTN_HEADS_Q_BIAS);
+  attn_var *k = attn_heads_project(g, call, x, K, OPTIONAL, ATTN_HEADS_K_BIAS);
+  attn_var *v = attn_heads_project(g, call, x, V, OPTIONAL, ATTN_HEADS_V_BIAS);
+  q = mapped(g, call, q, ATTN_HEADS_Q_NORM, Q_MAP, Q_BIAS);
+  k = mapped(g, call, k, ATTN_HEADS_K_NORM, K_MAP, K_BIAS);
+  v = attn_split_heads(g, v, call->options->heads);
   attn_var *out =
       attn_mixer_recurrent(g, call, ATTN_FEATURES_MATRIX, &problem, q, k, v, NULL, NULL);
-  return attn_mixer_project(g, call, attn_join_heads(g, &call->layout, out), O);
+  out = attn_join_heads(g, &call->layout, out);
+  return call->heads ? out : attn_heads_project(g, call, out, O, OPTIONAL, ATTN_HEADS_O_BIAS);
 }
 
 const attn_mixer attn_mixer_hedgehog = {

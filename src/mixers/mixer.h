@@ -23,13 +23,19 @@ typedef enum attn_decay_schedule {
 
 /* What makes features of queries and keys; a mixer refuses those that it has not. */
 typedef enum attn_feature_map {
-  ATTN_FEATURES_DEFAULT = 0,  /* the mixer's first */
-  ATTN_FEATURES_SOFTMAX,      /* hedgehog, lawcat: [softmax(y), softmax(-y)], at least 1e-12 */
-  ATTN_FEATURES_EXP,          /* hedgehog: [exp(y - max y), exp(min y - y)] */
-  ATTN_FEATURES_JOINT,        /* hedgehog: softmax([2 y, -2 y]) */
+  ATTN_FEATURES_DEFAULT = 0, /* the mixer's first */
+  ATTN_FEATURES_SOFTMAX, /* hedgehog, lawcat, lolcats: [softmax(y), softmax(-y)], at least 1e-12 */
+  ATTN_FEATURES_EXP,     /* hedgehog: [exp(y - max y), exp(min y - y)] */
+  ATTN_FEATURES_JOINT,   /* hedgehog: softmax([2 y, -2 y]) */
   ATTN_FEATURES_ELU_PLUS_ONE, /* norm_attention */
   ATTN_FEATURES_ELU,          /* norm_attention */
 } attn_feature_map;
+
+/* What LoLCATs' exact attention sees, with w = block. */
+typedef enum attn_window_kind {
+  ATTN_WINDOW_TERRACE = 0, /* the token's block of w and the one before: the next begins anew */
+  ATTN_WINDOW_SLIDING,     /* the last w tokens */
+} attn_window_kind;
 
 /* The numbers that a configuration gives for one layer. 0 means the mixer's default, which its
  * `configure` fills in. attn_mixer_check_options has the range of each. */
@@ -44,20 +50,24 @@ typedef struct attn_mixer_options {
   attn_rope rope;     /* of rotary embedding */
   double soft_cap;    /* softmax: of the logits; 0: none */
   double scale;       /* softmax: of the logits; 0: 1 / sqrt(dim) */
-  bool bias;          /* softmax: q, k and v have biases */
-  bool output_bias;   /* softmax: and o has */
-  bool qk_norm;       /* softmax: RMSNorm of every query and key head, before the rotation */
+  bool bias;          /* softmax, hedgehog, lolcats: q, k and v have biases */
+  bool output_bias;   /* softmax, hedgehog, lolcats: and o has */
+  bool qk_norm;       /* softmax, hedgehog, lolcats: RMSNorm of every query and key head, before the
+                         rotation */
   bool output_gate; /* norm_attention: as in TransNormer v2; softmax: what o takes is multiplied by
                        sigmoid(x Wg^T) */
   bool bidirectional; /* softmax, diag_attention: later tokens are seen too; there is no state */
-  int64_t block;      /* diag_attention: tokens that see each other; the next block begins anew */
-  bool lrpe;          /* lightning: LRPE on q and k */
+  int64_t block;      /* diag_attention: tokens that see each other; the next block begins anew;
+                         lolcats: w of its window */
+  attn_window_kind window_kind; /* lolcats */
+  bool affine;                  /* lolcats: the linear part is multiplied by 1 - gamma */
+  bool lrpe;                    /* lightning: LRPE on q and k */
   attn_decay_schedule schedule;
   attn_feature_map feature_map;
-  int64_t feature_dim;    /* hedgehog, lawcat: outputs of a map's matrix, half the features; based:
-                           * channels of a query or key head */
-  int64_t memory_dim;     /* lmu, spiking_lmu: coefficients of a head's memory */
-  double spike_tau;       /* spiking_lmu: time constant of its neurons in tokens, 1 or more */
+  int64_t feature_dim; /* hedgehog, lawcat, lolcats: outputs of a map's matrix, half the features;
+                        * based: channels of a query or key head */
+  int64_t memory_dim;  /* lmu, spiking_lmu: coefficients of a head's memory */
+  double spike_tau;    /* spiking_lmu: time constant of its neurons in tokens, 1 or more */
   double spike_threshold; /* spiking_lmu: at which they fire; the first ones at half of it */
   double theta;           /* lmu, spiking_lmu: tokens that the memory reaches back, 1 or more */
   int64_t latent_rank;    /* mla: of the latent that keys and values are made of */
@@ -159,6 +169,11 @@ typedef attn_var *attn_mixer_part(attn_graph *graph, const attn_mixer_call *call
                                   attn_var *const *inputs, int which);
 attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_mixer_part *part,
                           int which, int count, attn_var *const *inputs);
+/* The same for parts that would round a few rows in another way than one: those of
+ * attn_mixer_few_rows go one by one too, row r at the position of the call's layout while the state
+ * stays where it is. */
+attn_var *attn_mixer_each_row(attn_graph *graph, const attn_mixer_call *call, attn_mixer_part *part,
+                              int which, int count, attn_var *const *inputs);
 /* Whether a state takes 2 to ATTN_FEW_ROWS tokens: what is summed over tokens then goes one by one,
  * so that the result is to the bit that of as many steps. */
 bool attn_mixer_few_rows(const attn_mixer_call *call);

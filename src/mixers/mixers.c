@@ -13,7 +13,8 @@
 extern const attn_mixer attn_mixer_softmax, attn_mixer_lightning, attn_mixer_gla,
     attn_mixer_delta_net, attn_mixer_gated_delta_net, attn_mixer_kda, attn_mixer_mla,
     attn_mixer_minimax, attn_mixer_hedgehog, attn_mixer_norm_attention, attn_mixer_diag_attention,
-    attn_mixer_aaren, attn_mixer_based, attn_mixer_lawcat, attn_mixer_lmu, attn_mixer_spiking_lmu;
+    attn_mixer_aaren, attn_mixer_based, attn_mixer_lawcat, attn_mixer_lmu, attn_mixer_spiking_lmu,
+    attn_mixer_lolcats;
 
 static const attn_mixer *const table[] = {
     &attn_mixer_softmax,
@@ -32,6 +33,7 @@ static const attn_mixer *const table[] = {
     &attn_mixer_lawcat,
     &attn_mixer_lmu,
     &attn_mixer_spiking_lmu,
+    &attn_mixer_lolcats,
 };
 
 enum { COUNT = sizeof table / sizeof *table };
@@ -183,6 +185,8 @@ attn_status attn_mixer_check_options(const attn_mixer_options *o, const char *mi
     return attn_fail(ATTN_INVALID_ARGUMENT, "%s: bidirectional is true, but it is causal", mixer);
   ATTN_TRY(in_range(mixer, "feature_map", (int64_t)o->feature_map, ATTN_FEATURES_DEFAULT,
                     ATTN_FEATURES_ELU));
+  ATTN_TRY(in_range(mixer, "window_kind", (int64_t)o->window_kind, ATTN_WINDOW_TERRACE,
+                    ATTN_WINDOW_SLIDING));
   return in_range(mixer, "decay schedule", (int64_t)o->schedule, ATTN_SCHEDULE_CODE,
                   ATTN_SCHEDULE_PAPER);
 }
@@ -392,13 +396,17 @@ bool attn_mixer_few_rows(const attn_mixer_call *call) {
   return call->state && rows > 1 && rows <= ATTN_FEW_ROWS;
 }
 
-attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_mixer_part *part,
-                          int which, int count, attn_var *const *inputs) {
-  int64_t rows = call->layout.rows;
+static bool all_there(int count, attn_var *const *inputs) {
   for (int i = 0; i < count; ++i)
-    if (!inputs[i]) return NULL;
-  if (!call->states) return attn_join_heads(graph, &call->layout, part(graph, call, inputs, which));
+    if (!inputs[i]) return false;
+  return true;
+}
+
+/* The part for each row by itself. */
+static attn_var *each_row(attn_graph *graph, const attn_mixer_call *call, attn_mixer_part *part,
+                          int which, int count, attn_var *const *inputs) {
   attn_tensor all = {0};
+  int64_t rows = call->layout.rows;
   for (int64_t r = 0; r < rows; ++r) {
     attn_mixer_call one = call_of(call, r);
     attn_var *row[ATTN_MIXER_INPUTS];
@@ -410,6 +418,19 @@ attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_m
     if (!put_row(graph, &all, 0, r, y)) return NULL;
   }
   return attn_graph_input(graph, &all);
+}
+
+attn_var *attn_mixer_each(attn_graph *graph, const attn_mixer_call *call, attn_mixer_part *part,
+                          int which, int count, attn_var *const *inputs) {
+  if (!all_there(count, inputs)) return NULL;
+  if (call->states) return each_row(graph, call, part, which, count, inputs);
+  return attn_join_heads(graph, &call->layout, part(graph, call, inputs, which));
+}
+
+attn_var *attn_mixer_each_row(attn_graph *graph, const attn_mixer_call *call, attn_mixer_part *part,
+                              int which, int count, attn_var *const *inputs) {
+  if (!attn_mixer_few_rows(call)) return attn_mixer_each(graph, call, part, which, count, inputs);
+  return all_there(count, inputs) ? each_row(graph, call, part, which, count, inputs) : NULL;
 }
 
 attn_var *attn_mixer_softmax_within(attn_graph *graph, const attn_layout *layout,

@@ -11,10 +11,10 @@
 #include "base/status.h"
 #include "graph/operations.h"
 #include "layers/layers.h"
-#include "mixers/mixer.h"
+#include "mixers/shared/heads.h"
 
-enum { Q, K, V, O, Q_BIAS, K_BIAS, V_BIAS, O_BIAS, Q_NORM, K_NORM, GATE }; /* see place */
-enum { KV }; /* the state: a row a token, its keys and then its values */
+enum { Q, K, V, O, OPTIONAL }; /* behind them, if there is one, the gate */
+enum { KV };                   /* the state: a row a token, its keys and then its values */
 
 static attn_status configure(attn_mixer_options *o) {
   ATTN_TRY(attn_mixer_check_options(o, "softmax"));
@@ -22,35 +22,11 @@ static attn_status configure(attn_mixer_options *o) {
   return attn_mixer_configure_rotary(o, "softmax");
 }
 
-/* Where parameter `which` stands among those that there are; -1: absent. */
-static int place(const attn_mixer_options *o, int which) {
-  int output_bias = Q_BIAS + (o->bias ? 3 : 0), norms = output_bias + (o->output_bias ? 1 : 0);
-  if (which <= O) return which;
-  if (which < O_BIAS) return o->bias ? which : -1;
-  if (which == O_BIAS) return o->output_bias ? output_bias : -1;
-  if (which <= K_NORM) return o->qk_norm ? norms + which - Q_NORM : -1;
-  return o->output_gate ? norms + (o->qk_norm ? 2 : 0) : -1;
-}
-
 static int parameters(const attn_mixer_options *o, attn_parameter_shape *shapes) {
-  int64_t queries = o->heads * o->dim, keys = o->kv_heads * o->dim;
-  int64_t values = o->kv_heads * o->value_dim;
-  const attn_parameter_shape all[] = {
-      [Q] = attn_matrix("q_proj.weight", queries, o->hidden),
-      [K] = attn_matrix("k_proj.weight", keys, o->hidden),
-      [V] = attn_matrix("v_proj.weight", values, o->hidden),
-      [O] = attn_matrix("o_proj.weight", o->hidden, o->heads * o->value_dim),
-      [Q_BIAS] = attn_vector("q_proj.bias", queries, ATTN_INIT_CONSTANT, 0),
-      [K_BIAS] = attn_vector("k_proj.bias", keys, ATTN_INIT_CONSTANT, 0),
-      [V_BIAS] = attn_vector("v_proj.bias", values, ATTN_INIT_CONSTANT, 0),
-      [O_BIAS] = attn_vector("o_proj.bias", o->hidden, ATTN_INIT_CONSTANT, 0),
-      [Q_NORM] = attn_vector("q_norm.weight", o->dim, ATTN_INIT_CONSTANT, 1),
-      [K_NORM] = attn_vector("k_norm.weight", o->dim, ATTN_INIT_CONSTANT, 1),
-      [GATE] = attn_matrix("g_proj.weight", o->heads * o->value_dim, o->hidden),
-  };
-  int count = 0;
-  for (int i = Q; i <= GATE; ++i)
-    if (place(o, i) >= 0) shapes[count++] = all[i];
+  attn_heads_matrices(o, shapes);
+  int count = OPTIONAL + attn_heads_parameters(o, shapes + OPTIONAL);
+  if (o->output_gate)
+    shapes[count++] = attn_matrix("g_proj.weight", o->heads * o->value_dim, o->hidden);
   return count;
 }
 
@@ -108,28 +84,12 @@ static attn_var *attend_with_state(attn_graph *g, const attn_mixer_call *call,
   return attn_op_softmax(g, &problem, &args, q, keys_of, values_of);
 }
 
-/* x W^T + b */
-static attn_var *project(attn_graph *g, const attn_mixer_call *call, attn_var *x, int weight,
-                         int bias) {
-  attn_var *y = attn_op_linear(g, x, call->parameters[weight]);
-  int at = place(call->options, bias);
-  return at < 0 ? y : attn_op_add_bias(g, y, attn_mixer_parameter(g, call, at));
-}
-
-/* Queries or keys [rows, heads, dim], normalised and turned. */
-static attn_var *position(attn_graph *g, const attn_mixer_call *call, attn_var *x, int norm) {
-  const attn_mixer_options *o = call->options;
-  int at = place(o, norm);
-  if (at >= 0) x = attn_layer_rms_norm(g, x, attn_mixer_parameter(g, call, at), o->norm_epsilon);
-  if (o->rotary_dim > 0) x = attn_layer_rotary(g, x, &call->layout, o->rotary_dim, &o->rope);
-  return x;
-}
-
 /* From projected heads q, k, v to what attention gives. */
 static attn_var *attention(attn_graph *g, const attn_mixer_call *call, attn_var *const *in,
                            int which) {
   const attn_mixer_options *o = call->options;
-  attn_var *q = position(g, call, in[Q], Q_NORM), *k = position(g, call, in[K], K_NORM);
+  attn_var *q = attn_heads_position(g, call, in[Q], OPTIONAL, ATTN_HEADS_Q_NORM);
+  attn_var *k = attn_heads_position(g, call, in[K], OPTIONAL, ATTN_HEADS_K_NORM);
   (void)which;
   if (!q || !k) return NULL;
   attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
@@ -144,15 +104,19 @@ static attn_var *attention(attn_graph *g, const attn_mixer_call *call, attn_var 
 
 static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
   const attn_mixer_options *o = call->options;
-  attn_var *heads[] = {[Q] = attn_split_heads(g, project(g, call, x, Q, Q_BIAS), o->heads),
-                       [K] = attn_split_heads(g, project(g, call, x, K, K_BIAS), o->kv_heads),
-                       [V] = attn_split_heads(g, project(g, call, x, V, V_BIAS), o->kv_heads)};
+  attn_var *q = attn_heads_project(g, call, x, Q, OPTIONAL, ATTN_HEADS_Q_BIAS);
+  attn_var *k = attn_heads_project(g, call, x, K, OPTIONAL, ATTN_HEADS_K_BIAS);
+  attn_var *v = attn_heads_project(g, call, x, V, OPTIONAL, ATTN_HEADS_V_BIAS);
+  attn_var *heads[] = {[Q] = attn_split_heads(g, q, o->heads),
+                       [K] = attn_split_heads(g, k, o->kv_heads),
+                       [V] = attn_split_heads(g, v, o->kv_heads)};
   attn_var *out = attn_mixer_each(g, call, attention, 0, 3, heads);
   if (o->output_gate) {
-    attn_var *gate = attn_op_linear(g, x, call->parameters[place(o, GATE)]);
-    out = attn_op_gate(g, ATTN_SIGMOID, gate, out);
+    attn_parameter_shape shapes[ATTN_MIXER_PARAMETERS];
+    int gate = parameters(o, shapes) - 1;
+    out = attn_op_gate(g, ATTN_SIGMOID, attn_op_linear(g, x, call->parameters[gate]), out);
   }
-  return call->heads ? out : project(g, call, out, O, O_BIAS);
+  return call->heads ? out : attn_heads_project(g, call, out, O, OPTIONAL, ATTN_HEADS_O_BIAS);
 }
 
 const attn_mixer attn_mixer_softmax = {

@@ -65,11 +65,20 @@ attn_status attn_model_read(const char *path, attn_dtype compute, attn_model **m
 attn_status attn_model_write_gguf(const attn_model *model, const char *path,
                                   const attn_gguf_options *options, int *files);
 
-/* A new model, on the processor, whose exact attention is replaced by `mixer` but for every
- * keep_every-th layer (0: all); (*fresh)[i] says whether its parameter i is new, with values from
- * `seed`, or a copy. `from` lies on the processor too. ATTN_UNSUPPORTED names what cannot be kept.
- */
-attn_status attn_model_replace_mixer(const attn_model *from, const char *mixer, int64_t keep_every,
+/* Another mixer in the place of exact attention. */
+typedef struct attn_replacement {
+  const char *mixer;
+  int64_t keep_every;  /* every so manieth layer keeps its attention; 0: none does */
+  int64_t feature_dim; /* of the mixer, 0: its default; */
+  int64_t window;      /* likewise; lolcats alone has the rest */
+  attn_window_kind window_kind;
+  bool affine;
+} attn_replacement;
+
+/* A new model, on the processor, whose exact attention is replaced; (*fresh)[i] says whether its
+ * parameter i is new, with values from `seed`, or a copy. `from` lies on the processor too.
+ * ATTN_UNSUPPORTED names what cannot be kept. */
+attn_status attn_model_replace_mixer(const attn_model *from, const attn_replacement *replacement,
                                      uint64_t seed, attn_model **to, bool **fresh);
 
 /* The tensor of the source that a parameter is, or is part of; false: the model has no source. */

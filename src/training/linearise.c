@@ -40,6 +40,10 @@ static attn_status take_options(const attn_linearise_options *given, job *j) {
                      !o->model    ? "the model"
                      : !o->output ? "the output directory"
                                   : "the mixer");
+  if (o->feature_dim < 0 || o->window < 0)
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "linearise: feature_dim is %lld, window %lld: expected at least 0",
+                     (long long)o->feature_dim, (long long)o->window);
   if (o->keep_every < 0 || o->validation_tokens < 0 || o->steps < 0 || o->batch < 1 ||
       o->length < 1)
     return attn_fail(ATTN_INVALID_ARGUMENT,
@@ -72,8 +76,14 @@ static attn_status open(job *j) {
   const attn_linearise_options *o = &j->options;
   ATTN_TRY(attn_model_load(o->model, o->compute, &j->teacher));
   ATTN_TRY(attn_model_check_decoder(j->teacher, "linearise"));
-  ATTN_TRY(attn_model_replace_mixer(j->teacher, o->mixer, o->keep_every, o->seed, &j->student,
-                                    &j->fresh));
+  const attn_replacement replacement = {.mixer = o->mixer,
+                                        .keep_every = o->keep_every,
+                                        .feature_dim = o->feature_dim,
+                                        .window = o->window,
+                                        .window_kind =
+                                            o->sliding ? ATTN_WINDOW_SLIDING : ATTN_WINDOW_TERRACE,
+                                        .affine = o->affine};
+  ATTN_TRY(attn_model_replace_mixer(j->teacher, &replacement, o->seed, &j->student, &j->fresh));
   ATTN_TRY(open_data(j));
   for (int64_t i = 0; i < j->student->parameter_count; ++i) {
     int64_t count = attn_tensor_count(&j->student->parameters[i].value);

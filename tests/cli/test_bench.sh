@@ -26,9 +26,12 @@ says out "Exact attention compares"
 
 run 0 "$attn" bench --layer --mixer all --pass forward,backward,step $small --lengths 200 --json
 key layer level
-key 18 rows
+key 42 rows
 key 0 skipped
-has rows 17 flop
+has rows 41 flop
+run 2 "$attn" bench --mixer lolcats $small --lengths 16
+says err "lolcats is measured as a layer: --layer"
+run 0 "$attn" bench --layer --mixer lolcats,lawcat --kv-heads 1 $small --lengths 200
 run 1 "$attn" bench --layer --pass step --batch 2 $small --lengths 16
 says err "--batch is 2"
 

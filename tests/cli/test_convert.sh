@@ -94,6 +94,19 @@ says out "hedgehog"
 run 0 "$attn" convert "$families/llama/model.gguf" kept --to lawcat --keep-every 1 --data text --steps 0 --length 8 --quiet \
   --dtype float32
 says out "before"
+run 0 "$attn" convert "$families/llama/model.gguf" window --to lolcats --window 4 --window-kind sliding --affine --feature-dim 8 --data text \
+  --steps 2 --batch 2 --length 16 --quiet --dtype float32
+says out "after attention transfer"
+run 0 "$attn" info window
+says out "lolcats"
+run 0 "$attn" run window --prompt user --ignore-end --json -n 20
+key 20 tokens
+run 1 "$attn" convert "$families/llama" refused --to hedgehog --window 4 --data text --length 8
+says err "hedgehog has no window"
+run 1 "$attn" convert "$families/qwen2" refused --to lawcat --data text --length 8
+says err "q_proj.bias, which lawcat has not"
+run 2 "$attn" convert kept refused --window-kind sliding
+says err "without --to"
 run 2 "$attn" convert kept refused --to hedgehog
 says err "--to needs --data"
 run 2 "$attn" convert kept refused.gguf --to hedgehog --data text

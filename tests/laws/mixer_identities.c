@@ -211,11 +211,12 @@ static void test_groups(void **state) {
       {"gated_delta_net", {"q_proj.weight", "k_proj.weight", "q_conv1d.weight", "k_conv1d.weight"}},
       {"kda", {"q_proj.weight", "k_proj.weight", "q_conv1d.weight", "k_conv1d.weight"}},
       {"lawcat", {"k_proj.weight", "v_proj.weight", "gk_proj.1.weight", "gk_proj.1.bias"}},
+      {"lolcats", {"k_proj.weight", "v_proj.weight"}},
   };
   (void)state;
   for (size_t c = 0; c < sizeof cases / sizeof *cases; ++c) {
     const int64_t rows = 70;
-    attn_mixer_options o = {.hidden = 24, .heads = 6, .dim = 8, .value_dim = 8};
+    attn_mixer_options o = {.hidden = 24, .heads = 6, .dim = 8, .value_dim = 8, .block = 20};
     test_layer full;
     create(&full, cases[c].mixer, o);
     o.kv_heads = 2;
@@ -486,6 +487,93 @@ static void test_lawcat_has_no_positions(void **state) {
   test_assert_same_bits(&layer, "y of later positions", later, y, count);
   free(x), free(y), free(later);
   test_layer_destroy(&layer);
+}
+
+/* LoLCATs ---------------------------------------------------------------------------------------
+ */
+
+static const attn_window_kind windows[] = {ATTN_WINDOW_TERRACE, ATTN_WINDOW_SLIDING};
+
+/* A window over everything is exact attention, whatever gamma is; with features or without. */
+static void test_lolcats_with_all_in_its_window(void **state) {
+  const double factors[] = {-1000, -2, 0, 1000};
+  const int64_t rows = 75;
+  (void)state;
+  for (int w = 0; w < 2; ++w) {
+    attn_mixer_options o = {.hidden = 24, .heads = 4, .kv_heads = 2, .window_kind = windows[w]};
+    o.block = windows[w] == ATTN_WINDOW_SLIDING ? rows : (rows + 1) / 2;
+    test_layer layer, exact;
+    create(&layer, "lolcats", o);
+    create(&exact, "softmax", o);
+    share_parameters(&exact, &layer);
+    double *x = test_inputs(&layer, rows * o.hidden, 60), *reference = apply(&exact, rows, x);
+    for (int i = 0; i < 4; ++i) {
+      fill(&layer, "window_factors", factors[i]);
+      double *y = apply(&layer, rows, x);
+      test_assert_close(&layer, "y beside attention", y, reference, rows * o.hidden, close);
+      free(y);
+    }
+    free(x), free(reference);
+    test_layer_destroy(&layer);
+    test_layer_destroy(&exact);
+  }
+}
+
+/* An overwhelming gamma leaves the window alone: sliding attention. A vanishing one leaves what is
+ * older alone wherever there is something, and the window elsewhere. */
+static void test_lolcats_in_its_limits(void **state) {
+  const int64_t rows = 75, window = 20;
+  (void)state;
+  attn_mixer_options o = {.hidden = 24,
+                          .heads = 2,
+                          .block = window,
+                          .window = window,
+                          .window_kind = ATTN_WINDOW_SLIDING,
+                          .affine = true};
+  test_layer layer, exact;
+  create(&layer, "lolcats", o);
+  create(&exact, "softmax", o);
+  share_parameters(&exact, &layer);
+  double *x = test_inputs(&layer, rows * o.hidden, 61), *reference = apply(&exact, rows, x);
+  fill(&layer, "window_factors", 1000);
+  double *y = apply(&layer, rows, x);
+  test_assert_close(&layer, "y of the window", y, reference, rows * o.hidden, close);
+  fill(&layer, "window_factors", -1000);
+  double *older = apply(&layer, rows, x);
+  int64_t inside = window * o.hidden;
+  test_assert_close(&layer, "y of the window", older, reference, inside, close);
+  assert_true(test_relative_error(older + inside, reference + inside, rows * o.hidden - inside) >
+              0.01);
+  for (int64_t i = 0; i < rows * o.hidden; ++i) assert_true(isfinite(older[i]));
+  /* token `window` has one older token: all is of the first token's value, as its own y is */
+  test_assert_close(&layer, "y of the first token", older + inside, older, o.hidden, close);
+  free(x), free(reference), free(y), free(older);
+  test_layer_destroy(&layer);
+  test_layer_destroy(&exact);
+}
+
+/* The weights are not negative and sum to 1; both windows are one while they see the same. */
+static void test_lolcats(void **state) {
+  const int64_t rows = 130, block = 24;
+  (void)state;
+  double *y[2];
+  test_layer layer[2];
+  for (int w = 0; w < 2; ++w) {
+    attn_mixer_options o = {
+        .hidden = 24, .heads = 2, .block = block, .window_kind = windows[w], .affine = w == 0};
+    create(&layer[w], "lolcats", o);
+    if (w) share_parameters(&layer[1], &layer[0]);
+    assert_means_of_values(&layer[w], close);
+    double *x = test_inputs(&layer[w], rows * o.hidden, 62);
+    y[w] = apply(&layer[w], rows, x);
+    free(x);
+  }
+  test_assert_close(&layer[0], "y of either window", y[0], y[1], block * 24, close);
+  assert_true(test_relative_error(y[0], y[1], rows * 24) > 0.01);
+  for (int w = 0; w < 2; ++w) {
+    test_layer_destroy(&layer[w]);
+    free(y[w]);
+  }
 }
 
 /* TransNormer -----------------------------------------------------------------------------------
@@ -894,6 +982,9 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_lawcat_is_hedgehog),
       cmocka_unit_test(test_lawcat_is_a_mean),
       cmocka_unit_test(test_lawcat_has_no_positions),
+      cmocka_unit_test(test_lolcats_with_all_in_its_window),
+      cmocka_unit_test(test_lolcats_in_its_limits),
+      cmocka_unit_test(test_lolcats),
       cmocka_unit_test(test_norm_attention),
       cmocka_unit_test(test_diag_attention),
       cmocka_unit_test(test_diag_blocks),

@@ -157,6 +157,13 @@ static void test_inconsistent_options(void **state) {
       {"lmu", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
       {"lmu", "coefficients", {.hidden = 32, .memory_dim = 1025}},
       {"lmu", "short memory", {.hidden = 32, .theta = 0.5}},
+      {"lolcats", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
+      {"lolcats", "features", {.hidden = 32, .heads = 4, .feature_dim = 129}},
+      {"lolcats", "feature map", {.hidden = 32, .heads = 4, .feature_map = ATTN_FEATURES_EXP}},
+      {"lolcats", "values", {.hidden = 32, .heads = 1, .value_dim = 256}},
+      {"lolcats", "window", {.hidden = 32, .heads = 4, .block = (1 << 16) + 1}},
+      {"lolcats", "kind", {.hidden = 32, .heads = 4, .window_kind = ATTN_WINDOW_SLIDING + 1}},
+      {"lolcats", "both ways", {.hidden = 32, .heads = 4, .bidirectional = true}},
       {"norm_attention", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
       {"norm_attention", "features", {.hidden = 32, .heads = 4, .feature_map = ATTN_FEATURES_EXP}},
       {"norm_attention", "both ways", {.hidden = 32, .heads = 4, .bidirectional = true}},
@@ -205,6 +212,11 @@ static void test_defaults(void **state) {
   assert_int_equal(o.feature_dim, 32);
   assert_int_equal(o.gate_rank, 16);
   assert_int_equal(o.convolution, 4);
+  o = (attn_mixer_options){.hidden = 4096, .heads = 32, .kv_heads = 8};
+  assert_ok(find("lolcats")->configure(&o)); /* of Llama 3 8B: 128 features, a terrace of 64 */
+  assert_int_equal(o.feature_dim, 64);
+  assert_int_equal(o.block, 64);
+  assert_int_equal(o.window_kind, ATTN_WINDOW_TERRACE);
   o = (attn_mixer_options){.hidden = 1024};
   assert_ok(find("delta_net")->configure(&o));
   assert_int_equal(o.heads * o.dim, 1024);

@@ -80,14 +80,16 @@ static void kept_attention_is_the_same(void **state) {
   (void)state;
   attn_model *teacher = make_teacher(ATTN_F64), *student;
   bool *fresh;
-  assert_ok(attn_model_replace_mixer(teacher, "hedgehog", 1, 1, &student, &fresh));
+  assert_ok(attn_model_replace_mixer(
+      teacher, &(attn_replacement){.mixer = "hedgehog", .keep_every = 1}, 1, &student, &fresh));
   for (int64_t i = 0; i < student->parameter_count; ++i) assert_false(fresh[i]);
   assert_int_equal(student->config.layers[0].options.kv_heads, 4);
   double difference = fabs(loss_of(teacher) - loss_of(student));
   assert_true(difference < 1e-13);
   attn_free(fresh);
   attn_model_destroy(student);
-  assert_ok(attn_model_replace_mixer(teacher, "lawcat", 2, 1, &student, &fresh));
+  assert_ok(attn_model_replace_mixer(
+      teacher, &(attn_replacement){.mixer = "lawcat", .keep_every = 2}, 1, &student, &fresh));
   assert_int_equal(student->config.layers[0].options.kv_heads, 2); /* it has a use for them */
   assert_string_equal(student->config.layers[0].mixer->info.name, "lawcat");
   assert_string_equal(student->config.layers[1].mixer->info.name, "softmax");
@@ -95,6 +97,58 @@ static void kept_attention_is_the_same(void **state) {
   attn_free(fresh);
   attn_model_destroy(student);
   attn_model_destroy(teacher);
+}
+
+#define FAMILY(name) ATTN_SOURCE_DIR "/tests/models/fixtures/families/" name
+
+static double loss_of_family(const attn_model *model) {
+  enum { TOKENS = 60 };
+  int32_t tokens[TOKENS];
+  double loss;
+  int64_t counted;
+  for (int i = 0; i < TOKENS; ++i) tokens[i] = (7 * i + i * i) % 96; /* of their vocabularies */
+  assert_ok(attn_model_evaluate(model, tokens, TOKENS, TOKENS, 0, &loss, &counted));
+  return loss;
+}
+
+/* Biases, normalised heads and stretched positions stay: LoLCATs with a window over everything, in
+ * any number of layers, is the model itself, also when it has been written and read again. */
+static void families_are_kept(void **state) {
+  static const char *const families[] = {FAMILY("llama"),
+                                         FAMILY("llama/model.gguf"),
+                                         FAMILY("llama_tied"),
+                                         FAMILY("llama_tied/model.gguf"),
+                                         FAMILY("llama_yarn"),
+                                         FAMILY("qwen2"),
+                                         FAMILY("qwen2/model.gguf"),
+                                         FAMILY("qwen3"),
+                                         FAMILY("qwen3_yarn")};
+  static const attn_replacement replacements[] = {
+      {.mixer = "lolcats", .window = 32},
+      {.mixer = "lolcats", .window = 60, .window_kind = ATTN_WINDOW_SLIDING, .keep_every = 2},
+      {.mixer = "hedgehog", .keep_every = 1}}; /* with a head of keys for every query head */
+  enum { REPLACEMENTS = sizeof replacements / sizeof *replacements };
+  (void)state;
+  for (size_t i = 0; i < REPLACEMENTS * sizeof families / sizeof *families; ++i) {
+    attn_model *teacher, *student, *again;
+    bool *fresh;
+    char path[2 * PATH_SIZE];
+    const char *family = families[i / REPLACEMENTS];
+    assert_ok(attn_model_load(family, ATTN_F64, &teacher));
+    assert_ok(
+        attn_model_replace_mixer(teacher, &replacements[i % REPLACEMENTS], 1, &student, &fresh));
+    double loss = loss_of_family(teacher), difference = fabs(loss_of_family(student) - loss);
+    if (!(difference < 1e-12)) fail_msg("%s: the loss moved by %g", family, difference);
+    snprintf(path, sizeof path, "%s/family-%zu", place, i);
+    assert_ok(attn_model_save(student, path, ATTN_F32));
+    assert_ok(attn_model_load(path, ATTN_F64, &again));
+    difference = fabs(loss_of_family(again) - loss);
+    if (!(difference < 1e-5)) fail_msg("%s, read again: %g", family, difference);
+    attn_free(fresh);
+    attn_model_destroy(teacher);
+    attn_model_destroy(student);
+    attn_model_destroy(again);
+  }
 }
 
 /* Of the bits of a parameter. */
@@ -172,7 +226,8 @@ static bool note(void *context, int64_t step, double error) {
 }
 
 /* What is new learns, what is old keeps its bits, and the same again gives the same. */
-static void transfer(const char *mixer, attn_dtype compute) {
+static void transfer(attn_replacement replacement, attn_dtype compute) {
+  const char *mixer = replacement.mixer;
   attn_model *teacher = make_teacher(compute), *students[2];
   bool *fresh;
   enum { MOST = 64 };
@@ -183,7 +238,7 @@ static void transfer(const char *mixer, attn_dtype compute) {
   for (int i = 0; i < 2; ++i) {
     record r = {0};
     double loss;
-    assert_ok(attn_model_replace_mixer(teacher, mixer, 2, 5, &students[i], &fresh));
+    assert_ok(attn_model_replace_mixer(teacher, &replacement, 5, &students[i], &fresh));
     attn_model *student = students[i];
     assert_true(student->parameter_count <= MOST);
     for (int64_t p = 0; p < student->parameter_count; ++p)
@@ -212,9 +267,14 @@ static void transfer(const char *mixer, attn_dtype compute) {
 
 static void heads_are_learnt(void **state) {
   (void)state;
-  transfer("hedgehog", ATTN_F32);
-  transfer("hedgehog", ATTN_BF16);
-  transfer("lawcat", ATTN_F32);
+  transfer((attn_replacement){.mixer = "hedgehog", .keep_every = 2}, ATTN_F32);
+  transfer((attn_replacement){.mixer = "hedgehog", .keep_every = 2}, ATTN_BF16);
+  transfer((attn_replacement){.mixer = "lawcat", .keep_every = 2}, ATTN_F32);
+  attn_replacement window = {.mixer = "lolcats", .keep_every = 2, .window = 3, .feature_dim = 12};
+  transfer(window, ATTN_F32);
+  window.window_kind = ATTN_WINDOW_SLIDING;
+  window.affine = true;
+  transfer(window, ATTN_BF16);
 }
 
 static void it_can_be_stopped(void **state) {
@@ -225,7 +285,8 @@ static void it_can_be_stopped(void **state) {
   record r = {.most = 2};
   attn_training_data data = open_data(teacher, 4);
   const attn_transfer_options o = {.steps = 9, .batch = 4, .length = LENGTH, .learning_rate = 1e-2};
-  assert_ok(attn_model_replace_mixer(teacher, "hedgehog", 0, 5, &student, &fresh));
+  assert_ok(attn_model_replace_mixer(
+      teacher, &(attn_replacement){.mixer = "hedgehog", .keep_every = 0}, 5, &student, &fresh));
   assert_int_equal(attn_transfer(teacher, student, fresh, &data, &o, note, &r, &loss),
                    ATTN_INTERRUPTED);
   assert_int_equal(r.steps, 2);
@@ -299,7 +360,6 @@ static void what_cannot_be_kept_is_refused(void **state) {
     bad.change;                                                                                    \
     refuse(bad, word);                                                                             \
   } while (0)
-#define FAMILY(name) ATTN_SOURCE_DIR "/tests/models/fixtures/families/" name
   REFUSE(struct_size = 3, "struct_size");
   REFUSE(model = NULL, "model");
   REFUSE(mixer = "porcupine", "porcupine");
@@ -309,8 +369,16 @@ static void what_cannot_be_kept_is_refused(void **state) {
   REFUSE(length = 0, "length");
   REFUSE(length = TEXT, "tokens");
   REFUSE(learning_rate = -1, "rate");
-  REFUSE(model = FAMILY("qwen2"), "biases");
-  REFUSE(model = FAMILY("qwen3"), "normalised queries");
+  good.mixer = "lawcat";
+  REFUSE(model = FAMILY("qwen2"), "q_proj.bias, which lawcat has not");
+  REFUSE(model = FAMILY("qwen3"), "q_norm.weight, which lawcat has not");
+  good.mixer = "hedgehog";
+  REFUSE(window = 32, "window");
+  REFUSE(sliding = true, "window");
+  REFUSE(affine = true, "window");
+  REFUSE(window = -1, "window");
+  REFUSE(feature_dim = -1, "feature_dim");
+  REFUSE(feature_dim = 129, "feature_dim");
   REFUSE(model = FAMILY("gemma2"), "norms");
   REFUSE(model = FAMILY("mixtral"), "experts");
   REFUSE(model = FAMILY("kimi_linear"), "cannot be kept");
@@ -320,6 +388,7 @@ static void what_cannot_be_kept_is_refused(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(kept_attention_is_the_same),
+      cmocka_unit_test(families_are_kept),
       cmocka_unit_test(every_layer_is_visited),
       cmocka_unit_test(heads_are_learnt),
       cmocka_unit_test(it_can_be_stopped),

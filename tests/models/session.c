@@ -34,6 +34,7 @@ static const char *const mixer_lists[] = {
     "\"lawcat\"",
     "\"lmu\"",
     "\"spiking_lmu\", \"lmu\"",
+    "\"lolcats\", \"softmax\"",
     "\"diag_attention\", \"diag_attention\", \"norm_attention\", \"norm_attention\"",
     "\"aaren\", \"softmax\"",
     "\"based\", \"softmax\"",

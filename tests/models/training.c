@@ -213,7 +213,7 @@ static void losses_follow_the_processor(void **state) {
   place p = make_place();
   const char *text = p.text;
   static const char *const mixers[] = {"lightning", "softmax", "gla", "kda",
-                                       "hedgehog",  "lawcat",  "lmu"};
+                                       "hedgehog",  "lawcat",  "lmu", "lolcats"};
   for (size_t m = 0; m < sizeof mixers / sizeof *mixers; ++m) {
     journal exact = {0}, here = {0}, there = {0}, *logs[] = {&exact, &here, &there};
     for (int i = 0; i < 3; ++i) {

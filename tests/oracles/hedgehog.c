@@ -3,13 +3,14 @@
  *   o_i = sum_{j <= i} (phi(q_i) . phi(k_j)) v_j / (sum_{j <= i} phi(q_i) . phi(k_j) + 1e-12)
  *
  * with phi(x) of y = W_h x + b_h: [softmax(y), softmax(-y)], at least 1e-12 each; or [exp(y - max
- * y), exp(min y - y)]; or softmax([2 y, -2 y]). Positions are turned before. */
+ * y), exp(min y - y)]; or softmax([2 y, -2 y]). Before it come the biases of q,
+ * k and v, normalised heads and rotary positions; y may have a bias too. */
 #include "oracles/mixers.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-enum { Q, K, V, Q_MAP, Q_BIAS, K_MAP, K_BIAS, O };
+enum { Q, K, V, Q_MAP, Q_BIAS, K_MAP, K_BIAS, O, FIRST_OPTIONAL };
 
 /* y := exp(factor y - the greatest of these), divided by the sum or not */
 static void exponentials(double *y, int64_t n, double factor, bool divide) {
@@ -37,11 +38,11 @@ static void map(const attn_mixer_options *o, const double *x, const double *w, c
   for (int64_t i = 0; divide && i < 2 * n; ++i) phi[i] = fmax(phi[i], 1e-12);
 }
 
-/* Features [rows, heads, 2 feature_dim]. */
-static double *features(const attn_mixer_options *o, int64_t rows, const double *x,
-                        const double *projection, const double *w, const double *bias) {
+/* Features [rows, heads, 2 feature_dim] of y [rows, heads, dim], which is freed. */
+static double *features(const attn_mixer_options *o, int64_t rows, double *y, const double *norm,
+                        const double *w, const double *bias) {
   int64_t n = o->feature_dim, heads = o->heads, dim = o->dim;
-  double *y = oracle_linear(rows, heads * dim, o->hidden, x, projection);
+  if (norm) oracle_rms_normalise(y, rows * heads, dim, norm, o->norm_epsilon);
   double *phi = malloc((size_t)(rows * heads * 2 * n + 1) * sizeof *phi);
   if (o->rotary_dim > 0) oracle_rotate(o, rows, heads, dim, y);
   for (int64_t r = 0; r < rows; ++r)
@@ -55,9 +56,15 @@ static double *features(const attn_mixer_options *o, int64_t rows, const double 
 void oracle_hedgehog(const attn_mixer_options *o, int64_t rows, const double *x,
                      const double *const *p, double *y) {
   int64_t heads = o->heads, n = 2 * o->feature_dim, values = heads * o->value_dim;
-  double *q = features(o, rows, x, p[Q], p[Q_MAP], p[Q_BIAS]);
-  double *k = features(o, rows, x, p[K], p[K_MAP], p[K_BIAS]);
-  double *v = oracle_linear(rows, values, o->hidden, x, p[V]);
+  const double *const *next = p + FIRST_OPTIONAL, *bias[4], *norm[2] = {NULL, NULL};
+  double *none = calloc((size_t)(heads * (o->dim + o->value_dim) + o->hidden), sizeof *none);
+  for (int i = 0; i < 4; ++i) bias[i] = (i < 3 ? o->bias : o->output_bias) ? *next++ : none;
+  for (int i = 0; i < 2 && o->qk_norm; ++i) norm[i] = *next++;
+  double *q = oracle_affine(rows, heads * o->dim, o->hidden, x, p[Q], bias[0]);
+  double *k = oracle_affine(rows, heads * o->dim, o->hidden, x, p[K], bias[1]);
+  double *v = oracle_affine(rows, values, o->hidden, x, p[V], bias[2]);
+  q = features(o, rows, q, norm[0], p[Q_MAP], p[Q_BIAS]);
+  k = features(o, rows, k, norm[1], p[K_MAP], p[K_BIAS]);
   double *out = calloc((size_t)(rows * values + 1), sizeof *out);
   for (int64_t h = 0; h < heads; ++h)
     for (int64_t i = 0; i < rows; ++i) {
@@ -72,7 +79,7 @@ void oracle_hedgehog(const attn_mixer_options *o, int64_t rows, const double *x,
       }
       for (int64_t c = 0; c < o->value_dim; ++c) to[c] /= sum;
     }
-  double *result = oracle_linear(rows, o->hidden, values, out, p[O]);
+  double *result = oracle_affine(rows, o->hidden, values, out, p[O], bias[3]);
   for (int64_t i = 0; i < rows * o->hidden; ++i) y[i] = result[i];
-  free(q), free(k), free(v), free(out), free(result);
+  free(q), free(k), free(v), free(out), free(result), free(none);
 }

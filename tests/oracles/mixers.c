@@ -24,6 +24,7 @@ static const struct {
     {"lawcat", oracle_lawcat},
     {"lmu", oracle_lmu},
     {"spiking_lmu", oracle_spiking_lmu},
+    {"lolcats", oracle_lolcats},
 };
 
 oracle_mixer *oracle_of_mixer(const char *name) {

@@ -17,7 +17,7 @@ oracle_mixer *oracle_of_mixer(const char *name);
 oracle_mixer oracle_softmax_mixer, oracle_lightning, oracle_gla, oracle_delta_net,
     oracle_gated_delta_net, oracle_kda, oracle_mla, oracle_minimax, oracle_hedgehog,
     oracle_norm_attention, oracle_diag_attention, oracle_aaren, oracle_based, oracle_lawcat,
-    oracle_lmu, oracle_spiking_lmu;
+    oracle_lmu, oracle_spiking_lmu, oracle_lolcats;
 
 /* Loops that several oracles need. Arrays are row-major; returned ones are malloc'd. */
 

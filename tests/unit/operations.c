@@ -568,6 +568,70 @@ static attn_var *scale_rows_of_view(trial *t) {
   return attn_op_scale_rows(t->g, x, attn_view_slice(t->g, t->leaf[0], 1, 4, 1));
 }
 
+/* window.c ---------------------------------------------------------------------------------------
+ */
+
+enum { TAKEN = 8, SEEN = 3 };
+static const int32_t taken[TAKEN] = {2, -1, 0, 2, 1, 2, -1, 1}; /* rows above 2 by nobody */
+static attn_var *take_rows(trial *t) {
+  return attn_op_take_rows(t->g, t->leaf[0], taken, TAKEN);
+}
+static attn_var *take_rows_of_view(trial *t) {
+  return attn_op_take_rows(t->g, head_group(t, 5), taken, TAKEN);
+}
+static void take_rows_oracle(double *y, double *const input[]) {
+  for (int r = 0; r < TAKEN; ++r)
+    for (int c = 0; c < WIDTH; ++c) *y++ = taken[r] < 0 ? 0 : input[0][taken[r] * WIDTH + c];
+}
+/* Query r sees keys r - SEEN + 1 .. r; the last keys are seen by fewer queries. */
+static attn_var *greatest_score(trial *t) {
+  static int32_t first[ROWS], end[ROWS], from[ROWS], until[ROWS];
+  for (int r = 0; r < ROWS; ++r) {
+    first[r] = r < SEEN ? 0 : r - SEEN + 1;
+    end[r] = r + 1;
+    from[r] = r;
+    until[r] = r + SEEN < ROWS ? r + SEEN : ROWS;
+  }
+  const attn_window_ranges ranges = {first, end, from, until};
+  return attn_op_greatest_score(t->g, &ranges, 0.7, t->leaf[0], t->leaf[1]);
+}
+static void greatest_score_oracle(double *y, double *const input[]) {
+  for (int r = 0; r < ROWS; ++r)
+    for (int h = 0; h < HEADS; ++h) {
+      double greatest = -INFINITY;
+      for (int j = r < SEEN ? 0 : r - SEEN + 1; j <= r; ++j) {
+        double score = 0;
+        for (int c = 0; c < DIM; ++c)
+          score += 0.7 * input[0][(r * HEADS + h) * DIM + c] * input[1][j * DIM + c];
+        greatest = fmax(greatest, score);
+      }
+      *y++ = greatest;
+    }
+}
+enum { WEIGHED = DIM + 2 };
+static attn_var *join_window(trial *t) { /* sums of weights above 0 */
+  attn_var *linear = attn_op_activate(t->g, ATTN_SOFTPLUS, t->leaf[4]);
+  return attn_op_join_window(t->g, t->leaf[0], t->leaf[1], t->leaf[2], t->leaf[3], linear);
+}
+static void join_window_oracle(double *y, double *const input[]) {
+  for (int r = 0; r < ROWS; ++r)
+    for (int h = 0; h < HEADS; ++h) {
+      const double *linear = input[4] + (r * HEADS + h) * WEIGHED;
+      double e = exp(input[3][h] + input[1][h * ROWS + r] - input[2][r * HEADS + h]);
+      double d = log1p(exp(linear[DIM]));
+      for (int c = 0; c < DIM; ++c)
+        *y++ = (e * input[0][(r * HEADS + h) * DIM + c] + log1p(exp(linear[c]))) / (e + d);
+    }
+}
+/* Sums that are not above 0 are of no tokens: the window's answer stays, whatever the factor. */
+static attn_var *join_nothing(trial *t) {
+  attn_var *linear = attn_op_scale(t->g, attn_op_activate(t->g, ATTN_SOFTPLUS, t->leaf[4]), -1);
+  return attn_op_join_window(t->g, t->leaf[0], t->leaf[1], t->leaf[2], t->leaf[3], linear);
+}
+static void join_nothing_oracle(double *y, double *const input[]) {
+  for (int i = 0; i < ROWS * WIDTH; ++i) *y++ = input[0][i];
+}
+
 /* engines -----------------------------------------------------------------------------------------
  */
 
@@ -737,6 +801,25 @@ static const operation_case cases[] = {
     {.name = "head_scores of a view",
      .build = head_scores_view,
      .leaf = {{ROWS, 3 * WIDTH}, {1, HEADS, DIM}}},
+    {.name = "take_rows",
+     .build = take_rows,
+     .leaf = {{ROWS, HEADS, DIM}},
+     .oracle = take_rows_oracle},
+    {.name = "take_rows of a view", .build = take_rows_of_view, .leaf = {{ROWS, 3 * WIDTH}}},
+    {.name = "greatest_score",
+     .build = greatest_score,
+     .leaf = {{ROWS, HEADS, DIM}, {ROWS, 1, DIM}},
+     .oracle = greatest_score_oracle},
+    {.name = "join_window",
+     .build = join_window,
+     .leaf = {{ROWS, HEADS, DIM}, {HEADS, ROWS}, {ROWS, HEADS}, {HEADS}, {ROWS, HEADS, WEIGHED}},
+     .wide = 14,
+     .oracle = join_window_oracle},
+    {.name = "join_window with nothing",
+     .build = join_nothing,
+     .leaf = {{ROWS, HEADS, DIM}, {HEADS, ROWS}, {ROWS, HEADS}, {HEADS}, {ROWS, HEADS, WEIGHED}},
+     .wide = 14,
+     .oracle = join_nothing_oracle},
     {.name = "prefix_softmax",
      .build = prefix_equal,
      .leaf = {{PREFIX_ROWS, HEADS}, {PREFIX_ROWS, HEADS, PREFIX_DIM}},

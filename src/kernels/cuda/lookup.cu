@@ -19,14 +19,15 @@ static __global__ void __launch_bounds__(THREADS)
                 const int32_t *index, double factor, int64_t rows, int64_t n, int width) {
   int64_t row = (int64_t)blockIdx.x * (THREADS / width) + threadIdx.x / width;
   if (row >= rows) return;
-  const char *from = table.data + index[row] * table_stride;
+  int32_t place = index[row];
+  const char *from = table.data + (place < 0 ? 0 : place) * table_stride;
   char *to = y.data + row * y_stride;
   real scale = (real)factor;
   for (int64_t i = (int64_t)(threadIdx.x % width) * V; i < n; i += (int64_t)width * V) {
     real x[V];
     load_all<real, V>(x, from + i * table.step, table.dtype);
 #pragma unroll
-    for (int e = 0; e < V; ++e) x[e] *= scale;
+    for (int e = 0; e < V; ++e) x[e] = place < 0 ? (real)0 : x[e] * scale;
     store_all<real, V>(to + i * y.step, y.dtype, x);
   }
 }

@@ -23,7 +23,7 @@ extern "C" {
 #endif
 
 /* Raised with every change of the table: a module of another build is refused. */
-#define ATTN_CUDA_ABI 5
+#define ATTN_CUDA_ABI 6
 
 typedef void *attn_cuda_stream; /* a cudaStream_t */
 typedef void *attn_cuda_replay; /* a cudaGraphExec_t: work that was captured, ready to be queued */

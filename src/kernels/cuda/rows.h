@@ -14,6 +14,7 @@
 #include "kernels/prefix.h"
 #include "kernels/rows.h"
 #include "kernels/spikes.h"
+#include "kernels/window.h"
 
 /* Sums over rows are made in at most this many parts, each in a fixed order, added up in order. */
 enum { ATTN_CUDA_PARTS = 256 };
@@ -99,7 +100,7 @@ enum { ATTN_CUDA_TERMS = 8 };
   /* *sum = scale times the sum of values[0 .. n), in a fixed order; *sum in `dtype` */            \
   K(attn_status, total, (const double *values, int64_t n, double scale, void *sum,                 \
                          attn_dtype dtype, attn_cuda_stream stream))                               \
-  /* y[r] = factor table[index[r]]: table [m, n], y [rows, n] */                                   \
+  /* y[r] = factor table[index[r]], 0 where index[r] < 0: table [m, n], m > 0, y [rows, n] */      \
   K(attn_status, gather, (const attn_tensor *y, double factor, const attn_tensor *table,           \
                           const int32_t *index, attn_cuda_stream stream))                          \
   /* table[index[r]] += factor x[r], for each row of the table in an order that the indices alone  \
@@ -138,6 +139,16 @@ enum { ATTN_CUDA_TERMS = 8 };
   /* y[i] = 1 / sqrt(x[i] + epsilon): vectors */                                                   \
   K(attn_status, inverse_root, (const attn_tensor *y, const attn_tensor *x, double epsilon,        \
                                 attn_cuda_stream stream))                                          \
+  /* Windows of exact attention beside a linear part (kernels/window.h) */                          \
+  K(attn_status, window_greatest, (const attn_window_ranges *ranges,                               \
+                                   const attn_greatest_tensors *tensors,                           \
+                                   attn_cuda_stream stream))                                       \
+  K(attn_status, window_greatest_backward, (const attn_window_ranges *ranges,                      \
+                                            const attn_greatest_tensors *tensors,                  \
+                                            attn_cuda_stream stream))                              \
+  K(attn_status, window_join, (const attn_join_tensors *tensors, attn_cuda_stream stream))         \
+  K(attn_status, window_join_backward, (const attn_join_tensors *tensors,                          \
+                                        attn_cuda_stream stream))                                  \
   /* *sum = the sum of the squares of x (any shape), float64; workspace: ATTN_CUDA_PARTS float64 */\
   K(attn_status, sum_squares, (const attn_tensor *x, double *sum, void *workspace,                 \
                                attn_cuda_stream stream))                                           \

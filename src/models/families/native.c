@@ -14,6 +14,9 @@ static const char *const schedule_names[] = {"code", "paper"};
 static const char *const feature_names[] = {"softmax", "exp", "joint_softmax", "elu_plus_one",
                                             "elu"};
 
+/* In the order of attn_window_kind. */
+static const char *const window_names[] = {"terrace", "sliding"};
+
 static const char *const known_keys[] = {
     "model_type", "architectures", "torch_dtype", "tokenizer", "vocab_size", "hidden_size",
     "num_hidden_layers", "mixer", "mixers", "num_attention_heads", "num_key_value_heads",
@@ -25,7 +28,8 @@ static const char *const known_keys[] = {
     "use_qk_norm", "use_output_gate", "num_experts", "num_experts_per_tok", "norm_topk_prob",
     "moe_intermediate_size", "shared_expert_intermediate_size", "decoder_sparse_step",
     "mlp_only_layers", "feature_map", "feature_dim", "block_size", "memory_dim", "theta",
-    "spike_tau", "spike_threshold",
+    "spike_tau", "spike_threshold", "window_kind", "affine_window", "rope_scaling",
+    "rope_parameters", "attention_bias", "attention_output_bias", "qk_norm_eps",
     /* TransNormerLLM's own names */
     "decoder_layers", "decoder_embed_dim", "decoder_attention_heads", "hidden_dim", "glu_dim",
     "no_scale_embedding", "linear_use_lrpe_list", "norm_type", "linear_act_fun", "glu_act",
@@ -79,11 +83,15 @@ static attn_status read_layer(const json_t *json, int64_t layer, const attn_mixe
   out->options.layer = layer;
   out->options.lrpe = transnormer && layer == 0; /* the paper's default */
   ATTN_TRY(choose_mixer(json, "lightning", layer, &out->mixer));
+  if (out->options.qk_norm) /* whose epsilon is not that of the mixers' other norms */
+    ATTN_TRY(
+        attn_json_double(json, "qk_norm_eps", ATTN_OPTIONAL, 0, 1, &out->options.norm_epsilon));
   return choose_lrpe(json, layer, &out->options.lrpe);
 }
 
 /* Numbers that all layers share; each mixer takes what it knows. */
-static attn_status read_options(const json_t *json, attn_mixer_options *o) {
+static attn_status read_options(const json_t *json, attn_model_config *c, attn_mixer_options *o) {
+  int window = ATTN_WINDOW_TERRACE;
   int schedule = ATTN_SCHEDULE_CODE, features = ATTN_FEATURES_DEFAULT - 1; /* in feature_names */
   ATTN_TRY(integer(json, "num_attention_heads", "decoder_attention_heads", ATTN_OPTIONAL, 1,
                    1 << 14, &o->heads));
@@ -106,12 +114,18 @@ static attn_status read_options(const json_t *json, attn_mixer_options *o) {
       attn_json_double(json, "spike_threshold", ATTN_OPTIONAL, 1e-6, 1e6, &o->spike_threshold));
   ATTN_TRY(attn_json_bool(json, "use_qk_norm", ATTN_OPTIONAL, &o->qk_norm));
   ATTN_TRY(attn_json_bool(json, "use_output_gate", ATTN_OPTIONAL, &o->output_gate));
-  ATTN_TRY(attn_json_double(json, "rope_theta", ATTN_OPTIONAL, 1, 1e12, &o->rope.base));
+  ATTN_TRY(attn_family_read_rope(json, c, &o->rope, NULL));
+  ATTN_TRY(attn_json_bool(json, "attention_bias", ATTN_OPTIONAL, &o->bias));
+  ATTN_TRY(attn_json_bool(json, "attention_output_bias", ATTN_OPTIONAL, &o->output_bias));
   ATTN_TRY(attn_json_double(json, "soft_cap", ATTN_OPTIONAL, 0, 1e6, &o->soft_cap));
   ATTN_TRY(attn_json_choice(json, "decay_schedule", ATTN_OPTIONAL, schedule_names, 2, &schedule));
   ATTN_TRY(attn_json_choice(json, "feature_map", ATTN_OPTIONAL, feature_names,
                             sizeof feature_names / sizeof *feature_names, &features));
+  ATTN_TRY(attn_json_choice(json, "window_kind", ATTN_OPTIONAL, window_names,
+                            sizeof window_names / sizeof *window_names, &window));
+  ATTN_TRY(attn_json_bool(json, "affine_window", ATTN_OPTIONAL, &o->affine));
   o->schedule = (attn_decay_schedule)schedule;
+  o->window_kind = (attn_window_kind)window;
   o->feature_map = (attn_feature_map)(features + 1);
   return ATTN_OK;
 }
@@ -156,7 +170,7 @@ static attn_status configure(const json_t *json, attn_model_config *c) {
   ATTN_TRY(read_scale(json, transnormer, c));
 
   attn_mixer_options common = {.hidden = c->hidden, .layers = c->layer_count};
-  ATTN_TRY(read_options(json, &common));
+  ATTN_TRY(read_options(json, c, &common));
   c->layers = attn_alloc_array((size_t)c->layer_count, sizeof *c->layers);
   if (!c->layers) return ATTN_OUT_OF_MEMORY;
   for (int64_t l = 0; l < c->layer_count; ++l)
