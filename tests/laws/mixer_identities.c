@@ -616,6 +616,38 @@ static void test_norm_attention(void **state) {
   test_layer_destroy(&unordered);
 }
 
+/* Both ways, the last token sees what it sees causally; and without positions tokens have no order:
+ * in another one they give the same. */
+static void test_both_ways(void **state) {
+  (void)state;
+  static const char *const names[] = {"softmax", "norm_attention", "hedgehog"};
+  enum { ROWS = 75 };
+  for (int m = 0; m < 3; ++m) {
+    attn_mixer_options o = {.hidden = 24, .heads = 3, .value_dim = 5};
+    int64_t hidden = o.hidden, last = (ROWS - 1) * hidden;
+    test_layer causal, both;
+    create(&causal, names[m], o);
+    o.bidirectional = true;
+    create(&both, names[m], o);
+    double *x = test_inputs(&both, ROWS * hidden, 63);
+    double *y = apply(&causal, ROWS, x), *other = apply(&both, ROWS, x);
+    test_assert_close(&both, "the last y", other + last, y + last, hidden, close);
+    test_layer_destroy(&causal);
+    test_layer_destroy(&both);
+    o.rotary_dim = -1;
+    create(&both, names[m], o);
+    double *turned = malloc(ROWS * (size_t)hidden * sizeof *turned), *first = apply(&both, ROWS, x);
+    for (int64_t t = 0; t < ROWS; ++t)
+      memcpy(turned + t * hidden, x + t * 31 % ROWS * hidden, (size_t)hidden * sizeof *x);
+    double *again = apply(&both, ROWS, turned);
+    for (int64_t t = 0; t < ROWS; ++t)
+      test_assert_close(&both, "y in another order", again + t * hidden,
+                        first + t * 31 % ROWS * hidden, hidden, close);
+    free(x), free(y), free(other), free(turned), free(first), free(again);
+    test_layer_destroy(&both);
+  }
+}
+
 /* A block as long as the sequence is softmax attention; one of a token forgets everything. */
 static void test_diag_attention(void **state) {
   (void)state;
@@ -986,6 +1018,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_lolcats_in_its_limits),
       cmocka_unit_test(test_lolcats),
       cmocka_unit_test(test_norm_attention),
+      cmocka_unit_test(test_both_ways),
       cmocka_unit_test(test_diag_attention),
       cmocka_unit_test(test_diag_blocks),
       cmocka_unit_test(test_aaren),
