@@ -9,7 +9,7 @@
  *
  * All are products of many rows (engines/dense/batch.c): cost grows with the length, memory beside
  * the rows does not. Results do not depend on what other sequences a batch has. */
-#include "engines/dense/dense.h"
+#include "graph/head_products.h"
 #include "graph/operations.h"
 #include "graph/passes.h"
 
@@ -33,18 +33,8 @@ static int64_t step_of(const linear_node *n) {
 /* Sequence b, or all, of rows [rows, heads, n], as [sequences, heads, length, n]. */
 static attn_tensor by_head(const linear_node *n, const attn_tensor *rows, const attn_layout *layout,
                            int64_t b) {
-  attn_layout one = *layout;
-  int32_t offsets[2];
-  if (step_of(n) == 1 && !layout->offsets) { /* equal lengths beside packed ones */
-    offsets[0] = (int32_t)attn_layout_first(layout, b);
-    offsets[1] = (int32_t)(offsets[0] + layout->length);
-    one.offsets = offsets;
-    b = 0;
-  }
-  attn_tensor sequences = attn_sequences_of(rows, &one, b), heads = sequences;
-  heads.shape[1] = sequences.shape[2], heads.stride[1] = sequences.stride[2];
-  heads.shape[2] = sequences.shape[1], heads.stride[2] = sequences.stride[1];
-  return heads;
+  return attn_rows_by_head(rows, attn_layout_first(layout, b), step_of(n),
+                           attn_layout_length(layout, b));
 }
 
 /* Rows b, b + 1, .. of a tensor [batch, ..]. */
@@ -72,37 +62,6 @@ static attn_tensor numbers_of(const linear_node *n, const attn_tensor *numbers, 
   column = by_head(n, &column, &n->layout, b);
   column.rank = 3;
   return column;
-}
-
-/* rows in a dtype, each head's numbers side by side. */
-static attn_tensor converted(attn_graph *g, const attn_tensor *x, attn_dtype dtype) {
-  bool plain = x->stride[2] == 1 || x->shape[2] == 1;
-  if (x->dtype == dtype && plain) return *x;
-  attn_tensor copy = attn_graph_tensor_like(g, dtype, x);
-  if (copy.data) attn_add_tensor(g, &copy, x, 1, false);
-  return copy;
-}
-
-/* Products ------------------------------------------------------------------------------------- */
-
-/* A product for each sequence and head, of tensors [sequences, heads, ..]: in batches along the
- * longer of the two axes, so that there are few calls. */
-typedef enum product { BY_ROWS, BY_ROWS_TRANSPOSED, OVER_ROWS } product;
-
-static void multiply(attn_graph *g, product kind, const attn_tensor *a, const attn_tensor *b,
-                     const attn_tensor *c) {
-  int axis = c->shape[0] < c->shape[1] ? 0 : 1;
-  for (int64_t i = 0; i < c->shape[axis] && g->status == ATTN_OK; ++i) {
-    attn_tensor left, right, to;
-    attn_status status = attn_tensor_select(a, axis, i, &left);
-    if (status == ATTN_OK) status = attn_tensor_select(b, axis, i, &right);
-    if (status == ATTN_OK) status = attn_tensor_select(c, axis, i, &to);
-    if (status == ATTN_OK)
-      status = kind == OVER_ROWS ? attn_dense_batch_inner(&left, &right, &to, g->arena)
-                                 : attn_dense_batch(&left, &right, kind == BY_ROWS_TRANSPOSED, &to,
-                                                    false, g->arena);
-    if (status != ATTN_OK) attn_graph_error(g, status);
-  }
 }
 
 /* z of each sequence: the sum of its rows, which are contiguous. */
@@ -163,7 +122,7 @@ static void queries_gradient(attn_graph *g, const linear_node *n, const attn_ten
     if (!has_rows(n, b)) continue;
     attn_tensor to = by_head(n, &dq, &n->layout, b), from = by_head(n, d_o, &n->layout, b);
     attn_tensor s = part_of(n, &n->matrices, b);
-    multiply(g, BY_ROWS_TRANSPOSED, &from, &s, &to);
+    attn_multiply_heads(g, ATTN_BY_ROWS_TRANSPOSED, &from, &s, &to);
     if (!n->options.normalise) continue;
     attn_tensor z = part_of(n, &n->sums, b), each = repeated(&z, &to);
     attn_tensor factors = numbers_of(n, e, b);
@@ -179,7 +138,7 @@ static void state_gradient(attn_graph *g, const linear_node *n, const attn_tenso
   for (int64_t b = 0; b < n->layout.batch; b += step_of(n)) {
     attn_tensor from = by_head(n, q, &n->layout, b), upstream = by_head(n, d_o, &n->layout, b);
     attn_tensor to = part_of(n, ds, b);
-    multiply(g, OVER_ROWS, &from, &upstream, &to);
+    attn_multiply_heads(g, ATTN_OVER_ROWS, &from, &upstream, &to);
   }
   if (!n->options.normalise) return;
   attn_tensor weighted = attn_graph_tensor_like(g, g->wide, q);
@@ -196,7 +155,7 @@ static void keys_gradient(attn_graph *g, const linear_node *n, const attn_tensor
     if (attn_layout_length(&n->key_layout, b) == 0) continue;
     attn_tensor to = by_head(n, &dk, &n->key_layout, b), from = by_head(n, v, &n->key_layout, b);
     attn_tensor s = part_of(n, ds, b);
-    multiply(g, BY_ROWS_TRANSPOSED, &from, &s, &to);
+    attn_multiply_heads(g, ATTN_BY_ROWS_TRANSPOSED, &from, &s, &to);
     if (!n->options.normalise) continue;
     attn_tensor sums = part_of(n, dz, b), each = repeated(&sums, &to);
     attn_pass_add(g, &to, 1, &to, 1, &each);
@@ -212,7 +171,7 @@ static void values_gradient(attn_graph *g, const linear_node *n, const attn_tens
     if (attn_layout_length(&n->key_layout, b) == 0) continue;
     attn_tensor to = by_head(n, &dv, &n->key_layout, b), from = by_head(n, k, &n->key_layout, b);
     attn_tensor s = part_of(n, ds, b);
-    multiply(g, BY_ROWS, &from, &s, &to);
+    attn_multiply_heads(g, ATTN_BY_ROWS, &from, &s, &to);
   }
   attn_gradient_add(g, n->v, &dv);
 }
@@ -220,8 +179,9 @@ static void values_gradient(attn_graph *g, const linear_node *n, const attn_tens
 static attn_status linear_backward(attn_graph *g, attn_node *node) {
   const linear_node *n = (const linear_node *)node;
   attn_tensor e = {0}, dz = {0}, ds = attn_graph_tensor_like(g, g->wide, &n->matrices);
-  attn_tensor q = converted(g, &n->q->value, g->wide), k = converted(g, &n->k->value, g->wide);
-  attn_tensor v = converted(g, &n->v->value, g->wide);
+  attn_tensor q = attn_rows_in(g, &n->q->value, g->wide, 1),
+              k = attn_rows_in(g, &n->k->value, g->wide, 1);
+  attn_tensor v = attn_rows_in(g, &n->v->value, g->wide, 1);
   attn_tensor d_o = attn_graph_tensor_like(g, g->wide, &node->output->value);
   if (g->status != ATTN_OK) return g->status;
   attn_add_tensor(g, &d_o, &node->output->gradient, 1, false);
@@ -243,14 +203,14 @@ static attn_status linear_backward(attn_graph *g, attn_node *node) {
 
 /* S and, with the normaliser, z. */
 static void sum_keys(attn_graph *g, const linear_node *n) {
-  attn_tensor k = converted(g, &n->k->value, g->compute);
-  attn_tensor v = converted(g, &n->v->value, g->compute);
+  attn_tensor k = attn_rows_in(g, &n->k->value, g->compute, 1);
+  attn_tensor v = attn_rows_in(g, &n->v->value, g->compute, 1);
   if (n->options.normalise) k = gapless(g, &k);
   if (g->status != ATTN_OK) return;
   for (int64_t b = 0; b < n->layout.batch; b += step_of(n)) {
     attn_tensor keys = by_head(n, &k, &n->key_layout, b);
     attn_tensor values = by_head(n, &v, &n->key_layout, b), s = part_of(n, &n->matrices, b);
-    multiply(g, OVER_ROWS, &keys, &values, &s);
+    attn_multiply_heads(g, ATTN_OVER_ROWS, &keys, &values, &s);
   }
   if (n->options.normalise) sum_rows(g, n, &n->sums, &k, &n->key_layout);
 }
@@ -278,14 +238,14 @@ static void invert(attn_graph *g, const linear_node *n, const attn_tensor *q) {
 }
 
 static void answer(attn_graph *g, const linear_node *n, const attn_tensor *o) {
-  attn_tensor q = converted(g, &n->q->value, g->wide);
+  attn_tensor q = attn_rows_in(g, &n->q->value, g->wide, 1);
   attn_tensor sums = attn_graph_tensor_like(g, g->wide, o);
   if (g->status != ATTN_OK) return;
   for (int64_t b = 0; b < n->layout.batch; b += step_of(n)) {
     if (!has_rows(n, b)) continue;
     attn_tensor rows = by_head(n, &q, &n->layout, b), to = by_head(n, &sums, &n->layout, b);
     attn_tensor s = part_of(n, &n->matrices, b);
-    multiply(g, BY_ROWS, &rows, &s, &to);
+    attn_multiply_heads(g, ATTN_BY_ROWS, &rows, &s, &to);
   }
   if (n->options.normalise) {
     invert(g, n, &q);
@@ -295,20 +255,14 @@ static void answer(attn_graph *g, const linear_node *n, const attn_tensor *o) {
   }
 }
 
-static bool are_heads(const attn_tensor *t, const attn_layout *layout, int64_t heads, int64_t n) {
-  return t->rank == 3 && t->shape[0] == layout->rows && t->shape[1] == heads && t->shape[2] == n;
-}
-
 attn_var *attn_op_linear_attention(attn_graph *graph, const attn_linear_attention *options,
                                    const attn_layout *layout, const attn_layout *key_layout,
                                    attn_var *q, attn_var *k, attn_var *v) {
   if (!q || !k || !v) return NULL;
   char text[3][128];
   const int64_t *shape = q->value.shape;
-  if (q->value.rank != 3 || v->value.rank != 3 || layout->batch != key_layout->batch ||
-      !are_heads(&q->value, layout, shape[1], shape[2]) ||
-      !are_heads(&k->value, key_layout, shape[1], shape[2]) ||
-      !are_heads(&v->value, key_layout, shape[1], v->value.shape[2]))
+  if (layout->batch != key_layout->batch ||
+      !attn_are_heads(&q->value, layout, &k->value, &v->value, key_layout))
     return attn_graph_fail(
         graph, ATTN_INVALID_SHAPE,
         "linear attention: q, k and v are %s, %s and %s, expected [%lld, heads, dim], [%lld, "

@@ -112,6 +112,16 @@ attn_var *attn_op_linear_attention(attn_graph *graph, const attn_linear_attentio
                                    const attn_layout *layout, const attn_layout *key_layout,
                                    attn_var *q, attn_var *k, attn_var *v);
 
+/* relu_attention.c -------------------------------------------------------------------------------
+ * o_i = sum_j max(0, scale q_i . k_j) v_j in each sequence, not divided by anything; causal: query
+ * i of m sees the first n - m + i + 1 of n keys. All scores of a sequence exist at once: sequences
+ * are short (blocks), at most ATTN_RELU_LENGTH keys. q, k, v [rows, heads, ..] of two layouts with
+ * as many sequences, o [rows, heads, value_dim]. Sums are wide. */
+enum { ATTN_RELU_LENGTH = 1024 };
+attn_var *attn_op_relu_attention(attn_graph *graph, const attn_layout *layout,
+                                 const attn_layout *key_layout, bool causal, double scale,
+                                 attn_var *q, attn_var *k, attn_var *v);
+
 /* legendre.c -------------------------------------------------------------------------------------
  * m_t = Abar m_{t-1} + Bbar u_t in each sequence, for each head by itself: the coefficients of the
  * last theta inputs (engines/legendre/legendre.h). u [rows, heads] wide, m [rows, heads, size]

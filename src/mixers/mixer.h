@@ -58,6 +58,7 @@ typedef struct attn_mixer_options {
                        sigmoid(x Wg^T) */
   bool bidirectional; /* softmax, diag_attention, norm_attention, hedgehog: later tokens are seen
                          too; there is no state */
+  bool relu_scores;   /* diag_attention: weights max(0, s), normalised at the output */
   int64_t block;      /* diag_attention: tokens that see each other; the next block begins anew;
                          lolcats: w of its window */
   attn_window_kind window_kind; /* lolcats */

@@ -207,6 +207,18 @@ static const test_case cases[] = {
     {"diag_attention",
      "bidirectional, blocks of 20",
      {.hidden = 24, .heads = 2, .block = 20, .bidirectional = true}},
+    {"diag_attention", "ReLU", {.hidden = 24, .heads = 2, .relu_scores = true}},
+    {"diag_attention",
+     "ReLU, blocks of 7",
+     {.hidden = 24, .heads = 3, .value_dim = 5, .block = 7, .relu_scores = true}},
+    {"diag_attention",
+     "ReLU, bidirectional, no positions",
+     {.hidden = 24,
+      .heads = 2,
+      .block = 20,
+      .rotary_dim = -1,
+      .bidirectional = true,
+      .relu_scores = true}},
     {"aaren", "narrow values", {.hidden = 24, .heads = 3, .dim = 10, .value_dim = 5}},
     {"aaren", "one channel", {.hidden = 5, .heads = 5, .dim = 1, .value_dim = 3}},
     {"based", "few features", {.hidden = 24, .heads = 2, .value_dim = 5, .feature_dim = 3}},
@@ -596,22 +608,24 @@ double test_operation_error(attn_dtype dtype) {
   return dtype == ATTN_F64 ? 0x1p-53 : dtype == ATTN_F32 ? 2e-7 : 0x1p-9;
 }
 
-static double *moved(const double *x, int64_t count, attn_dtype dtype, uint64_t seed) {
+static double *moved(const test_layer *layer, const double *x, int64_t count, attn_dtype dtype,
+                     uint64_t seed) {
+  double size = test_operation_error(dtype) * (layer->moves > 0 ? layer->moves : 1);
   double *y = malloc((size_t)(count + 1) * sizeof *y);
   attn_random random = {.seed = seed};
   for (int64_t i = 0; i < count; ++i)
-    y[i] = x[i] * (1 + test_operation_error(dtype) * (2 * attn_random_uniform(&random) - 1));
+    y[i] = x[i] * (1 + size * (2 * attn_random_uniform(&random) - 1));
   return y;
 }
 
 double *test_moved_inputs(const test_layer *layer, const double *x, int64_t count) {
-  return moved(x, count, layer->compute, 1);
+  return moved(layer, x, count, layer->compute, 1);
 }
 
 void test_moved_parameters(const test_layer *layer, double *parameters[ATTN_MIXER_PARAMETERS]) {
   for (int i = 0; i < layer->count; ++i)
-    parameters[i] =
-        moved(layer->values[i], test_parameter_count(layer, i), held(layer, i), 2 + (uint64_t)i);
+    parameters[i] = moved(layer, layer->values[i], test_parameter_count(layer, i), held(layer, i),
+                          2 + (uint64_t)i);
 }
 
 double test_layer_tolerance(const test_layer *layer, const attn_layout *layout, const double *x,

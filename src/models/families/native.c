@@ -28,7 +28,7 @@ static const char *const known_keys[] = {
     "use_qk_norm", "use_output_gate", "num_experts", "num_experts_per_tok", "norm_topk_prob",
     "moe_intermediate_size", "shared_expert_intermediate_size", "decoder_sparse_step",
     "mlp_only_layers", "feature_map", "feature_dim", "block_size", "memory_dim", "theta",
-    "spike_tau", "spike_threshold", "window_kind", "affine_window", "rope_scaling",
+    "spike_tau", "spike_threshold", "relu_scores", "window_kind", "affine_window", "rope_scaling",
     "rope_parameters", "attention_bias", "attention_output_bias", "qk_norm_eps",
     /* TransNormerLLM's own names */
     "decoder_layers", "decoder_embed_dim", "decoder_attention_heads", "hidden_dim", "glu_dim",
@@ -114,6 +114,7 @@ static attn_status read_options(const json_t *json, attn_model_config *c, attn_m
       attn_json_double(json, "spike_threshold", ATTN_OPTIONAL, 1e-6, 1e6, &o->spike_threshold));
   ATTN_TRY(attn_json_bool(json, "use_qk_norm", ATTN_OPTIONAL, &o->qk_norm));
   ATTN_TRY(attn_json_bool(json, "use_output_gate", ATTN_OPTIONAL, &o->output_gate));
+  ATTN_TRY(attn_json_bool(json, "relu_scores", ATTN_OPTIONAL, &o->relu_scores));
   ATTN_TRY(attn_family_read_rope(json, c, &o->rope, NULL));
   ATTN_TRY(attn_json_bool(json, "attention_bias", ATTN_OPTIONAL, &o->bias));
   ATTN_TRY(attn_json_bool(json, "attention_output_bias", ATTN_OPTIONAL, &o->output_bias));
