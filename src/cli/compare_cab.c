@@ -6,10 +6,17 @@
 
 enum { NAME_COLUMNS = 18, SCORE_COLUMNS = 10 };
 
-static bool has_pattern(const attn_cab *cab, attn_cab_pattern pattern) {
+/* Whether anything of the pattern was measured: of a row, of any. */
+static bool row_has_pattern(const attn_cab *cab, const attn_cab_row *row,
+                            attn_cab_pattern pattern) {
   for (int m = 0; m < cab->metric_count; ++m)
-    for (int r = 0; r < cab->row_count; ++r)
-      if (cab->metrics[m].pattern == pattern && !isnan(cab->rows[r].values[m])) return true;
+    if (cab->metrics[m].pattern == pattern && !isnan(row->values[m])) return true;
+  return false;
+}
+
+static bool has_pattern(const attn_cab *cab, attn_cab_pattern pattern) {
+  for (int r = 0; r < cab->row_count; ++r)
+    if (row_has_pattern(cab, &cab->rows[r], pattern)) return true;
   return false;
 }
 
@@ -28,6 +35,7 @@ static void print_pattern(const attn_cab *cab, attn_cab_pattern pattern) {
   printf("%*s%*s\n", SCORE_COLUMNS, "index", SCORE_COLUMNS, "delta");
   double baseline = attn_cab_index(cab, &cab->rows[cab->baseline], pattern);
   for (int r = 0; r < cab->row_count; ++r) {
+    if (!row_has_pattern(cab, &cab->rows[r], pattern)) continue;
     printf("%-*s", NAME_COLUMNS, cab->rows[r].name);
     for (int m = 0; m < cab->metric_count; m = attn_cab_task_end(cab, m))
       if (cab->metrics[m].pattern == pattern)
@@ -57,7 +65,7 @@ static json_t *to_json(const attn_cab *cab) {
   for (int r = 0; r < cab->row_count; ++r) {
     json_t *patterns = json_object();
     for (int p = 0; p < ATTN_CAB_PATTERNS; ++p)
-      if (has_pattern(cab, (attn_cab_pattern)p))
+      if (row_has_pattern(cab, &cab->rows[r], (attn_cab_pattern)p))
         json_object_set_new(patterns, attn_cab_pattern_names[p],
                             pattern_json(cab, &cab->rows[r], (attn_cab_pattern)p));
     json_object_set_new(attentions, cab->rows[r].name, patterns);

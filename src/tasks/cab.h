@@ -65,7 +65,8 @@ double attn_cab_index(const attn_cab *cab, const attn_cab_row *row, attn_cab_pat
  * Costs (time, memory) at `count` lengths N: of exact attention, fitted by least squares as a N^2 +
  * b N + c, and of another mechanism, fitted as d N + e. `length` is where the curves cross last:
  * beyond it exact attention is dearer. 0: it is dearer at every length; NaN: nowhere, its cost does
- * not grow faster. Needs 3 lengths, ascending. ATTN_INVALID_ARGUMENT otherwise. */
+ * not grow faster (its curvature makes less than a thousandth of it). Needs 3 lengths, ascending.
+ * ATTN_INVALID_ARGUMENT otherwise. */
 typedef struct attn_efficiency {
   double a, b, c, d, e, length;
 } attn_efficiency;

@@ -40,10 +40,14 @@ static void fit(const double *x, const double *y, int count, int terms, double *
   }
 }
 
+/* A curvature that makes less of the cost at the longest length is none: what is fitted there is
+ * rounding, or a few bytes of a plan. */
+static const double least_curvature = 1e-3;
+
 /* The last crossing of two fitted curves, whose lengths are in parts of the longest. */
 static double crossing(const double exact[3], const double other[2]) {
   double a = exact[2], b = exact[1] - other[1], c = exact[0] - other[0];
-  if (!(a > 0)) return NAN;
+  if (!(a > least_curvature * fabs(exact[0] + exact[1] + exact[2]))) return NAN;
   double inside = b * b - 4 * a * c;
   if (inside < 0) return 0;
   double root = (-b + sqrt(inside)) / (2 * a);

@@ -225,6 +225,9 @@ static void lengths_without_a_crossing(void **context) {
   for (int n = 0; n < LENGTHS; ++n) bent[n] = line[n] - 1e-9 * lengths[n] * lengths[n];
   assert_ok(attn_efficiency_length(lengths, bent, line, LENGTHS, &found));
   assert_true(isnan(found.length));
+  for (int n = 0; n < LENGTHS; ++n) bent[n] = line[n] + 1e-11 * lengths[n] * lengths[n];
+  assert_ok(attn_efficiency_length(lengths, bent, line, LENGTHS, &found));
+  assert_true(isnan(found.length)); /* a curvature of a ten-thousandth */
   assert_int_equal(attn_efficiency_length(lengths, line, line, 2, &found), ATTN_INVALID_ARGUMENT);
   assert_int_equal(attn_efficiency_length(lengths, bad, line, LENGTHS, &found),
                    ATTN_INVALID_ARGUMENT);
