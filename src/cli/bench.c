@@ -13,7 +13,7 @@ typedef struct bench_options {
   int64_t batch, heads, kv_heads, dim, threads;
   double budget, seconds;
   int path, plan;
-  bool layer, quiet, demo, json, explain;
+  bool layer, efficiency, quiet, demo, json, explain;
   const char *svg, *html, *device;
 } bench_options;
 
@@ -220,6 +220,7 @@ static attn_status show(const bencher *b) {
   if (b->report.skipped && !o->json)
     printf("%d rows left out: they would take longer than the budget of %g s (--budget)\n",
            b->report.skipped, o->budget);
+  if (!o->json && o->efficiency) attn_bench_print_lengths(&b->report);
   if (!o->json) ATTN_TRY(attn_bench_print_chart(&b->report));
   if (o->svg) ATTN_TRY(attn_bench_write_svg(&b->report, o->svg));
   if (o->html) ATTN_TRY(attn_bench_write_html(&b->report, o->html));
@@ -233,8 +234,43 @@ static attn_status show(const bencher *b) {
   return ATTN_OK;
 }
 
+static const bench_options defaults = {
+    .mixers = {{"softmax", "lightning"}, 2},
+    .passes = {{"forward"}, 1},
+    .dtypes = {{"bfloat16"}, 1},
+    .lengths = {{1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16}, 7},
+    .batch = 1,
+    .heads = 8,
+    .dim = 128,
+    .budget = 60,
+    .seconds = 2,
+    .device = "cpu",
+};
+
+/* What an efficiency length needs: layers, exact attention among them, and, if none are given,
+ * CAB's lengths. */
+static int prepare_efficiency(const attn_command *command, bench_options *o) {
+  static const attn_numbers lengths = {{256, 512, 1 << 10, 1 << 11, 1 << 12, 1 << 13}, 6};
+  attn_words *m = &o->mixers;
+  bool has_exact = false;
+  for (int i = 0; i < m->count; ++i)
+    has_exact |= strcmp(m->items[i], "softmax") == 0 || strcmp(m->items[i], "all") == 0;
+  for (int i = 0; i < o->passes.count; ++i)
+    if (strcmp(o->passes.items[i], attn_bench_passes[ATTN_BENCH_STEP]) == 0)
+      return attn_misuse(command, "--efficiency-length is of whole sequences, not of a step");
+  if (!has_exact && m->count < ATTN_MOST_WORDS) {
+    memmove(m->items + 1, m->items, (size_t)m->count * sizeof *m->items);
+    m->items[0] = "softmax";
+    ++m->count;
+  }
+  if (memcmp(&o->lengths, &defaults.lengths, sizeof o->lengths) == 0) o->lengths = lengths;
+  o->layer = true;
+  return ATTN_EXIT_OK;
+}
+
 static int run(const attn_command *command, void *options, const attn_words *words) {
-  const bench_options *o = options;
+  bench_options *o = options;
+  if (o->efficiency && prepare_efficiency(command, o) != ATTN_EXIT_OK) return ATTN_EXIT_USAGE;
   bencher b = {.command = command, .options = o, .start = attn_now()};
   (void)words;
   if (o->kv_heads && o->heads % o->kv_heads)
@@ -259,25 +295,15 @@ static int run(const attn_command *command, void *options, const attn_words *wor
   else if (shown != ATTN_OK)
     code = attn_report(command, shown);
   if (o->json && (status == ATTN_OK || stopped)) {
-    int printed = attn_print_json(command, attn_bench_json(&b.report), false);
+    json_t *all = attn_bench_json(&b.report);
+    if (o->efficiency)
+      json_object_set_new(all, "efficiency_lengths", attn_bench_lengths_json(&b.report));
+    int printed = attn_print_json(command, all, false);
     if (code == ATTN_EXIT_OK) code = printed;
   }
   attn_free(b.report.rows);
   return stopped && code == ATTN_EXIT_OK ? ATTN_EXIT_INTERRUPTED : code;
 }
-
-static const bench_options defaults = {
-    .mixers = {{"softmax", "lightning"}, 2},
-    .passes = {{"forward"}, 1},
-    .dtypes = {{"bfloat16"}, 1},
-    .lengths = {{1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16}, 7},
-    .batch = 1,
-    .heads = 8,
-    .dim = 128,
-    .budget = 60,
-    .seconds = 2,
-    .device = "cpu",
-};
 
 #define AT(field) ATTN_FIELD(bench_options, field)
 static const attn_option table[] = {
@@ -314,6 +340,11 @@ static const attn_option table[] = {
      AT(threads), 0, 4096, NULL},
     {"layer", 0, ATTN_OPTION_FLAG, NULL, "The whole layer: norm, projections, gates and operator.",
      AT(layer), 0, 0, NULL},
+    {"efficiency-length", 0, ATTN_OPTION_FLAG, NULL,
+     "Of whole layers: from how many tokens on each is cheaper than exact attention, in time and "
+     "in "
+     "memory (CAB, arXiv 2210.07661); --lengths are 256 to 8K unless given.",
+     AT(efficiency), 0, 0, NULL},
     {"quiet", 0, ATTN_OPTION_FLAG, NULL,
      "On a machine that others share: run on its quietest processors, bound there, and let only "
      "executions count during which they were left alone. Takes longer.",
@@ -342,6 +373,9 @@ const attn_command attn_command_bench = {
     .examples = "attn bench\texact attention and Lightning from 1K to 64K tokens, with a chart\n"
                 "attn bench --mixer all --pass forward,backward,step --lengths 4K\tall mixers\n"
                 "attn bench --layer --mixer all --lengths 4K\twith norms and projections\n"
+                "attn bench --efficiency-length --mixer all --batch 4 --dim 64\tagainst exact "
+                "attention, as "
+                "CAB has it\n"
                 "attn bench --mixer softmax --dtype float32 --dim 64 --json\tfor programs",
     .options = table,
     .option_count = ATTN_COUNT(table),

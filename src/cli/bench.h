@@ -1,6 +1,6 @@
 /* attn bench, in parts: what is measured (bench_operators.c), checking and timing
  * (bench_measure.c; of whole layers bench_layer.c; both with bench_timer.c), reports
- * (bench_report.c). */
+ * (bench_report.c), efficiency lengths (bench_length.c). */
 #ifndef ATTN_CLI_BENCH_H
 #define ATTN_CLI_BENCH_H
 
@@ -112,6 +112,7 @@ int64_t attn_bench_gpu_repeats(double seconds);
 typedef struct attn_bench_row {
   attn_bench_case c;
   double seconds;    /* the median; the fastest where all were disturbed */
+  double middle;     /* the mean of the middle half of them */
   int64_t repeats;   /* timed executions */
   int64_t disturbed; /* executions that did not count */
   double error;      /* relative to float64 */
@@ -169,6 +170,9 @@ typedef struct attn_bench_report {
 void attn_bench_print_heading(const attn_bench_report *report);
 void attn_bench_print_row(const attn_bench_row *row, bool explain);
 json_t *attn_bench_json(const attn_bench_report *report);
+/* The lengths from which on each layer is cheaper than exact attention's (bench_length.c). */
+void attn_bench_print_lengths(const attn_bench_report *report);
+json_t *attn_bench_lengths_json(const attn_bench_report *report);
 /* Tokens per second against length, in the terminal; nothing with fewer than two lengths, or too
  * many lines. */
 attn_status attn_bench_print_chart(const attn_bench_report *report);

@@ -3,6 +3,7 @@
 #include "cli/bench.h"
 #include "kernels/peak.h"
 #include "kernels/quiet.h"
+#include "tasks/cab.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -58,6 +59,7 @@ attn_status attn_bench_timer_result(attn_bench_timer *t, attn_bench_row *row) {
   row->seconds = !n      ? t->fastest_disturbed
                  : n % 2 ? t->times[n / 2]
                          : (t->times[n / 2 - 1] + t->times[n / 2]) / 2;
+  row->middle = n ? attn_middle_mean(t->times, n) : row->seconds;
   row->repeats = n;
   row->disturbed = t->disturbed;
   return ATTN_OK;

@@ -12,7 +12,7 @@ typedef struct compare_options {
   attn_reals learning_rates;
   int64_t threads;
   bool json, quiet;
-  const char *device, *html;
+  const char *device, *html, *cab;
   attn_comparison_options comparison; /* without what the words above say */
 } compare_options;
 
@@ -157,6 +157,11 @@ static bool mixers_are_known(const attn_command *command, const attn_words *mixe
 static int run(const attn_command *command, void *options, const attn_words *words) {
   compare_options *o = options;
   (void)words;
+  if (o->cab) {
+    if (o->comparison.task || o->mixers.count || o->comparison.output || o->html)
+      return attn_misuse(command, "--task, --mixers, --out and --html do not go with --cab");
+    return attn_compare_cab(command, o->cab, o->json);
+  }
   if (!o->comparison.task) return attn_misuse(command, "--task is missing: what is to be learnt");
   if (!o->mixers.count) return attn_misuse(command, "--mixers is missing: names, or all");
   if (!o->comparison.output)
@@ -224,6 +229,12 @@ static const attn_option table[] = {
      0, 0, NULL},
     {"html", 0, ATTN_OPTION_TEXT, "FILE", "Where the report goes, instead of DIR/report.html.",
      AT(html), 0, 0, NULL},
+    {"cab", 0, ATTN_OPTION_TEXT, "FILE",
+     "Train nothing: print the compositional index of CAB (arXiv 2210.07661) of the metrics in "
+     "this "
+     "JSON file, for each pattern of attention, and how far it is above the baseline's; "
+     "docs/tasks.md has the format.",
+     AT(cab), 0, 0, NULL},
     {"json", 0, ATTN_OPTION_FLAG, NULL, "Print a JSON object, which is also in DIR/results.json.",
      AT(json), 0, 0, NULL},
     {"quiet", 'q', ATTN_OPTION_FLAG, NULL, "No progress.", AT(quiet), 0, 0, NULL},
@@ -250,7 +261,8 @@ const attn_command attn_command_compare = {
         "runs/recall\ta first picture\n"
         "attn compare --task mqar --mixers all --length 256 --pairs 16 --width 128 -r "
         "1e-4,4.6e-4,2.2e-3,1e-2 --out runs/zoology\tas in Zoology, with its learning rates\n"
-        "attn compare --task parity --mixers all --out runs/parity --json\tfor programs",
+        "attn compare --task parity --mixers all --out runs/parity --json\tfor programs\n"
+        "attn compare --cab examples/cab.json\tthe compositional index of measured metrics",
     .options = table,
     .option_count = ATTN_COUNT(table),
     .defaults = &defaults,

@@ -1,5 +1,6 @@
 /* attn compare, in parts: options and progress (compare.c), the table and the page
- * (compare_report.c). The comparison itself is training/compare.h. */
+ * (compare_report.c), CAB's index of results from elsewhere (compare_cab.c). The comparison itself
+ * is training/compare.h. */
 #ifndef ATTN_CLI_COMPARE_H
 #define ATTN_CLI_COMPARE_H
 
@@ -15,5 +16,8 @@ void attn_compare_print(const attn_comparison *c, const attn_comparison_row *row
 /* The same as a page with a chart: accuracy against the size of the state. */
 attn_status attn_compare_write_html(const attn_comparison *c, const attn_comparison_row *rows,
                                     const char *path);
+
+/* The compositional index of a file of metrics, printed; the exit code. */
+int attn_compare_cab(const attn_command *command, const char *path, bool json);
 
 #endif

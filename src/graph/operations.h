@@ -102,6 +102,30 @@ attn_var *attn_op_head_scores(attn_graph *graph, attn_var *x, attn_var *q);
 attn_var *attn_op_prefix_softmax(attn_graph *graph, const attn_layout *layout, attn_var *s,
                                  attn_var *v, const attn_prefix_state *state);
 
+/* linear_attention.c -----------------------------------------------------------------------------
+ * Linear attention without an order: in each sequence o_i = S^T q_i, S = sum over all j of k_j
+ * v_j^T. With `normalise` it is divided by z . q_i + epsilon, z = sum of k_j, which must be
+ * positive. Queries q [rows, heads, dim] of one layout, keys k [.., heads, dim] and values v [..,
+ * heads, value_dim] of another, with as many sequences; o [rows, heads, value_dim], 0 where there
+ * are no keys. S, z and all sums are wide. */
+typedef struct attn_linear_attention {
+  bool normalise;
+  double epsilon;
+} attn_linear_attention;
+attn_var *attn_op_linear_attention(attn_graph *graph, const attn_linear_attention *options,
+                                   const attn_layout *layout, const attn_layout *key_layout,
+                                   attn_var *q, attn_var *k, attn_var *v);
+
+/* relu_attention.c -------------------------------------------------------------------------------
+ * o_i = sum_j max(0, scale q_i . k_j) v_j in each sequence, not divided by anything; causal: query
+ * i of m sees the first n - m + i + 1 of n keys. All scores of a sequence exist at once: sequences
+ * are short (blocks), at most ATTN_RELU_LENGTH keys. q, k, v [rows, heads, ..] of two layouts with
+ * as many sequences, o [rows, heads, value_dim]. Sums are wide. */
+enum { ATTN_RELU_LENGTH = 1024 };
+attn_var *attn_op_relu_attention(attn_graph *graph, const attn_layout *layout,
+                                 const attn_layout *key_layout, bool causal, double scale,
+                                 attn_var *q, attn_var *k, attn_var *v);
+
 /* legendre.c -------------------------------------------------------------------------------------
  * m_t = Abar m_{t-1} + Bbar u_t in each sequence, for each head by itself: the coefficients of the
  * last theta inputs (engines/legendre/legendre.h). u [rows, heads] wide, m [rows, heads, size]

@@ -7,13 +7,20 @@
  *   y = o Wo^T + bo
  *   bidirectional: over the whole block, w floor(i / w) <= j < w floor(i / w) + w
  *
- * This is the paper's T2. The mask comes before the softmax and the last block has no padding,
+ * This is the paper's T2. T1 (relu_scores) has max(0, q_i . k_j / sqrt(dim)) for the weights, which
+ * are not divided by their sum; in its place o is normalised, as NormAttention's:
+ *
+ *   y = SRMSNorm(o) Wo^T + bo, the norm over all heads together
+ *
+ * The mask comes before the softmax and the last block has no padding,
  * unlike in the released code. Blocks are sequences to the engine. The state is the keys and values
  * of the block that the next token is in. */
 #include "base/status.h"
 #include "graph/operations.h"
 #include "layers/layers.h"
 #include "mixers/mixer.h"
+
+#include <math.h>
 
 enum { Q, K, V, O, Q_BIAS, K_BIAS, V_BIAS, O_BIAS };
 enum { BLOCK }; /* the state: a row a token of the block, its keys and then its values */
@@ -23,6 +30,11 @@ static attn_status configure(attn_mixer_options *o) {
   ATTN_TRY(attn_mixer_check_options(o, "diag_attention"));
   ATTN_TRY(attn_mixer_configure_heads(o, "diag_attention"));
   if (!o->block) o->block = usual_block;
+  if (o->relu_scores && (o->kv_heads != o->heads || o->block > ATTN_RELU_LENGTH))
+    return attn_fail(ATTN_INVALID_ARGUMENT,
+                     "diag_attention: relu_scores needs num_kv_heads equal to num_heads and a "
+                     "block_size of at most %d",
+                     ATTN_RELU_LENGTH);
   return attn_mixer_configure_rotary(o, "diag_attention");
 }
 
@@ -97,13 +109,21 @@ static attn_softmax_problem problem_of(const attn_mixer_options *o) {
   return problem;
 }
 
+/* Attention within blocks, with the weights of this layer; the result in any shape of rows. */
+static attn_var *weigh(attn_graph *g, const attn_mixer_options *o, const attn_layout *blocks,
+                       attn_var *q, attn_var *k, attn_var *v) {
+  attn_softmax_problem problem = problem_of(o);
+  if (!o->relu_scores) return attn_mixer_softmax_within(g, blocks, &problem, q, k, v);
+  return attn_op_relu_attention(g, blocks, blocks, problem.causal, 1 / sqrt((double)o->dim), q, k,
+                                v);
+}
+
 /* Sequences that begin with a block: q, k, v [rows, heads, dim]. */
 static attn_var *within_blocks(attn_graph *g, const attn_mixer_options *o,
                                const attn_layout *layout, attn_var *q, attn_var *k, attn_var *v) {
-  attn_softmax_problem problem = problem_of(o);
   attn_layout blocks;
   if (!q || !k || !v || !blocks_of(g, layout, o->block, &blocks)) return NULL;
-  return attn_join_heads(g, layout, attn_mixer_softmax_within(g, &blocks, &problem, q, k, v));
+  return attn_join_heads(g, layout, weigh(g, o, &blocks, q, k, v));
 }
 
 /* With a state ----------------------------------------------------------------------------------
@@ -139,6 +159,25 @@ static void put_both(attn_graph *g, const attn_mixer_call *call, attn_var *k, at
   put(g, call, v, first, count, at, o->kv_heads * o->dim);
 }
 
+/* Queries [rows, heads, dim], the last of as many keys of the block as there are. A replay could
+ * not change how many that is. */
+static attn_var *relu_over_block(attn_graph *g, const attn_mixer_call *call, attn_var *q,
+                                 int64_t count) {
+  const attn_mixer_options *o = call->options;
+  attn_layout layout = attn_layout_equal(1, q ? q->value.shape[0] : 1);
+  attn_layout keys = attn_layout_equal(1, count);
+  attn_tensor k = block_view(call->state, 0, o->heads, o->dim), k_rows;
+  attn_tensor v = block_view(call->state, o->heads * o->dim, o->heads, o->value_dim), v_rows;
+  if (g->replay)
+    return attn_graph_fail(g, ATTN_UNSUPPORTED, "diag_attention: relu_scores in a replayed step");
+  attn_status status = attn_tensor_select(&k, 0, 0, &k_rows);
+  if (status == ATTN_OK) status = attn_tensor_select(&v, 0, 0, &v_rows);
+  if (status != ATTN_OK) return attn_graph_error(g, status);
+  k_rows.shape[0] = v_rows.shape[0] = count;
+  return attn_op_relu_attention(g, &layout, &keys, true, 1 / sqrt((double)o->dim), q,
+                                attn_graph_input(g, &k_rows), attn_graph_input(g, &v_rows));
+}
+
 /* Rows first .. first + count, none beyond the block: into the state, to attend over what it then
  * holds of the block. */
 static attn_var *continue_block(attn_graph *g, const attn_mixer_call *call, attn_var *q,
@@ -146,6 +185,11 @@ static attn_var *continue_block(attn_graph *g, const attn_mixer_call *call, attn
   const attn_mixer_options *o = call->options;
   int64_t at = (attn_state_position(call->state) + first) % o->block;
   put_both(g, call, k, v, first, count, at);
+  if (o->relu_scores) {
+    attn_layout rows = attn_layout_equal(1, count);
+    attn_var *queries = attn_view_slice(g, q, 0, first, count);
+    return attn_join_heads(g, &rows, relu_over_block(g, call, queries, at + count));
+  }
   attn_softmax_args args = {.key_lengths = attn_mixer_block_length(g, call, BLOCK, at + count - 1)};
   if (g->status != ATTN_OK) return NULL;
   attn_tensor keys = block_view(call->state, 0, o->kv_heads, o->dim);
@@ -223,7 +267,9 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   attn_var *heads[] = {[Q] = attn_split_heads(g, project(g, call, x, Q, Q_BIAS), o->heads),
                        [K] = attn_split_heads(g, project(g, call, x, K, K_BIAS), o->kv_heads),
                        [V] = attn_split_heads(g, project(g, call, x, V, V_BIAS), o->kv_heads)};
-  return project(g, call, attn_mixer_each(g, call, attention, 0, 3, heads), O, O_BIAS);
+  attn_var *out = attn_mixer_each(g, call, attention, 0, 3, heads);
+  if (o->relu_scores) out = attn_layer_rms_norm(g, out, NULL, o->norm_epsilon);
+  return project(g, call, out, O, O_BIAS);
 }
 
 const attn_mixer attn_mixer_diag_attention = {

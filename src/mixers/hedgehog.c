@@ -8,6 +8,7 @@
  *          = softmax([2 y, -2 y])              (joint_softmax: as flash-linear-attention has it)
  *   o_t = S_t^T phi(q_t) / (z_t . phi(q_t) + 1e-12),  S_t = S_{t-1} + phi(k_t) v_t^T,
  *   z_t = z_{t-1} + phi(k_t);  y = o Wo^T
+ *   bidirectional, or with a context that k and v are made of: S and z over all keys
  *
  * The maxima are those of a token's own features, so that nothing waits for later tokens. W starts
  * as the identity and b as 0, where phi(q) . phi(k) grows with q . k already. */
@@ -77,13 +78,14 @@ static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) 
   problem.normalise = true;
   problem.epsilon = least_sum;
   attn_var *q = attn_heads_project(g, call, x, Q, OPTIONAL, ATTN_HEADS_Q_BIAS);
-  attn_var *k = attn_heads_project(g, call, x, K, OPTIONAL, ATTN_HEADS_K_BIAS);
-  attn_var *v = attn_heads_project(g, call, x, V, OPTIONAL, ATTN_HEADS_V_BIAS);
+  attn_mixer_call keys = attn_mixer_key_call(call);
+  attn_var *of_keys = attn_mixer_key_rows(call, x);
+  attn_var *k = attn_heads_project(g, call, of_keys, K, OPTIONAL, ATTN_HEADS_K_BIAS);
+  attn_var *v = attn_heads_project(g, call, of_keys, V, OPTIONAL, ATTN_HEADS_V_BIAS);
   q = mapped(g, call, q, ATTN_HEADS_Q_NORM, Q_MAP, Q_BIAS);
-  k = mapped(g, call, k, ATTN_HEADS_K_NORM, K_MAP, K_BIAS);
+  k = mapped(g, &keys, k, ATTN_HEADS_K_NORM, K_MAP, K_BIAS);
   v = attn_split_heads(g, v, call->options->heads);
-  attn_var *out =
-      attn_mixer_recurrent(g, call, ATTN_FEATURES_MATRIX, &problem, q, k, v, NULL, NULL);
+  attn_var *out = attn_mixer_linear_attention(g, call, ATTN_FEATURES_MATRIX, &problem, q, k, v);
   out = attn_join_heads(g, &call->layout, out);
   return call->heads ? out : attn_heads_project(g, call, out, O, OPTIONAL, ATTN_HEADS_O_BIAS);
 }
@@ -93,8 +95,8 @@ const attn_mixer attn_mixer_hedgehog = {
              .title = "The Hedgehog & the Porcupine: Expressive Linear Attentions with Softmax "
                       "Mimicry",
              .arxiv = "2402.04347",
-             .abilities = ATTN_ABILITY_CAUSAL | ATTN_ABILITY_DECODE | ATTN_ABILITY_RAGGED |
-                          ATTN_ABILITY_TRAINABLE,
+             .abilities = ATTN_ABILITY_CAUSAL | ATTN_ABILITY_BIDIRECTIONAL | ATTN_ABILITY_CROSS |
+                          ATTN_ABILITY_DECODE | ATTN_ABILITY_RAGGED | ATTN_ABILITY_TRAINABLE,
              .summary = "linear attention with feature maps that are learned for each head, "
                         "normalised"},
     .heads = true,

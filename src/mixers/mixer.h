@@ -57,7 +57,9 @@ typedef struct attn_mixer_options {
                          rotation */
   bool output_gate; /* norm_attention: as in TransNormer v2; softmax: what o takes is multiplied by
                        sigmoid(x Wg^T) */
-  bool bidirectional; /* softmax, diag_attention: later tokens are seen too; there is no state */
+  bool bidirectional; /* softmax, diag_attention, norm_attention, hedgehog: later tokens are seen
+                         too; there is no state */
+  bool relu_scores;   /* diag_attention: weights max(0, s), normalised at the output */
   int64_t block;      /* diag_attention: tokens that see each other; the next block begins anew;
                          lolcats: w of its window */
   attn_window_kind window_kind; /* lolcats */
@@ -121,6 +123,10 @@ typedef struct attn_mixer_call {
   /* A step of several sequences: the layout has one token of each, and these are their states, in
    * place of `state`. NULL otherwise. */
   attn_state *const *states;
+  /* Cross-attention: what keys and values are made of, [context_layout.rows, hidden], in place of
+   * x; sequence b of x sees all of sequence b of the context. NULL: x sees itself. */
+  attn_var *context;
+  attn_layout context_layout;
   /* The result is what the output's projection is given, [rows, heads * value_dim]: for training a
    * mixer to do what another does (training/transfer.h). Only for mixers that say `heads`. */
   bool heads;
@@ -145,8 +151,9 @@ const attn_mixer *attn_mixer_at(int index);
 /* mixer->apply after checking what all mixers rely on: x is [rows, hidden], the layout adds up, and
  * a state belongs to the one sequence that continues at its position, with recording off. After an
  * error a state with fixed parts may have taken some of the tokens: clear it or assign an earlier
- * one. ATTN_UNSUPPORTED for a state of a bidirectional layer: its past would depend on what comes.
- */
+ * one. ATTN_UNSUPPORTED for a state of a bidirectional layer: its past would depend on what comes;
+ * and for a context of a mixer without ATTN_ABILITY_CROSS, with a window, or with a state: a
+ * context is complete, so that queries may come one by one without one. */
 attn_var *attn_mixer_apply(attn_graph *graph, const attn_mixer *mixer, const attn_mixer_call *call,
                            attn_var *x);
 
@@ -200,8 +207,13 @@ attn_status attn_mixer_put(attn_graph *graph, const attn_mixer_call *call, int p
                            int64_t column, const attn_tensor *rows);
 const int32_t *attn_mixer_block_length(attn_graph *graph, const attn_mixer_call *call, int part,
                                        int64_t row);
-/* attn_op_softmax within each sequence of a layout: q, k, v [rows, heads, dim]. */
+/* attn_op_softmax within each sequence of a layout, or from one layout's to those of another: q, k,
+ * v [rows, heads, dim]. */
 attn_var *attn_mixer_softmax_within(attn_graph *graph, const attn_layout *layout,
+                                    const attn_softmax_problem *problem, attn_var *q, attn_var *k,
+                                    attn_var *v);
+attn_var *attn_mixer_softmax_across(attn_graph *graph, const attn_layout *layout,
+                                    const attn_layout *key_layout,
                                     const attn_softmax_problem *problem, attn_var *q, attn_var *k,
                                     attn_var *v);
 /* attn_op_softmax of queries q [1, rows, heads, dim] over pages, one row after the other: row r
@@ -216,11 +228,19 @@ attn_var *attn_mixer_parameter(attn_graph *graph, const attn_mixer_call *call, i
 /* Decays that a head has once and for all: their logarithms [heads], wide. */
 attn_var *attn_mixer_decays(attn_graph *graph, const attn_mixer_options *options,
                             double (*log_decay)(const attn_mixer_options *options, int64_t head));
+/* What keys and values are made of, and the call for what happens to their rows (positions). */
+attn_var *attn_mixer_key_rows(const attn_mixer_call *call, attn_var *x);
+attn_mixer_call attn_mixer_key_call(const attn_mixer_call *call);
 /* attn_op_recurrent with the state of part `part` (a [value_heads, dim, value_dim] matrix) and,
  * with the normaliser, of the part behind it ([value_heads, dim]). */
 struct attn_recurrent_problem;
 attn_var *attn_mixer_recurrent(attn_graph *graph, const attn_mixer_call *call, int part,
                                const struct attn_recurrent_problem *options, attn_var *q,
                                attn_var *k, attn_var *v, attn_var *decay, attn_var *beta);
+/* The same without decays, or, where all keys are seen (bidirectional, a context),
+ * attn_op_linear_attention: q, k, v [rows, heads, dim]; the result in any of their shapes. */
+attn_var *attn_mixer_linear_attention(attn_graph *graph, const attn_mixer_call *call, int part,
+                                      const struct attn_recurrent_problem *options, attn_var *q,
+                                      attn_var *k, attn_var *v);
 
 #endif

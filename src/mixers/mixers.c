@@ -263,22 +263,64 @@ static attn_var *apply_step(attn_graph *graph, const attn_mixer *mixer, const at
   return mixer->apply(graph, call, x);
 }
 
+/* Whether x, or what keys are made of, has the rows of its layout. */
+static bool rows_fit(attn_graph *graph, const attn_mixer_call *call, const char *name,
+                     const char *what, const attn_layout *layout, const attn_var *x) {
+  char text[128];
+  if (x->value.rank != 2 || x->value.shape[0] != layout->rows ||
+      x->value.shape[1] != call->options->hidden)
+    attn_graph_fail(graph, ATTN_INVALID_SHAPE, "%s: %s is %s, expected [%lld, %lld]", name, what,
+                    attn_shape_text(&x->value, text), (long long)layout->rows,
+                    (long long)call->options->hidden);
+  else if (!layout_adds_up(layout))
+    attn_graph_fail(graph, ATTN_INVALID_SHAPE,
+                    "%s: %lld sequences of %s%lld tokens do not make the %lld rows of %s", name,
+                    (long long)layout->batch, layout->offsets ? "at most " : "",
+                    (long long)layout->length, (long long)layout->rows, what);
+  else
+    return true;
+  return false;
+}
+
+/* An average over no keys is nothing. */
+static bool no_query_is_alone(attn_graph *graph, const attn_mixer_call *call, const char *name) {
+  for (int64_t b = 0; b < call->layout.batch; ++b)
+    if (attn_layout_length(&call->context_layout, b) == 0 &&
+        attn_layout_length(&call->layout, b) > 0) {
+      attn_graph_fail(graph, ATTN_INVALID_ARGUMENT, "%s: sequence %lld of the context is empty",
+                      name, (long long)b);
+      return false;
+    }
+  return true;
+}
+
+static bool context_fits(attn_graph *graph, const attn_mixer *mixer, const attn_mixer_call *call) {
+  const char *name = mixer->info.name;
+  const attn_layout *layout = &call->context_layout;
+  if (!(mixer->info.abilities & ATTN_ABILITY_CROSS))
+    attn_graph_fail(graph, ATTN_UNSUPPORTED, "%s: it has no cross-attention", name);
+  else if (call->state || call->states)
+    attn_graph_fail(graph, ATTN_UNSUPPORTED,
+                    "%s: cross-attention reads a whole context: it has no state", name);
+  else if (call->options->window)
+    attn_graph_fail(graph, ATTN_UNSUPPORTED,
+                    "%s: window is %lld, but a context's tokens are at no distance from x", name,
+                    (long long)call->options->window);
+  else if (layout->batch != call->layout.batch)
+    attn_graph_fail(graph, ATTN_INVALID_SHAPE, "%s: x has %lld sequences, the context %lld", name,
+                    (long long)call->layout.batch, (long long)layout->batch);
+  else if (rows_fit(graph, call, name, "the context", layout, call->context))
+    return no_query_is_alone(graph, call, name);
+  return false;
+}
+
 attn_var *attn_mixer_apply(attn_graph *graph, const attn_mixer *mixer, const attn_mixer_call *call,
                            attn_var *x) {
   if (!x) return NULL;
   const attn_layout *layout = &call->layout;
   const char *name = mixer->info.name;
-  char text[128];
-  if (x->value.rank != 2 || x->value.shape[0] != layout->rows ||
-      x->value.shape[1] != call->options->hidden)
-    return attn_graph_fail(graph, ATTN_INVALID_SHAPE, "%s: x is %s, expected [%lld, %lld]", name,
-                           attn_shape_text(&x->value, text), (long long)layout->rows,
-                           (long long)call->options->hidden);
-  if (!layout_adds_up(layout))
-    return attn_graph_fail(graph, ATTN_INVALID_SHAPE,
-                           "%s: %lld sequences of %s%lld tokens do not make %lld rows", name,
-                           (long long)layout->batch, layout->offsets ? "at most " : "",
-                           (long long)layout->length, (long long)layout->rows);
+  if (!rows_fit(graph, call, name, "x", layout, x)) return NULL;
+  if (call->context && !context_fits(graph, mixer, call)) return NULL;
   if (call->heads && (!mixer->heads || call->state || call->states))
     return attn_graph_fail(graph, ATTN_UNSUPPORTED,
                            "%s: what its heads give is not offered by itself%s", name,
@@ -446,19 +488,49 @@ attn_var *attn_mixer_each_row(attn_graph *graph, const attn_mixer_call *call, at
   return all_there(count, inputs) ? each_row(graph, call, part, which, count, inputs) : NULL;
 }
 
-attn_var *attn_mixer_softmax_within(attn_graph *graph, const attn_layout *layout,
+attn_var *attn_mixer_key_rows(const attn_mixer_call *call, attn_var *x) {
+  return call->context ? call->context : x;
+}
+
+attn_mixer_call attn_mixer_key_call(const attn_mixer_call *call) {
+  attn_mixer_call keys = *call;
+  if (call->context) keys.layout = call->context_layout;
+  return keys;
+}
+
+/* Where the sequences of a layout begin, be they packed or not; NULL after an error. */
+static const int32_t *offsets_of(attn_graph *graph, const attn_layout *layout) {
+  if (layout->offsets) return layout->offsets;
+  int32_t *offsets = attn_arena_alloc(graph->arena, (size_t)(layout->batch + 1) * sizeof *offsets);
+  if (!offsets) return attn_graph_error(graph, ATTN_OUT_OF_MEMORY);
+  for (int64_t b = 0; b <= layout->batch; ++b) offsets[b] = (int32_t)(b * layout->length);
+  return offsets;
+}
+
+attn_var *attn_mixer_softmax_across(attn_graph *graph, const attn_layout *layout,
+                                    const attn_layout *key_layout,
                                     const attn_softmax_problem *options, attn_var *q, attn_var *k,
                                     attn_var *v) {
   attn_softmax_problem problem = *options;
   attn_softmax_args args = {0};
-  problem.ragged = layout->offsets != NULL;
-  if (problem.ragged) {
-    problem.batch = layout->batch;
-    problem.query_length = problem.key_length = layout->length;
-    args.query_offsets = args.key_offsets = layout->offsets;
-  }
-  return attn_op_softmax(graph, &problem, &args, attn_as_sequences(graph, layout, q),
-                         attn_as_sequences(graph, layout, k), attn_as_sequences(graph, layout, v));
+  problem.ragged = layout->offsets || key_layout->offsets;
+  if (!problem.ragged)
+    return attn_op_softmax(graph, &problem, &args, attn_as_sequences(graph, layout, q),
+                           attn_as_sequences(graph, key_layout, k),
+                           attn_as_sequences(graph, key_layout, v));
+  problem.batch = layout->batch;
+  problem.query_length = layout->length;
+  problem.key_length = key_layout->length;
+  args.query_offsets = offsets_of(graph, layout);
+  args.key_offsets = offsets_of(graph, key_layout);
+  if (!args.query_offsets || !args.key_offsets) return NULL;
+  return attn_op_softmax(graph, &problem, &args, q, k, v);
+}
+
+attn_var *attn_mixer_softmax_within(attn_graph *graph, const attn_layout *layout,
+                                    const attn_softmax_problem *options, attn_var *q, attn_var *k,
+                                    attn_var *v) {
+  return attn_mixer_softmax_across(graph, layout, layout, options, q, k, v);
 }
 
 attn_var *attn_mixer_softmax_rows(attn_graph *graph, const attn_softmax_problem *problem,
@@ -544,4 +616,14 @@ attn_var *attn_mixer_recurrent(attn_graph *graph, const attn_mixer_call *call, i
   return attn_op_recurrent(graph, &problem, &args, attn_as_sequences(graph, layout, q),
                            attn_as_sequences(graph, layout, k), attn_as_sequences(graph, layout, v),
                            decay, attn_as_sequences(graph, layout, beta));
+}
+
+attn_var *attn_mixer_linear_attention(attn_graph *graph, const attn_mixer_call *call, int part,
+                                      const attn_recurrent_problem *problem, attn_var *q,
+                                      attn_var *k, attn_var *v) {
+  if (!call->context && !call->options->bidirectional)
+    return attn_mixer_recurrent(graph, call, part, problem, q, k, v, NULL, NULL);
+  attn_linear_attention options = {.normalise = problem->normalise, .epsilon = problem->epsilon};
+  attn_mixer_call keys = attn_mixer_key_call(call);
+  return attn_op_linear_attention(graph, &options, &call->layout, &keys.layout, q, k, v);
 }

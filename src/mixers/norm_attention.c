@@ -5,6 +5,7 @@
  *   q, k = phi(x Wq^T + bq), phi(x Wk^T + bk), with rotary positions;  v = x Wv^T + bv
  *   o_t = S_t^T q_t,  S_t = S_{t-1} + k_t v_t^T      (no scale, no denominator, no decay)
  *   y = SRMSNorm(o) Wo^T + bo, the norm over all heads together
+ *   bidirectional, or with a context that k and v are made of: o_t = S^T q_t, S over all keys
  *
  * phi(x) = 1 + elu(x) (T2, the default), or elu(x) (T1). With the output's gate (TransNormer v2):
  *   v = silu(x Wv^T + bv),  y = (silu(x Wu^T + bu) (.) SRMSNorm(o)) Wo^T + bo
@@ -80,11 +81,13 @@ static attn_var *features(attn_graph *g, const attn_mixer_call *call, attn_var *
 static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
   const attn_mixer_options *o = call->options;
   attn_recurrent_problem problem = ATTN_RECURRENT_PROBLEM_INIT;
-  attn_var *q = features(g, call, x, Q, Q_BIAS), *k = features(g, call, x, K, K_BIAS);
-  attn_var *v = project(g, call, x, V, V_BIAS);
+  attn_mixer_call keys = attn_mixer_key_call(call);
+  attn_var *of_keys = attn_mixer_key_rows(call, x);
+  attn_var *q = features(g, call, x, Q, Q_BIAS), *k = features(g, &keys, of_keys, K, K_BIAS);
+  attn_var *v = project(g, call, of_keys, V, V_BIAS);
   if (o->output_gate) v = attn_op_activate(g, ATTN_SILU, v);
   v = attn_split_heads(g, v, o->heads);
-  attn_var *out = attn_mixer_recurrent(g, call, MATRIX, &problem, q, k, v, NULL, NULL);
+  attn_var *out = attn_mixer_linear_attention(g, call, MATRIX, &problem, q, k, v);
   out = attn_join_heads(g, &call->layout, out);
   if (o->output_gate) {
     attn_var *u = attn_op_activate(g, ATTN_SILU, project(g, call, x, U, U_BIAS));
@@ -99,8 +102,8 @@ const attn_mixer attn_mixer_norm_attention = {
     .info = {.name = "norm_attention",
              .title = "The Devil in Linear Transformer",
              .arxiv = "2210.10340",
-             .abilities = ATTN_ABILITY_CAUSAL | ATTN_ABILITY_DECODE | ATTN_ABILITY_RAGGED |
-                          ATTN_ABILITY_TRAINABLE,
+             .abilities = ATTN_ABILITY_CAUSAL | ATTN_ABILITY_BIDIRECTIONAL | ATTN_ABILITY_CROSS |
+                          ATTN_ABILITY_DECODE | ATTN_ABILITY_RAGGED | ATTN_ABILITY_TRAINABLE,
              .summary = "linear attention normalised at its output: TransNormer's later layers"},
     .configure = configure,
     .parameters = parameters,

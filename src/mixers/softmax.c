@@ -5,6 +5,7 @@
  *   o_i = sum_j softmax_j(scale q_i . k_j) v_j over i - window < j <= i;  y = o Wo^T
  *   or y = (o (.) sigmoid(x Wg^T)) Wo^T (Qwen3-Next; arXiv 2505.06708)
  *   bidirectional (BERT, arXiv 1810.04805): over i - window < j < i + window
+ *   with a context c: k, v = c Wk^T, c Wv^T, over all j
  *
  * FlashAttention (arXiv 2205.14135) is how it is computed; GQA: 2305.13245; rotary: 2104.09864;
  * sliding window as in Longformer (2004.05150) and Mistral (2310.06825). */
@@ -89,24 +90,27 @@ static attn_var *attention(attn_graph *g, const attn_mixer_call *call, attn_var 
                            int which) {
   const attn_mixer_options *o = call->options;
   attn_var *q = attn_heads_position(g, call, in[Q], OPTIONAL, ATTN_HEADS_Q_NORM);
-  attn_var *k = attn_heads_position(g, call, in[K], OPTIONAL, ATTN_HEADS_K_NORM);
+  attn_mixer_call keys = attn_mixer_key_call(call);
+  attn_var *k = attn_heads_position(g, &keys, in[K], OPTIONAL, ATTN_HEADS_K_NORM);
   (void)which;
   if (!q || !k) return NULL;
   attn_softmax_problem problem = ATTN_SOFTMAX_PROBLEM_INIT;
-  problem.causal = !o->bidirectional;
+  problem.causal = !o->bidirectional && !call->context;
   problem.soft_cap = o->soft_cap;
   problem.scale = o->scale;
   if (o->window) problem.window_left = o->window - 1;
   if (o->window && o->bidirectional) problem.window_right = o->window - 1;
-  return call->state ? attend_with_state(g, call, problem, q, k, in[V])
-                     : attn_mixer_softmax_within(g, &call->layout, &problem, q, k, in[V]);
+  return call->state
+             ? attend_with_state(g, call, problem, q, k, in[V])
+             : attn_mixer_softmax_across(g, &call->layout, &keys.layout, &problem, q, k, in[V]);
 }
 
 static attn_var *apply(attn_graph *g, const attn_mixer_call *call, attn_var *x) {
   const attn_mixer_options *o = call->options;
   attn_var *q = attn_heads_project(g, call, x, Q, OPTIONAL, ATTN_HEADS_Q_BIAS);
-  attn_var *k = attn_heads_project(g, call, x, K, OPTIONAL, ATTN_HEADS_K_BIAS);
-  attn_var *v = attn_heads_project(g, call, x, V, OPTIONAL, ATTN_HEADS_V_BIAS);
+  attn_var *of_keys = attn_mixer_key_rows(call, x);
+  attn_var *k = attn_heads_project(g, call, of_keys, K, OPTIONAL, ATTN_HEADS_K_BIAS);
+  attn_var *v = attn_heads_project(g, call, of_keys, V, OPTIONAL, ATTN_HEADS_V_BIAS);
   attn_var *heads[] = {[Q] = attn_split_heads(g, q, o->heads),
                        [K] = attn_split_heads(g, k, o->kv_heads),
                        [V] = attn_split_heads(g, v, o->kv_heads)};
@@ -123,8 +127,8 @@ const attn_mixer attn_mixer_softmax = {
     .info = {.name = "softmax",
              .title = "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness",
              .arxiv = "2205.14135",
-             .abilities = ATTN_ABILITY_CAUSAL | ATTN_ABILITY_BIDIRECTIONAL | ATTN_ABILITY_DECODE |
-                          ATTN_ABILITY_RAGGED | ATTN_ABILITY_TRAINABLE,
+             .abilities = ATTN_ABILITY_CAUSAL | ATTN_ABILITY_BIDIRECTIONAL | ATTN_ABILITY_CROSS |
+                          ATTN_ABILITY_DECODE | ATTN_ABILITY_RAGGED | ATTN_ABILITY_TRAINABLE,
              .summary = "exact attention: MHA, GQA, MQA, sliding window, rotary positions"},
     .heads = true,
     .configure = configure,

@@ -29,6 +29,16 @@ key layer level
 key 42 rows
 key 0 skipped
 has rows 41 flop
+run 0 "$attn" bench --efficiency-length --mixer lightning $small --lengths 16,32,64,128
+says out "efficiency length"
+run 0 "$attn" bench --efficiency-length --mixer lightning,gla $small --lengths 16,32,64,128 --json
+key lightning efficiency_lengths 0 mixer
+has efficiency_lengths 1 time exact 2
+has efficiency_lengths 1 memory length
+key 12 rows
+run 0 "$attn" bench --efficiency-length --mixer lightning $small --lengths 16,32 --json
+key null efficiency_lengths 0 time
+run 2 "$attn" bench --efficiency-length --pass step $small --lengths 16
 run 2 "$attn" bench --mixer lolcats $small --lengths 16
 says err "lolcats is measured as a layer: --layer"
 run 0 "$attn" bench --layer --mixer lolcats,lawcat --kv-heads 1 $small --lengths 200

@@ -135,4 +135,17 @@ echo '{"options": {}, "result": 3}' >broken/runs/softmax-seed1-rate0.001/run.jso
 run 1 "$attn" compare $small --mixers softmax --steps 3 --seeds 1 --learning-rates 1e-3 --out broken
 says err "run.json"
 
+# CAB's index of a file.
+run 0 "$attn" compare --cab "$source_directory/examples/cab.json"
+says out "-0.301"
+says out "0.528"
+run 0 "$attn" compare --cab "$source_directory/examples/cab.json" --json
+key vanilla baseline
+has attentions vanilla NS index
+run 2 "$attn" compare --cab "$source_directory/examples/cab.json" --task mqar
+run 1 "$attn" compare --cab nothing.json
+echo '{"attentions": {"x": {"NS": {"TTS": [1]}}}}' >wrong.json
+run 1 "$attn" compare --cab wrong.json
+says err "4 numbers"
+
 finish

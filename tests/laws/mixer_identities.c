@@ -616,6 +616,38 @@ static void test_norm_attention(void **state) {
   test_layer_destroy(&unordered);
 }
 
+/* Both ways, the last token sees what it sees causally; and without positions tokens have no order:
+ * in another one they give the same. */
+static void test_both_ways(void **state) {
+  (void)state;
+  static const char *const names[] = {"softmax", "norm_attention", "hedgehog"};
+  enum { ROWS = 75 };
+  for (int m = 0; m < 3; ++m) {
+    attn_mixer_options o = {.hidden = 24, .heads = 3, .value_dim = 5};
+    int64_t hidden = o.hidden, last = (ROWS - 1) * hidden;
+    test_layer causal, both;
+    create(&causal, names[m], o);
+    o.bidirectional = true;
+    create(&both, names[m], o);
+    double *x = test_inputs(&both, ROWS * hidden, 63);
+    double *y = apply(&causal, ROWS, x), *other = apply(&both, ROWS, x);
+    test_assert_close(&both, "the last y", other + last, y + last, hidden, close);
+    test_layer_destroy(&causal);
+    test_layer_destroy(&both);
+    o.rotary_dim = -1;
+    create(&both, names[m], o);
+    double *turned = malloc(ROWS * (size_t)hidden * sizeof *turned), *first = apply(&both, ROWS, x);
+    for (int64_t t = 0; t < ROWS; ++t)
+      memcpy(turned + t * hidden, x + t * 31 % ROWS * hidden, (size_t)hidden * sizeof *x);
+    double *again = apply(&both, ROWS, turned);
+    for (int64_t t = 0; t < ROWS; ++t)
+      test_assert_close(&both, "y in another order", again + t * hidden,
+                        first + t * 31 % ROWS * hidden, hidden, close);
+    free(x), free(y), free(other), free(turned), free(first), free(again);
+    test_layer_destroy(&both);
+  }
+}
+
 /* A block as long as the sequence is softmax attention; one of a token forgets everything. */
 static void test_diag_attention(void **state) {
   (void)state;
@@ -644,12 +676,11 @@ static void test_diag_attention(void **state) {
 
 /* Blocks do not see each other: in another order they give the same, in that order, and a block of
  * a longer sequence is what it is alone. */
-static void test_diag_blocks(void **state) {
-  (void)state;
+static void check_blocks(attn_mixer_options o) {
   enum { BLOCK = 20, BLOCKS = 5 };
   static const int64_t order[BLOCKS] = {3, 0, 4, 1, 2};
-  const attn_mixer_options o = {.hidden = 24, .heads = 2, .block = BLOCK, .rotary_dim = -1};
   test_layer layer;
+  o.block = BLOCK;
   create(&layer, "diag_attention", o);
   int64_t rows = BLOCK * BLOCKS, piece = BLOCK * o.hidden;
   double *x = test_inputs(&layer, rows * o.hidden, 62), *y = apply(&layer, rows, x);
@@ -665,6 +696,39 @@ static void test_diag_blocks(void **state) {
     free(alone);
   }
   free(x), free(y), free(moved), free(other);
+  test_layer_destroy(&layer);
+}
+
+static void test_diag_blocks(void **state) {
+  (void)state;
+  check_blocks((attn_mixer_options){.hidden = 24, .heads = 2, .rotary_dim = -1});
+  check_blocks(
+      (attn_mixer_options){.hidden = 24, .heads = 2, .rotary_dim = -1, .relu_scores = true});
+}
+
+/* The norm behind ReLU's weights removes what queries, keys or values are multiplied by. */
+static void test_relu_scale(void **state) {
+  (void)state;
+  static const char *const projections[][2] = {{"q_proj.weight", "q_proj.bias"},
+                                               {"k_proj.weight", "k_proj.bias"},
+                                               {"v_proj.weight", "v_proj.bias"}};
+  const attn_mixer_options o = {
+      .hidden = 24, .heads = 2, .relu_scores = true, .norm_epsilon = 1e-300};
+  const int64_t rows = 90, count = rows * o.hidden;
+  const double factor = 37;
+  test_layer layer;
+  create(&layer, "diag_attention", o);
+  double *x = test_inputs(&layer, count, 64), *y = apply(&layer, rows, x);
+  for (int p = 0; p < 3; ++p) {
+    double bias[24];
+    for (int c = 0; c < 24; ++c) bias[c] = factor * get(&layer, projections[p][1])[c];
+    set(&layer, projections[p][1], bias);
+    scale_rows(&layer, projections[p][0], 0, o.hidden, factor);
+    double *other = apply(&layer, rows, x);
+    test_assert_close(&layer, "y with a factor", other, y, count, close);
+    free(other);
+  }
+  free(x), free(y);
   test_layer_destroy(&layer);
 }
 
@@ -1099,8 +1163,10 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_lolcats_in_its_limits),
       cmocka_unit_test(test_lolcats),
       cmocka_unit_test(test_norm_attention),
+      cmocka_unit_test(test_both_ways),
       cmocka_unit_test(test_diag_attention),
       cmocka_unit_test(test_diag_blocks),
+      cmocka_unit_test(test_relu_scale),
       cmocka_unit_test(test_aaren),
       cmocka_unit_test(test_based),
       cmocka_unit_test(test_titans_is_delta_net),

@@ -177,7 +177,13 @@ static void test_inconsistent_options(void **state) {
       {"lolcats", "both ways", {.hidden = 32, .heads = 4, .bidirectional = true}},
       {"norm_attention", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
       {"norm_attention", "features", {.hidden = 32, .heads = 4, .feature_map = ATTN_FEATURES_EXP}},
-      {"norm_attention", "both ways", {.hidden = 32, .heads = 4, .bidirectional = true}},
+      {"diag_attention",
+       "ReLU, groups",
+       {.hidden = 32, .heads = 4, .kv_heads = 2, .relu_scores = true}},
+      {"diag_attention",
+       "ReLU, large blocks",
+       {.hidden = 32, .heads = 4, .block = 1025, .relu_scores = true}},
+      {"based", "both ways", {.hidden = 32, .heads = 4, .bidirectional = true}},
       {"diag_attention", "groups", {.hidden = 32, .heads = 4, .kv_heads = 3}},
       {"diag_attention", "block", {.hidden = 32, .heads = 4, .block = (1 << 16) + 1}},
       {"aaren", "groups", {.hidden = 32, .heads = 4, .kv_heads = 2}},
@@ -343,6 +349,66 @@ static void test_shapes(void **state) {
   test_each_mixer(shapes_are_checked);
 }
 
+/* Contexts --------------------------------------------------------------------------------------
+ */
+
+static attn_status apply_across(test_layer *layer, const attn_layout *layout,
+                                const attn_layout *context_layout, int64_t rows, int64_t width,
+                                attn_state *state) {
+  attn_graph *g = layer->graph;
+  attn_graph_reset(g, false);
+  attn_tensor x =
+      attn_graph_tensor(g, layer->compute, 2, (int64_t[]){layout->rows, layer->options.hidden});
+  attn_tensor context = attn_graph_tensor(g, layer->compute, 2, (int64_t[]){rows, width});
+  assert_ok(attn_tensor_fill(&x, 0.5));
+  assert_ok(attn_tensor_fill(&context, 0.5));
+  attn_mixer_call call = {.options = &layer->options,
+                          .parameters = layer->pointers,
+                          .layout = *layout,
+                          .state = state,
+                          .context = attn_graph_input(g, &context),
+                          .context_layout = *context_layout};
+  attn_var *y = attn_mixer_apply(g, layer->mixer, &call, attn_graph_input(g, &x));
+  if (attn_graph_status(g) != ATTN_OK) {
+    assert_null(y);
+    assert_non_null(strstr(attn_error_message(), layer->mixer->info.name));
+  }
+  return attn_graph_status(g);
+}
+
+static void contexts_are_checked(const attn_mixer *mixer, const attn_mixer_options *options) {
+  const int32_t empty[] = {0, 4, 4}, late[] = {1, 2, 4};
+  test_layer layer;
+  assert_ok(test_layer_create(&layer, mixer, options, ATTN_F32, false));
+  int64_t hidden = layer.options.hidden;
+  attn_layout six = attn_layout_equal(2, 3), four = attn_layout_equal(2, 2), one = six;
+  one.batch = 1, one.length = 6;
+  attn_layout without = attn_layout_packed(2, empty), shifted = attn_layout_packed(2, late);
+  bool crosses = mixer->info.abilities & ATTN_ABILITY_CROSS;
+  assert_int_equal(apply_across(&layer, &six, &four, 4, hidden, NULL),
+                   crosses ? ATTN_OK : ATTN_UNSUPPORTED);
+  if (crosses) {
+    attn_state *state = NULL;
+    assert_int_equal(apply_across(&layer, &six, &four, 5, hidden, NULL), ATTN_INVALID_SHAPE);
+    assert_int_equal(apply_across(&layer, &six, &four, 4, hidden + 1, NULL), ATTN_INVALID_SHAPE);
+    assert_int_equal(apply_across(&layer, &one, &four, 4, hidden, NULL), ATTN_INVALID_SHAPE);
+    assert_int_equal(apply_across(&layer, &six, &shifted, 4, hidden, NULL), ATTN_INVALID_SHAPE);
+    assert_int_equal(apply_across(&layer, &six, &without, 4, hidden, NULL), ATTN_INVALID_ARGUMENT);
+    assert_ok(test_state_create(&layer, 10, 1, NULL, &state));
+    attn_layout alone = attn_layout_equal(1, 3);
+    assert_int_equal(apply_across(&layer, &alone, &alone, 3, hidden, state), ATTN_UNSUPPORTED);
+    layer.options.window = 2;
+    assert_int_equal(apply_across(&layer, &six, &four, 4, hidden, NULL), ATTN_UNSUPPORTED);
+    attn_state_destroy(state);
+  }
+  test_layer_destroy(&layer);
+}
+
+static void test_contexts(void **state) {
+  (void)state;
+  test_each_mixer(contexts_are_checked);
+}
+
 /* Memory ----------------------------------------------------------------------------------------
  */
 
@@ -410,7 +476,8 @@ static void test_memory(void **state) {
 /* The tape's arena is large, so that it seldom asks for memory. Here it is nearly full, by every
  * amount up to what a run needs, and cannot grow: each piece that a mixer takes from it is the one
  * that fails. */
-static void survives_a_full_arena(const attn_mixer *mixer, const attn_mixer_options *options) {
+static void survive_full_arena(const attn_mixer *mixer, const attn_mixer_options *options,
+                               bool across) {
   const size_t step = 700; /* less than most pieces at the start; workspaces are larger */
   test_layer layer;
   assert_ok(test_layer_create(&layer, mixer, options, ATTN_F32, true));
@@ -418,13 +485,20 @@ static void survives_a_full_arena(const attn_mixer *mixer, const attn_mixer_opti
   int64_t count = layout.rows * layer.options.hidden;
   double *x = test_inputs(&layer, count, 3), *y = calloc((size_t)count, sizeof *y);
   double *expected = calloc((size_t)count, sizeof *y), *d_parameters[ATTN_MIXER_PARAMETERS];
+  double *d_context = calloc((size_t)count, sizeof *d_context);
   attn_state *state = NULL;
   test_parameters_alloc(&layer, d_parameters);
   assert_ok(test_state_create(&layer, 100, 1, NULL, &state));
+  if (across) {
+    layer.context = x;
+    layer.context_layout = layout;
+    layer.d_context = d_context;
+  }
   assert_ok(test_layer_gradients(&layer, &layout, x, x, y, d_parameters));
   assert_ok(test_layer_forward(&layer, &layout, x, expected));
-  assert_ok(test_layer_continue(&layer, state, layout.rows, x, y));
+  if (!across) assert_ok(test_layer_continue(&layer, state, layout.rows, x, y));
   for (int use = 0; use < 3; ++use) {
+    if (across && use == 1) continue; /* there is no state */
     bool failed = true;
     size_t room = 1, capacity = attn_arena_capacity(layer.graph->arena);
     for (; failed && room <= capacity; room += room / 20 > step ? room / 20 : step) {
@@ -445,8 +519,14 @@ static void survives_a_full_arena(const attn_mixer *mixer, const attn_mixer_opti
   test_assert_same_bits(&layer, "y once there is memory", y, expected, count);
   attn_state_destroy(state);
   test_parameters_free(&layer, d_parameters);
-  free(x), free(y), free(expected);
+  free(x), free(y), free(expected), free(d_context);
   test_layer_destroy(&layer);
+}
+
+static void survives_a_full_arena(const attn_mixer *mixer, const attn_mixer_options *options) {
+  survive_full_arena(mixer, options, false);
+  if (mixer->info.abilities & ATTN_ABILITY_CROSS && !options->window)
+    survive_full_arena(mixer, options, true);
 }
 
 static void test_full_arena(void **state) {
@@ -461,7 +541,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_options),    cmocka_unit_test(test_inconsistent_options),
       cmocka_unit_test(test_defaults),   cmocka_unit_test(test_table),
       cmocka_unit_test(test_shapes),     cmocka_unit_test(test_memory),
-      cmocka_unit_test(test_full_arena),
+      cmocka_unit_test(test_full_arena), cmocka_unit_test(test_contexts),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

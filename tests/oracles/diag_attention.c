@@ -2,8 +2,9 @@
  *
  *   o_i = sum_j softmax_j(q_i . k_j / sqrt(dim)) v_j over the tokens j <= i of block b
  *
- * (bidirectional: over all tokens of block b), with biases at all four projections and rotary
- * positions on q and k; query head h reads key head h / (heads / kv_heads). */
+ * (T1: with weights max(0, s) that are not divided, and o / sqrt(mean o^2 + epsilon) over all
+ * heads) (bidirectional: over all tokens of block b), with biases at all four projections and
+ * rotary positions on q and k; query head h reads key head h / (heads / kv_heads). */
 #include "oracles/mixers.h"
 
 #include <math.h>
@@ -32,13 +33,15 @@ void oracle_diag_attention(const attn_mixer_options *o, int64_t rows, const doub
         double score = 0;
         for (int64_t c = 0; c < o->dim; ++c)
           score += q[i * queries + h * o->dim + c] * k[j * keys + shared * o->dim + c];
-        double weight = exp(score / sqrt((double)o->dim));
+        score /= sqrt((double)o->dim);
+        double weight = o->relu_scores ? fmax(0, score) : exp(score);
         total += weight;
         for (int64_t c = 0; c < o->value_dim; ++c)
           to[c] += weight * v[j * values + shared * o->value_dim + c];
       }
-      for (int64_t c = 0; c < o->value_dim; ++c) to[c] /= total;
+      for (int64_t c = 0; c < o->value_dim && !o->relu_scores; ++c) to[c] /= total;
     }
+  if (o->relu_scores) oracle_rms_normalise(out, rows, width, NULL, o->norm_epsilon);
   double *result = oracle_affine(rows, o->hidden, width, out, p[O], p[O_BIAS]);
   for (int64_t i = 0; i < rows * o->hidden; ++i) y[i] = result[i];
   free(q), free(k), free(v), free(out), free(result);

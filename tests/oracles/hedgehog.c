@@ -2,6 +2,7 @@
  *
  *   o_i = sum_{j <= i} (phi(q_i) . phi(k_j)) v_j / (sum_{j <= i} phi(q_i) . phi(k_j) + 1e-12)
  *
+ * (over all j both ways; over all j of a context, of which k and v are made, across)
  * with phi(x) of y = W_h x + b_h: [softmax(y), softmax(-y)], at least 1e-12 each; or [exp(y - max
  * y), exp(min y - y)]; or softmax([2 y, -2 y]). Before it come the biases of q,
  * k and v, normalised heads and rotary positions; y may have a bias too. */
@@ -53,23 +54,24 @@ static double *features(const attn_mixer_options *o, int64_t rows, double *y, co
   return phi;
 }
 
-void oracle_hedgehog(const attn_mixer_options *o, int64_t rows, const double *x,
-                     const double *const *p, double *y) {
+/* Queries of x and keys of the context; a causal one sees keys up to its own place. */
+static void layer(const attn_mixer_options *o, int64_t rows, const double *x, int64_t context_rows,
+                  const double *context, bool causal, const double *const *p, double *y) {
   int64_t heads = o->heads, n = 2 * o->feature_dim, values = heads * o->value_dim;
   const double *const *next = p + FIRST_OPTIONAL, *bias[4], *norm[2] = {NULL, NULL};
   double *none = calloc((size_t)(heads * (o->dim + o->value_dim) + o->hidden), sizeof *none);
   for (int i = 0; i < 4; ++i) bias[i] = (i < 3 ? o->bias : o->output_bias) ? *next++ : none;
   for (int i = 0; i < 2 && o->qk_norm; ++i) norm[i] = *next++;
   double *q = oracle_affine(rows, heads * o->dim, o->hidden, x, p[Q], bias[0]);
-  double *k = oracle_affine(rows, heads * o->dim, o->hidden, x, p[K], bias[1]);
-  double *v = oracle_affine(rows, values, o->hidden, x, p[V], bias[2]);
+  double *k = oracle_affine(context_rows, heads * o->dim, o->hidden, context, p[K], bias[1]);
+  double *v = oracle_affine(context_rows, values, o->hidden, context, p[V], bias[2]);
   q = features(o, rows, q, norm[0], p[Q_MAP], p[Q_BIAS]);
-  k = features(o, rows, k, norm[1], p[K_MAP], p[K_BIAS]);
+  k = features(o, context_rows, k, norm[1], p[K_MAP], p[K_BIAS]);
   double *out = calloc((size_t)(rows * values + 1), sizeof *out);
   for (int64_t h = 0; h < heads; ++h)
     for (int64_t i = 0; i < rows; ++i) {
       double sum = 1e-12, *to = out + i * values + h * o->value_dim;
-      for (int64_t j = 0; j <= i; ++j) {
+      for (int64_t j = 0; j < (causal ? i + 1 : context_rows); ++j) {
         double weight = 0;
         for (int64_t c = 0; c < n; ++c)
           weight += q[(i * heads + h) * n + c] * k[(j * heads + h) * n + c];
@@ -82,4 +84,15 @@ void oracle_hedgehog(const attn_mixer_options *o, int64_t rows, const double *x,
   double *result = oracle_affine(rows, o->hidden, values, out, p[O], bias[3]);
   for (int64_t i = 0; i < rows * o->hidden; ++i) y[i] = result[i];
   free(q), free(k), free(v), free(out), free(result), free(none);
+}
+
+void oracle_hedgehog(const attn_mixer_options *o, int64_t rows, const double *x,
+                     const double *const *p, double *y) {
+  layer(o, rows, x, rows, x, !o->bidirectional, p, y);
+}
+
+void oracle_hedgehog_across(const attn_mixer_options *o, int64_t rows, const double *x,
+                            int64_t context_rows, const double *context, const double *const *p,
+                            double *y) {
+  layer(o, rows, x, context_rows, context, false, p, y);
 }

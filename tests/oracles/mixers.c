@@ -103,3 +103,15 @@ double *oracle_convolved(const attn_mixer_options *options, int64_t rows, int64_
   free(projected);
   return y;
 }
+
+oracle_cross_mixer *oracle_of_cross_mixer(const char *name) {
+  static const struct {
+    const char *name;
+    oracle_cross_mixer *oracle;
+  } crossing[] = {{"softmax", oracle_softmax_across},
+                  {"hedgehog", oracle_hedgehog_across},
+                  {"norm_attention", oracle_norm_attention_across}};
+  for (size_t i = 0; i < sizeof crossing / sizeof *crossing; ++i)
+    if (strcmp(crossing[i].name, name) == 0) return crossing[i].oracle;
+  return NULL;
+}

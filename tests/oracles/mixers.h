@@ -11,13 +11,20 @@
 typedef void oracle_mixer(const attn_mixer_options *options, int64_t rows, const double *x,
                           const double *const *parameters, double *y);
 
-/* The oracle of a mixer's name; NULL when there is none. */
+/* The same of cross-attention: keys and values are made of the rows of a context. */
+typedef void oracle_cross_mixer(const attn_mixer_options *options, int64_t rows, const double *x,
+                                int64_t context_rows, const double *context,
+                                const double *const *parameters, double *y);
+
+/* The oracles of a mixer's name; NULL when there is none. */
 oracle_mixer *oracle_of_mixer(const char *name);
+oracle_cross_mixer *oracle_of_cross_mixer(const char *name);
 
 oracle_mixer oracle_softmax_mixer, oracle_lightning, oracle_gla, oracle_delta_net,
     oracle_gated_delta_net, oracle_kda, oracle_mla, oracle_minimax, oracle_hedgehog,
     oracle_norm_attention, oracle_diag_attention, oracle_aaren, oracle_based, oracle_lawcat,
     oracle_lolcats, oracle_lmu, oracle_spiking_lmu, oracle_titans, oracle_omega_net, oracle_atlas;
+oracle_cross_mixer oracle_softmax_across, oracle_hedgehog_across, oracle_norm_attention_across;
 
 /* Loops that several oracles need. Arrays are row-major; returned ones are malloc'd. */
 

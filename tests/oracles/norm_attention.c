@@ -3,7 +3,8 @@
  *   q, k = phi(x Wq^T + bq), phi(x Wk^T + bk), then positions;  v = x Wv^T + bv
  *   o_t = sum_{s <= t} (q_t . k_s) v_s;  y = (o / sqrt(mean o^2 + epsilon)) Wo^T + bo
  *
- * with phi = 1 + elu or elu. Gated: v is silu(v), and the norm is multiplied by silu(x Wu^T + bu).
+ * (over all s both ways; over all s of a context, of which k and v are made, across), with phi = 1
+ * + elu or elu. Gated: v is silu(v), and the norm is multiplied by silu(x Wu^T + bu).
  */
 #include "oracles/mixers.h"
 
@@ -22,21 +23,22 @@ static double *features(const attn_mixer_options *o, int64_t rows, const double 
   return y;
 }
 
-void oracle_norm_attention(const attn_mixer_options *o, int64_t rows, const double *x,
-                           const double *const *p, double *y) {
+/* Queries of x and keys of c; a causal one sees keys up to its own place. */
+static void layer(const attn_mixer_options *o, int64_t rows, const double *x, int64_t context_rows,
+                  const double *context, bool causal, const double *const *p, double *y) {
   int64_t keys = o->heads * o->dim, values = o->heads * o->value_dim;
   double *q = features(o, rows, x, p[Q], p[Q_BIAS]);
-  double *k = features(o, rows, x, p[K], p[K_BIAS]);
-  double *v = oracle_affine(rows, values, o->hidden, x, p[V], p[V_BIAS]), *u = NULL;
+  double *k = features(o, context_rows, context, p[K], p[K_BIAS]), *u = NULL;
+  double *v = oracle_affine(context_rows, values, o->hidden, context, p[V], p[V_BIAS]);
   double *out = calloc((size_t)(rows * values + 1), sizeof *out);
   if (o->output_gate) {
     u = oracle_affine(rows, values, o->hidden, x, p[U], p[U_BIAS]);
     oracle_silu(u, rows * values);
-    oracle_silu(v, rows * values);
+    oracle_silu(v, context_rows * values);
   }
   for (int64_t h = 0; h < o->heads; ++h)
     for (int64_t t = 0; t < rows; ++t)
-      for (int64_t s = 0; s <= t; ++s) {
+      for (int64_t s = 0; s < (causal ? t + 1 : context_rows); ++s) {
         double weight = 0;
         for (int64_t c = 0; c < o->dim; ++c)
           weight += q[t * keys + h * o->dim + c] * k[s * keys + h * o->dim + c];
@@ -48,4 +50,15 @@ void oracle_norm_attention(const attn_mixer_options *o, int64_t rows, const doub
   double *result = oracle_affine(rows, o->hidden, values, out, p[O], p[O_BIAS]);
   for (int64_t i = 0; i < rows * o->hidden; ++i) y[i] = result[i];
   free(q), free(k), free(v), free(u), free(out), free(result);
+}
+
+void oracle_norm_attention(const attn_mixer_options *o, int64_t rows, const double *x,
+                           const double *const *p, double *y) {
+  layer(o, rows, x, rows, x, !o->bidirectional, p, y);
+}
+
+void oracle_norm_attention_across(const attn_mixer_options *o, int64_t rows, const double *x,
+                                  int64_t context_rows, const double *context,
+                                  const double *const *p, double *y) {
+  layer(o, rows, x, context_rows, context, false, p, y);
 }

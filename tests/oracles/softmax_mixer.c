@@ -1,7 +1,8 @@
 /* Softmax attention, the whole row of scores at once:
  *
  *   o_i = sum_j softmax_j(cap(scale q_i . k_j)) v_j over i - window < j <= i,  y = o Wo^T
- *   bidirectional: over i - window < j < i + window
+ *   bidirectional: over i - window < j < i + window; across: over all j of a context, of which k
+ *   and v are made
  *   cap(s) = c tanh(s / c);  query head h reads key head h / (heads / kv_heads)
  *
  * o may be multiplied by sigmoid(x Wg^T), Qwen3-Next's gate, before Wo;
@@ -84,31 +85,32 @@ static double score(const attn_mixer_options *o, const double *q, const double *
   return o->soft_cap > 0 ? o->soft_cap * tanh(s / o->soft_cap) : s;
 }
 
-void oracle_softmax_mixer(const attn_mixer_options *o, int64_t rows, const double *x,
-                          const double *const *p, double *y) {
+/* Queries of x and keys of the context, which is x itself or all of which is seen. */
+static void layer(const attn_mixer_options *o, int64_t rows, const double *x, int64_t context_rows,
+                  const double *context, bool across, const double *const *p, double *y) {
   int64_t keys = o->kv_heads * o->dim, values = o->kv_heads * o->value_dim;
   int64_t width = o->heads * o->value_dim;
   double *q = oracle_linear(rows, o->heads * o->dim, o->hidden, x, p[Q]);
-  double *k = oracle_linear(rows, keys, o->hidden, x, p[K]);
-  double *v = oracle_linear(rows, values, o->hidden, x, p[V]);
+  double *k = oracle_linear(context_rows, keys, o->hidden, context, p[K]);
+  double *v = oracle_linear(context_rows, values, o->hidden, context, p[V]);
   double *out = calloc((size_t)(rows * width + 1), sizeof *out);
-  double *weights = malloc((size_t)(rows + 1) * sizeof *weights);
+  double *weights = malloc((size_t)(context_rows + 1) * sizeof *weights);
   const double *const *next = p + FIRST_OPTIONAL, *out_bias = NULL;
   double *gate = NULL;
   if (o->bias) {
     add_bias(rows, o->heads * o->dim, q, *next++);
-    add_bias(rows, keys, k, *next++);
-    add_bias(rows, values, v, *next++);
+    add_bias(context_rows, keys, k, *next++);
+    add_bias(context_rows, values, v, *next++);
   }
   if (o->output_bias) out_bias = *next++;
   if (o->qk_norm) {
     normalise(o, rows * o->heads, q, *next++);
-    normalise(o, rows * o->kv_heads, k, *next++);
+    normalise(o, context_rows * o->kv_heads, k, *next++);
   }
   if (o->output_gate) gate = oracle_linear(rows, width, o->hidden, x, *next++);
   if (o->rotary_dim > 0) {
     oracle_rotate(o, rows, o->heads, o->dim, q);
-    oracle_rotate(o, rows, o->kv_heads, o->dim, k);
+    oracle_rotate(o, context_rows, o->kv_heads, o->dim, k);
   }
   for (int64_t h = 0; h < o->heads; ++h)
     for (int64_t i = 0; i < rows; ++i) {
@@ -116,6 +118,7 @@ void oracle_softmax_mixer(const attn_mixer_options *o, int64_t rows, const doubl
       int64_t first = o->window > 0 && i >= o->window ? i - o->window + 1 : 0;
       int64_t after = i + 1; /* the last key that is seen, and one more */
       if (o->bidirectional) after = o->window > 0 && i + o->window < rows ? i + o->window : rows;
+      if (across) after = context_rows;
       double total = 0;
       for (int64_t j = first; j < after; ++j) {
         weights[j] = exp(score(o, q + (i * o->heads + h) * o->dim, k + j * keys + shared * o->dim));
@@ -131,4 +134,15 @@ void oracle_softmax_mixer(const attn_mixer_options *o, int64_t rows, const doubl
   if (out_bias) add_bias(rows, o->hidden, result, out_bias);
   for (int64_t i = 0; i < rows * o->hidden; ++i) y[i] = result[i];
   free(q), free(k), free(v), free(out), free(weights), free(result), free(gate);
+}
+
+void oracle_softmax_mixer(const attn_mixer_options *o, int64_t rows, const double *x,
+                          const double *const *p, double *y) {
+  layer(o, rows, x, rows, x, false, p, y);
+}
+
+void oracle_softmax_across(const attn_mixer_options *o, int64_t rows, const double *x,
+                           int64_t context_rows, const double *context, const double *const *p,
+                           double *y) {
+  layer(o, rows, x, context_rows, context, true, p, y);
 }

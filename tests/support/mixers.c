@@ -177,6 +177,26 @@ static const test_case cases[] = {
     {"norm_attention", "no positions", {.hidden = 24, .heads = 2, .rotary_dim = -1}},
     {"norm_attention", "one channel", {.hidden = 5, .heads = 5, .dim = 1, .value_dim = 3}},
     {"diag_attention", "blocks of 7", {.hidden = 24, .heads = 2, .block = 7}},
+    {"norm_attention", "both ways", {.hidden = 24, .heads = 2, .bidirectional = true}},
+    {"norm_attention",
+     "both ways, elu, gated, no positions",
+     {.hidden = 24,
+      .heads = 3,
+      .value_dim = 5,
+      .rotary_dim = -1,
+      .output_gate = true,
+      .feature_map = ATTN_FEATURES_ELU,
+      .bidirectional = true}},
+    {"hedgehog", "both ways", {.hidden = 24, .heads = 3, .value_dim = 5, .bidirectional = true}},
+    {"hedgehog",
+     "both ways, exponentials, biases",
+     {.hidden = 24,
+      .heads = 2,
+      .bias = true,
+      .qk_norm = true,
+      .feature_dim = 5,
+      .feature_map = ATTN_FEATURES_EXP,
+      .bidirectional = true}},
     {"diag_attention", "blocks of 1", {.hidden = 24, .heads = 2, .block = 1}},
     {"diag_attention",
      "blocks of 50, grouped",
@@ -187,6 +207,18 @@ static const test_case cases[] = {
     {"diag_attention",
      "bidirectional, blocks of 20",
      {.hidden = 24, .heads = 2, .block = 20, .bidirectional = true}},
+    {"diag_attention", "ReLU", {.hidden = 24, .heads = 2, .relu_scores = true}},
+    {"diag_attention",
+     "ReLU, blocks of 7",
+     {.hidden = 24, .heads = 3, .value_dim = 5, .block = 7, .relu_scores = true}},
+    {"diag_attention",
+     "ReLU, bidirectional, no positions",
+     {.hidden = 24,
+      .heads = 2,
+      .block = 20,
+      .rotary_dim = -1,
+      .bidirectional = true,
+      .relu_scores = true}},
     {"aaren", "narrow values", {.hidden = 24, .heads = 3, .dim = 10, .value_dim = 5}},
     {"aaren", "one channel", {.hidden = 5, .heads = 5, .dim = 1, .value_dim = 3}},
     {"based", "few features", {.hidden = 24, .heads = 2, .value_dim = 5, .feature_dim = 3}},
@@ -436,6 +468,9 @@ attn_status test_layer_create(test_layer *layer, const attn_mixer *mixer,
   *layer = (test_layer){.mixer = mixer, .options = *options, .compute = compute};
   ATTN_TRY(mixer->configure(&layer->options));
   layer->oracle = oracle_of_mixer(mixer->info.name);
+  layer->cross_oracle = oracle_of_cross_mixer(mixer->info.name);
+  if (!layer->cross_oracle && mixer->info.abilities & ATTN_ABILITY_CROSS)
+    fail_msg("mixer %s has no oracle of cross-attention", mixer->info.name);
   if (!layer->oracle) fail_msg("mixer %s has no oracle in tests/oracles/", mixer->info.name);
   layer->count = mixer->parameters(&layer->options, layer->shapes);
   assert_in_range(layer->count, 1, ATTN_MIXER_PARAMETERS);
@@ -502,16 +537,29 @@ static void leave_room(const test_layer *layer) {
   attn_fault_arm(ATTN_FAULT_ALLOC, 0); /* from here on failures count */
 }
 
+static attn_mixer_call call_of(const test_layer *layer, const attn_layout *layout,
+                               attn_state *state) {
+  attn_mixer_call call = {.options = &layer->options,
+                          .parameters = (attn_parameter **)(uintptr_t)layer->pointers,
+                          .layout = *layout,
+                          .state = state,
+                          .context_layout = layer->context_layout};
+  if (!layer->context) return call;
+  attn_graph *g = layer->graph;
+  attn_tensor rows =
+      from_arena(g, layer->context, layer->context_layout.rows, layer->options.hidden);
+  if (rows.data)
+    call.context = g->recording ? attn_graph_leaf(g, &rows) : attn_graph_input(g, &rows);
+  return call;
+}
+
 static attn_status run(const test_layer *layer, const attn_layout *layout, attn_state *state,
                        const double *x, double *y) {
   attn_graph *g = layer->graph;
   attn_graph_reset(g, false);
   leave_room(layer);
   attn_tensor in = from_arena(g, x, layout->rows, layer->options.hidden);
-  attn_mixer_call call = {.options = &layer->options,
-                          .parameters = (attn_parameter **)(uintptr_t)layer->pointers,
-                          .layout = *layout,
-                          .state = state};
+  attn_mixer_call call = call_of(layer, layout, state);
   attn_var *out =
       in.data ? attn_mixer_apply(g, layer->mixer, &call, attn_graph_input(g, &in)) : NULL;
   if (attn_graph_status(g) != ATTN_OK) return attn_graph_status(g);
@@ -570,9 +618,7 @@ static attn_status backward(const test_layer *layer, const attn_layout *layout, 
   attn_graph *g = layer->graph;
   attn_tensor in = from_arena(g, x, layout->rows, layer->options.hidden);
   attn_var *leaf = in.data ? attn_graph_leaf(g, &in) : NULL;
-  attn_mixer_call call = {.options = &layer->options,
-                          .parameters = (attn_parameter **)(uintptr_t)layer->pointers,
-                          .layout = *layout};
+  attn_mixer_call call = call_of(layer, layout, NULL);
   attn_var *y = attn_mixer_apply(g, layer->mixer, &call, leaf);
   attn_var *loss = weighted_sum(layer, y, row);
   if (attn_graph_status(g) != ATTN_OK) return attn_graph_status(g);
@@ -580,6 +626,10 @@ static attn_status backward(const test_layer *layer, const attn_layout *layout, 
   ATTN_TRY(attn_graph_backward(g, loss, 1));
   assert_non_null(leaf->gradient.data);
   to_doubles(&leaf->gradient, dx);
+  if (call.context) {
+    assert_non_null(call.context->gradient.data);
+    to_doubles(&call.context->gradient, layer->d_context);
+  }
   return ATTN_OK;
 }
 
@@ -605,8 +655,16 @@ attn_status test_layer_gradients(const test_layer *layer, const attn_layout *lay
 
 void test_layer_oracle(const test_layer *layer, const attn_layout *layout, const double *x,
                        const double *const *parameters, double *y) {
+  const attn_layout *keys = &layer->context_layout;
   for (int64_t b = 0; b < layout->batch; ++b) {
     int64_t first = attn_layout_first(layout, b) * layer->options.hidden;
+    if (layer->context) {
+      layer->cross_oracle(&layer->options, attn_layout_length(layout, b), x + first,
+                          attn_layout_length(keys, b),
+                          layer->context + attn_layout_first(keys, b) * layer->options.hidden,
+                          parameters, y + first);
+      continue;
+    }
     layer->oracle(&layer->options, attn_layout_length(layout, b), x + first, parameters, y + first);
   }
 }
@@ -615,22 +673,24 @@ double test_operation_error(attn_dtype dtype) {
   return dtype == ATTN_F64 ? 0x1p-53 : dtype == ATTN_F32 ? 2e-7 : 0x1p-9;
 }
 
-static double *moved(const double *x, int64_t count, attn_dtype dtype, uint64_t seed) {
+static double *moved(const test_layer *layer, const double *x, int64_t count, attn_dtype dtype,
+                     uint64_t seed) {
+  double size = test_operation_error(dtype) * (layer->moves > 0 ? layer->moves : 1);
   double *y = malloc((size_t)(count + 1) * sizeof *y);
   attn_random random = {.seed = seed};
   for (int64_t i = 0; i < count; ++i)
-    y[i] = x[i] * (1 + test_operation_error(dtype) * (2 * attn_random_uniform(&random) - 1));
+    y[i] = x[i] * (1 + size * (2 * attn_random_uniform(&random) - 1));
   return y;
 }
 
 double *test_moved_inputs(const test_layer *layer, const double *x, int64_t count) {
-  return moved(x, count, layer->compute, 1);
+  return moved(layer, x, count, layer->compute, 1);
 }
 
 void test_moved_parameters(const test_layer *layer, double *parameters[ATTN_MIXER_PARAMETERS]) {
   for (int i = 0; i < layer->count; ++i)
-    parameters[i] =
-        moved(layer->values[i], test_parameter_count(layer, i), held(layer, i), 2 + (uint64_t)i);
+    parameters[i] = moved(layer, layer->values[i], test_parameter_count(layer, i), held(layer, i),
+                          2 + (uint64_t)i);
 }
 
 double test_layer_tolerance(const test_layer *layer, const attn_layout *layout, const double *x,
@@ -640,7 +700,13 @@ double test_layer_tolerance(const test_layer *layer, const attn_layout *layout, 
   double *parameters[ATTN_MIXER_PARAMETERS], *in = test_moved_inputs(layer, x, count);
   double *y = malloc((size_t)count * sizeof *y);
   test_moved_parameters(layer, parameters);
-  test_layer_oracle(layer, layout, in, (const double *const *)parameters, y);
+  test_layer near = *layer;
+  double *context = NULL;
+  if (layer->context)
+    near.context = context = test_moved_inputs(layer, layer->context,
+                                               layer->context_layout.rows * layer->options.hidden);
+  test_layer_oracle(&near, layout, in, (const double *const *)parameters, y);
+  free(context);
   double error = test_relative_error(y, expected, count);
   test_parameters_free(layer, parameters);
   free(in), free(y);

@@ -35,6 +35,13 @@ typedef struct test_layer {
   /* For tests of failing memory: 0, or the bytes + 1 that the tape's arena has left when a run
    * begins; from then on no allocation succeeds until attn_fault_disarm. */
   size_t room;
+  double moves; /* of test_moved_inputs and test_moved_parameters: in roundings; 0: one */
+  /* Cross-attention: what keys and values are made of, [context_layout.rows, hidden], borrowed, and
+   * where its gradient goes. NULL without. */
+  const double *context;
+  attn_layout context_layout;
+  oracle_cross_mixer *cross_oracle;
+  double *d_context;
 } test_layer;
 
 /* A layer with random parameters of sizes that make every part of the mixer matter; they are the

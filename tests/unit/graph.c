@@ -100,6 +100,24 @@ static void misuse_is_an_error(void **state) {
                 ATTN_INVALID_SHAPE, "4 (even");
   assert_failed(g, attn_layer_rotary(g, CUBE, &layout, 2, &(attn_rope){.base = INFINITY}),
                 ATTN_INVALID_ARGUMENT, "base");
+  attn_linear_attention linear = {.normalise = true, .epsilon = 1e-6};
+  attn_layout three = attn_layout_equal(1, 3), two = attn_layout_equal(2, 2);
+  attn_layout many = attn_layout_equal(1, ATTN_RELU_LENGTH + 1);
+  assert_failed(g, attn_op_linear_attention(g, &linear, &layout, &layout, CUBE, A, CUBE),
+                ATTN_INVALID_SHAPE, "[4, 2, 3], [4, 6] and");
+  assert_failed(g, attn_op_linear_attention(g, &linear, &layout, &three, CUBE, CUBE, CUBE),
+                ATTN_INVALID_SHAPE, "[3, heads, dim]");
+  assert_failed(g, attn_op_linear_attention(g, &linear, &layout, &two, CUBE, CUBE, CUBE),
+                ATTN_INVALID_SHAPE, "as many sequences");
+  assert_failed(g, attn_op_relu_attention(g, &layout, &three, true, 1, CUBE, CUBE, CUBE),
+                ATTN_INVALID_SHAPE, "[3, heads, dim]");
+  assert_failed(g, attn_op_relu_attention(g, &two, &layout, true, 1, CUBE, CUBE, CUBE),
+                ATTN_INVALID_SHAPE, "relu attention");
+  attn_tensor long_cube = normal_tensor(ATTN_F32, 3, (int64_t[]){many.rows, 1, 2}, 6);
+  attn_var *long_var = attn_graph_leaf(g, &long_cube);
+  assert_failed(g, attn_op_relu_attention(g, &many, &many, true, 1, long_var, long_var, long_var),
+                ATTN_INVALID_SHAPE, "at most 1024");
+  attn_tensor_destroy(&long_cube);
   assert_int_equal(attn_graph_create(ATTN_F16, &(attn_graph *){0}), ATTN_UNSUPPORTED);
   attn_tensor_destroy(&cube);
   attn_tensor_destroy(&a);

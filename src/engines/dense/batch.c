@@ -1,5 +1,5 @@
-/* A batch of small products by the tile kernels (panels.c): the products by head of feature maps.
- * B of each is packed as it comes, into scratch memory. */
+/* A batch of small products by the tile kernels (panels.c): the products by head of feature maps,
+ * and those of linear attention. B of each is packed as it comes, into scratch memory. */
 #include "base/status.h"
 #include "engines/dense/dense.h"
 #include "engines/dense/gpu.h"
@@ -60,4 +60,29 @@ attn_status attn_dense_batch(const attn_tensor *a, const attn_tensor *b, bool tr
   }
   attn_arena_release(scratch, mark);
   return status;
+}
+
+attn_status attn_dense_batch_inner(const attn_tensor *a, const attn_tensor *b, const attn_tensor *c,
+                                   attn_arena *scratch) {
+  if (c->rank != 3 || a->rank != 3)
+    return attn_fail(ATTN_INVALID_SHAPE, "dense: batches have rank %d and %d, expected 3", a->rank,
+                     c->rank);
+  int64_t batch = c->shape[0], m = c->shape[1], n = c->shape[2], k = a->shape[1];
+  ATTN_TRY(check("a", a, batch, k, m));
+  ATTN_TRY(check("b", b, batch, k, n));
+  ATTN_TRY(check("c", c, batch, m, n));
+  attn_dtype wider = a->dtype == ATTN_BF16 ? ATTN_F32 : a->dtype;
+  if (a->dtype != b->dtype || c->dtype != wider)
+    return attn_fail(ATTN_INVALID_ARGUMENT, "dense: sums over rows of %s and %s cannot give %s",
+                     attn_dtype_name(a->dtype), attn_dtype_name(b->dtype),
+                     attn_dtype_name(c->dtype));
+  if (attn_is_cuda(c->device) && k > 0) return attn_gpu_multiply(a, true, b, false, c, false);
+  for (int64_t i = 0; i < batch; ++i) {
+    attn_tensor left, right, to;
+    ATTN_TRY(attn_tensor_select(a, 0, i, &left));
+    ATTN_TRY(attn_tensor_select(b, 0, i, &right));
+    ATTN_TRY(attn_tensor_select(c, 0, i, &to));
+    ATTN_TRY(attn_dense_backward_weight(&left, &right, &to, false, scratch));
+  }
+  return ATTN_OK;
 }

@@ -80,5 +80,9 @@ attn_status attn_dense_backward_weight(const attn_tensor *dy, const attn_tensor 
  * kept packed. a and b are of one dtype, c of that or float32. Errors and scratch as above. */
 attn_status attn_dense_batch(const attn_tensor *a, const attn_tensor *b, bool transpose_b,
                              const attn_tensor *c, bool accumulate, attn_arena *scratch);
+/* c_i = a_i^T b_i, sums over rows: a [batch, k, m], b [batch, k, n] of one dtype, c [batch, m, n]
+ * float32 (float64 for float64). k may be 0. */
+attn_status attn_dense_batch_inner(const attn_tensor *a, const attn_tensor *b, const attn_tensor *c,
+                                   attn_arena *scratch);
 
 #endif

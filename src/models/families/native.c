@@ -31,7 +31,7 @@ static const char *const known_keys[] = {
     "theta", "spike_tau", "spike_threshold", "mlp_only_layers", "feature_map", "feature_dim",
     "block_size", "window_kind", "affine_window", "rope_scaling", "rope_parameters",
     "attention_bias", "attention_output_bias", "qk_norm_eps", "memory", "memory_width",
-    "memory_window", "memory_chunk", "feature_degree", "newton_schulz_steps",
+    "memory_window", "memory_chunk", "feature_degree", "newton_schulz_steps", "relu_scores",
     /* TransNormerLLM's own names */
     "decoder_layers", "decoder_embed_dim", "decoder_attention_heads", "hidden_dim", "glu_dim",
     "no_scale_embedding", "linear_use_lrpe_list", "norm_type", "linear_act_fun", "glu_act",
@@ -124,6 +124,7 @@ static attn_status read_options(const json_t *json, attn_model_config *c, attn_m
                    ATTN_NEWTON_SCHULZ_MOST_STEPS, &steps));
   ATTN_TRY(attn_json_bool(json, "use_qk_norm", ATTN_OPTIONAL, &o->qk_norm));
   ATTN_TRY(attn_json_bool(json, "use_output_gate", ATTN_OPTIONAL, &o->output_gate));
+  ATTN_TRY(attn_json_bool(json, "relu_scores", ATTN_OPTIONAL, &o->relu_scores));
   ATTN_TRY(attn_family_read_rope(json, c, &o->rope, NULL));
   ATTN_TRY(attn_json_bool(json, "attention_bias", ATTN_OPTIONAL, &o->bias));
   ATTN_TRY(attn_json_bool(json, "attention_output_bias", ATTN_OPTIONAL, &o->output_bias));
