@@ -144,11 +144,12 @@ static void unmerged_equals_merged(void **state) {
 /* Which matrices --------------------------------------------------------------------------------
  */
 
+/* Blocks and windows are shorter than the sequences here. */
 static const char *small_config(const char *mixer) {
   static char text[512];
   snprintf(text, sizeof text,
            "{\"vocab_size\": 256, \"hidden_size\": 32, \"num_hidden_layers\": 2, \"mixer\": "
-           "\"%s\", \"num_attention_heads\": 2, \"intermediate_size\": 64}",
+           "\"%s\", \"num_attention_heads\": 2, \"intermediate_size\": 64, \"block_size\": 4}",
            mixer);
   return text;
 }
